@@ -1,0 +1,190 @@
+"""What a kernel backend computes: folds over the rows of one table, or of one shard of it.
+
+The public functions (`softmax.py`, `update.py`, `rank.py`, `topk.py`) check shapes, choose a
+backend, merge shards and turn the folds into losses, gradients and ranks. A backend only folds.
+
+    raw_ij = scale * (h_i . w_j) + bias_j
+    s_ij   = raw_ij                      without softcap
+           = cap * tanh(raw_ij / cap)    with it;  c'_ij = ds/draw = 1 - (s_ij / cap)^2
+    s_ij   = -inf                        where the global id j >= num_items
+
+Products are accumulated in f32 whatever the input type, and every fold must compute the same
+s_ij from the same inputs. Row r of `items` has the global id `row_offset + r`; `targets` hold
+global ids, which may lie outside this shard.
+
+The label is masked out of the sums: sum_j p_j w_j - w_y cancels as p_y -> 1, and a sum without
+the label does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+Array = jax.Array
+
+RowUpdate = Callable[[Array, Array, Any, Any], tuple[Array, Any]]
+"""`update(rows f32 [T, d], grads f32 [T, d], state, hyper) -> (rows f32 [T, d], state)`: a
+row-wise optimizer step on a tile of rows. The leaves of `state` are the tile's slices
+`[T, ...]`; `hyper` is a pytree of scalars. Row t of the result depends on row t alone."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How a score follows from a query and a row. Not a pytree: close over it.
+
+    scale: f32 `[]`.
+    bias: f32 `[V]` of this shard, or None.
+    num_items: number of items of the whole table; a Python int where it is known.
+    row_offset: global id of this shard's row 0; a Python int where it is known.
+    softcap: positive float or None.
+    """
+
+    scale: Array
+    bias: Array | None
+    num_items: int | Array
+    row_offset: int | Array
+    softcap: float | None
+
+
+class Partials(NamedTuple):
+    """What one shard knows about its softmax; all f32, sums without the label.
+
+    m: `[N]`, reference of the exponents: at least the largest s_ij, j != y_i, of the shard
+      (finite; any finite value where the shard has no such row, and then l_minus is 0).
+    l_minus: `[N]`, sum over j != y_i of exp(s_ij - m_i).
+    o_minus: `[N, d]`, sum over j != y_i of exp(s_ij - m_i) * c'_ij * w_j; None if not asked.
+      The factor `scale` is not in it.
+    s_y: `[N]`, score of the label; -inf where the label is not a row of this shard.
+    """
+
+    m: Array
+    l_minus: Array
+    o_minus: Array | None
+    s_y: Array
+
+
+class SparseRows(NamedTuple):
+    """Gradients of some rows, from elsewhere in the model (tied input embeddings).
+
+    ids: int32 `[M]`, global ids, ascending; duplicates add up; ids that are not a row of
+      this shard (padding too) are ignored.
+    grads: `[M, d]`.
+    """
+
+    ids: Array
+    grads: Array
+
+
+class Excluded(NamedTuple):
+    """Pairs (query, item) that are no candidates, ascending by (item, query), distinct.
+
+    query: int32 `[E]` in [0, N); item: int32 `[E]`, global id; an unused pair has an item id
+    of at least `num_items`, so that all of them stand at the end.
+    """
+
+    query: Array
+    item: Array
+
+
+class Forward(Protocol):
+    """Sums of the softmax: `m`, `l_minus`, `s_y` and, if asked, `o_minus`."""
+
+    def __call__(self, queries: Array, items: Array, targets: Array, scores: Scores, *,
+                 with_expected: bool) -> Partials: ...
+
+
+class ItemGrad(Protocol):
+    """Gradient of the rows from the known normaliser.
+
+    With C_ij = weight_i * exp(s_ij - lse_i) * c'_ij for j != y_i, and C_ij = label_weight_i
+    for j = y_i: d_items = scale * C^T H, f32 `[V, d]`; d_bias = sum_i C_ij, f32 `[V]`, or
+    None without a bias. Rows from `num_items` on get 0. `lse`, `weight`, `label_weight` are
+    f32 `[N]`; `lse` is that of the whole table.
+    """
+
+    def __call__(self, queries: Array, items: Array, targets: Array, lse: Array, weight: Array,
+                 label_weight: Array, scores: Scores) -> tuple[Array, Array | None]: ...
+
+
+class ItemUpdate(Protocol):
+    """`ItemGrad` whose tiles go straight into a row optimizer, in place.
+
+    Each tile's gradient, plus the `sparse` rows that fall into it, is handed to `update` with
+    the tile's rows in f32 and its state; the results replace rows and state. Rows of type
+    bf16 are written with stochastic rounding from `seed` (uint32 `[]`, see `rounding.py`), or
+    to nearest if it is None. Returns (items, state, d_bias).
+    """
+
+    def __call__(self, queries: Array, items: Array, state: Any, targets: Array, lse: Array,
+                 weight: Array, label_weight: Array, scores: Scores, *, update: RowUpdate,
+                 hyper: Any, sparse: SparseRows | None, seed: Array | None
+                 ) -> tuple[Array, Any, Array | None]: ...
+
+
+class LabelScores(Protocol):
+    """s_y f32 `[N]`, bitwise what `RankCount` computes for the same row; -inf if not here."""
+
+    def __call__(self, queries: Array, items: Array, targets: Array, scores: Scores) -> Array: ...
+
+
+class RankCount(Protocol):
+    """int32 `[N]`: rows j of this shard with j < num_items, not excluded, and not s_ij < s_y.
+
+    The caller puts the target among the excluded. "Not less" rather than "at least": a NaN
+    score counts against the target, so that a diverged model never looks perfect.
+    """
+
+    def __call__(self, queries: Array, items: Array, s_y: Array, excluded: Excluded,
+                 scores: Scores) -> Array: ...
+
+
+class TopK(Protocol):
+    """Best k rows of this shard: scores f32 `[N, k]` descending, global ids int32 `[N, k]`.
+
+    Ties: the lower id first. Where fewer than k candidates exist: id -1, score -inf.
+    """
+
+    def __call__(self, queries: Array, items: Array, k: int, excluded: Excluded | None,
+                 scores: Scores) -> tuple[Array, Array]: ...
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What dispatch and a backend's `refuses` may look at; all of it is static.
+
+    op: softmax_loss, softmax_item_update, target_rank or top_k.
+    platform: cpu, gpu or tpu.
+    queries, items: shapes and types; softcap, bias: whether they are there.
+    """
+
+    op: str
+    platform: str
+    num_queries: int
+    num_rows: int
+    dim: int
+    query_dtype: str
+    item_dtype: str
+    has_bias: bool = False
+    has_softcap: bool = False
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to compute the folds; `dispatch.py` names them. A module ends with `BACKEND`.
+
+    refuses: why this backend cannot solve a problem (one clause), or None if it can. A fold
+    that a backend does not have is None, and `refuses` says so for the functions that need it.
+    """
+
+    name: str
+    refuses: Callable[[Problem], str | None]
+    forward: Forward | None = None
+    item_grad: ItemGrad | None = None
+    item_update: ItemUpdate | None = None
+    label_scores: LabelScores | None = None
+    rank_count: RankCount | None = None
+    top_k: TopK | None = None
