@@ -1,0 +1,13 @@
+"""Encoders: item vectors `[B, L, d]` -> queries `[B, L, d]`.
+
+One file an encoder. Each holds a frozen `Config` whose `build` returns a `flax.nnx` module;
+`ENCODERS` is the one line that names it.
+"""
+
+from rec_jax.encoders.base import EncoderConfig, Inputs
+
+ENCODERS = {
+    "transformer": "rec_jax.encoders.transformer",
+}
+
+__all__ = ["ENCODERS", "EncoderConfig", "Inputs"]

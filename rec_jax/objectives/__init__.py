@@ -1,0 +1,13 @@
+"""Objectives: which positions predict which items, and what that costs.
+
+One file an objective. Each holds a frozen `Config` that fills `base.Objective`; `OBJECTIVES`
+is the one line that names it. Objectives see item rows as arrays and never a table.
+"""
+
+from rec_jax.objectives.base import Objective, Task
+
+OBJECTIVES = {
+    "next_item": "rec_jax.objectives.next_item",
+}
+
+__all__ = ["OBJECTIVES", "Objective", "Task"]

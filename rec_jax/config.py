@@ -1,0 +1,210 @@
+"""Frozen dataclasses <-> TOML, strictly.
+
+A config is data: nested frozen dataclasses, built from one TOML file and from overrides that
+are themselves single lines of TOML (`optimizer.rate = 1e-3`). An unknown key is an error that
+names the nearest known one. A component that can be one of several (an encoder, an objective)
+is a field made by `choice`: its `kind` names the module whose `Config` it takes; a dotted
+`kind` loads a third party's module the same way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import os
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tomli_w
+
+from rec_jax.errors import InputError
+
+T = TypeVar("T")
+
+
+def choice(modules: Mapping[str, str], default: str) -> Any:
+    """A dataclass field for a component: `kind` -> the module that holds its `Config`."""
+
+    def make_default() -> Any:
+        return component_config(modules, default)()
+
+    return dataclasses.field(default_factory=make_default, metadata={"modules": modules})
+
+
+def component_config(modules: Mapping[str, str], kind: str) -> type:
+    """The `Config` class of component `kind`; a dotted kind is a module of a third party."""
+    name = modules.get(kind, kind if "." in kind else None)
+    if name is None:
+        raise InputError(f"unknown kind {kind!r}{_nearest(kind, modules)}")
+    try:
+        return importlib.import_module(name).Config
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"kind {kind!r} cannot be loaded: {error}") from error
+
+
+def load(cls: type[T], path: Path | str, overrides: Iterable[str] = ()) -> T:
+    """Read TOML file `path`, apply `a.b=c` overrides, and build `cls` from it."""
+    path = Path(path)
+    try:
+        mapping = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"config {path} does not exist; expected a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise InputError(f"config {path} is not readable TOML: {error}") from None
+    return build(cls, override(mapping, overrides), str(path))
+
+
+def override(mapping: Mapping[str, Any], lines: Iterable[str]) -> dict[str, Any]:
+    """`mapping` with each line (`a.b=c`, one line of TOML) laid over it.
+
+    A value that is no TOML is taken as a bare string, so that `data.path=runs/x` needs no
+    quotes in a shell.
+    """
+    merged = dict(mapping)
+    for line in lines:
+        key, separator, value = line.partition("=")
+        if not separator:
+            raise InputError(f"override {line!r} has no '='; expected key.subkey=value")
+        try:
+            parsed = tomllib.loads(line)
+        except tomllib.TOMLDecodeError:
+            parsed = _nested(key.strip().split("."), value.strip())
+        merged = _merge(merged, parsed)
+    return merged
+
+
+def build(cls: type[T], mapping: Mapping[str, Any], where: str = "config") -> T:
+    """An instance of dataclass `cls` from `mapping`; unknown keys and wrong types are refused.
+
+    Raises:
+      InputError: naming `where`, the key, and what was expected.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if key not in fields:
+            raise InputError(f"{where}: unknown key {key!r}{_nearest(key, fields)}")
+        modules = fields[key].metadata.get("modules")
+        label = f"{where}: {key}"
+        if modules is not None:
+            values[key] = _component(modules, value, label, fields[key])
+        else:
+            values[key] = _convert(hints[key], value, label)
+    for name, field in fields.items():
+        required = (field.default is dataclasses.MISSING
+                    and field.default_factory is dataclasses.MISSING)
+        if required and name not in values:
+            raise InputError(f"{where}: key {name!r} is missing")
+    try:
+        return cls(**values)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """Nested plain values of a config dataclass; `None` is left out, as TOML has none."""
+    result = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value is None:
+            continue
+        if dataclasses.is_dataclass(value):
+            value = to_mapping(value)
+        elif isinstance(value, tuple):
+            value = list(value)
+        result[field.name] = value
+    return result
+
+
+def save(config: Any, path: Path | str) -> None:
+    """Write the complete config as TOML, whole or not at all."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(tomli_w.dumps(to_mapping(config)))
+    os.replace(temporary, path)
+
+
+def difference(old: Any, new: Any) -> str | None:
+    """The first key in which two configs differ, as `a.b: old -> new`; None if they agree."""
+    return _difference(to_mapping(old), to_mapping(new), ())
+
+
+def _difference(old: Any, new: Any, path: tuple[str, ...]) -> str | None:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(key for key in new if key not in old)]:
+            found = _difference(old.get(key), new.get(key), (*path, key))
+            if found:
+                return found
+        return None
+    return None if old == new else f"{'.'.join(path)}: {old!r} -> {new!r}"
+
+
+def _component(modules: Mapping[str, str], value: Any, label: str,
+               field: dataclasses.Field[Any]) -> Any:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{label}: expected a table with a 'kind', got {value!r}")
+    default = field.default_factory().kind  # type: ignore[misc]
+    try:
+        cls = component_config(modules, str(value.get("kind", default)))
+    except InputError as error:
+        raise InputError(f"{label}: {error}") from None
+    return build(cls, value, label)
+
+
+def _convert(hint: Any, value: Any, label: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        options = [option for option in arguments if option is not type(None)]
+        for option in options[:-1]:
+            try:
+                return _convert(option, value, label)
+            except InputError:
+                continue
+        return _convert(options[-1], value, label)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise InputError(f"{label}: {value!r} is not one of {', '.join(map(repr, arguments))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise InputError(f"{label}: expected a list, got {value!r}")
+        return tuple(_convert(arguments[0], item, label) for item in value)
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise InputError(f"{label}: expected a table, got {value!r}")
+        return build(typing.cast(type, hint), value, label)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is str and isinstance(value, Path):
+        return str(value)
+    if hint is Any or (isinstance(value, hint) and not (hint is int and value is True)
+                       and not (hint is int and value is False)):
+        return value
+    raise InputError(f"{label}: expected {hint.__name__}, got {value!r}")
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    known = list(known)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
+
+
+def _nested(keys: list[str], value: Any) -> dict[str, Any]:
+    for key in reversed(keys):
+        value = {key: value}
+    return value
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        nested = isinstance(value, Mapping) and isinstance(below, Mapping)
+        merged[key] = _merge(below, value) if nested else value  # type: ignore[arg-type]
+    return merged

@@ -1,0 +1,42 @@
+"""What every encoder takes and gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import jax
+from flax import nnx
+
+
+class Inputs(NamedTuple):
+    """The layout of a batch of (packed) histories; every array is `[B, L]`.
+
+    segments: int32, 0 = padding, 1.. = the user within the row; attention stays inside one.
+    positions: int32, restart at 0 for each segment.
+    times: int64 seconds, or None where the data has none.
+    """
+
+    segments: jax.Array
+    positions: jax.Array
+    times: jax.Array | None = None
+
+
+Encoder = Callable[..., jax.Array]
+"""`encoder(vectors [B, L, d], inputs, key=None) -> queries [B, L, d]`; no key, no dropout."""
+
+
+class EncoderConfig(Protocol):
+    """The frozen dataclass beside an encoder."""
+
+    @property
+    def kind(self) -> str: ...
+
+    def build(self, *, dim: int, length: int, causal: bool, dtype: jax.typing.DTypeLike,
+              rngs: nnx.Rngs) -> nnx.Module:
+        """A module of width `dim` for histories of at most `length` items.
+
+        Raises:
+          InputError: where the settings do not fit `dim`.
+        """
+        ...

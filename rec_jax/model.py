@@ -1,0 +1,60 @@
+"""An encoder as plain arrays: build it, and apply it to item vectors.
+
+`flax.nnx` modules describe the encoders; everything that stores or updates them (optimizer,
+checkpoint, moving average) sees a flat dict `path -> array`. This file is the bridge.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rec_jax.encoders import EncoderConfig, Inputs
+
+Params = dict[str, jax.Array]
+"""Encoder parameters by path, such as `blocks/0/qkv/kernel`."""
+
+DTYPES: dict[str, Any] = {"f32": jnp.float32, "bf16": jnp.bfloat16}
+
+
+class Encoder(NamedTuple):
+    """The static part of an encoder; parameters travel beside it."""
+
+    graph: nnx.GraphDef
+    template: Any  # nnx.State of shapes, in the order of `paths`
+    paths: tuple[str, ...]
+
+    def __call__(self, params: Params, vectors: jax.Array, inputs: Inputs,
+                 key: jax.Array | None = None) -> jax.Array:
+        """Item vectors `[B, L, d]` -> queries `[B, L, d]`; no key, no dropout."""
+        leaves = [params[path] for path in self.paths]
+        state = jax.tree.unflatten(jax.tree.structure(self.template), leaves)
+        return nnx.merge(self.graph, state)(vectors, inputs, key)
+
+
+def build_encoder(config: EncoderConfig, *, dim: int, length: int, causal: bool, precision: str,
+                  seed: int) -> tuple[Encoder, Params]:
+    """The encoder of `config` and its initial parameters (f32), drawn from `seed`."""
+    module = config.build(dim=dim, length=length, causal=causal, dtype=DTYPES[precision],
+                          rngs=nnx.Rngs(seed))
+    graph, state = nnx.split(module)
+    flat = jax.tree.leaves_with_path(state)
+    paths = tuple(_name(path) for path, _ in flat)
+    template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+    return Encoder(graph, template, paths), dict(zip(paths, (leaf for _, leaf in flat),
+                                                     strict=True))
+
+
+def encode(encoder: Encoder, params: Params, rows: jax.Array, items: jax.Array,
+           inputs: Inputs, key: jax.Array | None = None) -> jax.Array:
+    """Histories `[B, L]` of items -> queries `[B, L, d]`, rows gathered from `[V_padded, d]`."""
+    return encoder(params, jnp.take(rows, items, axis=0), inputs, key)
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    parts = [str(getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", entry))))
+             for entry in path]
+    return "/".join(part for part in parts if part not in ("value", ".value"))

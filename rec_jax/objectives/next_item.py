@@ -1,0 +1,71 @@
+"""Next item with the exact softmax over the whole catalogue.
+
+    loss_i = lse_i - s_i(y_i) + z * lse_i^2,   lse_i = log sum_j exp(s_ij)
+
+with scores `s = scale * q . w`. Label smoothing e mixes in the uniform distribution:
+`loss_i += e * (s_i(y_i) - q_i . mean(w))`, which needs only the mean row. The z-loss keeps
+log-normalisers near 0 (ST-MoE, Zoph et al., 2022).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from rec_jax.errors import InputError
+from rec_jax.kernels import softmax_loss
+from rec_jax.objectives.base import Task
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the objective.
+
+    z_loss: weight of lse^2.
+    label_smoothing: share of the uniform distribution in the target, in [0, 1).
+    scale: factor on every score (an inverse temperature).
+    softcap: scores become cap * tanh(score / cap); none by default.
+    backend: of the kernel: auto, reference, xla, mosaic_gpu, mosaic_tpu.
+    """
+
+    kind: str = "next_item"
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+    scale: float = 1.0
+    softcap: float | None = None
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise InputError(f"label_smoothing is {self.label_smoothing}; expected 0 <= e < 1")
+        if self.label_smoothing and self.softcap is not None:
+            raise InputError("label_smoothing and softcap exclude each other: the smoothed "
+                             "loss needs scores that are linear in the rows")
+
+    @property
+    def causal(self) -> bool:
+        """A position sees only its past."""
+        return True
+
+    def task(self, items: jax.Array, targets: jax.Array, segments: jax.Array,
+             key: jax.Array) -> Task:
+        """Every position that has a next item predicts it."""
+        del items, segments, key
+        flat = targets.reshape(-1)
+        return Task(None, jnp.maximum(flat, 0), (flat >= 0).astype(jnp.float32))
+
+    def loss(self, queries: jax.Array, rows: jax.Array, task: Task, *, num_items: int,
+             key: jax.Array) -> jax.Array:
+        """f32 `[N]` from queries `[N, d]`, rows `[V_padded, d]`."""
+        del key
+        loss, lse = softmax_loss(
+            queries, rows, task.targets, logit_scale=self.scale, softcap=self.softcap,
+            num_items=num_items, backend=self.backend)
+        if self.label_smoothing:
+            # lse - mean score is the loss against the uniform distribution.
+            mean = jnp.sum(rows[:num_items].astype(jnp.float32), axis=0) / num_items
+            uniform = lse - self.scale * (queries.astype(jnp.float32) @ mean)
+            loss = (1 - self.label_smoothing) * loss + self.label_smoothing * uniform
+        return loss + self.z_loss * jnp.square(lse) if self.z_loss else loss

@@ -1,0 +1,76 @@
+"""The optimizer of the dense parameters: optax, from a small config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import optax
+
+from rec_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Settings of the optimizer.
+
+    rate: peak learning rate.
+    schedule: after the warm-up, stay constant or follow a cosine to `final * rate`.
+    warmup: steps of linear growth from 0.
+    final: rate at the end of a cosine, as a share of the peak.
+    b1, b2, eps: of Adam.
+    weight_decay: decoupled (AdamW), on matrices of the encoder only.
+    clip: largest global norm of the gradient; none by default.
+    """
+
+    rate: float = 1e-3
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: int = 100
+    final: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.rate <= 0:
+            raise InputError(f"optimizer.rate is {self.rate}; expected a positive number")
+        if self.warmup < 0:
+            raise InputError(f"optimizer.warmup is {self.warmup}; expected 0 or more steps")
+
+
+def schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
+    """Learning rate by step: linear warm-up, then constant or cosine over `total_steps`."""
+    if config.schedule == "constant":
+        after: optax.Schedule = optax.constant_schedule(config.rate)
+    else:
+        steps = max(1, total_steps - config.warmup)
+        after = optax.cosine_decay_schedule(config.rate, steps, alpha=config.final)
+    if not config.warmup:
+        return after
+    # The first update must move: step 0 has rate / warmup, not 0.
+    start = config.rate / config.warmup
+    ramp = optax.linear_schedule(start, config.rate, max(1, config.warmup - 1))
+    return optax.join_schedules([ramp, after], [config.warmup])
+
+
+def dense_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
+    """Adam(W) over a pytree of parameters.
+
+    Weight decay touches arrays of two and more dimensions, never the item rows (which are in
+    the tree under `rows` when they train densely) and never norms or biases.
+    """
+    rate = schedule(config, total_steps)
+    steps = [optax.clip_by_global_norm(config.clip)] if config.clip is not None else []
+    steps.append(optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps))
+    if config.weight_decay:
+        steps.append(optax.add_decayed_weights(config.weight_decay, mask=_matrices))
+    steps.append(optax.scale_by_learning_rate(rate))
+    return optax.chain(*steps)
+
+
+def _matrices(params: dict) -> dict:
+    return {name: jax.tree.map(lambda leaf: name != "rows" and leaf.ndim >= 2, tree)
+            for name, tree in params.items()}

@@ -1,0 +1,153 @@
+"""A run: its folder, and the complete config that reproduces it.
+
+    RUN/config.toml      resolved and complete
+    RUN/metrics.jsonl    one JSON object a line
+    RUN/checkpoints/     see `rec_jax.checkpoint`
+    RUN/tensorboard/     event files
+    RUN/report.html      curves, written at the end
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rec_jax import config
+from rec_jax.encoders import ENCODERS
+from rec_jax.errors import InputError
+from rec_jax.mesh import MeshConfig
+from rec_jax.objectives import OBJECTIVES
+from rec_jax.tables import TableConfig
+from rec_jax.optimizer import OptimizerConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What a step reads.
+
+    path: dataset folder made by `rec-jax prepare`, relative to the current folder.
+    length: positions in a row, L; also the longest history that the encoder sees.
+    pack: several users share a row; otherwise one user a row, padded at the end.
+    window: a long history gives its last L targets, or all of them in chunks of L.
+    """
+
+    path: str
+    length: int = 200
+    pack: bool = True
+    window: Literal["last", "chunks"] = "last"
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise InputError(f"data.length is {self.length}; expected at least 1")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long and how the step runs.
+
+    rows: rows of `data.length` positions in a step, B.
+    accumulate: micro-batches a step; each holds B / accumulate rows.
+    epochs: passes over the data; a fraction is allowed.
+    steps: overrides `epochs` where given.
+    precision: compute type of the encoder and of the scores; parameters stay f32.
+    ema: decay of the moving average of all weights, used for evaluation; none by default.
+    evaluate_every: epochs between validations (and checkpoints).
+    patience: validations without improvement before training stops; none: never.
+    checkpoint_every: steps between further checkpoints; none: at validations only.
+    log_every: steps between lines of metrics.jsonl.
+    """
+
+    rows: int = 64
+    accumulate: int = 1
+    epochs: float = 20.0
+    steps: int | None = None
+    precision: Literal["f32", "bf16"] = "f32"
+    ema: float | None = None
+    evaluate_every: float = 1.0
+    patience: int | None = 5
+    checkpoint_every: int | None = None
+    log_every: int = 20
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.accumulate < 1 or self.rows % self.accumulate:
+            raise InputError(f"train.rows = {self.rows} cannot be cut into train.accumulate = "
+                             f"{self.accumulate} equal micro-batches")
+        if self.ema is not None and not 0.0 < self.ema < 1.0:
+            raise InputError(f"train.ema is {self.ema}; expected a decay between 0 and 1")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """The protocol of evaluation: full ranking, ties count against the target.
+
+    ks: cut-offs of HR and NDCG.
+    filter_seen: items of the history cannot be recommended again.
+    metric: decides early stopping and the best checkpoint, such as `ndcg@10`.
+    batch: users ranked at once; it changes speed only.
+    users: validate on the first so many users of a seeded shuffle; none: all.
+    """
+
+    ks: tuple[int, ...] = (5, 10, 20)
+    filter_seen: bool = True
+    metric: str = "ndcg@10"
+    batch: int = 512
+    users: int | None = None
+
+    def __post_init__(self) -> None:
+        known = ["mrr", *(f"{name}@{k}" for k in self.ks for name in ("hr", "ndcg", "mrr"))]
+        if self.metric not in known:
+            raise InputError(f"evaluate.metric {self.metric!r} is not measured; "
+                             f"expected one of {', '.join(known)}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run's numbers."""
+
+    data: DataConfig
+    table: TableConfig = field(default_factory=TableConfig)
+    encoder: Any = config.choice(ENCODERS, "transformer")
+    objective: Any = config.choice(OBJECTIVES, "next_item")
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """Paths of a run folder."""
+
+    folder: Path
+
+    @property
+    def config_path(self) -> Path:
+        return self.folder / "config.toml"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.folder / "tensorboard"
+
+    @property
+    def report_path(self) -> Path:
+        return self.folder / "report.html"
+
+    def config(self) -> RunConfig:
+        """The run's config.
+
+        Raises:
+          InputError: the folder is no run.
+        """
+        if not self.config_path.is_file():
+            raise InputError(f"{self.folder} is not a run: it has no config.toml")
+        return config.load(RunConfig, self.config_path)
