@@ -1,0 +1,74 @@
+"""One named mesh for everything: `("data", "items")`; a laptop is the 1 x 1 mesh.
+
+Batches are cut over both axes, table rows over `items` only: row shards of one `data` group
+form the whole table, and every group holds the same one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from rec_jax.errors import InputError
+
+DATA, ITEMS = "data", "items"
+BOTH = (DATA, ITEMS)
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How devices are arranged; `data * items` of them are used.
+
+    data: groups that hold a whole table each and split the batch.
+    items: shards of the table's rows within a group; they split the batch further.
+    """
+
+    data: int = 1
+    items: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("data", "items"):
+            if getattr(self, name) < 1:
+                raise InputError(f"mesh.{name} is {getattr(self, name)}; expected at least 1")
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """The mesh of `config` over the devices of all processes.
+
+    Devices that are neighbours in hardware become neighbours along `items`, where most of the
+    traffic is.
+
+    Raises:
+      InputError: more devices are asked for than there are, or, with several processes, fewer:
+        a process without a device in the mesh cannot take part.
+    """
+    needed, devices = config.data * config.items, jax.devices()
+    several = jax.process_count() > 1
+    if needed > len(devices) or (several and needed != len(devices)):
+        raise InputError(
+            f"mesh.data = {config.data} times mesh.items = {config.items} needs {needed} "
+            f"devices; expected {'exactly' if several else 'at most'} {len(devices)} "
+            f"({devices[0].platform}, {jax.process_count()} process(es))")
+    shape = (config.data, config.items)
+    grid = (mesh_utils.create_device_mesh(shape, devices) if needed == len(devices)
+            else np.asarray(devices[:needed]).reshape(shape))
+    return Mesh(grid, BOTH, axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def row_sharding(mesh: Mesh) -> NamedSharding:
+    """Arrays `[V_padded, ...]`: contiguous row ranges over `items`, the same in every group."""
+    return NamedSharding(mesh, PartitionSpec(ITEMS))
+
+
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Arrays of a batch: dimension `axis` over both mesh axes."""
+    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, BOTH))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())

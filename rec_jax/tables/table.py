@@ -1,0 +1,135 @@
+"""A table: rows of item vectors, their optimizer state, and how both come to be.
+
+Rows are sharded by contiguous ranges over the mesh axis `items`. Row r starts as a hash of
+(seed, r), so that any shard makes its own rows, on any device count the same bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from rec_jax.errors import InputError
+from rec_jax.kernels.rounding import mix, random_bits
+from rec_jax.mesh import ITEMS, row_sharding
+from rec_jax.tables.row_optimizers import RowOptimizer, RowOptimizerConfig
+
+Array = jax.Array
+
+DTYPES: dict[str, Any] = {"f32": jnp.float32, "bf16": jnp.bfloat16}
+SMALL_MULTIPLE = 768  # 3 * 2^8: divisible by 2^k and by 3 * 2^k devices up to 256
+LARGE_MULTIPLE = 128 * SMALL_MULTIPLE  # and every shard a whole number of 128-row tiles
+MAX_ITEMS = 2**31 - LARGE_MULTIPLE
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """Settings of a table.
+
+    dim: width d of a row.
+    init_scale: standard deviation of the first values.
+    dtype: storage of the rows, f32 or bf16 (written with stochastic rounding; sums and
+      optimizer state stay f32).
+    update: dense: the gradient exists, and the dense optimizer takes it; sparse: only the rows
+      that a step touches; streamed: tile by tile inside the kernel's second pass. auto chooses
+      by size and objective, and says why.
+    optimizer: of the rows, where `update` is sparse or streamed.
+    gather_slack: room in a device's message to one owner of rows, as a multiple of an even
+      share. Where a step's ids do not fit, they travel in more rounds: it changes speed only.
+    """
+
+    dim: int = 64
+    init_scale: float = 0.02
+    dtype: Literal["f32", "bf16"] = "f32"
+    update: Literal["auto", "dense", "sparse", "streamed"] = "auto"
+    optimizer: RowOptimizerConfig = field(default_factory=RowOptimizerConfig)
+    gather_slack: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.dim < 1:
+            raise InputError(f"table.dim is {self.dim}; expected at least 1")
+        if not self.init_scale >= 0:
+            raise InputError(f"table.init_scale is {self.init_scale}; expected 0 or more")
+        if not self.gather_slack > 0:
+            raise InputError(f"table.gather_slack is {self.gather_slack}; "
+                             f"expected a positive factor")
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Table:
+    """One table; a pytree.
+
+    rows: `[V_padded, d]`, f32 or bf16; rows from `num_items` on are padding and stay 0.
+    state: the row optimizer's arrays `[V_padded, ...]`, or () where there is none.
+    num_items: V, static.
+    """
+
+    rows: Array
+    state: Any
+    num_items: int = field(metadata={"static": True})
+
+    def replace(self, **changes: Any) -> Table:
+        """This table with other `rows` or `state`."""
+        return dataclasses.replace(self, **changes)
+
+
+def padded_size(num_items: int) -> int:
+    """Rows allocated for `num_items`: it depends on nothing else, so a checkpoint fits anywhere.
+
+    The next multiple of 768 * 2^k, k from 0 to 7, with the largest k that wastes less than a
+    sixteenth: every device count 2^a or 3 * 2^a up to 256 cuts it evenly.
+
+    Raises:
+      InputError: no item, or more than an int32 id can name.
+    """
+    if not 1 <= num_items <= MAX_ITEMS:
+        raise InputError(f"a table of {num_items} rows; expected 1 to {MAX_ITEMS}")
+    multiple = SMALL_MULTIPLE
+    while multiple < LARGE_MULTIPLE and 32 * multiple <= num_items:
+        multiple *= 2
+    return -(-num_items // multiple) * multiple
+
+
+def first_rows(seed: Array, ids: Array, *, dim: int, scale: float, num_items: int) -> Array:
+    """The first value of rows `ids` int32 `[T]`: f32 `[T, dim]`, normal; 0 from `num_items` on.
+
+    seed: uint32 `[]`.
+    """
+    # mix: a table with seed s must not share bits with stochastic rounding at step s.
+    bits = random_bits(mix(seed ^ jnp.uint32(0x5BD1E995)), ids, dim)
+    # 2^23 midpoints of (-1, 1): symmetric, and never the ends, where erf_inv is infinite.
+    uniform = (bits >> 9).astype(jnp.float32) * jnp.float32(2.0**-22) + jnp.float32(2.0**-23 - 1)
+    normal = jnp.float32(2.0**0.5 * scale) * jax.lax.erf_inv(uniform)
+    return jnp.where((ids < num_items)[:, None], normal, 0.0)
+
+
+def init_table(config: TableConfig, num_items: int, seed: int, mesh: Mesh | None = None, *,
+               optimizer: RowOptimizer | None = None) -> Table:
+    """A new table; each device makes its rows alone, and nothing else of size V x d exists.
+
+    optimizer: gives the state; none for a table that is trained densely.
+
+    Raises:
+      InputError: `num_items` is out of range, or the device count does not divide the rows.
+    """
+    total = padded_size(num_items)
+    dtype = DTYPES[config.dtype]
+    if mesh is not None and total % mesh.shape[ITEMS]:
+        raise InputError(f"mesh.items = {mesh.shape[ITEMS]} does not divide the {total} allocated "
+                         f"rows; expected 2^a or 3 * 2^a, at most 256")
+
+    def make(seed: Array) -> tuple[Array, Any]:
+        ids = jax.lax.iota(jnp.int32, total)
+        rows = first_rows(seed, ids, dim=config.dim, scale=config.init_scale,
+                          num_items=num_items).astype(dtype)
+        return rows, () if optimizer is None else optimizer.init((total, config.dim))
+
+    sharding = None if mesh is None else row_sharding(mesh)
+    rows, state = jax.jit(make, out_shardings=sharding)(jnp.uint32(seed % 2**32))
+    return Table(rows, state, num_items)
