@@ -1,0 +1,30 @@
+"""Streaming folds over the rows of a catalogue: loss, update, rank and retrieval.
+
+Nothing here builds an array of queries x items. Knows arrays only; imports nothing from the
+rest of the project. `docs/kernels.md` explains the mathematics and the backends.
+"""
+
+from .dispatch import BACKENDS, PREFERENCE, describe, explain
+from .exclusion import Exclude
+from .primitives import Backend, Problem, RowUpdate, SparseRows
+from .rank import target_rank
+from .softmax import softmax_loss
+from .topk import top_k
+from .update import Updated, softmax_item_update
+
+__all__ = [
+    "BACKENDS",
+    "PREFERENCE",
+    "Backend",
+    "Exclude",
+    "Problem",
+    "RowUpdate",
+    "SparseRows",
+    "Updated",
+    "describe",
+    "explain",
+    "softmax_item_update",
+    "softmax_loss",
+    "target_rank",
+    "top_k",
+]

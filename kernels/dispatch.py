@@ -1,0 +1,97 @@
+"""Which backend solves a problem: an ordered preference for each platform, and loud refusals."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+
+import jax
+
+from .primitives import Array, Backend, Problem
+
+BACKENDS = {
+    "reference": ".reference",
+    "xla": ".xla",
+    "mosaic_gpu": ".mosaic_gpu",
+    "mosaic_tpu": ".mosaic_tpu",
+}
+"""Name of a backend and the module (of this package) whose `BACKEND` it is."""
+
+PREFERENCE = {
+    "cpu": ("xla",),
+    "gpu": ("mosaic_gpu", "xla"),
+    "tpu": ("mosaic_tpu", "xla"),
+}
+"""What "auto" tries, in this order; the first that does not refuse is taken."""
+
+FOLDS = {
+    "softmax_loss": ("forward", "item_grad"),
+    "softmax_item_update": ("item_update",),
+    "target_rank": ("label_scores", "rank_count"),
+    "top_k": ("top_k",),
+}
+"""Folds that a public function needs from its backend."""
+
+log = logging.getLogger("rec_jax.kernels")
+
+
+def load(name: str) -> Backend:
+    """The backend of this name; its module is imported at the first use.
+
+    Raises:
+      ValueError: no backend has this name.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"backend is {name!r}; expected auto or one of {', '.join(BACKENDS)}")
+    backend: Backend = importlib.import_module(BACKENDS[name], __package__).BACKEND
+    return backend
+
+
+def describe(op: str, queries: Array, items: Array, *, bias: Array | None,
+             softcap: float | None, platform: str | None = None) -> Problem:
+    """The static facts of a call; `platform` is that of the default device if not given."""
+    return Problem(
+        op=op, platform=platform or jax.default_backend(), num_queries=queries.shape[0],
+        num_rows=items.shape[0], dim=items.shape[1], query_dtype=queries.dtype.name,
+        item_dtype=items.dtype.name, has_bias=bias is not None, has_softcap=softcap is not None)
+
+
+def refusal(backend: Backend, problem: Problem) -> str | None:
+    """Why the backend cannot solve the problem, or None."""
+    missing = [name for name in FOLDS[problem.op] if getattr(backend, name) is None]
+    if missing:
+        return f"it has no {' and no '.join(missing)}"
+    return backend.refuses(problem)
+
+
+def explain(problem: Problem) -> tuple[str, list[str]]:
+    """What "auto" takes for a problem, and one line for each backend that refused before it."""
+    refused: list[str] = []
+    for name in PREFERENCE.get(problem.platform, ("xla",)):
+        reason = refusal(load(name), problem)
+        if reason is None:
+            return name, refused
+        refused.append(f"{name}: {reason}")
+    raise ValueError(f"no backend can run {problem.op} on {problem.platform}: "
+                     f"{'; '.join(refused)}")
+
+
+def choose(problem: Problem, backend: str | Backend) -> Backend:
+    """The backend that solves `problem`; "auto" takes the first of `PREFERENCE` that can.
+
+    The choice is logged (logger `rec_jax.kernels`, level DEBUG) when a call is traced.
+
+    Raises:
+      ValueError: a backend that was asked for cannot run; the message says why.
+    """
+    if backend == "auto":
+        name, refused = explain(problem)
+        log.debug("%s on %s [%d x %d, %d queries, %s]: %s%s", problem.op, problem.platform,
+                  problem.num_rows, problem.dim, problem.num_queries, problem.item_dtype, name,
+                  f" ({'; '.join(refused)})" if refused else "")
+        return load(name)
+    chosen = load(backend) if isinstance(backend, str) else backend
+    reason = refusal(chosen, problem)
+    if reason is not None:
+        raise ValueError(f"backend {chosen.name} cannot run {problem.op}: {reason}")
+    return chosen

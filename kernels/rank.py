@@ -1,0 +1,51 @@
+"""Exact rank of each target among all items, without logits and without sorting."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from . import dispatch
+from .exclusion import Exclude, excluded_pairs
+from .primitives import Array, Backend, Excluded
+from .shards import align, check_arrays, score_rule
+
+
+def target_rank(queries: Array, items: Array, targets: Array, *, exclude: Exclude | None = None,
+                bias: Array | None = None, logit_scale: float | Array = 1.0,
+                softcap: float | None = None, num_items: int | Array | None = None,
+                axis_name: str | None = None, backend: str | Backend = "auto") -> Array:
+    """Rank of each query's target among the items that are not excluded; 1 is best.
+
+    rank_i = 1 + number of candidates j other than the target with not s_ij < s_i(target).
+    Ties count against the target, and so does a score that is NaN: a model that scores all
+    items alike ranks last, never first. The target itself is never excluded. The score of the
+    target has the bits that the count sees for that row, so that the result does not depend on
+    tiles. A query's rank depends on the batch it stands in only where the backend's matrix
+    product rounds differently with another N: use one N for results that must be equal.
+
+    Args:
+      queries: `[N, d]`; items: `[V, d]`; f32 or bf16.
+      targets: int `[N]`, global ids. An id that is no item ranks behind every candidate.
+      exclude: items that are no candidates (seen in training), see `Exclude`.
+      bias, logit_scale, softcap, num_items, axis_name, backend: as for `softmax_loss`.
+
+    Returns:
+      int32 `[N]`.
+
+    Raises:
+      ValueError: wrong shapes or types, or a backend that cannot run.
+    """
+    check_arrays("target_rank", queries, items, targets, bias, softcap)
+    problem = dispatch.describe("target_rank", queries, items, bias=bias, softcap=softcap)
+    chosen = dispatch.choose(problem, backend)
+    pairs = excluded_pairs(exclude, targets, queries.shape[0])
+    items, queries, targets, bias, scale, query, item = align(
+        items, queries, targets, bias, jnp.asarray(logit_scale, jnp.float32), *pairs)
+    rule = score_rule(items, scale, bias, num_items, softcap, axis_name)
+    assert chosen.label_scores is not None and chosen.rank_count is not None
+    s_y = chosen.label_scores(queries, items, targets, rule)
+    if axis_name is not None:
+        s_y, _ = align(jax.lax.pmax(s_y, axis_name), items)
+    ahead = chosen.rank_count(queries, items, s_y, Excluded(query, item), rule)
+    return 1 + (ahead if axis_name is None else jax.lax.psum(ahead, axis_name))

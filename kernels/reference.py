@@ -1,0 +1,129 @@
+"""The oracle: every fold written with the whole N x V score matrix. For tests and small tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .primitives import (
+    Array,
+    Backend,
+    Excluded,
+    Partials,
+    Problem,
+    RowUpdate,
+    Scores,
+    SparseRows,
+)
+from .rounding import store_rows
+
+
+def _matmul(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST,
+                      preferred_element_type=jnp.float32)
+
+
+def _scores(queries: Array, items: Array, rule: Scores) -> tuple[Array, Array]:
+    """s and c', f32 `[N, V]`; see `primitives`."""
+    s = _matmul(queries.astype(jnp.float32), items.astype(jnp.float32).T) * rule.scale
+    if rule.bias is not None:
+        s = s + rule.bias
+    slope = jnp.ones_like(s)
+    if rule.softcap is not None:
+        bent = jnp.tanh(s / rule.softcap)
+        s, slope = rule.softcap * bent, 1 - jnp.square(bent)
+    return jnp.where(_ids(items, rule) < rule.num_items, s, -jnp.inf), slope
+
+
+def _ids(items: Array, rule: Scores) -> Array:
+    """Global id of each row, int32 `[V]`."""
+    return rule.row_offset + jnp.arange(items.shape[0], dtype=jnp.int32)
+
+
+def forward(queries: Array, items: Array, targets: Array, scores: Scores, *,
+            with_expected: bool) -> Partials:
+    """See `primitives.Forward`."""
+    s, slope = _scores(queries, items, scores)
+    label = _ids(items, scores) == targets[:, None]
+    s_y = jnp.max(jnp.where(label, s, -jnp.inf), axis=1)
+    s = jnp.where(label, -jnp.inf, s)
+    m = jnp.maximum(jnp.max(s, axis=1), jnp.finfo(jnp.float32).min)
+    p = jnp.exp(s - m[:, None])
+    o_minus = _matmul(p * slope, items.astype(jnp.float32)) if with_expected else None
+    return Partials(m, jnp.sum(p, axis=1), o_minus, s_y)
+
+
+def item_grad(queries: Array, items: Array, targets: Array, lse: Array, weight: Array,
+              label_weight: Array, scores: Scores) -> tuple[Array, Array | None]:
+    """See `primitives.ItemGrad`."""
+    s, slope = _scores(queries, items, scores)
+    ids = _ids(items, scores)
+    c = jnp.where(ids == targets[:, None], label_weight[:, None],
+                  weight[:, None] * jnp.exp(s - lse[:, None]) * slope)
+    c = jnp.where(ids < scores.num_items, c, 0.0)
+    d_items = scores.scale * _matmul(c.T, queries.astype(jnp.float32))
+    return d_items, None if scores.bias is None else jnp.sum(c, axis=0)
+
+
+def item_update(queries: Array, items: Array, state: Any, targets: Array, lse: Array,
+                weight: Array, label_weight: Array, scores: Scores, *, update: RowUpdate,
+                hyper: Any, sparse: SparseRows | None, seed: Array | None
+                ) -> tuple[Array, Any, Array | None]:
+    """See `primitives.ItemUpdate`."""
+    grads, d_bias = item_grad(queries, items, targets, lse, weight, label_weight, scores)
+    if sparse is not None:
+        local = sparse.ids - scores.row_offset
+        here = (local >= 0) & (local < items.shape[0])
+        grads = grads.at[jnp.where(here, local, items.shape[0])].add(
+            sparse.grads.astype(jnp.float32), mode="drop")
+    rows, state = update(items.astype(jnp.float32), grads, state, hyper)
+    return store_rows(rows, items.dtype, _ids(items, scores), seed), state, d_bias
+
+
+def label_scores(queries: Array, items: Array, targets: Array, scores: Scores) -> Array:
+    """See `primitives.LabelScores`."""
+    s, _ = _scores(queries, items, scores)
+    return jnp.max(jnp.where(_ids(items, scores) == targets[:, None], s, -jnp.inf), axis=1)
+
+
+def _candidates(items: Array, excluded: Excluded | None, scores: Scores, count: int) -> Array:
+    """Whether a row may be counted or returned, bool `[N, V]`."""
+    allowed = jnp.broadcast_to(_ids(items, scores) < scores.num_items, (count, items.shape[0]))
+    if excluded is None:
+        return allowed
+    local = excluded.item - scores.row_offset
+    here = (local >= 0) & (local < items.shape[0])
+    return allowed.at[excluded.query, jnp.where(here, local, items.shape[0])].set(
+        False, mode="drop")
+
+
+def rank_count(queries: Array, items: Array, s_y: Array, excluded: Excluded,
+               scores: Scores) -> Array:
+    """See `primitives.RankCount`."""
+    s, _ = _scores(queries, items, scores)
+    ahead = ~(s < s_y[:, None]) & _candidates(items, excluded, scores, queries.shape[0])
+    return jnp.sum(ahead, axis=1, dtype=jnp.int32)
+
+
+def top_k(queries: Array, items: Array, k: int, excluded: Excluded | None,
+          scores: Scores) -> tuple[Array, Array]:
+    """See `primitives.TopK`."""
+    s, _ = _scores(queries, items, scores)
+    s = jnp.where(_candidates(items, excluded, scores, queries.shape[0]), s, -jnp.inf)
+    missing = max(0, k - items.shape[0])
+    s = jnp.pad(s, ((0, 0), (0, missing)), constant_values=-jnp.inf)
+    best, where = jax.lax.top_k(s, k)
+    ids = (where + scores.row_offset).astype(jnp.int32)
+    return best, jnp.where(best == -jnp.inf, -1, ids)
+
+
+def refuses(problem: Problem) -> str | None:
+    """Never: whether the score matrix fits is the caller's affair."""
+    del problem
+    return None
+
+
+BACKEND = Backend("reference", refuses, forward, item_grad, item_update, label_scores,
+                  rank_count, top_k)

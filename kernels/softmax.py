@@ -1,0 +1,177 @@
+"""Exact softmax loss over a whole catalogue, streamed: no N x V array, forward or backward.
+
+For one query h with label y and scores s_j, the gradient of lse with respect to h is
+sum_j p_j w_j: the forward output of attention with query h and keys = values = the table. So
+the forward fold also yields the gradient of the queries, and the backward pass is one fold
+that finishes the gradient of each tile of rows in turn. See `docs/kernels.md`.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from . import dispatch
+from .compat import vary, varying_axes
+from .primitives import Array, Backend, Partials
+from .shards import align, check_arrays, pick_rows, place, score_rule
+
+
+@dataclass(frozen=True)
+class _Static:
+    """What a trace depends on besides the arrays. num_items is None where it is traced."""
+
+    backend: Backend
+    softcap: float | None
+    num_items: int | None
+    axis_name: str | None
+
+
+class _Residuals(NamedTuple):
+    """expected: f32 `[N, d]`, sum over j != y of p_j c'_j w_j."""
+
+    queries: Array
+    items: Array
+    targets: Array
+    bias: Array | None
+    scale: Array
+    num_items: Array | None
+    lse: Array
+    loss: Array
+    expected: Array
+
+
+def softmax_loss(queries: Array, items: Array, targets: Array, *, bias: Array | None = None,
+                 logit_scale: float | Array = 1.0, softcap: float | None = None,
+                 num_items: int | Array | None = None, axis_name: str | None = None,
+                 backend: str | Backend = "auto") -> tuple[Array, Array]:
+    """Cross-entropy of each query against every item, and the log-normaliser.
+
+        s_ij   = logit_scale * (queries_i . items_j) + bias_j, then softcap if there is one
+        lse_i  = log sum_j exp(s_ij)
+        loss_i = lse_i - s_i(targets_i)
+
+    Differentiable in queries, items, bias and logit_scale, for any cotangents of both results.
+    Nothing is reduced here: weights and ignored positions are the cotangent of `loss` (multiply
+    by a weight and sum), z-loss is the cotangent of `lse`. Products are accumulated in f32; the
+    label is carried apart from the sums, so that small losses and their gradients are exact.
+
+    Inside `shard_map`, with the rows sharded over the mesh axis `axis_name`: queries and
+    targets are equal on all shards of that axis (they may be sharded over others), results are
+    those of the whole table, and communication is O(N d), whatever V is. Gradients inside
+    follow the types of `shard_map(check_vma=True)`, which sums those of replicated arguments;
+    with `check_vma=False`, differentiate inside, and sum over the other axes yourself.
+
+    Args:
+      queries: `[N, d]`, f32 or bf16.
+      items: `[V, d]`, f32 or bf16; this shard's rows with `axis_name`.
+      targets: int `[N]`, global ids. The loss of an id that is no item is inf.
+      bias: `[V]` or None; -inf takes an item out.
+      logit_scale: a number or a traced f32 scalar.
+      softcap: scores become softcap * tanh(score / softcap).
+      num_items: rows from here on (global id) pad the table and are no items. Default: all are.
+      axis_name: mesh axis over which the rows are sharded, inside `shard_map`.
+      backend: "auto", a name of `dispatch.BACKENDS`, or a `Backend`.
+
+    Returns:
+      loss and lse, f32 `[N]`.
+
+    Raises:
+      ValueError: wrong shapes or types, or a backend that cannot run.
+    """
+    check_arrays("softmax_loss", queries, items, targets, bias, softcap)
+    problem = dispatch.describe("softmax_loss", queries, items, bias=bias, softcap=softcap)
+    total, _ = place(items, num_items, axis_name)
+    fixed = total if isinstance(total, int) else None
+    counted = None if isinstance(total, int) else total
+    static = _Static(dispatch.choose(problem, backend), softcap, fixed, axis_name)
+    scale = jnp.asarray(logit_scale, jnp.float32)
+    # Replicated arguments are typed as varying where the queries are: the transpose of that
+    # step sums their gradients over the data axes.
+    axes = varying_axes(queries, targets)
+    rows_axes = axes | varying_axes(items)
+    return _loss(static, vary(queries, axes), vary(items, rows_axes), vary(targets, axes),
+                 None if bias is None else vary(bias, rows_axes), vary(scale, axes),
+                 counted)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _loss(static: _Static, queries: Array, items: Array, targets: Array, bias: Array | None,
+          scale: Array, num_items: Array | None) -> tuple[Array, Array]:
+    merged = _fold(static, queries, items, targets, bias, scale, num_items, False)
+    return _finish(merged)
+
+
+def _fold(static: _Static, queries: Array, items: Array, targets: Array, bias: Array | None,
+          scale: Array, num_items: Array | None, with_expected: bool) -> Partials:
+    count = static.num_items if num_items is None else num_items
+    items, queries, targets, bias, scale = align(items, queries, targets, bias, scale)
+    rule = score_rule(items, scale, bias, count, static.softcap, static.axis_name)
+    assert static.backend.forward is not None
+    parts = static.backend.forward(queries, items, targets, rule, with_expected=with_expected)
+    return merge(parts, static.axis_name)
+
+
+def merge(parts: Partials, axis_name: str | None) -> Partials:
+    """Partial sums of all shards of `axis_name` brought to one reference and added: O(N d)."""
+    if axis_name is None:
+        return parts
+    lowest = jnp.finfo(jnp.float32).min
+    # The reference of a shard without candidates means nothing and must not hide the others'.
+    m = jax.lax.pmax(jnp.where(parts.l_minus > 0, parts.m, lowest), axis_name)
+    factor = jnp.where(parts.l_minus > 0, jnp.exp(parts.m - m), 0.0)
+    l_minus = jax.lax.psum(parts.l_minus * factor, axis_name)
+    o_minus = None if parts.o_minus is None else jax.lax.psum(
+        parts.o_minus * factor[:, None], axis_name)
+    return Partials(m, l_minus, o_minus, jax.lax.pmax(parts.s_y, axis_name))
+
+
+def _finish(merged: Partials) -> tuple[Array, Array]:
+    others = jnp.log(merged.l_minus) + merged.m  # lse of all items but the label
+    return jax.nn.softplus(others - merged.s_y), jnp.logaddexp(others, merged.s_y)
+
+
+def label_factors(loss: Array, lse: Array, g: Array, z: Array, softcap: float | None) -> Array:
+    """d / d raw score of the label: (-g (1 - p_y) + z p_y) c'_y, exact as p_y -> 1. f32 `[N]`."""
+    factors = g * jnp.expm1(-loss) + z * jnp.exp(-loss)
+    if softcap is None:
+        return factors
+    s_y = jnp.where(jnp.isfinite(loss), lse - loss, 0.0)
+    return factors * (1 - jnp.square(s_y / softcap))
+
+
+def _loss_fwd(static: _Static, queries: Array, items: Array, targets: Array, bias: Array | None,
+              scale: Array, num_items: Array | None) -> Any:
+    merged = _fold(static, queries, items, targets, bias, scale, num_items, True)
+    assert merged.o_minus is not None
+    loss, lse = _finish(merged)
+    share = -jnp.expm1(-loss) / jnp.where(merged.l_minus > 0, merged.l_minus, 1.0)
+    expected = merged.o_minus * share[:, None]
+    residuals = _Residuals(queries, items, targets, bias, scale, num_items, lse, loss, expected)
+    return (loss, lse), residuals
+
+
+def _loss_bwd(static: _Static, kept: _Residuals, cotangents: tuple[Array, Array]) -> Any:
+    g, z = cotangents
+    at_label = label_factors(kept.loss, kept.lse, g, z, static.softcap)
+    count = static.num_items if kept.num_items is None else kept.num_items
+    items, queries, targets, bias, scale, lse, weight, label_weight = align(
+        kept.items, kept.queries, kept.targets, kept.bias, kept.scale, kept.lse, g + z, at_label)
+    rule = score_rule(items, scale, bias, count, static.softcap, static.axis_name)
+    label_rows = pick_rows(items, targets, rule.row_offset, static.axis_name)
+    d_raw = (g + z)[:, None] * kept.expected + at_label[:, None] * label_rows
+    d_scale = jnp.sum(kept.queries.astype(jnp.float32) * d_raw)
+    d_queries = (kept.scale * d_raw).astype(kept.queries.dtype)
+    assert static.backend.item_grad is not None
+    d_items, d_bias = static.backend.item_grad(
+        queries, items, targets, lse, weight, label_weight, rule)
+    if kept.bias is not None and d_bias is not None:
+        d_bias = d_bias.astype(kept.bias.dtype)
+    return d_queries, d_items.astype(kept.items.dtype), None, d_bias, d_scale, None
+
+
+_loss.defvjp(_loss_fwd, _loss_bwd)

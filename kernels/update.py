@@ -1,0 +1,85 @@
+"""The backward pass over the table with the optimizer step inside: no gradient of V x d exists."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from . import dispatch
+from .primitives import Array, Backend, RowUpdate, SparseRows
+from .shards import align, check_arrays, score_rule
+from .softmax import label_factors
+
+
+class Updated(NamedTuple):
+    """items: `[V, d]`, updated rows; state: their new state; d_bias: f32 `[V]`, None without one.
+
+    The bias is small, so its gradient is returned and not applied.
+    """
+
+    items: Array
+    state: Any
+    d_bias: Array | None
+
+
+def softmax_item_update(items: Array, state: Any, queries: Array, targets: Array, loss: Array,
+                        lse: Array, loss_grad: Array, lse_grad: Array, *, update: RowUpdate,
+                        hyper: Any = None, sparse: SparseRows | None = None,
+                        seed: Array | None = None, bias: Array | None = None,
+                        logit_scale: float | Array = 1.0, softcap: float | None = None,
+                        num_items: int | Array | None = None, axis_name: str | None = None,
+                        backend: str | Backend = "auto") -> Updated:
+    """Gradient of `softmax_loss` with respect to the rows, consumed tile by tile by `update`.
+
+    For a training step: compute `loss` and `lse` with `softmax_loss` on `stop_gradient(items)`;
+    get their cotangents by adding zeros to both and differentiating in those zeros; then call
+    this under `jit` with `items` and `state` donated, and they are updated in place:
+
+        def objective(params, zeros):
+            queries = encode(params)
+            loss, lse = softmax_loss(queries, stop_gradient(items), targets)
+            loss, lse = loss + zeros[0], lse + zeros[1]
+            return sum(weight * loss), (queries, loss, lse)
+
+    Micro-batches need no accumulator: concatenate what each of them gives along N. Rows from
+    `num_items` on get gradient 0, but `update` sees them (weight decay acts on them too).
+
+    Args:
+      items: `[V, d]`, f32 or bf16, the rows that `softmax_loss` saw.
+      state: pytree of arrays `[V, ...]`, the per-row state of `update`.
+      queries: `[N, d]`; targets: int `[N]`; loss, lse: f32 `[N]`: inputs and results of
+        `softmax_loss`.
+      loss_grad, lse_grad: f32 `[N]`, their cotangents.
+      update: row-wise optimizer step, see `RowUpdate`.
+      hyper: pytree of scalars for `update`.
+      sparse: gradients of some rows from elsewhere, added before `update` (tied embeddings).
+      seed: uint32 `[]` for stochastic rounding of bf16 rows; None rounds to nearest.
+      bias, logit_scale, softcap, num_items, axis_name, backend: as for `softmax_loss`. Inside
+        `shard_map` all arguments but items, state and bias are equal on all shards, and on all
+        data replicas of a shard (gather them first).
+
+    Raises:
+      ValueError: wrong shapes or types, or a backend that cannot run.
+    """
+    op = "softmax_item_update"
+    check_arrays(op, queries, items, targets, bias, softcap)
+    for name, array in (("loss", loss), ("lse", lse), ("loss_grad", loss_grad),
+                        ("lse_grad", lse_grad)):
+        if array.shape != targets.shape:
+            raise ValueError(f"{op}: {name} has shape {array.shape}; expected {targets.shape}")
+    if sparse is not None and sparse.grads.shape != (*sparse.ids.shape, items.shape[1]):
+        raise ValueError(f"{op}: sparse.grads have shape {sparse.grads.shape}; expected "
+                         f"{(*sparse.ids.shape, items.shape[1])}")
+    problem = dispatch.describe(op, queries, items, bias=bias, softcap=softcap)
+    chosen = dispatch.choose(problem, backend)
+    at_label = label_factors(loss, lse, loss_grad, lse_grad, softcap)
+    items, queries, targets, lse, weight, label_weight, bias, scale, ids, grads = align(
+        items, queries, targets, lse, loss_grad + lse_grad, at_label, bias,
+        jnp.asarray(logit_scale, jnp.float32), *(sparse or (None, None)))
+    sparse = None if sparse is None else SparseRows(ids, grads)
+    rule = score_rule(items, scale, bias, num_items, softcap, axis_name)
+    assert chosen.item_update is not None
+    return Updated(*chosen.item_update(
+        queries, items, state, targets, lse, weight, label_weight, rule, update=update,
+        hyper=hyper, sparse=sparse, seed=seed))
