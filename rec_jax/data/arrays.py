@@ -1,0 +1,89 @@
+"""Flat files of interactions, read and written in chunks with plain file calls.
+
+No memory maps here: pages of a mapped file count as the process's memory, and a job that walks
+through gigabytes should stay small.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+CHUNK_ROWS = 4_000_000
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Interactions as headerless little files of one type.
+
+    users: int32 codes; items: int32 codes; times: int64 seconds, or None.
+    """
+
+    users: Path
+    items: Path
+    times: Path | None
+
+    @classmethod
+    def named(cls, folder: Path, name: str, times: bool) -> Rows:
+        return cls(folder / f"{name}.users", folder / f"{name}.items",
+                   folder / f"{name}.times" if times else None)
+
+    def count(self) -> int:
+        """Number of rows."""
+        return self.users.stat().st_size // 4
+
+    def read(self, start: int, stop: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32],
+                                                   npt.NDArray[np.int64] | None]:
+        """(users, items, times) of rows [start, stop)."""
+        return (read_flat(self.users, np.int32, start, stop),
+                read_flat(self.items, np.int32, start, stop),
+                read_flat(self.times, np.int64, start, stop) if self.times else None)
+
+    def delete(self) -> None:
+        for path in (self.users, self.items, self.times):
+            if path:
+                path.unlink(missing_ok=True)
+
+
+def read_flat(path: Path, dtype: Any, start: int, stop: int) -> npt.NDArray[Any]:
+    """Elements [start, stop) of a headerless file."""
+    return np.fromfile(path, dtype, stop - start, offset=start * np.dtype(dtype).itemsize)
+
+
+def chunks(length: int, size: int | None = None) -> Iterator[tuple[int, int]]:
+    """(start, stop) pairs that cover [0, length)."""
+    size = size or CHUNK_ROWS
+    for start in range(0, length, size):
+        yield start, min(start + size, length)
+
+
+class NpyWriter:
+    """A one-dimensional `.npy` file of known length, written chunk by chunk and hashed."""
+
+    def __init__(self, path: Path, dtype: Any, length: int) -> None:
+        self._dtype = np.dtype(dtype)
+        self._left = length
+        self._hash = hashlib.sha256()
+        self._file = path.open("wb")
+        np.lib.format.write_array_header_1_0(self._file, {
+            "descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False,
+            "shape": (length,)})
+
+    def write(self, values: npt.NDArray[Any]) -> None:
+        data = np.ascontiguousarray(values, self._dtype)
+        self._left -= len(data)
+        self._hash.update(data)
+        data.tofile(self._file)
+
+    def close(self) -> str:
+        """Hex sha256 of the values. A file that is not full is a fault of the caller's."""
+        self._file.close()
+        if self._left:
+            raise RuntimeError(f"{self._left} values were not written")
+        return self._hash.hexdigest()

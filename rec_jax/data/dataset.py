@@ -1,0 +1,229 @@
+"""A prepared dataset: interactions of users in time order, memory-mapped.
+
+    items.npy             int32 [N]    item index, sorted by user, then by time (stable)
+    offsets.npy           int64 [U+1]  the interactions of user u are [offsets[u], offsets[u+1])
+    times.npy             int64 [N]    seconds; only where the source has times
+    train_end.npy         int64 [U]    absolute position at which user u's training part ends
+    valid_end.npy         int64 [U]    absolute position at which user u's validation part ends
+    item_vocab.parquet    index, id, count, train_count[, title][, text]
+    user_vocab.parquet    index, id
+    meta.json             counts, filters, sources and their hashes, split, bad rows
+
+Items are numbered by falling count in the training part (ties: first seen first), so that a
+small index means a popular item; users in the order in which the source first names them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from rec_jax.errors import InputError
+
+FORMAT_VERSION = 1
+Period = Literal["valid", "test"]
+Int32s = npt.NDArray[np.int32]
+Int64s = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset folder, opened by `Dataset.open`; arrays are read from disk when touched.
+
+    items: int32 [N]; offsets: int64 [U+1]; times: int64 [N] seconds or None;
+    train_end, valid_end: int64 [U], absolute positions in `items`.
+    """
+
+    folder: Path
+    meta: dict[str, Any]
+    items: Int32s
+    offsets: Int64s
+    train_end: Int64s
+    valid_end: Int64s
+    times: Int64s | None = None
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Dataset:
+        """Open `folder`, checking that its files belong together.
+
+        Raises:
+          InputError: no dataset folder, another format version, or files that are missing,
+            truncated or of the wrong size.
+        """
+        folder = Path(folder)
+        meta = _read_meta(folder)
+        users, count = int(meta["num_users"]), int(meta["num_interactions"])
+        offsets = _open_array(folder, "offsets", np.int64, users + 1)
+        if offsets[0] != 0 or offsets[-1] != count:
+            raise InputError(f"{folder}/offsets.npy ends at {offsets[-1]}, but meta.json counts "
+                             f"{count} interactions; prepare the dataset again")
+        for name in ("item_vocab.parquet", "user_vocab.parquet"):
+            _check_vocab(folder / name,
+                         int(meta["num_items"]) if name.startswith("item") else users)
+        return cls(
+            folder=folder,
+            meta=meta,
+            items=_open_array(folder, "items", np.int32, count),
+            offsets=offsets,
+            train_end=_open_array(folder, "train_end", np.int64, users),
+            valid_end=_open_array(folder, "valid_end", np.int64, users),
+            times=_open_array(folder, "times", np.int64, count) if meta["has_times"] else None,
+        )
+
+    @property
+    def num_users(self) -> int:
+        return int(self.meta["num_users"])
+
+    @property
+    def num_items(self) -> int:
+        return int(self.meta["num_items"])
+
+    @property
+    def num_interactions(self) -> int:
+        return int(self.meta["num_interactions"])
+
+    @property
+    def split_hash(self) -> str:
+        """Hash of the interactions and of both ends of the split: part of every protocol."""
+        return str(self.meta["split_hash"])
+
+    def history(self, user: int) -> Int32s:
+        """All items of user `user` in time order: int32 [n]."""
+        if not 0 <= user < self.num_users:
+            raise InputError(f"user index {user} is outside 0..{self.num_users - 1}")
+        return self.items[self.offsets[user]:self.offsets[user + 1]]
+
+    def split_bounds(self, users: npt.ArrayLike | None = None) -> tuple[Int64s, Int64s, Int64s]:
+        """(train_end, valid_end, end), absolute positions in `items`: int64 [U] or [len(users)].
+
+        With start = offsets[u], user u trains on [start, train_end), is validated on
+        [train_end, valid_end) and tested on [valid_end, end).
+        """
+        if users is None:
+            return self.train_end, self.valid_end, self.offsets[1:]
+        index = np.asarray(users, np.int64)
+        return self.train_end[index], self.valid_end[index], self.offsets[index + 1]
+
+    def targets(self, which: Period) -> tuple[Int64s, Int32s, Int64s]:
+        """Who is evaluated in a period, and on what.
+
+        Returns:
+          users int64 [M] in rising order; the item each meets first in the period, int32 [M];
+          and history_end int64 [M]: the history is `items[offsets[user]:history_end]`, that is
+          everything before the target. Users without anything before it are left out.
+        """
+        if which not in ("valid", "test"):
+            raise InputError(f"period {which!r} is not one of 'valid', 'test'")
+        begin, end = ((self.train_end, self.valid_end) if which == "valid"
+                      else (self.valid_end, self.offsets[1:]))
+        users = np.flatnonzero((end > begin) & (begin > self.offsets[:-1])).astype(np.int64)
+        position = np.asarray(begin[users])
+        return users, np.asarray(self.items[position]), position
+
+    def popularity(self) -> Int64s:
+        """Count of each item in the training part: int64 [V], falling."""
+        return self._item_vocab("train_count")["train_count"].to_numpy()
+
+    def item_ids(self) -> pl.Series:
+        """The ids of the source as text, by item index: [V]."""
+        return self._item_vocab("id")["id"]
+
+    def user_ids(self) -> pl.Series:
+        """The ids of the source as text, by user index: [U]."""
+        return self._user_vocab["id"]
+
+    def titles(self) -> pl.Series | None:
+        """Titles by item index, null where an item has none; None if the dataset has no titles."""
+        if "title" not in self.meta["item_columns"]:
+            return None
+        return self._item_vocab("title")["title"]
+
+    def item_index(self, ids: Iterable[object]) -> Int32s:
+        """Indices of the items with these ids (as in the source; numbers are taken as text).
+
+        Raises:
+          InputError: naming the first id that the vocabulary lacks, and the nearest ones.
+        """
+        return self._look_up("item", self.item_ids(), ids).astype(np.int32)
+
+    def user_index(self, ids: Iterable[object]) -> Int64s:
+        """Indices of the users with these ids: int64; raises as `item_index` does."""
+        return self._look_up("user", self.user_ids(), ids)
+
+    def _item_vocab(self, *columns: str) -> pl.DataFrame:
+        return pl.read_parquet(self.folder / "item_vocab.parquet", columns=list(columns))
+
+    @cached_property
+    def _user_vocab(self) -> pl.DataFrame:
+        return pl.read_parquet(self.folder / "user_vocab.parquet")
+
+    def _look_up(self, kind: str, known: pl.Series, ids: Iterable[object]) -> Int64s:
+        wanted = [str(value) for value in ([ids] if isinstance(ids, str) else ids)]
+        frame = pl.DataFrame({"id": wanted}, schema={"id": pl.String})
+        vocab = known.to_frame("id").with_row_index("index")
+        found = frame.join(vocab, on="id", how="left", maintain_order="left")["index"]
+        if found.null_count():
+            missing = wanted[int(found.is_null().arg_max() or 0)]
+            near = _nearest(missing, known)
+            hint = f"; nearest: {', '.join(map(repr, near))}" if near else ""
+            raise InputError(f"{kind} id {missing!r} is not in the vocabulary of "
+                             f"{self.folder}{hint}")
+        return found.cast(pl.Int64).to_numpy()
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    path = folder / "meta.json"
+    if not path.is_file():
+        raise InputError(f"{folder} is not a dataset folder: it has no meta.json; "
+                         "expected the output of `rec-jax prepare`")
+    try:
+        meta = json.loads(path.read_text())
+        version = meta["format_version"]
+        _ = [meta[key] for key in ("num_users", "num_items", "num_interactions", "has_times",
+                                   "split_hash", "item_columns")]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({error}); prepare the dataset again") from None
+    if version != FORMAT_VERSION:
+        raise InputError(f"{folder} has format version {version}, expected {FORMAT_VERSION}; "
+                         "prepare the dataset again")
+    return dict(meta)
+
+
+def _open_array(folder: Path, name: str, dtype: type[np.generic], length: int) -> Any:
+    path = folder / f"{name}.npy"
+    try:
+        array = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} is missing or truncated ({error}); "
+                         "prepare the dataset again") from None
+    if array.dtype != dtype or array.shape != (length,):
+        raise InputError(f"{path} holds {array.dtype} {list(array.shape)}, expected "
+                         f"{np.dtype(dtype)} [{length}]; prepare the dataset again")
+    return array
+
+
+def _check_vocab(path: Path, length: int) -> None:
+    try:
+        rows = int(pl.scan_parquet(path).select(pl.len()).collect().item())
+    except (OSError, pl.exceptions.PolarsError) as error:
+        cause = str(error).splitlines()[0]
+        raise InputError(f"{path} is missing or truncated ({cause}); "
+                         "prepare the dataset again") from None
+    if rows != length:
+        raise InputError(f"{path} has {rows} rows, expected {length}; prepare the dataset again")
+
+
+def _nearest(missing: str, known: pl.Series, most: int = 20_000) -> Sequence[str]:
+    """Up to three similar ids; only ids of about the same length are compared, at most `most`."""
+    length = len(missing)
+    like = known.filter(known.str.len_chars().is_between(length - 2, length + 2)).head(most)
+    return difflib.get_close_matches(missing, like.to_list(), n=3, cutoff=0.5)

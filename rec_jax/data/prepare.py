@@ -1,0 +1,248 @@
+"""Interactions in files -> a dataset folder (see `rec_jax.data.dataset`).
+
+    read and code the ids -> sort by user and time -> drop duplicates -> k-core -> split
+    -> number items by popularity -> write
+
+Rows live in flat files between the stages, so memory is bounded by the vocabularies and by
+`memory_rows`, not by the number of interactions. The folder appears at once, when complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from rec_jax.data.arrays import NpyWriter
+from rec_jax.data.dataset import FORMAT_VERSION
+from rec_jax.data.filters import Kept, add_counts, k_core
+from rec_jax.data.ingest import Counts, Ingested, ingest
+from rec_jax.data.item_text import read_item_text
+from rec_jax.data.prepare_config import Columns, Filters, ItemFile, PrepareConfig, Split
+from rec_jax.data.sorting import sort_rows
+from rec_jax.data.split import by_time, leave_one_out, split_instants
+from rec_jax.errors import InputError
+
+__all__ = ["Columns", "Filters", "ItemFile", "PrepareConfig", "Report", "Split", "prepare"]
+
+Int64s = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `prepare` did.
+
+    rows: read from the sources, blank lines included; bad: skipped, `bad_reasons` says why and
+    `bad_lines` where the first few are ("file:line: reason").
+    """
+
+    out: str
+    users: int
+    items: int
+    interactions: int
+    rows: int
+    blank: int
+    bad: int
+    bad_reasons: dict[str, int]
+    bad_lines: tuple[str, ...]
+    below_min_rating: int
+    duplicates: int
+    outside_core: int
+    valid_users: int
+    test_users: int
+    split_hash: str
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+
+def prepare(config: PrepareConfig) -> Report:
+    """Make the dataset folder `config.out`.
+
+    Raises:
+      InputError: a source that cannot be read, a missing column, too many bad rows, nothing
+        left after the filters, or an output folder that exists.
+    """
+    began = time.monotonic()
+    out = Path(config.out)
+    _check_free(out, config.overwrite)
+    with _appearing(out) as folder:
+        work = folder / "work"
+        work.mkdir()
+        found = ingest(config, work)
+        counts = found.counts
+        if not found.users.size:
+            raise InputError(f"{', '.join(config.sources)}: no interactions "
+                             f"({counts.rows} rows, {counts.bad} bad, "
+                             f"{counts.below_min_rating} below min_rating)")
+        rows, duplicates = sort_rows(found.rows, found.users.size, work, config.memory_rows,
+                                     config.filters.duplicates)
+        kept = k_core(rows, found.users.size, found.items.size, config.filters.user_core,
+                      config.filters.item_core)
+        if not kept.users.any():
+            raise InputError(f"no interactions are left after the filters: the "
+                             f"({config.filters.user_core}, {config.filters.item_core})-core of "
+                             f"{rows.count()} interactions is empty")
+        meta = _write(config, found, kept, folder)
+        meta["bad_rows"] = {"count": counts.bad, "reasons": counts.reasons,
+                            "first": counts.bad_lines}
+        (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+        outside_core = rows.count() - meta["num_interactions"]
+        shutil.rmtree(work)
+    return _report(out, meta, counts, duplicates, outside_core, time.monotonic() - began)
+
+
+def _write(config: PrepareConfig, found: Ingested, kept: Kept, folder: Path) -> dict[str, Any]:
+    """All files but `meta.json`, whose content is returned."""
+    by_user, by_item = kept.counts()
+    users = np.flatnonzero(kept.users)
+    offsets = np.concatenate([[0], np.cumsum(by_user[users])]).astype(np.int64)
+    train_end, valid_end, split = _split(config, kept, users, offsets)
+    in_training = _training_counts(kept, users, offsets, train_end)
+    items = np.flatnonzero(kept.items)
+    items = items[np.argsort(-in_training[items], kind="stable")]
+
+    hashes = _write_arrays(kept, items, offsets, train_end, valid_end, folder)
+    _write_vocab(folder / "user_vocab.parquet", found.users.ids().gather(users))
+    ids = found.items.ids().gather(items)
+    columns = {"count": by_item[items], "train_count": in_training[items]}
+    text = read_item_text(config.item_file, ids) if config.item_file else pl.DataFrame()
+    vocab = _write_vocab(folder / "item_vocab.parquet", ids, columns, text)
+    return {
+        "format_version": FORMAT_VERSION,
+        "num_users": len(users),
+        "num_items": len(items),
+        "num_interactions": int(offsets[-1]),
+        "num_valid": int(((valid_end > train_end) & (train_end > offsets[:-1])).sum()),
+        "num_test": int(((offsets[1:] > valid_end) & (valid_end > offsets[:-1])).sum()),
+        "has_times": kept.rows.times is not None,
+        "item_columns": vocab.columns,
+        "split": split,
+        "split_hash": _split_hash(hashes),
+        "hashes": hashes,
+        "filters": dataclasses.asdict(config.filters),
+        "columns": dataclasses.asdict(config.columns),
+        "sources": [{"name": Path(source).name, "bytes": Path(source).stat().st_size,
+                     "sha256": _file_hash(Path(source))} for source in config.sources],
+        "item_order": "falling count in the training part, then first appearance",
+    }
+
+
+def _split(config: PrepareConfig, kept: Kept, users: Int64s, offsets: Int64s,
+           ) -> tuple[Int64s, Int64s, dict[str, Any]]:
+    if config.split.kind == "leave_one_out":
+        return *leave_one_out(offsets), {"kind": "leave_one_out", "fewest_items": 3}
+    instants = split_instants(kept, config.split, int(offsets[-1]))
+    description = {"kind": "time", "valid_time": instants[0], "test_time": instants[1]}
+    return *by_time(kept, users, offsets, instants), description
+
+
+def _training_counts(kept: Kept, users: Int64s, offsets: Int64s, train_end: Int64s) -> Int64s:
+    """Interactions of each item code in the training part: int64 [item codes]."""
+    counts = np.zeros(len(kept.items), np.int64)
+    ends = np.zeros(len(kept.users), np.int64)
+    ends[users] = train_end
+    position = 0
+    for codes, items, _ in kept.walk():
+        at = np.arange(position, position + len(codes))
+        add_counts(counts, items[at < ends[codes]])
+        position += len(codes)
+    return counts
+
+
+def _write_arrays(kept: Kept, items: Int64s, offsets: Int64s, train_end: Int64s,
+                  valid_end: Int64s, folder: Path) -> dict[str, str]:
+    """The `.npy` files; returns the sha256 of each one's values."""
+    count = int(offsets[-1])
+    index = np.zeros(len(kept.items), np.int32)
+    index[items] = np.arange(len(items), dtype=np.int32)
+    item_file = NpyWriter(folder / "items.npy", np.int32, count)
+    time_file = (NpyWriter(folder / "times.npy", np.int64, count) if kept.rows.times else None)
+    for _, codes, times in kept.walk():
+        item_file.write(index[codes])
+        if time_file and times is not None:
+            time_file.write(times)
+    hashes = {"items": item_file.close()}
+    if time_file:
+        hashes["times"] = time_file.close()
+    for name, values in (("offsets", offsets), ("train_end", train_end),
+                         ("valid_end", valid_end)):
+        file = NpyWriter(folder / f"{name}.npy", np.int64, len(values))
+        file.write(values)
+        hashes[name] = file.close()
+    return hashes
+
+
+def _write_vocab(path: Path, ids: pl.Series, counts: dict[str, Int64s] | None = None,
+                 text: pl.DataFrame | None = None) -> pl.DataFrame:
+    index = pl.int_range(len(ids), dtype=pl.Int64, eager=True).alias("index")
+    frame = pl.DataFrame([index, ids.alias("id")]).with_columns(
+        pl.Series(name, values) for name, values in (counts or {}).items())
+    if text is not None and text.width:
+        frame = frame.hstack(text)
+    frame.write_parquet(path)
+    return frame
+
+
+def _split_hash(hashes: dict[str, str]) -> str:
+    parts = [hashes[name] for name in ("items", "offsets", "train_end", "valid_end")]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_free(out: Path, overwrite: bool) -> None:
+    if not out.exists():
+        return
+    if not overwrite:
+        raise InputError(f"{out} exists; give another output folder, or overwrite = true")
+    if not (out / "meta.json").is_file():
+        raise InputError(f"{out} is no dataset folder and will not be overwritten")
+
+
+@contextlib.contextmanager
+def _appearing(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out` that becomes `out` at the end, or vanishes on an error."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if out.exists():
+            old = temporary.with_suffix(".old")
+            os.replace(out, old)
+            os.replace(temporary, out)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _report(out: Path, meta: dict[str, Any], counts: Counts, duplicates: int, outside_core: int,
+            seconds: float) -> Report:
+    return Report(
+        out=str(out), users=meta["num_users"], items=meta["num_items"],
+        interactions=meta["num_interactions"], rows=counts.rows, blank=counts.blank,
+        bad=counts.bad, bad_reasons=counts.reasons, bad_lines=tuple(counts.bad_lines),
+        below_min_rating=counts.below_min_rating, duplicates=duplicates,
+        outside_core=outside_core, valid_users=meta["num_valid"], test_users=meta["num_test"],
+        split_hash=meta["split_hash"], seconds=round(seconds, 3))

@@ -1,0 +1,140 @@
+"""What `prepare` can be told: where the interactions are, what their columns mean, what to keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rec_jax.errors import InputError
+
+Format = Literal["auto", "csv", "tsv", "parquet", "pairs", "lists"]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the source's columns; `name:type` headers go by the part before the colon.
+
+    time: orders a user's interactions; none: the order of the file does.
+    time_unit: of numeric times; dates as text are read as ISO 8601 or by `time_format`.
+    """
+
+    user: str = "user_id"
+    item: str = "item_id"
+    time: str | None = None
+    rating: str | None = None
+    time_unit: Literal["s", "ms", "us", "ns"] = "s"
+    time_format: str | None = None
+
+
+@dataclass(frozen=True)
+class ItemFile:
+    """A file that describes items, joined to the vocabulary by id.
+
+    path: CSV, TSV or Parquet with a header (see `names` for files without one).
+    names: column names in order, for a file without a header; empty: the first line is one.
+    separator: between fields; none: by the file's suffix.
+    """
+
+    path: str
+    id: str = "item_id"
+    title: str | None = None
+    text: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    separator: str | None = None
+    encoding: str = "utf-8"
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What is kept. Order: rating, duplicates, cores.
+
+    min_rating: interactions below it are dropped.
+    duplicates: of a (user, item) pair that occurs more than once, keep all, the first or the
+      last in time order.
+    user_core, item_core: users with fewer interactions and items with fewer interactions are
+      dropped, again and again until nothing changes (k-core).
+    """
+
+    min_rating: float | None = None
+    duplicates: Literal["all", "first", "last"] = "all"
+    user_core: int = 1
+    item_core: int = 1
+
+    def __post_init__(self) -> None:
+        if self.user_core < 1 or self.item_core < 1:
+            raise InputError(f"user_core = {self.user_core}, item_core = {self.item_core}; "
+                             "expected at least 1")
+
+
+@dataclass(frozen=True)
+class Split:
+    """How each user's history is cut into train, validation and test.
+
+    leave_one_out: the last item is the test target, the one before it the validation target;
+      users with fewer than three items only train, as in SASRec (Kang and McAuley, 2018).
+    time: two instants for everybody: train < valid_time <= validation < test_time <= test.
+    valid_time, test_time: seconds; none: the quantiles of all interactions' times.
+    """
+
+    kind: Literal["leave_one_out", "time"] = "leave_one_out"
+    valid_quantile: float = 0.8
+    test_quantile: float = 0.9
+    valid_time: int | None = None
+    test_time: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.valid_quantile <= self.test_quantile < 1.0:
+            raise InputError(f"split quantiles are {self.valid_quantile}, {self.test_quantile}; "
+                             "expected 0 < valid_quantile <= test_quantile < 1")
+        if (self.valid_time is None) != (self.test_time is None):
+            raise InputError("split.valid_time and split.test_time must be given together")
+        if (self.valid_time is not None and self.test_time is not None
+                and self.valid_time > self.test_time):
+            raise InputError(f"split.valid_time = {self.valid_time} comes after "
+                             f"split.test_time = {self.test_time}")
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """A whole `prepare` job.
+
+    source: one file, or several that are read one after the other.
+    out: dataset folder to make; it must not exist, unless `overwrite`.
+    format: `pairs` is one "user item" pair a line, `lists` a user a line ("user item item
+      ..."), both without header; csv, tsv and parquet have named columns. Text files may be
+      compressed (.gz). auto: by the suffix.
+    separator, quote, encoding: of text files; none: by the format.
+    names: column names in order, for a text file without a header.
+    max_bad_share: rows that cannot be read (a field missing, a number unparsable) are counted
+      and skipped; more than this share of them stops the job.
+    memory_rows: rows sorted in memory at once; it bounds memory, not the result.
+    """
+
+    source: str | tuple[str, ...]
+    out: str
+    format: Format = "auto"
+    columns: Columns = field(default_factory=Columns)
+    separator: str | None = None
+    quote: bool | None = None
+    encoding: str = "utf-8"
+    names: tuple[str, ...] = ()
+    item_file: ItemFile | None = None
+    filters: Filters = field(default_factory=Filters)
+    split: Split = field(default_factory=Split)
+    max_bad_share: float = 0.01
+    memory_rows: int = 8_000_000
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise InputError("source is empty; expected at least one file")
+        if not 0.0 <= self.max_bad_share <= 1.0:
+            raise InputError(f"max_bad_share is {self.max_bad_share}; expected 0 to 1")
+        if self.memory_rows < 1:
+            raise InputError(f"memory_rows is {self.memory_rows}; expected at least 1")
+        if self.filters.min_rating is not None and self.columns.rating is None:
+            raise InputError("filters.min_rating needs columns.rating")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,) if isinstance(self.source, str) else tuple(self.source)

@@ -1,0 +1,139 @@
+"""Sort interactions by user, then by time, without holding them all in memory.
+
+Users are cut into ranges of at most `memory_rows` interactions; rows are first dealt to the
+range of their user, in file order, and each range is then sorted in memory. Sorting is stable:
+the order of the file breaks ties.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from rec_jax.data.arrays import Rows, chunks
+
+Codes = npt.NDArray[np.int32]
+Duplicates = Literal["all", "first", "last"]
+
+
+def sort_rows(rows: Rows, num_users: int, folder: Path, memory_rows: int,
+              duplicates: Duplicates = "all") -> tuple[Rows, int]:
+    """`rows` sorted by (user, time, file order), duplicates removed; the input is deleted.
+
+    Returns:
+      the sorted rows and the number of duplicates dropped.
+    """
+    starts, users = user_ranges(count_users(rows, num_users), memory_rows)
+    dealt = rows if len(starts) == 2 else _deal(rows, starts, users, folder)
+    result = Rows.named(folder, "sorted", times=rows.times is not None)
+    dropped = 0
+    with result.users.open("wb") as user_file, result.items.open("wb") as item_file:
+        time_file = result.times.open("wb") if result.times else None
+        try:
+            for start, stop in zip(starts[:-1], starts[1:], strict=True):
+                part = _sorted(*dealt.read(int(start), int(stop)))
+                user, item, time = _without_duplicates(*part, duplicates)
+                dropped += int(stop - start) - len(user)
+                user.tofile(user_file)
+                item.tofile(item_file)
+                if time_file and time is not None:
+                    time.tofile(time_file)
+        finally:
+            if time_file:
+                time_file.close()
+    dealt.delete()
+    return result, dropped
+
+
+def count_users(rows: Rows, num_users: int) -> npt.NDArray[np.int64]:
+    """Interactions of each user: int64 [num_users]."""
+    counts = np.zeros(num_users, np.int64)
+    for start, stop in chunks(rows.count()):
+        users, _, _ = rows.read(start, stop)
+        counts += np.bincount(users, minlength=num_users)
+    return counts
+
+
+def user_ranges(counts: npt.NDArray[np.int64], memory_rows: int,
+                ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Cut users into consecutive ranges of at most `memory_rows` rows (or one user).
+
+    Returns:
+      row positions [R+1] and the last user of each range [R].
+    """
+    ends = np.cumsum(counts)
+    starts, last = [0], []
+    while starts[-1] < (int(ends[-1]) if len(ends) else 0):
+        begin = starts[-1]
+        user = int(np.searchsorted(ends, begin + memory_rows, side="right")) - 1
+        first = int(np.searchsorted(ends, begin, side="right"))
+        user = max(user, first)
+        last.append(user)
+        starts.append(int(ends[user]))
+    return np.array(starts, np.int64), np.array(last, np.int64)
+
+
+def _deal(rows: Rows, starts: npt.NDArray[np.int64], last: npt.NDArray[np.int64], folder: Path,
+          ) -> Rows:
+    """Rows of one range of users beside each other, file order kept within a range."""
+    result = Rows.named(folder, "dealt", times=rows.times is not None)
+    paths = [path for path in (result.users, result.items, result.times) if path]
+    files = [os.open(path, os.O_CREAT | os.O_WRONLY, 0o644) for path in paths]
+    cursor = starts[:-1].copy()
+    try:
+        for begin, end in chunks(rows.count()):
+            parts = [part for part in rows.read(begin, end) if part is not None]
+            belongs = np.searchsorted(last, parts[0]).astype(np.uint16)
+            order = np.argsort(belongs, kind="stable")
+            size = np.bincount(belongs, minlength=len(last))
+            stop = np.cumsum(size)
+            for part, file in zip(parts, files, strict=True):
+                dealt = part[order]
+                for index in np.flatnonzero(size):
+                    piece = dealt[stop[index] - size[index]:stop[index]]
+                    _write_at(file, piece, int(cursor[index]) * piece.itemsize)
+            cursor += size
+    finally:
+        for file in files:
+            os.close(file)
+    rows.delete()
+    return result
+
+
+def _write_at(file: int, values: npt.NDArray[np.generic], offset: int) -> None:
+    view = memoryview(values).cast("B")
+    while view:
+        written = os.pwrite(file, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _sorted(users: Codes, items: Codes, times: npt.NDArray[np.int64] | None,
+            ) -> tuple[Codes, Codes, npt.NDArray[np.int64] | None]:
+    step = np.diff(users)
+    in_order = step > 0
+    if times is None:
+        in_order |= step == 0
+    else:
+        in_order |= (step == 0) & (np.diff(times) >= 0)
+    if in_order.all():
+        return users, items, times
+    if times is None:
+        order = np.argsort(users, kind="stable")
+        return users[order], items[order], None
+    frame = pl.DataFrame({"user": users, "time": times})
+    order = frame.select(pl.arg_sort_by("user", "time", maintain_order=True)).to_series().to_numpy()
+    return users[order], items[order], times[order]
+
+
+def _without_duplicates(users: Codes, items: Codes, times: npt.NDArray[np.int64] | None,
+                        rule: Duplicates) -> tuple[Codes, Codes, npt.NDArray[np.int64] | None]:
+    if rule == "all":
+        return users, items, times
+    pair = pl.Series((users.astype(np.int64) << 31) | items)
+    keep = (pair.is_first_distinct() if rule == "first" else pair.is_last_distinct()).to_numpy()
+    return users[keep], items[keep], None if times is None else times[keep]

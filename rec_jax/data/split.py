@@ -1,0 +1,82 @@
+"""Cut each history into train, validation and test."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from rec_jax.data.filters import Kept, add_counts
+from rec_jax.data.prepare_config import Split
+from rec_jax.errors import InputError
+
+Int64s = npt.NDArray[np.int64]
+_BINS = 1 << 20
+
+
+def leave_one_out(offsets: Int64s) -> tuple[Int64s, Int64s]:
+    """(train_end, valid_end), absolute positions: the last item is test, the one before valid.
+
+    Users with fewer than three items have neither: all that they have is for training.
+    """
+    end = offsets[1:]
+    enough = np.diff(offsets) >= 3
+    return end - 2 * enough, end - 1 * enough
+
+
+def by_time(kept: Kept, users: Int64s, offsets: Int64s, instants: tuple[int, int],
+            ) -> tuple[Int64s, Int64s]:
+    """(train_end, valid_end): what lies before the first and before the second instant.
+
+    users: codes of the kept users in the order of `offsets`; instants: seconds.
+    """
+    before = [np.zeros(len(kept.users), np.int64) for _ in instants]
+    for codes, _, times in kept.walk():
+        assert times is not None
+        for counts, instant in zip(before, instants, strict=True):
+            add_counts(counts, codes[times < instant])
+    return offsets[:-1] + before[0][users], offsets[:-1] + before[1][users]
+
+
+def split_instants(kept: Kept, split: Split, count: int) -> tuple[int, int]:
+    """The two instants of a global-time split, in seconds: given, or quantiles of the times.
+
+    Raises:
+      InputError: the source has no times, or one period would be empty.
+    """
+    if kept.rows.times is None:
+        raise InputError("split.kind = 'time' needs columns.time")
+    if split.valid_time is not None and split.test_time is not None:
+        return split.valid_time, split.test_time
+    return (time_at_rank(kept, int(split.valid_quantile * count)),
+            time_at_rank(kept, int(split.test_quantile * count)))
+
+
+def time_at_rank(kept: Kept, rank: int) -> int:
+    """The time that has `rank` smaller or equal ones before it in sorted order.
+
+    A histogram over the range of the times, refined within the bin that holds the rank: two or
+    three walks and constant memory.
+    """
+    low, high = _range(kept)
+    while low < high:
+        width = (high - low) // _BINS + 1
+        counts = np.zeros((high - low) // width + 1, np.int64)
+        below = 0
+        for _, _, times in kept.walk():
+            assert times is not None
+            below += int((times < low).sum())
+            inside = times[(times >= low) & (times <= high)]
+            counts += np.bincount((inside - low) // width, minlength=len(counts))
+        index = int(np.searchsorted(np.cumsum(counts), rank - below, side="right"))
+        index = min(index, len(counts) - 1)
+        low, high = low + index * width, min(low + (index + 1) * width - 1, high)
+    return low
+
+
+def _range(kept: Kept) -> tuple[int, int]:
+    lows, highs = [], []
+    for _, _, times in kept.walk():
+        if times is not None and len(times):
+            lows.append(int(times.min()))
+            highs.append(int(times.max()))
+    return min(lows), max(highs)
