@@ -78,7 +78,7 @@ class NpyWriter:
     def write(self, values: npt.NDArray[Any]) -> None:
         data = np.ascontiguousarray(values, self._dtype)
         self._left -= len(data)
-        self._hash.update(data)
+        self._hash.update(data.data)
         data.tofile(self._file)
 
     def close(self) -> str:

@@ -7,9 +7,10 @@ the order of the file breaks ties.
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +36,7 @@ def sort_rows(rows: Rows, num_users: int, folder: Path, memory_rows: int,
     with result.users.open("wb") as user_file, result.items.open("wb") as item_file:
         time_file = result.times.open("wb") if result.times else None
         try:
-            for start, stop in zip(starts[:-1], starts[1:], strict=True):
+            for start, stop in itertools.pairwise(starts):
                 part = _sorted(*dealt.read(int(start), int(stop)))
                 user, item, time = _without_duplicates(*part, duplicates)
                 dropped += int(stop - start) - len(user)
@@ -105,8 +106,8 @@ def _deal(rows: Rows, starts: npt.NDArray[np.int64], last: npt.NDArray[np.int64]
     return result
 
 
-def _write_at(file: int, values: npt.NDArray[np.generic], offset: int) -> None:
-    view = memoryview(values).cast("B")
+def _write_at(file: int, values: npt.NDArray[Any], offset: int) -> None:
+    view = np.ascontiguousarray(values).data.cast("B")
     while view:
         written = os.pwrite(file, view, offset)
         view, offset = view[written:], offset + written

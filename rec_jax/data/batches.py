@@ -1,0 +1,252 @@
+"""Batches of one static shape from a dataset: packed, shuffled, and resumable to the bit.
+
+Everything about step s is a function of (dataset, settings, seed, s): the packing follows from
+the histogram of lengths, the row of an epoch and the users in it from two computed
+permutations. So the position in the data is one number, any step can be asked for directly,
+and each of several processes makes only its own rows of the same batch.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Generator, Iterator
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from rec_jax.data.dataset import Dataset
+from rec_jax.data.packing import Packing, no_packing, pack
+from rec_jax.data.permutation import key, permuted
+from rec_jax.data.segments import (
+    Part,
+    Segments,
+    Window,
+    count_lengths,
+    find_segments,
+    part_end,
+)
+from rec_jax.errors import InputError
+
+Batch = dict[str, npt.NDArray[Any]]
+T = TypeVar("T")
+
+
+class BatchStream(Iterator[Batch]):
+    """An endless iterator of batches of `rows` rows of `length` positions.
+
+    A batch is a dict of arrays [rows / share count, length]:
+      items: int32, input item; 0 where there is none.
+      targets: int32, the item that follows it; -1 where there is none.
+      segments: int32, 0 where a position is empty, else 1, 2, .. for the users of a row.
+      positions: int32, 0, 1, .. within a segment; 0 where there is none.
+      times: int64 seconds of the input, only with `times=True`; 0 where there is none.
+
+    An epoch uses each target once. Epochs follow each other without a gap: a batch at the border
+    holds the last rows of one and the first of the next, so every batch is full. Users with a
+    single item in the part have no target and are left out.
+    """
+
+    def __init__(self, dataset: Dataset, *, length: int, rows: int, pack: bool = True,
+                 window: Window = "last", seed: int = 0, shuffle: bool = True,
+                 split: Part = "train", share: tuple[int, int] = (0, 1),
+                 times: bool = False) -> None:
+        """Settings; nothing large is read before the first batch.
+
+        length: positions in a row, L.
+        rows: rows of the whole batch, over all shares.
+        pack: several users share a row; otherwise one segment a row, padded at its end.
+        window: "last": a user's last L targets; "chunks": all targets, in windows of L counted
+          from the end (so that the newest one is full).
+        shuffle: a new order in each epoch; otherwise one fixed order, longest segments first.
+        split: how far histories go: the training part, or with the validation part, or all.
+        share: (index, count): this process makes rows [index, index + 1) * rows / count.
+
+        Raises:
+          InputError: impossible settings, or a dataset without any target.
+        """
+        index, count = share
+        if length < 1 or rows < 1:
+            raise InputError(f"length = {length}, rows = {rows}; expected at least 1")
+        if window not in ("last", "chunks") or split not in ("train", "valid", "test"):
+            raise InputError(f"window {window!r}, split {split!r}; expected 'last' or 'chunks', "
+                             "and 'train', 'valid' or 'test'")
+        if not 0 <= index < count or rows % count:
+            raise InputError(f"share {index} of {count} of {rows} rows; expected an index below "
+                             "the count, and a count that divides the rows")
+        if times and dataset.times is None:
+            raise InputError(f"{dataset.folder} has no times; prepare it with columns.time")
+        if seed < 0:
+            raise InputError(f"seed is {seed}; expected 0 or more")
+        self.dataset = dataset
+        self.length, self.rows = length, rows
+        self._settings: dict[str, Any] = {
+            "length": length, "rows": rows, "pack": pack, "window": window, "seed": seed,
+            "shuffle": shuffle, "split": split, "dataset": dataset.split_hash}
+        self._share, self._times, self._step = share, times, 0
+        self._histogram = count_lengths(dataset, length, window, split)
+        self._packing = _pack(self._histogram, length, pack)
+        if not self.rows_per_epoch:
+            raise InputError(f"{dataset.folder} has no user with two items in its {split} part")
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Rows that hold all targets of the split once."""
+        return self._packing.num_rows
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches until every target has been used; the last of them may begin a new epoch."""
+        return -(-self.rows_per_epoch // self.rows)
+
+    @property
+    def targets_per_epoch(self) -> int:
+        return int(self._histogram @ np.arange(self.length + 1))
+
+    @property
+    def useful_share(self) -> float:
+        """Share of an epoch's positions that have a target: 1 is a perfect packing."""
+        return self.targets_per_epoch / (self.rows_per_epoch * self.length)
+
+    @property
+    def step(self) -> int:
+        """Number of the batch that comes next."""
+        return self._step
+
+    def seek(self, step: int) -> None:
+        """Continue with batch `step`, at once."""
+        if step < 0:
+            raise InputError(f"step is {step}; expected 0 or more")
+        self._step = int(step)
+
+    def state(self, step: int | None = None) -> dict[str, Any]:
+        """The position as plain JSON values.
+
+        step: of the batch that should come next, where batches are prefetched and the consumer
+        is behind this iterator; none: the iterator's own.
+        """
+        return {"step": self._step if step is None else int(step), **self._settings}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state` was taken; the share may be another one.
+
+        Raises:
+          InputError: the state belongs to other settings or to another dataset.
+        """
+        for name, value in self._settings.items():
+            if state.get(name) != value:
+                raise InputError(f"data position was saved with {name} = {state.get(name)!r}, "
+                                 f"not {value!r}; the order of batches would not be the same")
+        self.seek(int(state["step"]))
+
+    def __next__(self) -> Batch:
+        batch = self.batch(self._step)
+        self._step += 1
+        return batch
+
+    def batch(self, step: int) -> Batch:
+        """This share's rows of batch `step`; the iterator does not move."""
+        index, count = self._share
+        own = self.rows // count
+        first = step * self.rows + index * own
+        row, place, begin = self._segments_of(np.arange(first, first + own))
+        size = self._packing.lengths[place]
+        within = np.arange(int(size.sum())) - np.repeat(np.cumsum(size) - size, size)
+        source = np.repeat(begin, size) + within
+        at = np.repeat(row * self.length + self._packing.columns[place], size) + within
+        rank = np.arange(len(row)) - np.searchsorted(row, row) + 1
+        filled: dict[str, tuple[int, Any, npt.NDArray[Any]]] = {
+            "items": (0, np.int32, self.dataset.items[source]),
+            "targets": (-1, np.int32, self.dataset.items[source + 1]),
+            "segments": (0, np.int32, np.repeat(rank, size)),
+            "positions": (0, np.int32, within),
+        }
+        if self._times and self.dataset.times is not None:
+            filled["times"] = (0, np.int64, self.dataset.times[source])
+        batch: Batch = {}
+        for name, (empty, dtype, values) in filled.items():
+            array = np.full(own * self.length, empty, dtype)
+            array[at] = values
+            batch[name] = array.reshape(own, self.length)
+        return batch
+
+    @cached_property
+    def _segments(self) -> Segments:
+        settings = self._settings
+        return find_segments(self.dataset, self.length, settings["window"], settings["split"])
+
+    def _segments_of(self, number: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], ...]:
+        """Segments in rows `number` (counted over all epochs).
+
+        Returns:
+          row within the batch, place in the packing, and position in `items` of the first input.
+        """
+        packing, segments = self._packing, self._segments
+        seed, shuffle = self._settings["seed"], self._settings["shuffle"]
+        epoch, row = np.divmod(number, self.rows_per_epoch)
+        if shuffle:
+            row = permuted(row, self.rows_per_epoch, key(seed, epoch, 0))
+        pattern = np.searchsorted(packing.rows, row, side="right") - 1
+        places = packing.places[pattern + 1] - packing.places[pattern]
+        owner = np.repeat(np.arange(len(number)), places)
+        place = (np.arange(len(owner)) - np.repeat(np.cumsum(places) - places, places)
+                 + packing.places[pattern][owner])
+        size = packing.lengths[place]
+        which = packing.base[place] + (row - packing.rows[pattern])[owner]
+        if shuffle:
+            which = permuted(which, self._histogram[size], key(seed, epoch[owner], size))
+        which = which + segments.begin[size]
+        user = segments.user[which].astype(np.int64)
+        end = np.asarray(part_end(self.dataset, self._settings["split"])[user])
+        begin = end - 1 - size
+        if segments.chunk is not None:
+            begin = begin - segments.chunk[which].astype(np.int64) * self.length
+        return owner, place, begin
+
+
+def _pack(histogram: npt.NDArray[np.int64], length: int, together: bool) -> Packing:
+    return pack(histogram, length) if together else no_packing(histogram)
+
+
+def prefetch(iterator: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
+    """The same values, made up to `depth` ahead in a background thread.
+
+    An error of `iterator` is raised here in its turn. Closing the generator (or dropping it)
+    ends the thread. Where a position is saved, use the consumer's step, not the iterator's.
+    """
+    made: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=max(depth, 1))
+    stop = threading.Event()
+
+    def put(entry: tuple[bool, Any]) -> None:
+        while not stop.is_set():
+            try:
+                return made.put(entry, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for value in iterator:
+                put((True, value))
+                if stop.is_set():
+                    return
+            put((False, None))
+        except BaseException as error:  # handed over to the consumer
+            put((False, error))
+
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            alive, value = made.get()
+            if alive:
+                yield value
+            elif value is None:
+                return
+            else:
+                raise value
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,90 @@
+"""The pieces of histories that one epoch trains on, grouped by length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from rec_jax.data.arrays import chunks
+from rec_jax.data.dataset import Dataset
+
+Int64s = npt.NDArray[np.int64]
+Window = Literal["last", "chunks"]
+Part = Literal["train", "valid", "test"]
+
+
+@dataclass(frozen=True)
+class Segments:
+    """All segments, those of length 1 first; a segment of length l has l inputs and l targets.
+
+    begin: int64 [L+2], those of length l are [begin[l], begin[l+1]).
+    user: uint32 [M].
+    chunk: uint32 [M], how many full windows of the user lie after it; None: it is the last.
+    """
+
+    begin: Int64s
+    user: npt.NDArray[np.uint32]
+    chunk: npt.NDArray[np.uint32] | None
+
+
+def part_end(dataset: Dataset, part: Part) -> Int64s:
+    """Where the part of each history that is trained on ends: int64 [U], absolute.
+
+    train: the training part; valid, test: with the validation and then the test part added, for
+    a final fit.
+    """
+    train_end, valid_end, end = dataset.split_bounds()
+    return {"train": train_end, "valid": valid_end, "test": end}[part]
+
+
+def count_lengths(dataset: Dataset, length: int, window: Window, part: Part) -> Int64s:
+    """Number of segments of each length: int64 [length+1]."""
+    counts = np.zeros(length + 1, np.int64)
+    for _, targets in _targets(dataset, part):
+        if window == "last":
+            counts += np.bincount(np.minimum(targets, length), minlength=length + 1)
+        else:
+            counts[length] += int((targets // length).sum())
+            counts += np.bincount(targets % length, minlength=length + 1)
+    counts[0] = 0
+    return counts
+
+
+def find_segments(dataset: Dataset, length: int, window: Window, part: Part) -> Segments:
+    """Group all segments by length: a counting sort, four bytes a user (eight with chunks)."""
+    counts = count_lengths(dataset, length, window, part)
+    begin = np.concatenate([[0], np.cumsum(counts)])
+    user = np.empty(begin[-1], np.uint32)
+    chunk = np.empty(begin[-1], np.uint32) if window == "chunks" else None
+    cursor = begin[:-1].copy()
+    for first, targets in _targets(dataset, part):
+        number = np.ones_like(targets) if window == "last" else -(-targets // length)
+        number[targets == 0] = 0
+        owner = np.repeat(np.arange(len(targets)), number)
+        after = _counting(number)
+        size = np.minimum(targets[owner] - after * length, length)
+        order = np.argsort(size.astype(np.uint16) if length < 1 << 16 else size, kind="stable")
+        found = np.bincount(size, minlength=length + 1)
+        place = np.repeat(cursor, found) + _counting(found)
+        user[place] = first + owner[order]
+        if chunk is not None:
+            chunk[place] = after[order]
+        cursor += found
+    return Segments(begin, user, chunk)
+
+
+def _targets(dataset: Dataset, part: Part) -> Iterator[tuple[int, Int64s]]:
+    """(first user, number of targets of each user), a chunk of users at a time."""
+    end = part_end(dataset, part)
+    for start, stop in chunks(dataset.num_users):
+        yield start, np.maximum(end[start:stop] - dataset.offsets[start:stop] - 1, 0)
+
+
+def _counting(number: Int64s) -> Int64s:
+    """0, 1, .., number[0]-1, 0, 1, .., number[1]-1, ..."""
+    total = int(number.sum())
+    return np.arange(total) - np.repeat(np.cumsum(number) - number, number)
