@@ -1,0 +1,45 @@
+"""rec_jax: a JAX training engine for sequential recommenders with huge catalogues.
+
+    import rec_jax
+    summary = rec_jax.train("configs/ml100k.toml")
+    rec_jax.evaluate(summary["run"])
+
+The verbs of the command line are functions here; `rec_jax.kernels` holds the streaming folds
+over the item axis. Names load when they are used, so that `import rec_jax` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rec_jax.api import evaluate, export, recommend, train
+    from rec_jax.data.dataset import Dataset
+    from rec_jax.data.fetch import fetch
+    from rec_jax.data.prepare import prepare
+    from rec_jax.data.prepare_config import PrepareConfig
+    from rec_jax.data.synth import SynthConfig, synth
+    from rec_jax.errors import InputError, TrainingError
+    from rec_jax.export import Embeddings, load_embeddings
+    from rec_jax.run import RunConfig
+
+_HOMES = {
+    "train": "api", "evaluate": "api", "export": "api", "recommend": "api",
+    "Dataset": "data.dataset", "fetch": "data.fetch", "prepare": "data.prepare",
+    "PrepareConfig": "data.prepare_config", "SynthConfig": "data.synth", "synth": "data.synth",
+    "InputError": "errors", "TrainingError": "errors",
+    "Embeddings": "export", "load_embeddings": "export", "RunConfig": "run",
+}
+
+__all__ = [
+    "Dataset", "Embeddings", "InputError", "PrepareConfig", "RunConfig", "SynthConfig",
+    "TrainingError", "evaluate", "export", "fetch", "load_embeddings", "prepare", "recommend",
+    "synth", "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'rec_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"rec_jax.{_HOMES[name]}"), name)

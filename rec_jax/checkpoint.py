@@ -1,7 +1,9 @@
 """Checkpoints of a run: saved asynchronously, complete or absent, restored bit for bit.
 
-Orbax writes each array shard by shard through tensorstore into a temporary folder and renames
-it when everything is on disk, so a folder with a step's name is a complete checkpoint.
+A checkpoint is a few named pytrees of arrays and one JSON object beside them. Orbax writes each
+array shard by shard through tensorstore into a temporary folder and renames that when all of it
+is on disk, so a folder with a step's name is a complete checkpoint. A reader takes the pytrees
+that it needs: evaluation and export never read the optimizer.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -17,26 +19,27 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from rec_jax.errors import InputError
 
-S = TypeVar("S")
 _METRIC = "metric"
+_EXTRA = "extra"
+_PREFIX = "step"
 
 
 class Checkpoints:
-    """The checkpoints of one folder: `keep` latest ones and the best one stay.
+    """The checkpoints of one folder: the `keep` latest ones and the best one stay.
 
     A context manager: leaving it waits for the writes that are under way.
     """
 
     def __init__(self, folder: Path | str, *, keep: int = 2) -> None:
+        self.folder = Path(folder).absolute()
         preservation = policies.AnyPreservationPolicy([
             policies.LatestN(keep),
-            policies.BestN(get_metric_fn=lambda metrics: metrics.get(_METRIC, 0.0), n=1,
+            policies.BestN(get_metric_fn=lambda metrics: metrics[_METRIC], n=1,
                            keep_checkpoints_without_metrics=False),
         ])
-        self.folder = Path(folder).absolute()
         self._manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(
-            best_fn=lambda metrics: metrics[_METRIC], preservation_policy=preservation, cleanup_tmp_directories=True,
-            step_prefix="step"))
+            best_fn=lambda metrics: metrics[_METRIC], preservation_policy=preservation,
+            cleanup_tmp_directories=True, step_prefix=_PREFIX))
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -45,22 +48,27 @@ class Checkpoints:
                  trace: TracebackType | None) -> None:
         self._manager.close()
 
-    def save(self, step: int, state: Any, extra: Mapping[str, Any],
+    def save(self, step: int, items: Mapping[str, Any], extra: Mapping[str, Any],
              metric: float | None = None) -> None:
-        """Start saving pytree `state` and JSON-able `extra`; arrays are copied before return.
+        """Start saving; the arrays are copied before this returns.
 
+        items: pytrees of arrays by name; extra: JSON-able.
         metric: larger is better; the checkpoint with the largest one is kept.
         """
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step, metrics=None if metric is None else {_METRIC: float(metric)},
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state),
-                                    extra=ocp.args.JsonSave(dict(extra))))
+        arguments = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        arguments[_EXTRA] = ocp.args.JsonSave(dict(extra))
+        self._manager.save(step, metrics=None if metric is None else {_METRIC: float(metric)},
+                           args=ocp.args.Composite(**arguments))
 
     def wait(self) -> None:
         """Return when every started save is complete on disk."""
         self._manager.wait_until_finished()
+
+    def steps(self) -> list[int]:
+        """Every complete step, ascending."""
+        return sorted(self._manager.all_steps())
 
     def latest(self) -> int | None:
         """The newest complete step."""
@@ -73,26 +81,28 @@ class Checkpoints:
 
     def extra(self, step: int) -> dict[str, Any]:
         """What was saved beside the arrays."""
-        restored = self._restore(step, extra=ocp.args.JsonRestore())
-        return restored["extra"]
+        return self._restore(step, {_EXTRA: ocp.args.JsonRestore()})[_EXTRA]
 
-    def restore(self, step: int, like: S) -> S:
-        """The state of `step`, in the structure, dtypes and shardings of `like`.
+    def restore(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
+        """The named pytrees of `step`, in the structure, dtypes and shardings of `like`.
 
-        like: a pytree of arrays or `jax.ShapeDtypeStruct` with shardings.
+        like: pytrees by name, of arrays or `jax.ShapeDtypeStruct`; names that are not asked
+          for are not read.
 
         Raises:
           InputError: the checkpoint is damaged or holds another structure.
         """
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return self._restore(step, state=ocp.args.StandardRestore(abstract))["state"]
+        wanted = {name: ocp.args.StandardRestore(
+            jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)) for name, tree in like.items()}
+        restored = self._restore(step, wanted)
+        return {name: restored[name] for name in like}
 
-    def _restore(self, step: int, **items: Any) -> Any:
+    def _restore(self, step: int, items: Mapping[str, Any]) -> Any:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:
             # Orbax and tensorstore raise many types for damaged files; the first line of each
             # says what is wrong.
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise InputError(f"checkpoint {self.folder.name}/step_{step} cannot be read: "
+            raise InputError(f"checkpoint {self.folder.name}/{_PREFIX}_{step} cannot be read: "
                              f"{first[:300]}") from error

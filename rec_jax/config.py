@@ -149,7 +149,7 @@ def _component(modules: Mapping[str, str], value: Any, label: str,
                field: dataclasses.Field[Any]) -> Any:
     if not isinstance(value, Mapping):
         raise InputError(f"{label}: expected a table with a 'kind', got {value!r}")
-    default = field.default_factory().kind  # type: ignore[misc]
+    default = field.default_factory().kind  # type: ignore[misc,operator]
     try:
         cls = component_config(modules, str(value.get("kind", default)))
     except InputError as error:

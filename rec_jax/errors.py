@@ -1,9 +1,13 @@
-"""The one error type that the command line turns into a single clear line and exit code 2."""
+"""The errors that the command line turns into a single clear line."""
 
 
 class InputError(ValueError):
     """What a user gave is wrong: the message says what, where, and what was expected.
 
-    Raised for bad files, configs, ids and shapes. Anything else that escapes is a fault of
-    ours and ends with exit code 1.
+    Raised for bad files, configs, ids and shapes; exit code 2. Anything else that escapes is a
+    fault of ours, or of the machine, and ends with exit code 1.
     """
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on, such as a loss that is no longer finite; exit code 1."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import optax
@@ -71,6 +71,6 @@ def dense_optimizer(config: OptimizerConfig, total_steps: int) -> optax.Gradient
     return optax.chain(*steps)
 
 
-def _matrices(params: dict) -> dict:
-    return {name: jax.tree.map(lambda leaf: name != "rows" and leaf.ndim >= 2, tree)
+def _matrices(params: dict[str, Any]) -> dict[str, Any]:
+    return {name: jax.tree.map(lambda leaf, rows=name == "rows": not rows and leaf.ndim >= 2, tree)
             for name, tree in params.items()}

@@ -17,9 +17,10 @@ from rec_jax import config
 from rec_jax.encoders import ENCODERS
 from rec_jax.errors import InputError
 from rec_jax.mesh import MeshConfig
+from rec_jax.metrics import metric_names
 from rec_jax.objectives import OBJECTIVES
-from rec_jax.tables import TableConfig
 from rec_jax.optimizer import OptimizerConfig
+from rec_jax.tables import TableConfig
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class EvaluateConfig:
     users: int | None = None
 
     def __post_init__(self) -> None:
-        known = ["mrr", *(f"{name}@{k}" for k in self.ks for name in ("hr", "ndcg", "mrr"))]
+        known = metric_names(self.ks)
         if self.metric not in known:
             raise InputError(f"evaluate.metric {self.metric!r} is not measured; "
                              f"expected one of {', '.join(known)}")
@@ -107,8 +108,8 @@ class RunConfig:
 
     data: DataConfig
     table: TableConfig = field(default_factory=TableConfig)
-    encoder: Any = config.choice(ENCODERS, "transformer")
-    objective: Any = config.choice(OBJECTIVES, "next_item")
+    encoder: Any = config.choice(ENCODERS, "transformer")  # noqa: RUF009 (makes a field)
+    objective: Any = config.choice(OBJECTIVES, "next_item")  # noqa: RUF009
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -141,6 +142,18 @@ class Run:
     @property
     def report_path(self) -> Path:
         return self.folder / "report.html"
+
+    def create(self, resolved: RunConfig) -> None:
+        """Make the folder of a new run and write its complete config.
+
+        Raises:
+          InputError: there is a run in it already.
+        """
+        if self.config_path.exists():
+            raise InputError(f"{self.folder} holds a run already; resume it with --resume "
+                             f"{self.folder}, or choose another --run folder")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        config.save(resolved, self.config_path)
 
     def config(self) -> RunConfig:
         """The run's config.

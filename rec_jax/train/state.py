@@ -1,7 +1,8 @@
-"""The training state: one pytree of arrays, and how it starts."""
+"""The training state: one pytree of arrays, how it starts, and how a checkpoint names its parts."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -45,3 +46,29 @@ def init_state(encoder: Params, table: Table, optimizer: optax.GradientTransform
 def served(state: TrainState) -> tuple[Params, jax.Array]:
     """The (encoder, rows) that evaluation, export and recommendation use."""
     return state.average if state.average is not None else (state.encoder, state.table.rows)
+
+
+def to_items(state: TrainState) -> dict[str, Any]:
+    """The state as a checkpoint's named pytrees.
+
+    model, average: encoder and rows, which a reader takes alone; training: the rest.
+    """
+    items: dict[str, Any] = {
+        "model": {"encoder": state.encoder, "rows": state.table.rows},
+        "training": {"step": state.step, "rows": state.table.state,
+                     "optimizer": state.optimizer, "key": state.key},
+    }
+    if state.average is not None:
+        items["average"] = {"encoder": state.average[0], "rows": state.average[1]}
+    return items
+
+
+def from_items(items: Mapping[str, Any], num_items: int) -> TrainState:
+    """The inverse of `to_items`."""
+    model, training, average = items["model"], items["training"], items.get("average")
+    return TrainState(
+        step=training["step"], encoder=model["encoder"],
+        table=Table(model["rows"], training["rows"], num_items),
+        optimizer=training["optimizer"],
+        average=None if average is None else (average["encoder"], average["rows"]),
+        key=training["key"])

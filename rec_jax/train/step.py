@@ -34,10 +34,12 @@ class StepMetrics(NamedTuple):
     gradient_norm: jax.Array
 
 
+Step = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+
+
 def make_train_step(encoder: Encoder, objective: Objective,
                     optimizer: optax.GradientTransformation, *, precision: str,
-                    ema: float | None) -> Callable[[TrainState, Batch],
-                                                   tuple[TrainState, StepMetrics]]:
+                    ema: float | None) -> Step:
     """One update of a densely trained model, jitted, with the state donated.
 
     The gradient of the mean over all micro-batches is exact: sums of weighted losses and of
@@ -85,7 +87,7 @@ def make_train_step(encoder: Encoder, objective: Objective,
         grads = jax.tree.map(lambda leaf: leaf / weight, grads)
         updates, opt_state = optimizer.update(grads, state.optimizer, trained)
         trained = optax.apply_updates(trained, updates)
-        table = state.table._replace_rows(trained["rows"])
+        table = state.table.replace(rows=trained["rows"])
         average = state.average
         if average is not None and ema is not None:
             average = optax.incremental_update((trained["encoder"], trained["rows"]), average,

@@ -1,0 +1,122 @@
+"""The verbs as functions: what the command line calls and what `import rec_jax` offers."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rec_jax import config as configs
+from rec_jax.errors import InputError
+from rec_jax.evaluate import Split, evaluate_served
+from rec_jax.export import What
+from rec_jax.export import export as export_served
+from rec_jax.progress import Reporter, Silent, progress_bar
+from rec_jax.report import write_report
+from rec_jax.retrieve import Recommendation
+from rec_jax.retrieve import recommend as recommend_served
+from rec_jax.run import Run, RunConfig
+from rec_jax.served import load_served
+from rec_jax.train.loop import run_training
+
+Source = Path | str
+
+
+def train(config: RunConfig | Source | None = None, *, run: Source | None = None,
+          overrides: Sequence[str] = (), resume: Source | None = None,
+          progress: bool = False) -> dict[str, Any]:
+    """Train a run to its end and write its report; see `RunConfig` for what can be set.
+
+    config: a `RunConfig` or the path of a TOML file; with `resume` it may be left out, and is
+      compared with the run's own where given.
+    run: folder of the new run; by default `runs/<name>-<date>`.
+    overrides: lines of TOML laid over the file, such as `train.epochs=3`.
+    resume: folder of a run to go on with.
+
+    Returns the summary: run, steps, best metric and its step, seconds.
+
+    Raises:
+      InputError: the config, the data or the run folder are not as they should be.
+    """
+    target, resolved = _open_run(config, run, overrides, resume)
+
+    with _reporter("train", progress) as reporter:
+        summary = {"run": str(target.folder), **run_training(target, resolved, reporter)}
+    write_report(target, summary)
+    return summary
+
+
+def evaluate(run: Source, *, split: Split = "test", step: int | None = None,
+             filter_seen: bool | None = None, batch: int | None = None, baseline: bool = False,
+             data: str | None = None, progress: bool = False) -> dict[str, Any]:
+    """Full-ranking metrics of a run's best checkpoint (or of `step`) with their protocol.
+
+    filter_seen, batch: replace those of the run's config. baseline: popularity beside it.
+    data: where the dataset is now, if it moved.
+    """
+    served = load_served(Run(Path(run)), step=step, dataset_path=data)
+    settings = served.config.evaluate
+    if filter_seen is not None:
+        settings = replace(settings, filter_seen=filter_seen)
+    if batch is not None:
+        settings = replace(settings, batch=batch)
+    with _reporter("evaluate", progress) as reporter:
+        return evaluate_served(served, split=split, settings=settings, baseline=baseline,
+                               reporter=reporter)
+
+
+def export(run: Source, *, out: Source, what: What = "items", format: str = "npy",
+           step: int | None = None, data: str | None = None, progress: bool = False) -> Path:
+    """Write the embeddings of items or users, with the source's ids; see `load_embeddings`."""
+    served = load_served(Run(Path(run)), step=step, dataset_path=data)
+    with _reporter("export", progress) as reporter:
+        return export_served(served, out, what=what, format=format, reporter=reporter)
+
+
+def recommend(run: Source, *, user: str | None = None, history: Sequence[str] | None = None,
+              k: int = 10, filter_seen: bool = True, step: int | None = None,
+              data: str | None = None) -> list[Recommendation]:
+    """The k best items for a user of the dataset, or after any history of item ids."""
+    served = load_served(Run(Path(run)), step=step, dataset_path=data)
+    return recommend_served(served, user=user, history=history, k=k, filter_seen=filter_seen)
+
+
+def _open_run(config: RunConfig | Source | None, run: Source | None, overrides: Sequence[str],
+              resume: Source | None) -> tuple[Run, RunConfig]:
+    given = config
+    if isinstance(config, str | Path):
+        given = configs.load(RunConfig, config, overrides)
+    elif config is not None and overrides:
+        raise InputError("overrides need the path of a config file, not a config object")
+    if resume is None:
+        if not isinstance(given, RunConfig):
+            raise InputError("train needs a config, or the run to resume")
+        target = Run(Path(run) if run is not None else _dated(config))
+        target.create(given)
+        return target, given
+    if run is not None:
+        raise InputError("a resumed run keeps its folder; leave `run` out")
+    target = Run(Path(resume))
+    own = target.config()
+    if given is None:
+        if overrides:
+            raise InputError("a resumed run keeps its config; overrides cannot change it")
+        return target, own
+    changed = configs.difference(own, given)
+    if changed:
+        raise InputError(f"run {target.folder} was started with another config ({changed}); "
+                         "resume it without one, or start a new run")
+    return target, own
+
+
+def _dated(config: RunConfig | Source | None) -> Path:
+    name = Path(config).stem if isinstance(config, str | Path) else "run"
+    now = datetime.datetime.now()
+    return Path("runs") / f"{name}-{now:%Y%m%d-%H%M%S}"
+
+
+def _reporter(title: str, show: bool) -> AbstractContextManager[Reporter]:
+    return progress_bar(title) if show else nullcontext(Silent())

@@ -1,0 +1,210 @@
+"""Embeddings of items or users as files, with the ids that the source used.
+
+An export is a folder: the vectors in the asked format, `ids.parquet` beside formats that cannot
+hold strings, and `export.json`, which says what it is. Vectors pass through in blocks of rows,
+so memory does not grow with the catalogue.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rec_jax.errors import InputError
+from rec_jax.histories import Tiles, iterate_tiles
+from rec_jax.progress import Reporter, Silent
+from rec_jax.served import Served, tile_queries
+
+What = Literal["items", "users"]
+BLOCK = 65536  # rows
+
+Blocks = Iterator[np.ndarray]
+"""f32 `[b, d]`, consecutive rows."""
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What `load_embeddings` reads back.
+
+    ids: `[M]`, as the source named them; vectors: f32 `[M, d]`, memory-mapped where the format
+    allows; about: the content of `export.json`.
+    """
+
+    ids: pl.Series
+    vectors: np.ndarray
+    about: dict[str, Any]
+
+
+def export(served: Served, out: Path | str, *, what: What = "items", format: str = "npy",
+           reporter: Reporter | None = None) -> Path:
+    """Write the embeddings of one checkpoint into the new folder `out`.
+
+    what: rows of the table, or queries after each user's whole history.
+    format: npy, safetensors or parquet.
+
+    Raises:
+      InputError: unknown format, or `out` exists.
+    """
+    out = Path(out)
+    if format not in WRITERS:
+        raise InputError(f"export format {format!r} is unknown; expected one of "
+                         f"{', '.join(WRITERS)}")
+    if out.exists():
+        raise InputError(f"export folder {out} exists already; choose another one")
+    ids = served.dataset.item_ids() if what == "items" else served.dataset.user_ids()
+    blocks = _item_blocks(served) if what == "items" else _user_blocks(served)
+    dim = served.config.table.dim
+    reporter = reporter or Silent()
+    reporter.begin(len(ids))
+    temporary = out.with_name(out.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        WRITERS[format](temporary, ids, _counted(blocks, reporter), dim)
+        about = {"what": what, "format": format, "count": len(ids), "dim": dim, "dtype": "f32",
+                 "run": served.run.folder.name, "step": served.step,
+                 "dataset": served.dataset.split_hash}
+        (temporary / "export.json").write_text(json.dumps(about, indent=1) + "\n")
+        os.replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return out
+
+
+def load_embeddings(folder: Path | str) -> Embeddings:
+    """Read an export back.
+
+    Raises:
+      InputError: the folder is no export, or it is damaged.
+    """
+    folder = Path(folder)
+    try:
+        about = json.loads((folder / "export.json").read_text())
+        ids, vectors = READERS[about["format"]](folder)
+        if vectors.shape != (about["count"], about["dim"]) or len(ids) != about["count"]:
+            raise ValueError(f"found {vectors.shape}, expected {about['count']} x {about['dim']}")
+    except FileNotFoundError as error:
+        raise InputError(f"{folder} is not an export: {Path(error.filename).name} is "
+                         "missing") from None
+    except (ValueError, KeyError, OSError, pa.ArrowException) as error:
+        raise InputError(f"export {folder} is damaged: {error}") from None
+    return Embeddings(ids, vectors, about)
+
+
+def _item_blocks(served: Served) -> Blocks:
+    total = served.dataset.num_items
+    for first in range(0, total, BLOCK):
+        yield np.asarray(served.rows[first:min(first + BLOCK, total)]).astype(np.float32)
+
+
+def _user_blocks(served: Served) -> Blocks:
+    dataset = served.dataset
+    users = np.arange(dataset.num_users)
+    ends = np.asarray(dataset.offsets)[1:]
+
+    @jax.jit
+    def encode(params: Any, rows: jax.Array, tiles: Tiles) -> jax.Array:
+        return jax.lax.map(lambda tile: tile_queries(served.encoder, params, rows, tile), tiles)
+
+    for tiles, count in iterate_tiles(dataset, users, ends, None,
+                                      length=served.config.data.length,
+                                      batch=served.config.evaluate.batch):
+        found = encode(served.params, served.rows, jax.tree.map(jnp.asarray, tiles))
+        yield np.asarray(found).reshape(-1, found.shape[-1])[:count]
+
+
+def _counted(blocks: Blocks, reporter: Reporter) -> Blocks:
+    for block in blocks:
+        yield block
+        reporter.advance(len(block))
+
+
+def _write_npy(folder: Path, ids: pl.Series, blocks: Blocks, dim: int) -> None:
+    array = np.lib.format.open_memmap(folder / "embeddings.npy", mode="w+", dtype=np.float32,
+                                      shape=(len(ids), dim))
+    first = 0
+    for block in blocks:
+        array[first:first + len(block)] = block
+        first += len(block)
+    array.flush()
+    _write_ids(folder, ids)
+
+
+def _read_npy(folder: Path) -> tuple[pl.Series, np.ndarray]:
+    return _read_ids(folder), np.load(folder / "embeddings.npy", mmap_mode="r",
+                                      allow_pickle=False)
+
+
+def _write_safetensors(folder: Path, ids: pl.Series, blocks: Blocks, dim: int) -> None:
+    # The library writes whole tensors; the format is a length, a JSON header and the bytes.
+    size = len(ids) * dim * 4
+    header = json.dumps({"embeddings": {"dtype": "F32", "shape": [len(ids), dim],
+                                        "data_offsets": [0, size]}}).encode()
+    header += b" " * (-len(header) % 8)
+    with (folder / "embeddings.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        for block in blocks:
+            file.write(np.ascontiguousarray(block, "<f4").tobytes())
+    _write_ids(folder, ids)
+
+
+def _read_safetensors(folder: Path) -> tuple[pl.Series, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    path = folder / "embeddings.safetensors"
+    try:
+        return _read_ids(folder), load_file(path)["embeddings"]
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
+
+
+def _write_parquet(folder: Path, ids: pl.Series, blocks: Blocks, dim: int) -> None:
+    schema = pa.schema([("id", pa.string()), ("embedding", pa.list_(pa.float32(), dim))])
+    first = 0
+    with pq.ParquetWriter(folder / "embeddings.parquet", schema) as writer:
+        for block in blocks:
+            names = ids[first:first + len(block)].cast(pl.String).to_list()
+            vectors = pa.FixedSizeListArray.from_arrays(pa.array(block.reshape(-1)), dim)
+            writer.write_table(pa.table([pa.array(names, pa.string()), vectors], schema=schema))
+            first += len(block)
+
+
+def _read_parquet(folder: Path) -> tuple[pl.Series, np.ndarray]:
+    table = pq.read_table(folder / "embeddings.parquet")
+    vectors = table["embedding"].combine_chunks()
+    dim = vectors.type.list_size
+    flat = vectors.flatten().to_numpy(zero_copy_only=False)
+    return pl.Series("id", table["id"].to_pylist(), pl.String), flat.reshape(-1, dim)
+
+
+def _write_ids(folder: Path, ids: pl.Series) -> None:
+    pl.DataFrame({"id": ids.cast(pl.String)}).write_parquet(folder / "ids.parquet")
+
+
+def _read_ids(folder: Path) -> pl.Series:
+    return pl.read_parquet(folder / "ids.parquet")["id"]
+
+
+Writer = Callable[[Path, pl.Series, Blocks, int], None]
+Reader = Callable[[Path], tuple[pl.Series, np.ndarray]]
+
+WRITERS: dict[str, Writer] = {
+    "npy": _write_npy, "safetensors": _write_safetensors, "parquet": _write_parquet,
+}
+READERS: dict[str, Reader] = {
+    "npy": _read_npy, "safetensors": _read_safetensors, "parquet": _read_parquet,
+}

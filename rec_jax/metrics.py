@@ -1,0 +1,59 @@
+"""Ranking metrics from ranks alone, and what a set of recommendations covers.
+
+With rank r of the one relevant item (1 = best):
+
+    HR@k = [r <= k]     NDCG@k = [r <= k] / log2(1 + r)     MRR@k = [r <= k] / r     MRR = 1 / r
+
+averaged over users. One relevant item makes the ideal DCG 1 (Järvelin & Kekäläinen, 2002).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def metric_names(ks: Sequence[int]) -> list[str]:
+    """Every name that `rank_metrics` gives for cut-offs `ks`."""
+    return [*(f"{name}@{k}" for k in ks for name in ("hr", "ndcg", "mrr")), "mrr"]
+
+
+def rank_metrics(ranks: np.ndarray, ks: Sequence[int]) -> dict[str, float]:
+    """Means over users of `ranks` int `[M]`, computed in f64; NaN where M = 0."""
+    r = np.asarray(ranks, np.float64)
+    if r.size == 0:
+        return dict.fromkeys(metric_names(ks), float("nan"))
+    result: dict[str, float] = {}
+    for k in ks:
+        hit = r <= k
+        result[f"hr@{k}"] = float(np.mean(hit))
+        result[f"ndcg@{k}"] = float(np.mean(hit / np.log2(1.0 + r)))
+        result[f"mrr@{k}"] = float(np.mean(hit / r))
+    result["mrr"] = float(np.mean(1.0 / r))
+    return result
+
+
+class Coverage:
+    """Which items are recommended to anybody, and how popular they are, batch by batch."""
+
+    def __init__(self, popularity: np.ndarray) -> None:
+        """popularity: `[V]`, interactions of each item in the training part."""
+        self._popularity = popularity
+        self._shown = np.zeros(popularity.shape, bool)
+        self._sum = 0
+        self._count = 0
+
+    def add(self, recommended: np.ndarray) -> None:
+        """recommended: int `[M, k]` of items; -1 marks an empty place."""
+        items = recommended[recommended >= 0]
+        self._shown[items] = True
+        self._sum += int(self._popularity[items].sum())
+        self._count += items.size
+
+    def result(self, k: int) -> dict[str, float]:
+        """coverage@k: share of the catalogue; popularity@k: mean training interactions."""
+        return {
+            f"coverage@{k}": float(np.mean(self._shown)),
+            f"popularity@{k}": self._sum / self._count if self._count else float("nan"),
+        }

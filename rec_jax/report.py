@@ -1,0 +1,79 @@
+"""`report.html`: one self-contained page with a run's curves, figures and config."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rec_jax.run import Run
+from rec_jax.train.log import read_metrics
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem;
+       color: #1c1e21; }
+h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+table { border-collapse: collapse; } td, th { padding: .2rem .9rem .2rem 0; text-align: left; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; }
+pre { background: #f4f5f7; padding: 1rem; overflow-x: auto; } img { max-width: 100%; }
+"""
+
+
+def write_report(run: Run, summary: Mapping[str, Any]) -> None:
+    """Write the page, whole or not at all, from `metrics.jsonl` and the run's summary."""
+    lines = read_metrics(run.metrics_path)
+    train = [line for line in lines if line["kind"] == "train"]
+    valid = [line for line in lines if line["kind"] == "valid"]
+    parts = [f"<h1>{html.escape(run.folder.name)}</h1>", _table(summary)]
+    if train:
+        parts.append(_picture(train, valid, str(summary["metric"])))
+    if valid:
+        best = max(valid, key=lambda line: line[summary["metric"]])
+        parts += [f"<h2>Validation at the best step, {best['step']}</h2>",
+                  _table({name: value for name, value in best.items()
+                          if name not in ("kind", "step", "seconds")})]
+    parts += ["<h2>Config</h2>", f"<pre>{html.escape(run.config_path.read_text())}</pre>"]
+    head = f"<meta charset=utf-8><title>{html.escape(run.folder.name)}</title>"
+    page = (f"<!doctype html><html lang=en>{head}<style>{_STYLE}</style>{''.join(parts)}"
+            "</html>\n")
+    temporary = run.report_path.with_name(run.report_path.name + ".tmp")
+    temporary.write_text(page)
+    os.replace(temporary, run.report_path)
+
+
+def _table(values: Mapping[str, Any]) -> str:
+    rows = "".join(f"<tr><th>{html.escape(name.replace('_', ' '))}<td class=number>{_show(value)}"
+                   for name, value in values.items())
+    return f"<table>{rows}</table>"
+
+
+def _show(value: Any) -> str:
+    return f"{value:,.4f}" if isinstance(value, float) else html.escape(str(value))
+
+
+def _picture(train: Sequence[Mapping[str, Any]], valid: Sequence[Mapping[str, Any]],
+             metric: str) -> str:
+    # Object-oriented matplotlib: no global figure, no display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    left.plot([line["epoch"] for line in train], [line["loss"] for line in train], lw=1)
+    left.set(xlabel="epoch", ylabel="training loss")
+    names = sorted({name for line in valid for name in line if "@10" in name} | {metric})
+    for name in names:
+        points = [(line["epoch"], line[name]) for line in valid if name in line]
+        if points:
+            right.plot(*zip(*points, strict=True), marker="o", ms=3, lw=1, label=name)
+    right.set(xlabel="epoch", ylabel="validation")
+    if right.lines:
+        right.legend(frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<p><img alt="training loss and validation metrics" src="data:image/png;base64,{data}">'

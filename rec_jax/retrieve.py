@@ -1,0 +1,74 @@
+"""Recommend items to a known user or after any history."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from rec_jax.errors import InputError
+from rec_jax.histories import TILE, make_tiles, seen_capacity
+from rec_jax.kernels import top_k
+from rec_jax.served import Served, tile_queries
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One item. rank: 1 = best; score: the model's logit; title: None where there is none."""
+
+    rank: int
+    item: str
+    title: str | None
+    score: float
+
+
+def recommend(served: Served, *, user: str | None = None, history: Sequence[str] | None = None,
+              k: int = 10, filter_seen: bool = True) -> list[Recommendation]:
+    """The k best items after a history, best first.
+
+    user: a user of the dataset, whose whole history is used; or history: item ids, oldest
+    first. Exactly one of both.
+
+    Raises:
+      InputError: unknown user or item, an empty history, or k out of range.
+    """
+    dataset = served.dataset
+    if (user is None) == (history is None):
+        raise InputError("recommend needs exactly one of a user and a history")
+    if not 1 <= k <= dataset.num_items:
+        raise InputError(f"k is {k}; expected 1 to {dataset.num_items} (the catalogue)")
+    if user is not None:
+        items = np.asarray(dataset.history(int(dataset.user_index([user])[0])))
+    else:
+        items = np.asarray(dataset.item_index(list(history or ())))
+    if items.size == 0:
+        raise InputError("the history is empty; expected at least one item id")
+    tiles = make_tiles([items], None, group=1, length=served.config.data.length,
+                       capacity=seen_capacity(np.array([items.size])))
+    scores, best = _best(served, tiles, k, filter_seen)
+    ids, titles = dataset.item_ids(), dataset.titles()
+    return [
+        Recommendation(place + 1, str(ids[item]), None if titles is None else titles[item], score)
+        for place, (item, score) in enumerate(zip(best.tolist(), scores.tolist(), strict=True))
+        if item >= 0
+    ]
+
+
+def _best(served: Served, tiles: Any, k: int,
+          filter_seen: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Scores f32 `[k]` and items int32 `[k]` of the first user of the first tile."""
+    num_items, encoder = served.dataset.num_items, served.encoder
+
+    @jax.jit
+    def best(params: Any, rows: jax.Array, tile: Any) -> tuple[jax.Array, jax.Array]:
+        queries = tile_queries(encoder, params, rows, tile)
+        seen = (tile.seen_offsets, tile.seen_items) if filter_seen else None
+        return top_k(queries, rows, k, exclude=seen, num_items=num_items)
+
+    tile = jax.tree.map(lambda leaf: leaf[0], tiles)
+    assert tile.items.shape[0] == TILE
+    scores, items = best(served.params, served.rows, tile)
+    return np.asarray(scores)[0], np.asarray(items)[0]

@@ -1,0 +1,81 @@
+"""A trained model, ready to answer: what evaluation, export and recommendation load from a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from rec_jax.checkpoint import Checkpoints
+from rec_jax.data.dataset import Dataset
+from rec_jax.encoders import Inputs
+from rec_jax.errors import InputError
+from rec_jax.histories import Tiles
+from rec_jax.model import Encoder, Params, build_encoder, encode
+from rec_jax.run import Run, RunConfig
+from rec_jax.tables import init_table
+
+
+@dataclass(frozen=True)
+class Served:
+    """Weights of one checkpoint with the dataset that they were trained on.
+
+    rows: `[V_padded, d]`; the rows from `dataset.num_items` on are padding.
+    """
+
+    run: Run
+    config: RunConfig
+    dataset: Dataset
+    encoder: Encoder
+    params: Params
+    rows: jax.Array
+    step: int
+
+
+def load_served(folder: Run, *, step: int | None = None,
+                dataset_path: str | None = None) -> Served:
+    """The best checkpoint of a run, or that of `step`.
+
+    dataset_path: where the dataset is now, if it moved.
+
+    Raises:
+      InputError: no run, no checkpoint, no such step, or another dataset than the run's.
+    """
+    config = folder.config()
+    dataset = Dataset.open(dataset_path or config.data.path)
+    if not folder.checkpoints.is_dir():
+        raise InputError(f"run {folder.folder} has no checkpoint yet")
+    with Checkpoints(folder.checkpoints) as checkpoints:
+        chosen = checkpoints.best() if step is None else step
+        if chosen is None:
+            raise InputError(f"run {folder.folder} has no checkpoint yet")
+        if chosen not in checkpoints.steps():
+            raise InputError(f"run {folder.folder} has no checkpoint of step {chosen}; "
+                             f"it has {', '.join(map(str, checkpoints.steps()))}")
+        extra = checkpoints.extra(chosen)
+        check_dataset(dataset, extra["dataset"])
+        encoder, params = build_encoder(
+            config.encoder, dim=config.table.dim, length=config.data.length,
+            causal=config.objective.causal, precision=config.train.precision, seed=config.seed)
+        rows = jax.eval_shape(
+            lambda: init_table(config.table, dataset.num_items, config.seed)).rows
+        name = "average" if config.train.ema is not None else "model"
+        model = checkpoints.restore(chosen, {name: {"encoder": params, "rows": rows}})[name]
+    return Served(folder, config, dataset, encoder, model["encoder"], model["rows"], chosen)
+
+
+def check_dataset(dataset: Dataset, expected: str) -> None:
+    """Refuse a dataset whose content is not the one that was trained on."""
+    found = dataset.split_hash
+    if found != expected:
+        raise InputError(f"dataset {dataset.folder} has content hash {found[:12]}, but the run was "
+                         f"trained on {expected[:12]}; prepare it as it was, or start a new run")
+
+
+def tile_queries(encoder: Encoder, params: Params, rows: jax.Array, tile: Tiles) -> jax.Array:
+    """Queries f32 `[T, d]` at the newest place of one tile (arrays without the G axis)."""
+    inputs = Inputs(tile.segments, tile.positions)
+    hidden = encode(encoder, params, rows, tile.items, inputs)  # [T, L, d]
+    picked = jnp.take_along_axis(hidden, tile.last[:, None, None], axis=1)[:, 0]
+    return picked.astype(jnp.float32)

@@ -1,0 +1,66 @@
+"""What a run writes while it trains: `metrics.jsonl` and TensorBoard events.
+
+A line of `metrics.jsonl` is one JSON object with `kind` ("train" or "valid"), `step`, `epoch`,
+`seconds` (of training so far, over all starts of the run) and the figures. A resumed run drops
+the lines past the checkpoint that it goes on from, so the file reads as if it never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from rec_jax.run import Run
+
+
+class MetricsLog:
+    """Appends lines; a context manager."""
+
+    def __init__(self, run: Run, *, first_step: int) -> None:
+        """first_step: updates done before this start; later lines of an earlier start go."""
+        keep_until(run.metrics_path, first_step)
+        self._file = run.metrics_path.open("a")
+        self._events = SummaryWriter(str(run.tensorboard), purge_step=first_step + 1)
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self._file.close()
+        self._events.close()
+
+    def write(self, kind: str, step: int, figures: Mapping[str, Any]) -> None:
+        """One line, flushed, and one scalar event a figure."""
+        self._file.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
+        self._file.flush()
+        for name, value in figures.items():
+            self._events.add_scalar(f"{kind}/{name}", value, step)
+        self._events.flush()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a metrics file; a line that was cut by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Rewrite a metrics file without the lines past `step`."""
+    lines = [line for line in read_metrics(path) if line["step"] <= step]
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    os.replace(temporary, path)
