@@ -93,6 +93,6 @@ def make_train_step(encoder: Encoder, objective: Objective,
             average = optax.incremental_update((trained["encoder"], trained["rows"]), average,
                                                1.0 - ema)
         new = TrainState(state.step + 1, trained["encoder"], table, opt_state, average, state.key)
-        return new, StepMetrics(loss_sum / weight, weight_sum, optax.global_norm(grads))
+        return new, StepMetrics(loss_sum / weight, weight_sum, optax.tree.norm(grads))
 
     return jax.jit(step, donate_argnums=0)
