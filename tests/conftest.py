@@ -1,17 +1,23 @@
-"""Shared fixtures: eight fake devices, a compile cache, and the optional real data."""
+"""Shared fixtures: eight fake devices, a tiny dataset, a tiny trained run, the real data."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # Before the first import of jax: the device count is read once.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import numpy as np
 import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+TINY_USERS, TINY_ITEMS = 40, 50
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +26,81 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"real data not found at {SHARED} (it may not be redistributed)")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def tiny_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`interactions.csv` (user_id, item_id, time) and `items.csv` (item_id, title) beside it.
+
+    Histories walk around a ring of items, so that there is something to learn. Item ids have
+    leading zeros; user u0 has one interaction and u1 has two.
+    """
+    folder = tmp_path_factory.mktemp("tiny-source")
+    random = np.random.default_rng(7)
+    lines = ["user_id,item_id,time"]
+    for user in range(TINY_USERS):
+        length = user + 1 if user < 2 else int(random.integers(3, 22))
+        steps = random.choice([1, 1, 1, 2, 5], length)
+        # The squared uniform makes some items popular.
+        place = (int(TINY_ITEMS * random.random() ** 2) + np.cumsum(steps)) % TINY_ITEMS
+        lines += [f"u{user},{item:04d},{1_000_000 + 60 * when}"
+                  for when, item in enumerate(place.tolist())]
+    (folder / "interactions.csv").write_text("\n".join(lines) + "\n")
+    titles = [f'{item:04d},"Title {item}, the film"' for item in range(TINY_ITEMS)]
+    (folder / "items.csv").write_text("\n".join(["item_id,title", *titles]) + "\n")
+    return folder / "interactions.csv"
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tiny_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset folder of about 40 users and 50 items, leave-one-out."""
+    from rec_jax.data.prepare import prepare
+    from rec_jax.data.prepare_config import Columns, ItemFile, PrepareConfig
+
+    out = tmp_path_factory.mktemp("tiny-data") / "dataset"
+    prepare(PrepareConfig(
+        source=str(tiny_csv), out=str(out), columns=Columns(time="time"),
+        item_file=ItemFile(str(tiny_csv.with_name("items.csv")), title="title")))
+    return out
+
+
+TinyMapping = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def tiny_mapping(tiny_dataset: Path) -> TinyMapping:
+    """A function of `a.b=c` lines: the mapping of a small run's config with them laid over."""
+    from rec_jax import config
+
+    base = {
+        "seed": 3,
+        "data": {"path": str(tiny_dataset), "length": 12},
+        "table": {"dim": 16},
+        "encoder": {"kind": "transformer", "layers": 1, "heads": 2, "hidden": 2, "dropout": 0.1},
+        "optimizer": {"rate": 1e-2, "warmup": 4},
+        "train": {"rows": 8, "steps": 36, "evaluate_every": 2, "patience": 100, "log_every": 5},
+    }
+
+    def make(*overrides: str) -> dict[str, Any]:
+        return config.override(base, overrides)
+
+    return make
+
+
+@dataclass(frozen=True)
+class TinyRun:
+    """A trained run. folder: of the run; summary: what `train` returned."""
+
+    folder: Path
+    summary: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_mapping: TinyMapping, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """One finished run on the tiny dataset; shared, so tests must not write into it."""
+    from rec_jax import api, config
+    from rec_jax.run import RunConfig
+
+    folder = tmp_path_factory.mktemp("tiny-runs") / "run"
+    settings = config.build(RunConfig, tiny_mapping())
+    return TinyRun(folder, api.train(settings, run=folder))
