@@ -1,0 +1,17 @@
+"""What moved in `jax.experimental.pallas.mosaic_gpu` between the JAX versions we support."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.experimental.pallas.mosaic_gpu as plgpu
+
+_OLD = jax.__version_info__ < (0, 11)
+
+
+def load_with_layout(ref: Any, layout: Any, *, optimized: bool = True) -> jax.Array:
+    """Load `ref` into registers with a given layout; before 0.11 the index was an argument."""
+    if _OLD:
+        return plgpu.load(ref, (), layout=layout, optimized=optimized)
+    return plgpu.load(ref, layout=layout, optimized=optimized)
