@@ -12,6 +12,6 @@ _OLD = jax.__version_info__ < (0, 11)
 
 def load_with_layout(ref: Any, layout: Any, *, optimized: bool = True) -> jax.Array:
     """Load `ref` into registers with a given layout; before 0.11 the index was an argument."""
-    if _OLD:
-        return plgpu.load(ref, (), layout=layout, optimized=optimized)
-    return plgpu.load(ref, layout=layout, optimized=optimized)
+    index: tuple[Any, ...] = ((),) if _OLD else ()
+    value: jax.Array = plgpu.load(ref, *index, layout=layout, optimized=optimized)
+    return value

@@ -8,7 +8,7 @@ are merged outside. Blocks that run together sweep the same split, and share it 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.experimental.pallas as pl
@@ -110,39 +110,77 @@ def forward(queries: Array, items: Array, targets: Array, scores: Scores, *,
     return Partials(m[:count] * LN2, l_minus, o_minus, jnp.where(here, s_y, -jnp.inf))
 
 
+class _Inputs(NamedTuple):
+    queries: Ref
+    items: Ref
+    labels: Ref
+    starts: Ref
+    hit_tiles: Ref
+    factors: Ref
+    limits: Ref
+    bias: Ref | None = None
+
+
+class _Outputs(NamedTuple):
+    m: Ref
+    l_minus: Ref
+    label_score: Ref
+    expected: Ref | None = None
+
+
+class _Buffers(NamedTuple):
+    """Shared memory; the first axis is a warpgroup, or a slot of the ring."""
+
+    queries: Ref
+    labels: Ref
+    items: Ref
+    bias: Ref | None
+    stats: Ref
+    out: Ref | None
+    factors: Ref | None  # only for the interpreter, see `add_product`
+
+
+class _Barriers(NamedTuple):
+    queries: Ref
+    labels: Ref
+    items: Ref
+    bias: Ref | None
+    free: Ref
+    schedule: Ref
+
+
 def _body(*refs: Ref, tiles: Tiles, dim: int, dtype: Any, with_bias: bool, with_expected: bool,
           staged: bool, **static: Any) -> None:
-    """Allocate shared memory and barriers, then run the three roles."""
-    inputs = 8 if with_bias else 7
-    ins, outs = list(refs[:inputs]), list(refs[inputs:])
-    stages = tiles.forward_stages
-    compute = plgpu.Barrier(num_barriers=WARPGROUPS)
+    """Allocate shared memory and barriers, then run the roles."""
+    count = 8 if with_bias else 7
+    inputs, outs = _Inputs(*refs[:count]), _Outputs(*refs[count:])
+    tile, stages = tiles.forward, tiles.forward_stages
+    own = plgpu.Barrier(num_barriers=WARPGROUPS)
     full = plgpu.Barrier(num_barriers=stages)
+    roles = functools.partial(
+        _roles, inputs, outs, tile=tile, stages=stages, **static)
     pl.run_scoped(
-        functools.partial(
-            _roles, *ins[:7], ins[7] if with_bias else None, *outs[:3],
-            outs[3] if with_expected else None, tile=tiles.forward, stages=stages, **static),
-        shared((WARPGROUPS, ROWS, dim), dtype),
-        plgpu.SMEM((WARPGROUPS, ROWS), jnp.int32),
-        shared((stages, tiles.forward, dim), dtype),
-        plgpu.SMEM((stages, tiles.forward), jnp.float32) if with_bias else None,
-        plgpu.SMEM((WARPGROUPS, 3, ROWS), jnp.float32),
-        shared((WARPGROUPS, ROWS, out_columns(dim)), jnp.float32) if with_expected else None,
-        shared((WARPGROUPS, ROWS, tiles.forward), dtype) if staged and with_expected else None,
-        (compute, compute, full, full if with_bias else None,
-         plgpu.Barrier(num_barriers=stages, num_arrivals=WARPGROUPS),
-         plgpu.Barrier(num_arrivals=WARPGROUPS)),
+        roles,
+        _Buffers(
+            queries=shared((WARPGROUPS, ROWS, dim), dtype),
+            labels=plgpu.SMEM((WARPGROUPS, ROWS), jnp.int32),
+            items=shared((stages, tile, dim), dtype),
+            bias=plgpu.SMEM((stages, tile), jnp.float32) if with_bias else None,
+            stats=plgpu.SMEM((WARPGROUPS, 3, ROWS), jnp.float32),
+            out=(shared((WARPGROUPS, ROWS, out_columns(dim)), jnp.float32)
+                 if with_expected else None),
+            factors=(shared((WARPGROUPS, ROWS, tile), dtype)
+                     if staged and with_expected else None)),
+        _Barriers(
+            queries=own, labels=own, items=full, bias=full if with_bias else None,
+            free=plgpu.Barrier(num_barriers=stages, num_arrivals=WARPGROUPS),
+            schedule=plgpu.Barrier(num_arrivals=WARPGROUPS)),
         collective_axes="wg",
     )
 
 
-def _roles(queries: Ref, items: Ref, labels: Ref, starts: Ref, hit_tiles: Ref, factors: Ref,
-           limits: Ref, bias: Ref | None, m_out: Ref, l_out: Ref, label_out: Ref,
-           expected_out: Ref | None, query_buffer: Ref, label_buffer: Ref, item_buffer: Ref,
-           bias_buffer: Ref | None, stats: Ref, out_staging: Ref | None, staging: Ref | None,
-           barriers: tuple[Ref, ...], *, tile: int, stages: int, steps_all: int, steps: int,
-           splits: int, softcap: float | None) -> None:
-    queries_full, labels_full, items_full, bias_full, free, schedule = barriers
+def _roles(ins: _Inputs, outs: _Outputs, buffers: _Buffers, full: _Barriers, *, tile: int,
+           stages: int, steps_all: int, steps: int, splits: int, softcap: float | None) -> None:
     split, block, wg = (lax.axis_index(name) for name in ("split", "block", "wg"))
     first = split * steps
     mine = jnp.minimum(jnp.int32(steps), steps_all - first)
@@ -153,58 +191,59 @@ def _roles(queries: Ref, items: Ref, labels: Ref, starts: Ref, hit_tiles: Ref, f
 
         def copy(step: Any, slot: Any) -> None:
             at = pl.ds((first + step) * tile, tile)  # past the end TMA reads zeros
-            plgpu.copy_gmem_to_smem(items.at[at], item_buffer.at[slot], items_full.at[slot])
-            if bias is not None and bias_buffer is not None:
-                plgpu.copy_gmem_to_smem(bias.at[at], bias_buffer.at[slot], bias_full.at[slot])
+            plgpu.copy_gmem_to_smem(ins.items.at[at], buffers.items.at[slot], full.items.at[slot])
+            if ins.bias is not None and buffers.bias is not None and full.bias is not None:
+                plgpu.copy_gmem_to_smem(ins.bias.at[at], buffers.bias.at[slot], full.bias.at[slot])
 
-        ring(mine, stages, free, copy)
+        ring(mine, stages, full.free, copy)
 
     def turn() -> None:
-        plgpu.barrier_arrive(schedule)
-        plgpu.barrier_wait(schedule)
+        plgpu.barrier_arrive(full.schedule)
+        plgpu.barrier_wait(full.schedule)
 
     @pl.when(wg < WARPGROUPS)
     def _compute() -> None:
         plgpu.set_max_registers(232, action="increase")
         own = pl.ds(block * BLOCK + wg * ROWS, ROWS)
-        own_queries, own_labels = query_buffer.at[wg], label_buffer.at[wg]
-        plgpu.copy_gmem_to_smem(queries.at[own], own_queries, queries_full.at[wg])
-        plgpu.copy_gmem_to_smem(labels.at[own], own_labels, labels_full.at[wg])
-        plgpu.barrier_wait(queries_full.at[wg])
-        plgpu.barrier_wait(labels_full.at[wg])
-        valid = limits[0]
+        own_queries, own_labels = buffers.queries.at[wg], buffers.labels.at[wg]
+        plgpu.copy_gmem_to_smem(ins.queries.at[own], own_queries, full.queries.at[wg])
+        plgpu.copy_gmem_to_smem(ins.labels.at[own], own_labels, full.labels.at[wg])
+        plgpu.barrier_wait(full.queries.at[wg])
+        plgpu.barrier_wait(full.labels.at[wg])
+        valid = ins.limits[0]
+        shape, width = (ROWS, tile), (ROWS, buffers.queries.shape[-1])
         group = (block * WARPGROUPS + wg) * splits + split
-        hits_end = starts[group + 1]
+        hits_end = ins.starts[group + 1]
 
         def next_hit(at: Array) -> Array:
             # Position N holds a sentinel, so that `at` is always inside.
-            return jnp.where(at < hits_end, hit_tiles[at], jnp.int32(NEVER))
+            return jnp.where(at < hits_end, ins.hit_tiles[at], jnp.int32(NEVER))
 
         def step(index: Any, carry: tuple[Any, ...]) -> tuple[Any, ...]:
             m, total, label_score, expected, hit_at, hit = carry
             slot = lax.rem(index, jnp.int32(stages))
-            table = item_buffer.at[slot]
-            plgpu.barrier_wait(items_full.at[slot])
+            table = buffers.items.at[slot]
+            plgpu.barrier_wait(full.items.at[slot])
 
             def products(ref: Ref) -> Array:
                 plgpu.wgmma(ref, own_queries, table.transpose((1, 0)))
                 turn()
                 return ref[...]
 
-            x = pl.run_scoped(products, plgpu.ACC((ROWS, tile), jnp.float32))
+            x = pl.run_scoped(products, plgpu.ACC(shape, jnp.float32))
             biases = None
-            if bias_buffer is not None:
-                plgpu.barrier_wait(bias_full.at[slot])
-                biases = across(load_with_layout(bias_buffer.at[slot], BY_COLUMN), x.shape, 1)
-            x, unit, slope = tile_scores(x, factors, biases, softcap)
+            if buffers.bias is not None and full.bias is not None:
+                plgpu.barrier_wait(full.bias.at[slot])
+                biases = across(load_with_layout(buffers.bias.at[slot], BY_COLUMN), shape, 1)
+            x, unit, slope = tile_scores(x, ins.factors, biases, softcap)
             number = first + index
             base = number * tile
 
             def special(x: Array, label_score: Array, at: Array, hit: Array) -> tuple[Array, ...]:
                 """Take out the label, whose score is kept, and the rows that are no items."""
                 column = plgpu.broadcasted_iota(
-                    jnp.int32, x.shape, 1, layout=plgpu.Layout.WGMMA) + base
-                label = across(load_with_layout(own_labels, BY_ROW), x.shape, 0)
+                    jnp.int32, shape, 1, layout=plgpu.Layout.WGMMA) + base
+                label = across(load_with_layout(own_labels, BY_ROW), shape, 0)
                 chosen = column == label
                 label_score = label_score + jnp.sum(jnp.where(chosen, x, 0.0), axis=1)
                 x = jnp.where(chosen | (column >= valid), -jnp.inf, x)
@@ -217,37 +256,36 @@ def _roles(queries: Ref, items: Ref, labels: Ref, starts: Ref, hit_tiles: Ref, f
 
             before, m = m, jnp.maximum(m, times(jnp.max(x, axis=1), unit))
             shrink = jnp.exp2(before - m)
-            p = jnp.exp2(times(x, unit) - across(m, x.shape, 0))
+            p = jnp.exp2(times(x, unit) - across(m, shape, 0))
             total = total * shrink + jnp.sum(p, axis=1)
             if expected is None:
                 turn()
             else:
-                expected = expected * across(shrink, expected.shape, 0)
+                expected = expected * across(shrink, width, 0)
                 if slope is not None:
                     p = p * slope
                 turn()
                 expected = add_product(
-                    expected, p, table, None if staging is None else staging.at[wg])
-            plgpu.barrier_arrive(free.at[slot])
+                    expected, p, table, None if buffers.factors is None else buffers.factors.at[wg])
+            plgpu.barrier_arrive(full.free.at[slot])
             return m, total, label_score, expected, hit_at, hit
 
-        expected = None if expected_out is None else zeros(
-            query_buffer.shape[1:], plgpu.Layout.WGMMA)
-        start = starts[group]
+        expected = None if outs.expected is None else zeros(width, plgpu.Layout.WGMMA)
+        start = ins.starts[group]
         carry = (zeros((ROWS,), BY_ROW, FLOOR), zeros((ROWS,), BY_ROW), zeros((ROWS,), BY_ROW),
                  expected, start, next_hit(start))
         pl.when(wg == 1)(turn)
         m, total, label_score, expected, _, _ = lax.fori_loop(0, mine, step, carry)
         pl.when(wg == 0)(turn)
 
-        if bias is None and softcap is None:
-            label_score = label_score * factors[0]
-        own_stats = stats.at[wg]
+        if ins.bias is None and softcap is None:
+            label_score = label_score * ins.factors[0]
+        own_stats = buffers.stats.at[wg]
         for place, (value, out) in enumerate(
-                ((m, m_out), (total, l_out), (label_score, label_out))):
+                ((m, outs.m), (total, outs.l_minus), (label_score, outs.label_score))):
             own_stats.at[place][...] = value
             plgpu.commit_smem()
             plgpu.copy_smem_to_gmem(own_stats.at[place], out.at[split, own])
-        if expected is not None and expected_out is not None:
-            store_matrix(expected, out_staging.at[wg], expected_out.at[split, own])
+        if outs.expected is not None and buffers.out is not None:
+            store_matrix(expected, buffers.out.at[wg], outs.expected.at[split, own])
         plgpu.wait_smem_to_gmem(0)

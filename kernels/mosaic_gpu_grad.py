@@ -103,7 +103,7 @@ def rows_grad(items: Array, prepared: Prepared, first_block: Array | int, rows: 
                 prepared.label_weight, prepared.hits.starts, prepared.hits.tiles, rule.factors,
                 limits]
     out_type = [jax.ShapeDtypeStruct((rows, dim), jnp.float32)]
-    if with_bias:
+    if rule.bias is not None:
         operands.append(rule.bias)
         out_type.append(jax.ShapeDtypeStruct((rows,), jnp.float32))
     body = functools.partial(
@@ -120,41 +120,75 @@ def rows_grad(items: Array, prepared: Prepared, first_block: Array | int, rows: 
     return results[0], results[1] if with_bias else None
 
 
+class _Inputs(NamedTuple):
+    items: Ref
+    queries: Ref
+    lse2: Ref
+    weight: Ref
+    labels: Ref
+    label_weight: Ref
+    starts: Ref
+    hit_tiles: Ref
+    factors: Ref
+    limits: Ref
+    bias: Ref | None = None
+
+
+class _Outputs(NamedTuple):
+    items: Ref
+    bias: Ref | None = None
+
+
+class _Buffers(NamedTuple):
+    """Shared memory; the first axis is a warpgroup, or a slot of the ring."""
+
+    items: Ref
+    bias: Ref | None
+    queries: Ref
+    lse2: Ref
+    weight: Ref
+    out: Ref
+    factors: Ref | None  # only for the interpreter, see `add_product`
+
+
+class _Barriers(NamedTuple):
+    items: Ref
+    bias: Ref | None
+    queries: Ref
+    lse2: Ref
+    weight: Ref
+    free: Ref
+    schedule: Ref
+
+
 def _body(*refs: Ref, tiles: Tiles, dim: int, dtype: Any, with_bias: bool, staged: bool,
           **static: Any) -> None:
     """Allocate shared memory and barriers, then run the roles."""
-    inputs = 11 if with_bias else 10
-    ins, outs = list(refs[:inputs]), list(refs[inputs:])
-    stages = tiles.grad_stages
+    count = 11 if with_bias else 10
+    inputs, outs = _Inputs(*refs[:count]), _Outputs(*refs[count:])
+    tile, stages = tiles.grad, tiles.grad_stages
     own = plgpu.Barrier(num_barriers=WARPGROUPS)
     full = plgpu.Barrier(num_barriers=stages)
-    per_query = plgpu.SMEM((stages, tiles.grad), jnp.float32)
-    per_row = plgpu.SMEM((WARPGROUPS, ROWS), jnp.float32)
     pl.run_scoped(
-        functools.partial(
-            _roles, *ins[:10], ins[10] if with_bias else None, outs[0],
-            outs[1] if with_bias else None, tile=tiles.grad, stages=stages, **static),
-        shared((WARPGROUPS, ROWS, dim), dtype),
-        per_row if with_bias else None,
-        shared((stages, tiles.grad, dim), dtype),
-        per_query,
-        per_query,
-        shared((WARPGROUPS, ROWS, out_columns(dim)), jnp.float32),
-        shared((WARPGROUPS, ROWS, tiles.grad), dtype) if staged else None,
-        (own, own if with_bias else None, full, full, full,
-         plgpu.Barrier(num_barriers=stages, num_arrivals=WARPGROUPS),
-         plgpu.Barrier(num_arrivals=WARPGROUPS)),
+        functools.partial(_roles, inputs, outs, tile=tile, stages=stages, **static),
+        _Buffers(
+            items=shared((WARPGROUPS, ROWS, dim), dtype),
+            bias=plgpu.SMEM((WARPGROUPS, ROWS), jnp.float32) if with_bias else None,
+            queries=shared((stages, tile, dim), dtype),
+            lse2=plgpu.SMEM((stages, tile), jnp.float32),
+            weight=plgpu.SMEM((stages, tile), jnp.float32),
+            out=shared((WARPGROUPS, ROWS, out_columns(dim)), jnp.float32),
+            factors=shared((WARPGROUPS, ROWS, tile), dtype) if staged else None),
+        _Barriers(
+            items=own, bias=own if with_bias else None, queries=full, lse2=full, weight=full,
+            free=plgpu.Barrier(num_barriers=stages, num_arrivals=WARPGROUPS),
+            schedule=plgpu.Barrier(num_arrivals=WARPGROUPS)),
         collective_axes="wg",
     )
 
 
-def _roles(items: Ref, queries: Ref, lse2: Ref, weight: Ref, labels: Ref, label_weight: Ref,
-           starts: Ref, hit_tiles: Ref, factors: Ref, limits: Ref, bias: Ref | None, out: Ref,
-           bias_out: Ref | None, item_buffer: Ref, bias_buffer: Ref | None, query_buffer: Ref,
-           lse_buffer: Ref, weight_buffer: Ref, out_staging: Ref, staging: Ref | None,
-           barriers: tuple[Ref, ...], *, tile: int, stages: int, steps: int,
-           softcap: float | None) -> None:
-    items_full, bias_full, queries_full, lse_full, weight_full, free, schedule = barriers
+def _roles(ins: _Inputs, outs: _Outputs, buffers: _Buffers, full: _Barriers, *, tile: int,
+           stages: int, steps: int, softcap: float | None) -> None:
     block, wg = lax.axis_index("block"), lax.axis_index("wg")
 
     @pl.when(wg == WARPGROUPS)
@@ -163,43 +197,45 @@ def _roles(items: Ref, queries: Ref, lse2: Ref, weight: Ref, labels: Ref, label_
 
         def copy(step: Any, slot: Any) -> None:
             at = pl.ds(step * tile, tile)
-            plgpu.copy_gmem_to_smem(queries.at[at], query_buffer.at[slot], queries_full.at[slot])
-            plgpu.copy_gmem_to_smem(lse2.at[at], lse_buffer.at[slot], lse_full.at[slot])
-            plgpu.copy_gmem_to_smem(weight.at[at], weight_buffer.at[slot], weight_full.at[slot])
+            for source, buffer, barrier in (
+                    (ins.queries, buffers.queries, full.queries),
+                    (ins.lse2, buffers.lse2, full.lse2),
+                    (ins.weight, buffers.weight, full.weight)):
+                plgpu.copy_gmem_to_smem(source.at[at], buffer.at[slot], barrier.at[slot])
 
-        ring(steps, stages, free, copy)
+        ring(steps, stages, full.free, copy)
 
     def turn() -> None:
-        plgpu.barrier_arrive(schedule)
-        plgpu.barrier_wait(schedule)
+        plgpu.barrier_arrive(full.schedule)
+        plgpu.barrier_wait(full.schedule)
 
     @pl.when(wg < WARPGROUPS)
     def _compute() -> None:
         plgpu.set_max_registers(232, action="increase")
-        group = limits[1] + block
+        group = ins.limits[1] + block
         base = group * BLOCK + wg * ROWS
-        own_items = item_buffer.at[wg]
+        own_items = buffers.items.at[wg]
         # Rows past the end: TMA reads zeros, and does not write their gradient.
-        plgpu.copy_gmem_to_smem(items.at[pl.ds(base, ROWS)], own_items, items_full.at[wg])
+        plgpu.copy_gmem_to_smem(ins.items.at[pl.ds(base, ROWS)], own_items, full.items.at[wg])
         biases = None
-        if bias is not None and bias_buffer is not None:
-            plgpu.copy_gmem_to_smem(bias.at[pl.ds(base, ROWS)], bias_buffer.at[wg],
-                                    bias_full.at[wg])
-            plgpu.barrier_wait(bias_full.at[wg])
-            biases = load_with_layout(bias_buffer.at[wg], BY_ROW)
-        plgpu.barrier_wait(items_full.at[wg])
-        hits_end = starts[group + 1]
-        shape = (ROWS, tile)
+        if ins.bias is not None and buffers.bias is not None and full.bias is not None:
+            plgpu.copy_gmem_to_smem(ins.bias.at[pl.ds(base, ROWS)], buffers.bias.at[wg],
+                                    full.bias.at[wg])
+            plgpu.barrier_wait(full.bias.at[wg])
+            biases = load_with_layout(buffers.bias.at[wg], BY_ROW)
+        plgpu.barrier_wait(full.items.at[wg])
+        hits_end = ins.starts[group + 1]
+        shape, width = (ROWS, tile), (ROWS, buffers.items.shape[-1])
 
         def next_hit(at: Array) -> Array:
             # Position N holds a sentinel, so that `at` is always inside.
-            return jnp.where(at < hits_end, hit_tiles[at], jnp.int32(NEVER))
+            return jnp.where(at < hits_end, ins.hit_tiles[at], jnp.int32(NEVER))
 
         def step(index: Any, carry: tuple[Any, ...]) -> tuple[Any, ...]:
             total, bias_total, hit_at, hit = carry
             slot = lax.rem(index, jnp.int32(stages))
-            rows = query_buffer.at[slot]
-            plgpu.barrier_wait(queries_full.at[slot])
+            rows = buffers.queries.at[slot]
+            plgpu.barrier_wait(full.queries.at[slot])
 
             def products(ref: Ref) -> Array:
                 plgpu.wgmma(ref, own_items, rows.transpose((1, 0)))
@@ -208,12 +244,12 @@ def _roles(items: Ref, queries: Ref, lse2: Ref, weight: Ref, labels: Ref, label_
 
             x = pl.run_scoped(products, plgpu.ACC(shape, jnp.float32))
             x, unit, slope = tile_scores(
-                x, factors, None if biases is None else across(biases, shape, 0), softcap)
-            plgpu.barrier_wait(lse_full.at[slot])
-            normaliser = load_with_layout(lse_buffer.at[slot], BY_COLUMN)
+                x, ins.factors, None if biases is None else across(biases, shape, 0), softcap)
+            plgpu.barrier_wait(full.lse2.at[slot])
+            normaliser = load_with_layout(buffers.lse2.at[slot], BY_COLUMN)
             c = jnp.exp2(times(x, unit) - across(normaliser, shape, 1))
-            plgpu.barrier_wait(weight_full.at[slot])
-            c = c * across(load_with_layout(weight_buffer.at[slot], BY_COLUMN), shape, 1)
+            plgpu.barrier_wait(full.weight.at[slot])
+            c = c * across(load_with_layout(buffers.weight.at[slot], BY_COLUMN), shape, 1)
             if slope is not None:
                 c = c * slope
 
@@ -222,8 +258,8 @@ def _roles(items: Ref, queries: Ref, lse2: Ref, weight: Ref, labels: Ref, label_
                 row = plgpu.broadcasted_iota(
                     jnp.int32, shape, 0, layout=plgpu.Layout.WGMMA) + base
                 here = pl.ds(index * tile, tile)
-                label = load_with_layout(labels.at[here], BY_COLUMN, optimized=False)
-                own = load_with_layout(label_weight.at[here], BY_COLUMN, optimized=False)
+                label = load_with_layout(ins.labels.at[here], BY_COLUMN, optimized=False)
+                own = load_with_layout(ins.label_weight.at[here], BY_COLUMN, optimized=False)
                 c = jnp.where(row == across(label, shape, 1), across(own, shape, 1), c)
                 return c, at + 1, next_hit(at + 1)
 
@@ -232,25 +268,26 @@ def _roles(items: Ref, queries: Ref, lse2: Ref, weight: Ref, labels: Ref, label_
             if bias_total is not None:
                 bias_total = bias_total + jnp.sum(c, axis=1)
             turn()
-            total = add_product(total, c, rows, None if staging is None else staging.at[wg])
-            plgpu.barrier_arrive(free.at[slot])
+            total = add_product(
+                total, c, rows, None if buffers.factors is None else buffers.factors.at[wg])
+            plgpu.barrier_arrive(full.free.at[slot])
             return total, bias_total, hit_at, hit
 
-        start = starts[group]
-        carry = (zeros(item_buffer.shape[1:], plgpu.Layout.WGMMA),
-                 None if bias_out is None else zeros((ROWS,), BY_ROW), start, next_hit(start))
+        start = ins.starts[group]
+        carry = (zeros(width, plgpu.Layout.WGMMA),
+                 None if outs.bias is None else zeros((ROWS,), BY_ROW), start, next_hit(start))
         pl.when(wg == 1)(turn)
         total, bias_total, _, _ = lax.fori_loop(0, steps, step, carry)
         pl.when(wg == 0)(turn)
 
         row = plgpu.broadcasted_iota(
-            jnp.int32, total.shape, 0, layout=plgpu.Layout.WGMMA) + base
-        total = jnp.where(row < limits[0], total * factors[1], 0.0)
+            jnp.int32, width, 0, layout=plgpu.Layout.WGMMA) + base
+        total = jnp.where(row < ins.limits[0], total * ins.factors[1], 0.0)
         place = pl.ds(block * BLOCK + wg * ROWS, ROWS)
-        if bias_total is not None and bias_out is not None and bias_buffer is not None:
+        if outs.bias is not None and buffers.bias is not None:
             row = plgpu.layout_cast(lax.iota(jnp.int32, ROWS), BY_ROW) + base
-            bias_buffer.at[wg][...] = jnp.where(row < limits[0], bias_total, 0.0)
+            buffers.bias.at[wg][...] = jnp.where(row < ins.limits[0], bias_total, 0.0)
             plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(bias_buffer.at[wg], bias_out.at[place])
-        store_matrix(total, out_staging.at[wg], out.at[place])
+            plgpu.copy_smem_to_gmem(buffers.bias.at[wg], outs.bias.at[place])
+        store_matrix(total, buffers.out.at[wg], outs.items.at[place])
         plgpu.wait_smem_to_gmem(0)

@@ -108,7 +108,8 @@ def add_product(acc: Array, coefficients: Array, rows: Ref, staging: Ref | None)
             plgpu.wgmma(ref, staging, rows)
             return ref[...]
 
-        return acc + pl.run_scoped(fresh, plgpu.ACC(acc.shape, jnp.float32))
+        height, width = acc.shape
+        return acc + pl.run_scoped(fresh, plgpu.ACC((height, width), jnp.float32))
 
     def add(ref: Ref) -> None:
         plgpu.wgmma(ref, factors, rows)
@@ -179,8 +180,9 @@ def tile_scores(products: Array, factors: Ref, bias: Array | None, softcap: floa
     """
     if bias is None and softcap is None:
         return products, factors[0], None
-    if softcap is None:
-        return products * factors[0] + LOG2E * bias, None, None
+    if bias is not None and softcap is None:
+        return products * factors[0] + bias * LOG2E, None, None
+    assert softcap is not None
     raw = products * factors[1]
     if bias is not None:
         raw = raw + bias
