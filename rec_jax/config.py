@@ -25,6 +25,8 @@ import tomli_w
 from rec_jax.errors import InputError
 
 T = TypeVar("T")
+NONE = "none"
+"""How a config file says `None` where a field has another default: `patience = "none"`."""
 
 
 def choice(modules: Mapping[str, str], default: str) -> Any:
@@ -108,12 +110,17 @@ def build(cls: type[T], mapping: Mapping[str, Any], where: str = "config") -> T:
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
-    """Nested plain values of a config dataclass; `None` is left out, as TOML has none."""
+    """Nested plain values of a config dataclass.
+
+    TOML has no null: `None` is left out where it is the default, and "none" where it is not.
+    """
     result = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if value is None:
-            continue
+            if field.default is None:
+                continue
+            value = NONE
         if dataclasses.is_dataclass(value):
             value = to_mapping(value)
         elif isinstance(value, tuple):
@@ -161,12 +168,13 @@ def _convert(hint: Any, value: Any, label: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         options = [option for option in arguments if option is not type(None)]
-        for option in options[:-1]:
+        for option in options:
             try:
                 return _convert(option, value, label)
             except InputError:
-                continue
-        return _convert(options[-1], value, label)
+                if option is options[-1] and not (value == NONE and type(None) in arguments):
+                    raise
+        return None
     if origin is typing.Literal:
         if value not in arguments:
             raise InputError(f"{label}: {value!r} is not one of {', '.join(map(repr, arguments))}")
