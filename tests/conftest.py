@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -87,20 +86,18 @@ def tiny_mapping(tiny_dataset: Path) -> TinyMapping:
     return make
 
 
-@dataclass(frozen=True)
-class TinyRun:
-    """A trained run. folder: of the run; summary: what `train` returned."""
-
-    folder: Path
-    summary: dict[str, Any]
-
-
 @pytest.fixture(scope="session")
-def tiny_run(tiny_mapping: TinyMapping, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
-    """One finished run on the tiny dataset; shared, so tests must not write into it."""
+def tiny_training(tiny_mapping: TinyMapping,
+                  tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The summary of one finished run on the tiny dataset, as `train` returned it."""
     from rec_jax import api, config
     from rec_jax.run import RunConfig
 
     folder = tmp_path_factory.mktemp("tiny-runs") / "run"
-    settings = config.build(RunConfig, tiny_mapping())
-    return TinyRun(folder, api.train(settings, run=folder))
+    return api.train(config.build(RunConfig, tiny_mapping()), run=folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_training: dict[str, Any]) -> Path:
+    """The folder of that run; it is shared, so tests must not write into it."""
+    return Path(tiny_training["run"])
