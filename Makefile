@@ -5,13 +5,28 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export JAX_PLATFORMS ?= cpu
 
-QUICK := runs/quickstart
-DATA := data
+.PHONY: quickstart test check clean
 
-.PHONY: quickstart test check lint types clean
-
+# The data may not be redistributed, so it is fetched; without any way to it, generated data
+# takes its place.
 quickstart: $(VENV)/.installed
-	BIN=$(BIN) sh examples/quickstart.sh
+	@rm -rf runs/quickstart
+	@if $(BIN)/rec-jax fetch ml-100k; then \
+	  $(BIN)/rec-jax prepare --config data/ml-100k/prepare.toml --overwrite; \
+	else \
+	  echo "MovieLens-100K cannot be reached: generated sessions take its place"; \
+	  rm -rf data/synth.parquet; mkdir -p data/ml-100k; \
+	  $(BIN)/rec-jax synth data/synth.parquet --users 2000 --items 2000 && \
+	  $(BIN)/rec-jax prepare data/synth.parquet --out data/ml-100k/dataset --time timestamp \
+	    --overwrite; \
+	fi
+	$(BIN)/rec-jax train configs/ml100k.toml --run runs/quickstart
+	$(BIN)/rec-jax evaluate runs/quickstart --baseline
+	$(BIN)/rec-jax export runs/quickstart --what items --out runs/quickstart/items
+	@echo
+	@echo "curves      runs/quickstart/report.html, runs/quickstart/curves.png"
+	@echo "embeddings  runs/quickstart/items (rec_jax.load_embeddings reads it)"
+	@echo "next        $(BIN)/rec-jax recommend runs/quickstart --user 1"
 
 test: $(VENV)/.installed-dev check
 	$(BIN)/python -m pytest --durations=15

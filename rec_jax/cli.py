@@ -28,6 +28,91 @@ Data = Annotated[Optional[str], typer.Option(  # noqa: UP045
 
 
 @app.command()
+def fetch(
+    name: Annotated[Optional[str], typer.Argument(  # noqa: UP045
+        metavar="NAME", help="Data set; without a name, all are listed.")] = None,
+    out: Annotated[Optional[str], typer.Option(  # noqa: UP045
+        help="Folder for its files; data/NAME by default.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch a public data set from its publisher, check it, and show its terms."""
+    from rec_jax.data import fetch as fetching
+    from rec_jax.data.sources import SOURCES
+
+    if name is None:
+        listed = {key: {"about": source.about, "terms": source.terms,
+                        "origins": [origin.where for origin in source.origins]}
+                  for key, source in SOURCES.items()}
+        _show_sources(listed, as_json)
+        return
+    found = fetching.fetch(name, out or f"data/{name}", tell=_say)
+    _show({"name": found.name, "folder": found.folder, "origin": found.origin,
+           "prepare": f"rec-jax prepare --config {found.config_path}"}, as_json, "fetched")
+
+
+@app.command()
+def synth(
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Parquet file to write.")],
+    users: Annotated[int, typer.Option(help="How many users.")] = 5_000,
+    items: Annotated[int, typer.Option(help="Size of the catalogue.")] = 2_000,
+    settings: Set = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same rows.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Generate realistic sessions of any size, streamed; see SynthConfig for --set."""
+    from rec_jax import config
+    from rec_jax.data.synth import SynthConfig
+    from rec_jax.data.synth import synth as generate
+
+    given = config.override({"users": users, "items": items, "seed": seed}, settings or ())
+    _show(dataclasses.asdict(generate(config.build(SynthConfig, given), out)), as_json, "synth")
+
+
+@app.command()
+def prepare(
+    source: Annotated[Optional[list[str]], typer.Argument(  # noqa: UP045
+        metavar="[SOURCE]...", help="CSV, TSV, Parquet or text, also .gz.")] = None,
+    out: Annotated[Optional[str], typer.Option(help="New dataset folder.")] = None,  # noqa: UP045
+    config_path: Annotated[Optional[str], typer.Option(  # noqa: UP045
+        "--config", help="TOML file with the keys of PrepareConfig.")] = None,
+    format: Annotated[Optional[str], typer.Option(  # noqa: UP045
+        help="csv, tsv, parquet, pairs (user item) or lists (user item item ...).")] = None,
+    user: Annotated[Optional[str], typer.Option(help="Column of the user.")] = None,  # noqa: UP045
+    item: Annotated[Optional[str], typer.Option(help="Column of the item.")] = None,  # noqa: UP045
+    time: Annotated[Optional[str], typer.Option(help="Column of the time.")] = None,  # noqa: UP045
+    rating: Annotated[Optional[str], typer.Option(  # noqa: UP045
+        help="Column of the rating.")] = None,
+    min_rating: Annotated[Optional[float], typer.Option(  # noqa: UP045
+        help="Drop interactions below it.")] = None,
+    core: Annotated[Optional[int], typer.Option(  # noqa: UP045
+        help="k-core: fewest interactions of a user and of an item.")] = None,
+    duplicates: Annotated[Optional[str], typer.Option(  # noqa: UP045
+        help="Repeated pairs: all, first or last.")] = None,
+    split: Annotated[Optional[str], typer.Option(  # noqa: UP045
+        help="leave_one_out or time.")] = None,
+    overwrite: Annotated[bool, typer.Option(
+        "--overwrite", help="Replace the output folder.")] = False,
+    settings: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Turn interactions into a memory-mapped dataset folder."""
+    from rec_jax import config
+    from rec_jax.data.prepare import prepare as run
+    from rec_jax.data.prepare_config import PrepareConfig
+
+    flags = _without_none({
+        "source": list(source) if source else None, "out": out, "format": format,
+        "columns": _without_none({"user": user, "item": item, "time": time, "rating": rating}),
+        "filters": _without_none({"min_rating": min_rating, "user_core": core, "item_core": core,
+                                  "duplicates": duplicates}),
+        "split": _without_none({"kind": split}), "overwrite": overwrite or None})
+    report = run(config.read(PrepareConfig, config_path, flags, settings or ()))
+    _show(_without_none(report.to_dict()), as_json, "dataset")
+    for line in report.bad_lines:
+        _say(f"skipped {line}")
+
+
+@app.command()
 def train(
     config: Annotated[Optional[str], typer.Argument(  # noqa: UP045
         metavar="CONFIG", help="TOML file, see configs/.")] = None,
@@ -123,6 +208,24 @@ def recommend(
     Console().print(table)
 
 
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None and value != {}}
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _show_sources(listed: Mapping[str, Mapping[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(listed))
+        return
+    table = Table("name", "what", "terms")
+    for name, source in listed.items():
+        table.add_row(name, source["about"], source["terms"])
+    Console().print(table)
+
+
 def _show(values: Mapping[str, Any], as_json: bool, title: str) -> None:
     if as_json:
         print(json.dumps(values))
@@ -165,7 +268,7 @@ def main() -> None:
 
 def _fail(message: str, code: int) -> None:
     line = " ".join(message.split())
-    print(f"rec-jax: {line}", file=sys.stderr)
+    _say(f"rec-jax: {line}")
     sys.exit(code)
 
 

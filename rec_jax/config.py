@@ -27,6 +27,8 @@ from rec_jax.errors import InputError
 T = TypeVar("T")
 NONE = "none"
 """How a config file says `None` where a field has another default: `patience = "none"`."""
+NONE = "none"
+"""How a config file says `None` where a field has another default: `patience = "none"`."""
 
 
 def choice(modules: Mapping[str, str], default: str) -> Any:
@@ -51,14 +53,23 @@ def component_config(modules: Mapping[str, str], kind: str) -> type:
 
 def load(cls: type[T], path: Path | str, overrides: Iterable[str] = ()) -> T:
     """Read TOML file `path`, apply `a.b=c` overrides, and build `cls` from it."""
-    path = Path(path)
+    return read(cls, path, {}, overrides)
+
+
+def read(cls: type[T], path: Path | str | None, values: Mapping[str, Any],
+         overrides: Iterable[str] = ()) -> T:
+    """`cls` from a TOML file (if any), with nested `values` and then `a.b=c` lines over it."""
+    mapping = {} if path is None else _toml(Path(path))
+    return build(cls, override(_merge(mapping, values), overrides), str(path or "settings"))
+
+
+def _toml(path: Path) -> dict[str, Any]:
     try:
-        mapping = tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"config {path} does not exist; expected a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
         raise InputError(f"config {path} is not readable TOML: {error}") from None
-    return build(cls, override(mapping, overrides), str(path))
 
 
 def override(mapping: Mapping[str, Any], lines: Iterable[str]) -> dict[str, Any]:

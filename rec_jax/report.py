@@ -1,4 +1,4 @@
-"""`report.html`: one self-contained page with a run's curves, figures and config."""
+"""A run's page: `report.html`, self-contained, and the same curves as `curves.png`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import html
 import io
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rec_jax.run import Run
@@ -23,13 +24,16 @@ pre { background: #f4f5f7; padding: 1rem; overflow-x: auto; } img { max-width: 1
 
 
 def write_report(run: Run, summary: Mapping[str, Any]) -> None:
-    """Write the page, whole or not at all, from `metrics.jsonl` and the run's summary."""
+    """Write page and curves, each whole or not at all, from `metrics.jsonl` and the run's summary."""
     lines = read_metrics(run.metrics_path)
     train = [line for line in lines if line["kind"] == "train"]
     valid = [line for line in lines if line["kind"] == "valid"]
     parts = [f"<h1>{html.escape(run.folder.name)}</h1>", _table(summary)]
     if train:
-        parts.append(_picture(train, valid, str(summary["metric"])))
+        picture = _picture(train, valid, str(summary["metric"]))
+        _replace(run.curves_path, picture)
+        parts.append('<p><img alt="training loss and validation metrics" '
+                     f'src="data:image/png;base64,{base64.b64encode(picture).decode()}">')
     if valid:
         best = max(valid, key=lambda line: line[summary["metric"]])
         parts += [f"<h2>Validation at the best step, {best['step']}</h2>",
@@ -39,9 +43,13 @@ def write_report(run: Run, summary: Mapping[str, Any]) -> None:
     head = f"<meta charset=utf-8><title>{html.escape(run.folder.name)}</title>"
     page = (f"<!doctype html><html lang=en>{head}<style>{_STYLE}</style>{''.join(parts)}"
             "</html>\n")
-    temporary = run.report_path.with_name(run.report_path.name + ".tmp")
-    temporary.write_text(page)
-    os.replace(temporary, run.report_path)
+    _replace(run.report_path, page.encode())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
 
 
 def _table(values: Mapping[str, Any]) -> str:
@@ -55,7 +63,7 @@ def _show(value: Any) -> str:
 
 
 def _picture(train: Sequence[Mapping[str, Any]], valid: Sequence[Mapping[str, Any]],
-             metric: str) -> str:
+             metric: str) -> bytes:
     # Object-oriented matplotlib: no global figure, no display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -75,5 +83,4 @@ def _picture(train: Sequence[Mapping[str, Any]], valid: Sequence[Mapping[str, An
         right.legend(frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<p><img alt="training loss and validation metrics" src="data:image/png;base64,{data}">'
+    return buffer.getvalue()

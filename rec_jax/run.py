@@ -4,7 +4,7 @@
     RUN/metrics.jsonl    one JSON object a line
     RUN/checkpoints/     see `rec_jax.checkpoint`
     RUN/tensorboard/     event files
-    RUN/report.html      curves, written at the end
+    RUN/report.html      curves and figures, written at the end; curves.png beside it
 """
 
 from __future__ import annotations
@@ -138,6 +138,10 @@ class Run:
     @property
     def tensorboard(self) -> Path:
         return self.folder / "tensorboard"
+
+    @property
+    def curves_path(self) -> Path:
+        return self.folder / "curves.png"
 
     @property
     def report_path(self) -> Path:
