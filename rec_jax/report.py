@@ -24,7 +24,7 @@ pre { background: #f4f5f7; padding: 1rem; overflow-x: auto; } img { max-width: 1
 
 
 def write_report(run: Run, summary: Mapping[str, Any]) -> None:
-    """Write page and curves, each whole or not at all, from `metrics.jsonl` and the run's summary."""
+    """Write page and curves, each whole or not at all, from `metrics.jsonl` and a summary."""
     lines = read_metrics(run.metrics_path)
     train = [line for line in lines if line["kind"] == "train"]
     valid = [line for line in lines if line["kind"] == "valid"]
@@ -32,8 +32,8 @@ def write_report(run: Run, summary: Mapping[str, Any]) -> None:
     if train:
         picture = _picture(train, valid, str(summary["metric"]))
         _replace(run.curves_path, picture)
-        parts.append('<p><img alt="training loss and validation metrics" '
-                     f'src="data:image/png;base64,{base64.b64encode(picture).decode()}">')
+        source = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+        parts.append(f'<p><img alt="training loss and validation metrics" src="{source}">')
     if valid:
         best = max(valid, key=lambda line: line[summary["metric"]])
         parts += [f"<h2>Validation at the best step, {best['step']}</h2>",

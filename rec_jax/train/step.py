@@ -14,7 +14,7 @@ from rec_jax.model import DTYPES, Encoder, encode
 from rec_jax.objectives import Objective
 from rec_jax.train.state import TrainState
 
-Batch = dict[str, jax.Array]
+Batch = dict[str, Any]
 """items, targets (-1: none), segments (0: padding), positions: int32 `[A, B, L]` for A
 micro-batches; times as well where the encoder uses them."""
 
