@@ -176,7 +176,8 @@ def _parse(block: bytes, names: list[str], separator: str, quote: bool) -> pl.Da
         return pl.DataFrame(schema={"line": pl.UInt32(), **schema})
     return pl.read_csv(block, has_header=False, schema=schema, separator=separator,
                        quote_char='"' if quote else None, row_index_name="line",
-                       truncate_ragged_lines=True, missing_columns="insert")
+                       truncate_ragged_lines=True, missing_columns="insert",
+                       extra_columns="ignore")
 
 
 def _blocks(path: Path, encoding: str, quote: bool, size: int | None = None) -> Iterator[bytes]:
