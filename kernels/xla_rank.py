@@ -7,14 +7,14 @@ import jax.numpy as jnp
 
 from .compat import vary_like
 from .primitives import Array, Excluded, Scores
-from .xla_tiles import Tile, num_tiles, score_tile, take_tile, tile_rows
+from .xla_tiles import Tile, num_tiles, query_block, score_tile, take_tile, tile_rows
 
 _PAIR_CHUNK = 256
 
 
 def label_scores(queries: Array, items: Array, targets: Array, scores: Scores) -> Array:
     """See `primitives.LabelScores`. Picks the labels from the tiles that `rank_count` computes."""
-    size = tile_rows(queries.shape[0], items.shape[0])
+    size = tile_rows(query_block(queries.shape[0]), items.shape[0])
 
     def fold(index: Array, s_y: Array) -> Array:
         tile = take_tile(items, index, size, scores)
@@ -47,7 +47,7 @@ def _mask_pairs(s: Array, tile: Tile, excluded: Excluded) -> Array:
 def rank_count(queries: Array, items: Array, s_y: Array, excluded: Excluded,
                scores: Scores) -> Array:
     """See `primitives.RankCount`."""
-    size = tile_rows(queries.shape[0], items.shape[0])
+    size = tile_rows(query_block(queries.shape[0]), items.shape[0])
 
     def fold(index: Array, count: Array) -> Array:
         tile = take_tile(items, index, size, scores)
@@ -64,7 +64,7 @@ def top_k(queries: Array, items: Array, k: int, excluded: Excluded | None,
           scores: Scores) -> tuple[Array, Array]:
     """See `primitives.TopK`."""
     count = queries.shape[0]
-    size = tile_rows(count, items.shape[0])
+    size = tile_rows(query_block(count), items.shape[0])
 
     def fold(index: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         tile = take_tile(items, index, size, scores)

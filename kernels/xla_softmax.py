@@ -1,8 +1,13 @@
-"""Forward sums, gradient of the rows, and the update in place, as scans over tiles of rows."""
+"""Forward sums, gradient of the rows, and the update in place, as loops over tiles of rows.
+
+Elementwise work fuses into few passes over a tile that is in cache, and costs a fifth of the
+matrix products; both products of a pass therefore keep the layout in which they are fast:
+`[n, T] x [T, d]` forward, `[T, n] x [n, d]` for the rows, never a transposed left operand.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +15,19 @@ import jax.numpy as jnp
 from .compat import vary_like
 from .primitives import Array, Partials, RowUpdate, Scores, SparseRows
 from .rounding import store_rows
-from .xla_tiles import LOWEST, Tile, matmul, num_tiles, score_tile, take_tile, tile_rows
+from .xla_tiles import (
+    LOWEST,
+    Tile,
+    in_blocks,
+    matmul,
+    num_tiles,
+    pair_scores,
+    query_block,
+    score_tile,
+    score_tile_by_item,
+    take_tile,
+    tile_rows,
+)
 
 _SPARSE_CHUNK = 256
 
@@ -18,63 +35,91 @@ _SPARSE_CHUNK = 256
 def forward(queries: Array, items: Array, targets: Array, scores: Scores, *,
             with_expected: bool) -> Partials:
     """See `primitives.Forward`. Flash attention's online softmax with the label left out."""
-    count, dim = queries.shape
-    size = tile_rows(count, items.shape[0])
+    block = query_block(queries.shape[0])
+    size = tile_rows(block, items.shape[0])
 
-    def fold(index: Array, carry: Partials) -> Partials:
-        tile = take_tile(items, index, size, scores)
-        s, slope = score_tile(queries, tile, scores)
-        label = tile.ids == targets[:, None]
-        s_y = jnp.maximum(carry.s_y, jnp.max(jnp.where(label, s, -jnp.inf), axis=1))
-        s = jnp.where(label, -jnp.inf, s)
-        m = jnp.maximum(carry.m, jnp.max(s, axis=1))
-        shrink = jnp.exp(carry.m - m)
-        p = jnp.exp(s - m[:, None])
-        l_minus = carry.l_minus * shrink + jnp.sum(p, axis=1)
-        o_minus = None
-        if carry.o_minus is not None:
-            p = p if slope is None else p * slope
-            o_minus = carry.o_minus * shrink[:, None] + matmul(
-                p, tile.rows.astype(jnp.float32), (1, 0))
-        return Partials(m, l_minus, o_minus, s_y)
+    def one_block(inputs: tuple[Array, Array]) -> Partials:
+        queries, targets = inputs
 
-    start = Partials(
-        jnp.full((count,), LOWEST), jnp.zeros((count,)),
-        jnp.zeros((count, dim)) if with_expected else None, jnp.full((count,), -jnp.inf))
-    start = jax.tree.map(lambda x: vary_like(x, items), start)
-    return jax.lax.fori_loop(0, num_tiles(items.shape[0], size), fold, start)
+        def fold(index: Array, carry: Any) -> Any:
+            before, l_minus, o_minus = carry
+            tile = take_tile(items, index, size, scores)
+            s, slope = score_tile(queries, tile, scores)
+            s = jnp.where(tile.ids == targets[:, None], -jnp.inf, s)
+            m = jnp.maximum(before, jnp.max(s, axis=1))
+            shrink = jnp.exp(before - m)
+            p = jnp.exp(s - m[:, None])
+            l_minus = l_minus * shrink + jnp.sum(p, axis=1)
+            if o_minus is not None:
+                p = p if slope is None else p * slope
+                o_minus = o_minus * shrink[:, None] + matmul(
+                    p, tile.rows.astype(jnp.float32), (1, 0))
+            return m, l_minus, o_minus
+
+        start = (jnp.full((block,), LOWEST), jnp.zeros((block,)),
+                 jnp.zeros((block, items.shape[1])) if with_expected else None)
+        start = jax.tree.map(lambda x: vary_like(x, items), start)
+        sums = jax.lax.fori_loop(0, num_tiles(items.shape[0], size), fold, start)
+        return Partials(*sums, pair_scores(queries, items, targets, scores))
+
+    parts = jax.lax.map(one_block, (in_blocks(queries, block), in_blocks(targets, block, -1)))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:queries.shape[0]], parts)
 
 
-def _tile_grad(queries: Array, targets: Array, lse: Array, weight: Array, label_weight: Array,
-               scores: Scores, tile: Tile) -> tuple[Array, Array]:
+class _Side(NamedTuple):
+    """What the backward fold needs of the queries, in blocks: `[blocks, n, ...]`."""
+
+    queries: Array
+    targets: Array
+    lse: Array
+    weight: Array
+    label_weight: Array
+
+
+def _side(queries: Array, *per_query: Array) -> _Side:
+    block = query_block(queries.shape[0])
+    targets, *rest = per_query
+    return _Side(in_blocks(queries, block), in_blocks(targets, block, -1),
+                 *(in_blocks(x, block) for x in rest))
+
+
+def _tile_grad(side: _Side, scores: Scores, tile: Tile) -> tuple[Array, Array | None]:
     """Gradient f32 `[T, d]` of a tile's rows and f32 `[T]` of its bias; 0 where not fresh."""
-    s, slope = score_tile(queries, tile, scores)
-    c = weight[:, None] * jnp.exp(s - lse[:, None])
-    c = c if slope is None else c * slope
-    label = (tile.ids == targets[:, None]) & tile.fresh
-    c = jnp.where(label, label_weight[:, None], c)
-    grad = scores.scale * matmul(c, queries.astype(jnp.float32), (0, 0))
-    return grad, jnp.sum(c, axis=0)
+
+    def one_block(part: _Side) -> tuple[Array, Array | None]:
+        s, slope = score_tile_by_item(part.queries, tile, scores)
+        c = part.weight * jnp.exp(s - part.lse)
+        c = c if slope is None else c * slope
+        label = (tile.ids[:, None] == part.targets) & tile.fresh[:, None]
+        c = jnp.where(label, part.label_weight, c)
+        grad = matmul(c, part.queries.astype(jnp.float32), (1, 0))
+        return grad, None if scores.bias is None else jnp.sum(c, axis=1)
+
+    blocks = side.queries.shape[0]
+    total = one_block(jax.tree.map(lambda x: x[0], side))
+    if blocks > 1:
+        def add(index: Array, total: Any) -> Any:
+            part = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, 0, False), side)
+            return jax.tree.map(jnp.add, total, one_block(part))
+
+        total = jax.lax.fori_loop(1, blocks, add, total)
+    return scores.scale * total[0], total[1]
 
 
 def item_grad(queries: Array, items: Array, targets: Array, lse: Array, weight: Array,
               label_weight: Array, scores: Scores) -> tuple[Array, Array | None]:
     """See `primitives.ItemGrad`."""
-    size = tile_rows(queries.shape[0], items.shape[0])
+    side = _side(queries, targets, lse, weight, label_weight)
+    size = tile_rows(side.queries.shape[1], items.shape[0])
 
-    def fold(index: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        d_items, d_bias = carry
+    def fold(index: Array, carry: Any) -> Any:
         tile = take_tile(items, index, size, scores)
-        grad, grad_bias = _tile_grad(queries, targets, lse, weight, label_weight, scores, tile)
-        seen = tile.ids - scores.row_offset < index * size
-        grad = jnp.where(seen[:, None], _slice(d_items, tile.start, size), grad)
-        grad_bias = jnp.where(seen, _slice(d_bias, tile.start, size), grad_bias)
-        return _put(d_items, grad, tile.start), _put(d_bias, grad_bias, tile.start)
+        return jax.tree.map(lambda x, grad: _put(x, grad, tile), carry,
+                            _tile_grad(side, scores, tile))
 
-    start = (jnp.zeros(items.shape, jnp.float32), jnp.zeros(items.shape[:1], jnp.float32))
-    start = jax.tree.map(lambda x: vary_like(x, items), start)
-    d_items, d_bias = jax.lax.fori_loop(0, num_tiles(items.shape[0], size), fold, start)
-    return d_items, None if scores.bias is None else d_bias
+    bias = None if scores.bias is None else jnp.zeros(items.shape[:1], jnp.float32)
+    start = jax.tree.map(lambda x: vary_like(x, items), (jnp.zeros(items.shape), bias))
+    return jax.lax.fori_loop(0, num_tiles(items.shape[0], size), fold, start)
 
 
 def item_update(queries: Array, items: Array, state: Any, targets: Array, lse: Array,
@@ -82,39 +127,33 @@ def item_update(queries: Array, items: Array, state: Any, targets: Array, lse: A
                 hyper: Any, sparse: SparseRows | None, seed: Array | None
                 ) -> tuple[Array, Any, Array | None]:
     """See `primitives.ItemUpdate`. The loop carries the table, so that XLA updates it in place."""
-    size = tile_rows(queries.shape[0], items.shape[0])
+    side = _side(queries, targets, lse, weight, label_weight)
+    size = tile_rows(side.queries.shape[1], items.shape[0])
 
-    def fold(index: Array, carry: tuple[Array, Any, Array]) -> tuple[Array, Any, Array]:
+    def fold(index: Array, carry: Any) -> Any:
         items, state, d_bias = carry
         tile = take_tile(items, index, size, scores)
-        grad, grad_bias = _tile_grad(queries, targets, lse, weight, label_weight, scores, tile)
+        grad, grad_bias = _tile_grad(side, scores, tile)
         if sparse is not None:
-            grad = _add_sparse(grad, sparse, scores.row_offset + tile.start)
-        old = jax.tree.map(lambda x: _slice(x, tile.start, size), state)
+            grad = _add_sparse(grad, sparse, tile.ids[0])
+        old = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, tile.start, size), state)
         rows, new = update(tile.rows.astype(jnp.float32), grad, old, hyper)
         rows = store_rows(rows, items.dtype, tile.ids, seed)
-        # Rows of the tile before were updated there.
-        first = tile.ids - scores.row_offset >= index * size
+        return jax.tree.map(lambda x, part: _put(x, part, tile), (items, state, d_bias),
+                            (rows, new, grad_bias))
 
-        def keep(new: Array, old: Array) -> Array:
-            return jnp.where(first.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-
-        items = _put(items, keep(rows, tile.rows), tile.start)
-        state = jax.tree.map(lambda x, a, b: _put(x, keep(a, b), tile.start), state, new, old)
-        grad_bias = keep(grad_bias, _slice(d_bias, tile.start, size))
-        return items, state, _put(d_bias, grad_bias, tile.start)
-
-    start = (items, state, vary_like(jnp.zeros(items.shape[:1], jnp.float32), items))
-    items, state, d_bias = jax.lax.fori_loop(0, num_tiles(items.shape[0], size), fold, start)
-    return items, state, None if scores.bias is None else d_bias
+    bias = None if scores.bias is None else vary_like(
+        jnp.zeros(items.shape[:1], jnp.float32), items)
+    return jax.lax.fori_loop(0, num_tiles(items.shape[0], size), fold, (items, state, bias))
 
 
-def _slice(x: Array, start: Array, size: int) -> Array:
-    return jax.lax.dynamic_slice_in_dim(x, start, size)
-
-
-def _put(x: Array, tile: Array, start: Array) -> Array:
-    return jax.lax.dynamic_update_slice_in_dim(x, tile.astype(x.dtype), start, 0)
+def _put(x: Array, part: Array, tile: Tile) -> Array:
+    """`x [V, ...]` with `part [T, ...]` at the tile's rows, but for rows of the tile before."""
+    size = part.shape[0]
+    if x.shape[0] % size:
+        old = jax.lax.dynamic_slice_in_dim(x, tile.start, size)
+        part = jnp.where(tile.first.reshape(-1, *[1] * (part.ndim - 1)), part, old)
+    return jax.lax.dynamic_update_slice_in_dim(x, part.astype(x.dtype), tile.start, 0)
 
 
 def _add_sparse(grad: Array, sparse: SparseRows, first_id: Array) -> Array:
