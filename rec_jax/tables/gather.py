@@ -1,0 +1,189 @@
+"""Rows from their owners and gradients to them: all-to-all over `items`, by the rows touched.
+
+A device asks each owner for the distinct ids it needs and gets their rows back. A message to
+one owner has `capacity` places. Where the ids of some device do not fit, all devices split
+theirs by bits of a hash of the id into 2, 4, 8 ... rounds until every message fits: nothing is
+dropped, memory stays the same, and, since an id has one round on all devices, an owner sees
+every gradient of a row in one round and can update the row there.
+
+The functions run inside `shard_map` over the mesh axes ("data", "items"), without replication
+checks, or, with `Shards.alone`, outside of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rec_jax.kernels.rounding import mix
+from rec_jax.mesh import DATA, ITEMS
+from rec_jax.tables.unique import NO_ID, Unique, add_duplicates, unique_ids
+
+Array = jax.Array
+
+
+class Shards(NamedTuple):
+    """Where the caller stands, all static: sizes of the two mesh axes."""
+
+    data: int = 1
+    items: int = 1
+
+    @property
+    def alone(self) -> bool:
+        """One device: no collective is needed, nor a `shard_map`."""
+        return self.data * self.items == 1
+
+    def offset(self, rows: Array) -> Array:
+        """Global id of the first of this device's `rows`."""
+        index = jax.lax.axis_index(ITEMS) if self.items > 1 else jnp.int32(0)
+        return index * rows.shape[0]
+
+
+class Route(NamedTuple):
+    """Which message and round carries each distinct id.
+
+    owner: int32 `[M]`, shard that has the row; `items` for an unused slot.
+    place: int32 `[M]`, place in the message to the owner, less than `capacity`.
+    round: int32 `[M]`; rounds: int32 `[]`, how many there are, equal on all devices.
+    capacity: places of a message, static.
+    """
+
+    owner: Array
+    place: Array
+    round: Array
+    rounds: Array
+    capacity: int
+
+
+def message_capacity(count: int, shards: Shards, slack: float) -> int:
+    """Places in a message for `count` slots: `slack` even shares, from 8 up to all of them."""
+    share = -(-int(count * slack) // shards.items)
+    return min(count, max(8, share))
+
+
+def make_route(unique: Unique, rows_per_shard: int, shards: Shards, capacity: int) -> Route:
+    """Send every distinct id to its owner in as few rounds as fit."""
+    used = unique.ids != NO_ID
+    owner = jnp.where(used, unique.ids // rows_per_shard, shards.items)
+    hashed = mix(unique.ids.astype(jnp.uint32))
+
+    def place_all(bits: Array) -> tuple[Array, Array]:
+        """(place of each id in its message, whether any message of any device is too long)."""
+        key = hashed & ((jnp.uint32(1) << bits) - jnp.uint32(1))
+        index = jax.lax.iota(jnp.int32, owner.size)
+        owners, keys, order = jax.lax.sort((owner, key, index), num_keys=2, is_stable=True)
+        first = jnp.concatenate([
+            jnp.ones(1, bool), (owners[1:] != owners[:-1]) | (keys[1:] != keys[:-1])])
+        start = jax.lax.cummax(jnp.where(first, index, 0))
+        place = jnp.zeros_like(owner).at[order].set(index - start, unique_indices=True)
+        longest = jnp.max(jnp.where(used, place, 0)) + 1
+        return place, jax.lax.pmax(longest, (DATA, ITEMS)) > capacity
+
+    if capacity >= owner.size:  # every id fits into one message
+        place, _ = place_all(jnp.uint32(0))
+        return Route(owner, place, jnp.zeros_like(owner), jnp.int32(1), capacity)
+
+    def more(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        bits = carry[0] + jnp.uint32(1)
+        return bits, *place_all(bits)
+
+    # mix is a bijection, so that with all 32 bits every id is alone in its round: this ends.
+    start = (jnp.uint32(0), *place_all(jnp.uint32(0)))
+    bits, place, _ = jax.lax.while_loop(lambda carry: carry[2], more, start)
+    rounds = jnp.uint32(1) << bits
+    return Route(owner, place, (hashed & (rounds - 1)).astype(jnp.int32),
+                 rounds.astype(jnp.int32), capacity)
+
+
+def fetch_rows(rows: Array, unique: Unique, route: Route | None, shards: Shards) -> Array:
+    """Rows of the distinct ids, `[M, d]` in the table's type; 0 in unused slots.
+
+    rows: `[V / items, d]`, this device's. route: None where `shards.items` is 1.
+    """
+    offset = shards.offset(rows)
+    if route is None:
+        return take(rows, unique.ids - offset, ordered=True)
+
+    def one(number: Array, found: Array) -> Array:
+        target = _targets(route, number, shards)
+        asked = _exchange(_message(unique.ids, target, route, shards, NO_ID))
+        answer = _exchange(take(rows, asked - offset))
+        mine = target < answer.shape[0]
+        return jnp.where(mine[:, None], answer[jnp.where(mine, target, 0)], found)
+
+    found = jnp.zeros((unique.ids.size, rows.shape[1]), rows.dtype)
+    return jax.lax.fori_loop(0, route.rounds, one, found)
+
+
+def deliver_grads(carry: Any, grads: Array, unique: Unique, route: Route | None, shards: Shards,
+                  apply: Callable[[Any, Array, Array], Any]) -> Any:
+    """Bring every gradient to its row's owner and fold `apply` over what arrives.
+
+    `apply(carry, ids [T], grads [T, d]) -> carry` gets ids that are ascending and distinct
+    (global; NO_ID behind them) with the sum of their gradients over all devices, every
+    id in one call. All devices that own a row add in the same order, so that the replicas of a
+    table stay bitwise equal.
+
+    grads: f32 `[M, d]`, of this device's distinct ids.
+    """
+    if shards.alone:
+        return apply(carry, unique.ids, grads)
+    if route is None:
+        return apply(carry, *_merge(unique.ids, grads, shards))
+
+    def one(number: Array, carry: Any) -> Any:
+        target = _targets(route, number, shards)
+        ids = _exchange(_message(unique.ids, target, route, shards, NO_ID))
+        sent = _exchange(_message(grads, target, route, shards, 0))
+        return apply(carry, *_merge(ids, sent, shards))
+
+    return jax.lax.fori_loop(0, route.rounds, one, carry)
+
+
+def gather_all(ids: Array, grads: Array, shards: Shards) -> tuple[Array, Array]:
+    """Distinct ids and gradients of all devices on all of them: (ids ascending `[D, ]`, grads).
+
+    For passes over the whole table, which bring all queries to all devices anyway. An id that
+    several devices have occurs several times, in the order of the devices.
+    """
+    if not shards.alone:
+        ids, grads = (jax.lax.all_gather(x, (DATA, ITEMS), tiled=True) for x in (ids, grads))
+        ids, order = jax.lax.sort((ids, jax.lax.iota(jnp.int32, ids.size)), num_keys=1,
+                                  is_stable=True)
+        grads = grads[order]
+    return ids, grads
+
+
+def take(array: Array, index: Array, *, ordered: bool = False) -> Array:
+    """`array[index]` along the first axis, 0 where `index` is out of range (either way)."""
+    # A negative index would count from the end.
+    index = jnp.where(index < 0, NO_ID, index)
+    return array.at[index].get(mode="fill", fill_value=0, indices_are_sorted=ordered)
+
+
+def _merge(ids: Array, grads: Array, shards: Shards) -> tuple[Array, Array]:
+    """One sum an id, from all peers of this message and all replicas of this shard."""
+    if shards.data > 1:
+        ids, grads = (jax.lax.all_gather(x, DATA, tiled=True) for x in (ids, grads))
+    merged = unique_ids(ids, NO_ID, mask=ids != NO_ID)
+    return merged.ids, add_duplicates(grads, merged)
+
+
+def _targets(route: Route, number: Array, shards: Shards) -> Array:
+    """Index into the messages of round `number`; past their end for ids not in it."""
+    there = (route.round == number) & (route.owner < shards.items)
+    return jnp.where(there, route.owner * route.capacity + route.place,
+                     shards.items * route.capacity)
+
+
+def _message(values: Array, target: Array, route: Route, shards: Shards, fill: int) -> Array:
+    empty = jnp.full((shards.items * route.capacity, *values.shape[1:]), fill, values.dtype)
+    return empty.at[target].set(values, mode="drop")
+
+
+def _exchange(message: Array) -> Array:
+    """Block j goes to shard j; block i of the result came from shard i."""
+    return jax.lax.all_to_all(message, ITEMS, split_axis=0, concat_axis=0, tiled=True)

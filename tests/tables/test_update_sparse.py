@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from rec_jax import compat
+from rec_jax.mesh import BOTH, ITEMS, MeshConfig, make_mesh
+from rec_jax.tables import Hyper, RowOptimizerConfig, gather, row_optimizer
+from rec_jax.tables.unique import add_duplicates, unique_ids
+from rec_jax.tables.update_sparse import update_rows, update_sparse
+
+V, DIM, POSITIONS, STEPS = 48, 4, 64, 20
+MESHES = [(1, 1), (2, 1), (1, 2), (1, 4), (2, 2), (8, 1), (1, 8), (2, 4)]
+KINDS = ["sgd", "adagrad", "adam", "row_adam"]
+
+
+def batches(steps: int = STEPS):
+    rng = np.random.default_rng(0)
+    for _ in range(steps):
+        yield (np.minimum(rng.zipf(1.2, POSITIONS) - 1, V - 1).astype(np.int32),
+               rng.normal(size=(POSITIONS, DIM)).astype(np.float32))
+
+
+@functools.cache
+def stepper(kind: str, data: int, items: int, capacity: int = 8):
+    optimizer = row_optimizer(RowOptimizerConfig(kind=kind, weight_decay=0.01, clip=2.0))
+    shards = gather.Shards(data, items)
+
+    def body(rows, state, ids, grads):
+        unique = unique_ids(ids, V)
+        route = None
+        if items > 1:
+            route = gather.make_route(unique, V // items, shards, capacity)
+        return update_sparse(rows, state, add_duplicates(grads, unique), unique, route, shards,
+                             optimizer.update, Hyper(jnp.float32(0.05)))
+
+    if not shards.alone:
+        body = jax.shard_map(body, mesh=make_mesh(MeshConfig(data, items)),
+                             in_specs=(P(ITEMS), P(ITEMS), P(BOTH), P(BOTH)),
+                             out_specs=(P(ITEMS), P(ITEMS)), check_vma=False)
+    return jax.jit(body), optimizer
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("data", "items"), MESHES)
+def test_touched_rows_take_the_dense_step_and_others_keep_their_bits(kind, data, items):
+    step, optimizer = stepper(kind, data, items)
+    dense = jax.jit(optimizer.update)
+    first = np.random.default_rng(1).normal(size=(V, DIM)).astype(np.float32)
+    rows, state = jnp.asarray(first), optimizer.init((V, DIM))
+    expected = (first, jax.tree.map(np.asarray, optimizer.init((V, DIM))))
+    for ids, grads in batches():
+        before = np.asarray(rows)
+        rows, state = step(rows, state, ids, grads)
+        total = np.zeros((V, DIM), np.float32)
+        np.add.at(total, ids, grads)
+        touched = np.isin(np.arange(V), ids)
+        updated = dense(expected[0], total, expected[1], Hyper(jnp.float32(0.05)))
+        expected = jax.tree.map(
+            lambda new, old, keep=touched: np.where(keep.reshape(-1, *(1,) * (old.ndim - 1)),
+                                                    new, old), updated, expected)
+        np.testing.assert_array_equal(np.asarray(rows)[~touched], before[~touched])
+    for got, wanted in zip(jax.tree.leaves((rows, state)), jax.tree.leaves(expected),
+                           strict=True):
+        np.testing.assert_allclose(got, wanted, atol=1e-6, rtol=1e-5)
+
+
+def test_messages_that_overflow_change_nothing_but_the_rounds():
+    def train(capacity: int):
+        step, optimizer = stepper("row_adam", 2, 4, capacity)
+        table = jnp.ones((V, DIM)), optimizer.init((V, DIM))
+        for ids, grads in batches(3):
+            table = step(*table, ids, grads)
+        return table
+
+    for wide, narrow in zip(*(jax.tree.leaves(train(capacity)) for capacity in (8, 2)),
+                            strict=True):
+        np.testing.assert_array_equal(wide, narrow)
+
+
+def one_step(rows, state, ids, grads, seed=None):
+    optimizer = row_optimizer(RowOptimizerConfig(kind="adagrad"))
+    return update_rows(rows, state, ids, grads, optimizer.update, Hyper(jnp.float32(0.01)),
+                       seed=seed)
+
+
+def test_stochastic_rounding_of_bf16_rows_is_unbiased_over_seeds():
+    ids = jnp.arange(16, dtype=jnp.int32)
+    rows = jax.random.normal(jax.random.key(0), (16, 8)).astype(jnp.bfloat16)
+    grads = jax.random.normal(jax.random.key(1), (16, 8))
+    exact, _ = one_step(rows.astype(jnp.float32), jnp.zeros(16), ids, grads)
+    step = jax.jit(lambda seed: one_step(rows, jnp.zeros(16), ids, grads, seed)[0])
+    drawn = np.stack([np.asarray(step(jnp.uint32(seed)), np.float32) for seed in range(256)])
+    gap = np.abs(np.asarray(exact)) * 2.0**-7  # at least the distance of two bf16 neighbours
+    assert np.all(np.abs(drawn - exact) <= gap)
+    assert np.all(np.abs(drawn.mean(0) - exact) <= 4 * gap / 2 / 256**0.5 + 1e-7)
+    assert drawn.std(0).max() > 0  # it is not rounding to nearest
+
+
+def test_bf16_rows_get_the_same_bits_on_every_mesh():
+    rows = jax.random.normal(jax.random.key(0), (V, DIM)).astype(jnp.bfloat16)
+    ids, grads = next(batches(1))
+    ids = np.unique(ids)[:8].astype(np.int32)  # distinct: sums do not depend on the mesh
+    results = []
+    for data, items in [(1, 1), (1, 8), (2, 4)]:
+        shards = gather.Shards(data, items)
+
+        def body(rows, ids, grads, shards=shards):
+            unique = unique_ids(ids, V)
+            route = None
+            if shards.items > 1:
+                route = gather.make_route(unique, V // shards.items, shards, 8)
+            optimizer = row_optimizer(RowOptimizerConfig(kind="sgd"))
+            return update_sparse(rows, (), add_duplicates(grads, unique), unique, route, shards,
+                                 optimizer.update, Hyper(jnp.float32(0.1)), seed=jnp.uint32(3))[0]
+
+        if not shards.alone:
+            body = jax.shard_map(body, mesh=make_mesh(MeshConfig(data, items)),
+                                 in_specs=(P(ITEMS), P(BOTH), P(BOTH)), out_specs=P(ITEMS),
+                                 check_vma=False)
+        results.append(np.asarray(jax.jit(body)(rows, ids, grads[:8]), np.float32))
+    assert not np.array_equal(results[0], np.asarray(rows, np.float32))
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_donated_table_is_updated_in_place(dtype):
+    if dtype == jnp.bfloat16 and compat.JAX_VERSION < (0, 12):
+        pytest.skip("XLA on CPU widens a bf16 scatter to f32 here")
+    size, touched = 100_000, 64
+    table = (jax.ShapeDtypeStruct((size, 32), dtype), jax.ShapeDtypeStruct((size,), jnp.float32))
+    program = jax.jit(one_step, donate_argnums=(0, 1)).lower(
+        *table, jax.ShapeDtypeStruct((touched,), jnp.int32),
+        jax.ShapeDtypeStruct((touched, 32), jnp.float32),
+        jax.ShapeDtypeStruct((), jnp.uint32)).compile()
+    memory = program.memory_analysis()
+    assert memory.alias_size_in_bytes == size * (32 * np.dtype(dtype).itemsize + 4)
+    assert memory.temp_size_in_bytes < 1_000_000
+
+
+def test_a_donated_sharded_table_is_updated_in_place():
+    size, shards, positions = 98_304, gather.Shards(2, 4), 256
+    optimizer = row_optimizer(RowOptimizerConfig(kind="adagrad"))
+
+    def body(rows, state, ids, grads):
+        unique = unique_ids(ids, size)
+        route = gather.make_route(unique, size // 4, shards, 8)
+        return update_sparse(rows, state, add_duplicates(grads, unique), unique, route, shards,
+                             optimizer.update, Hyper(jnp.float32(0.05)))
+
+    program = jax.jit(jax.shard_map(
+        body, mesh=make_mesh(MeshConfig(2, 4)), in_specs=(P(ITEMS), P(ITEMS), P(BOTH), P(BOTH)),
+        out_specs=(P(ITEMS), P(ITEMS)), check_vma=False), donate_argnums=(0, 1)).lower(
+        jax.ShapeDtypeStruct((size, 32), jnp.float32), jax.ShapeDtypeStruct((size,), jnp.float32),
+        jax.ShapeDtypeStruct((positions,), jnp.int32),
+        jax.ShapeDtypeStruct((positions, 32), jnp.float32)).compile()
+    memory = program.memory_analysis()
+    assert memory.alias_size_in_bytes == size // 4 * 33 * 4
+    assert memory.temp_size_in_bytes < memory.alias_size_in_bytes // 4
