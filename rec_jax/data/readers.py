@@ -26,6 +26,7 @@ from rec_jax.errors import InputError
 
 BLOCK_BYTES = 64 << 20
 BLOCK_ROWS = 2_000_000
+_LONGEST_RECORD = 8  # in blocks
 _UNIT = "\x1f"  # stands for a separator of several bytes, such as "::"
 
 
@@ -190,6 +191,9 @@ def _blocks(path: Path, encoding: str, quote: bool, size: int | None = None) -> 
             rest += fresh
             cut = _last_line_end(rest, quote)
             block, rest = rest[:cut], rest[cut:]
+            if len(rest) > _LONGEST_RECORD * size:
+                raise InputError(f"{path}: a record of more than {len(rest)} bytes; if quotes do "
+                                 "not enclose fields in this file, set quote = false")
             if block:
                 yield block if utf8 else block.decode(encoding).encode()
     if rest:

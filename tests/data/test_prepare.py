@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from rec_jax import config
 from rec_jax.data import prepare as prepare_module
 from rec_jax.data.arrays import CHUNK_ROWS
 from rec_jax.data.dataset import Dataset
@@ -234,6 +235,15 @@ def test_quoted_line_ends_do_not_split_a_row(run: Any, monkeypatch: pytest.Monke
     assert dataset.item_ids()[3] == "a\nb,3"
 
 
+def test_a_quote_that_never_ends_is_named(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rec_jax.data.readers.BLOCK_BYTES", 50)
+    text = 'user,item\na,5" disk\n' + "b,y\n" * 200
+    with pytest.raises(InputError, match="set quote = false"):
+        run(text)
+    _, dataset = run(text, quote=False)
+    assert histories(dataset)["a"] == ['5" disk']
+
+
 def test_too_many_bad_rows_stop_the_job(run: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"1 of 3 rows are bad \(33.3%.*log.csv:3: no item"):
         run("user,item\na,x\na,\nb,y\n")
@@ -404,6 +414,14 @@ def test_titles_and_text_are_joined_by_id(run: Any, tmp_path: Path) -> None:
     text = pl.read_parquet(dataset.folder / "item_vocab.parquet")["text"].to_list()
     assert dict(zip(dataset.item_ids(), text, strict=True)) == {
         "x": "comedy Amélie", "y": None, "z": None}
+
+
+def test_a_job_can_be_written_as_toml(tmp_path: Path) -> None:
+    job = PrepareConfig(source=("a.csv", "b.csv"), out="made", columns=TIMED,
+                        item_file=ItemFile("names.csv", text=("kind",)),
+                        filters=Filters(min_rating=None, user_core=5), split=Split("time"))
+    config.save(job, tmp_path / "job.toml")
+    assert config.load(PrepareConfig, tmp_path / "job.toml") == job
 
 
 def test_pairs_have_no_times(run: Any) -> None:
