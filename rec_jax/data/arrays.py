@@ -63,6 +63,12 @@ def chunks(length: int, size: int | None = None) -> Iterator[tuple[int, int]]:
         yield start, min(start + size, length)
 
 
+def counting(numbers: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """0, 1, .., numbers[0]-1, 0, 1, .., numbers[1]-1, ..: places within groups side by side."""
+    total = int(numbers.sum())
+    return np.arange(total) - np.repeat(np.cumsum(numbers) - numbers, numbers)
+
+
 class NpyWriter:
     """A one-dimensional `.npy` file of known length, written chunk by chunk and hashed."""
 

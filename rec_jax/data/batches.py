@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from rec_jax.data.arrays import counting
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.packing import Packing, no_packing, pack
 from rec_jax.data.permutation import key, permuted
@@ -153,7 +154,7 @@ class BatchStream(Iterator[Batch]):
         first = step * self.rows + index * own
         row, place, begin = self._segments_of(np.arange(first, first + own))
         size = self._packing.lengths[place]
-        within = np.arange(int(size.sum())) - np.repeat(np.cumsum(size) - size, size)
+        within = counting(size)
         source = np.repeat(begin, size) + within
         at = np.repeat(row * self.length + self._packing.columns[place], size) + within
         rank = np.arange(len(row)) - np.searchsorted(row, row) + 1
@@ -191,8 +192,7 @@ class BatchStream(Iterator[Batch]):
         pattern = np.searchsorted(packing.rows, row, side="right") - 1
         places = packing.places[pattern + 1] - packing.places[pattern]
         owner = np.repeat(np.arange(len(number)), places)
-        place = (np.arange(len(owner)) - np.repeat(np.cumsum(places) - places, places)
-                 + packing.places[pattern][owner])
+        place = packing.places[pattern][owner] + counting(places)
         size = packing.lengths[place]
         which = packing.base[place] + (row - packing.rows[pattern])[owner]
         if shuffle:

@@ -93,7 +93,7 @@ class Dataset:
 
     @property
     def split_hash(self) -> str:
-        """Hash of the interactions and of both ends of the split: part of every protocol."""
+        """Hash of ids, interactions and both ends of the split: part of every protocol."""
         return str(self.meta["split_hash"])
 
     def history(self, user: int) -> Int32s:

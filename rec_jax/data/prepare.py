@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from rec_jax.data.arrays import NpyWriter
+from rec_jax.data.arrays import NpyWriter, chunks
 from rec_jax.data.dataset import FORMAT_VERSION
 from rec_jax.data.filters import Kept, add_counts, k_core
 from rec_jax.data.ingest import Counts, Ingested, ingest
@@ -117,8 +117,9 @@ def _write(config: PrepareConfig, found: Ingested, kept: Kept, folder: Path) -> 
     items = items[np.argsort(-in_training[items], kind="stable")]
 
     hashes = _write_arrays(kept, items, offsets, train_end, valid_end, folder)
-    _write_vocab(folder / "user_vocab.parquet", found.users.ids().gather(users))
-    ids = found.items.ids().gather(items)
+    user_ids, ids = found.users.ids().gather(users), found.items.ids().gather(items)
+    hashes |= {"user_ids": _ids_hash(user_ids), "item_ids": _ids_hash(ids)}
+    _write_vocab(folder / "user_vocab.parquet", user_ids)
     columns = {"count": by_item[items], "train_count": in_training[items]}
     text = read_item_text(config.item_file, ids) if config.item_file else pl.DataFrame()
     vocab = _write_vocab(folder / "item_vocab.parquet", ids, columns, text)
@@ -199,8 +200,16 @@ def _write_vocab(path: Path, ids: pl.Series, counts: dict[str, Int64s] | None = 
 
 
 def _split_hash(hashes: dict[str, str]) -> str:
-    parts = [hashes[name] for name in ("items", "offsets", "train_end", "valid_end")]
+    names = ("items", "offsets", "train_end", "valid_end", "item_ids", "user_ids")
+    parts = [hashes[name] for name in names]
     return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
+
+
+def _ids_hash(ids: pl.Series) -> str:
+    digest = hashlib.sha256()
+    for start, stop in chunks(len(ids)):
+        digest.update("\n".join([*ids[start:stop], ""]).encode())
+    return digest.hexdigest()
 
 
 def _file_hash(path: Path) -> str:

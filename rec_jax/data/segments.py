@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from rec_jax.data.arrays import chunks
+from rec_jax.data.arrays import chunks, counting
 from rec_jax.data.dataset import Dataset
 
 Int64s = npt.NDArray[np.int64]
@@ -65,11 +65,11 @@ def find_segments(dataset: Dataset, length: int, window: Window, part: Part) -> 
         number = np.ones_like(targets) if window == "last" else -(-targets // length)
         number[targets == 0] = 0
         owner = np.repeat(np.arange(len(targets)), number)
-        after = _counting(number)
+        after = counting(number)
         size = np.minimum(targets[owner] - after * length, length)
         order = np.argsort(size.astype(np.uint16) if length < 1 << 16 else size, kind="stable")
         found = np.bincount(size, minlength=length + 1)
-        place = np.repeat(cursor, found) + _counting(found)
+        place = np.repeat(cursor, found) + counting(found)
         user[place] = first + owner[order]
         if chunk is not None:
             chunk[place] = after[order]
@@ -82,9 +82,3 @@ def _targets(dataset: Dataset, part: Part) -> Iterator[tuple[int, Int64s]]:
     end = part_end(dataset, part)
     for start, stop in chunks(dataset.num_users):
         yield start, np.maximum(end[start:stop] - dataset.offsets[start:stop] - 1, 0)
-
-
-def _counting(number: Int64s) -> Int64s:
-    """0, 1, .., number[0]-1, 0, 1, .., number[1]-1, ..."""
-    total = int(number.sum())
-    return np.arange(total) - np.repeat(np.cumsum(number) - number, number)

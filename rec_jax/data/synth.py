@@ -27,6 +27,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rec_jax.data.arrays import counting
 from rec_jax.data.permutation import mix
 from rec_jax.errors import InputError
 
@@ -150,7 +151,7 @@ def interactions(config: SynthConfig, first: int, stop: int) -> dict[str, Int64s
     owner = np.repeat(np.arange(len(users)), lengths)
     begin = np.cumsum(lengths) - lengths
     user = users[owner]
-    position = np.arange(len(owner)) - begin[owner]
+    position = counting(lengths)
     draw = _Draw(config.seed, user, position)
 
     opens = (position == 0) | (draw(_SESSION) < 1.0 / config.mean_session)

@@ -401,7 +401,8 @@ def test_the_split_hash_tells_protocols_apart(run: Any) -> None:
     text = random_log(500)
     hashes = [run(text, columns=TIMED, split=split)[1].split_hash
               for split in (Split(), Split("time"), Split("time", 0.5, 0.6))]
-    assert len(set(hashes)) == 3
+    hashes.append(run(text.replace("i1,", "i9999,"), columns=TIMED)[1].split_hash)
+    assert len(set(hashes)) == 4
 
 
 def test_titles_and_text_are_joined_by_id(run: Any, tmp_path: Path) -> None:
