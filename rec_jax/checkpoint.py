@@ -19,7 +19,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from rec_jax.errors import InputError
 
-_METRIC = "metric"
+_METRIC, _STEP = "metric", "step"
 _EXTRA = "extra"
 _PREFIX = "step"
 
@@ -30,16 +30,16 @@ class Checkpoints:
     A context manager: leaving it waits for the writes that are under way.
     """
 
-    def __init__(self, folder: Path | str, *, keep: int = 2) -> None:
+    def __init__(self, folder: Path | str, *, keep: int = 2, read_only: bool = False) -> None:
+        """read_only: nothing in the folder changes, not even what a running save has begun."""
         self.folder = Path(folder).absolute()
         preservation = policies.AnyPreservationPolicy([
             policies.LatestN(keep),
-            policies.BestN(get_metric_fn=lambda metrics: metrics[_METRIC], n=1,
-                           keep_checkpoints_without_metrics=False),
+            policies.BestN(get_metric_fn=_order, n=1, keep_checkpoints_without_metrics=False),
         ])
         self._manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(
-            best_fn=lambda metrics: metrics[_METRIC], preservation_policy=preservation,
-            cleanup_tmp_directories=True, step_prefix=_PREFIX))
+            best_fn=_order, preservation_policy=preservation, read_only=read_only,
+            cleanup_tmp_directories=not read_only, step_prefix=_PREFIX))
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -53,14 +53,14 @@ class Checkpoints:
         """Start saving; the arrays are copied before this returns.
 
         items: pytrees of arrays by name; extra: JSON-able.
-        metric: larger is better; the checkpoint with the largest one is kept.
+        metric: larger is better; the first checkpoint with the largest one is kept.
         """
         if step in self._manager.all_steps():
             return
         arguments = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         arguments[_EXTRA] = ocp.args.JsonSave(dict(extra))
-        self._manager.save(step, metrics=None if metric is None else {_METRIC: float(metric)},
-                           args=ocp.args.Composite(**arguments))
+        metrics = None if metric is None else {_METRIC: float(metric), _STEP: step}
+        self._manager.save(step, metrics=metrics, args=ocp.args.Composite(**arguments))
 
     def wait(self) -> None:
         """Return when every started save is complete on disk."""
@@ -75,7 +75,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def best(self) -> int | None:
-        """The step with the largest metric, or the newest where none was measured."""
+        """The first step with the largest metric, or the newest where none was measured."""
         best = self._manager.best_step()
         return self.latest() if best is None else best
 
@@ -106,3 +106,8 @@ class Checkpoints:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(f"checkpoint {self.folder.name}/{_PREFIX}_{step} cannot be read: "
                              f"{first[:300]}") from error
+
+
+def _order(metrics: Mapping[str, Any]) -> tuple[float, int]:
+    # As early stopping counts: a later step must be better, not as good.
+    return metrics[_METRIC], -metrics[_STEP]
