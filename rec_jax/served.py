@@ -46,7 +46,7 @@ def load_served(folder: Run, *, step: int | None = None,
     dataset = Dataset.open(dataset_path or config.data.path)
     if not folder.checkpoints.is_dir():
         raise InputError(f"run {folder.folder} has no checkpoint yet")
-    with Checkpoints(folder.checkpoints) as checkpoints:
+    with Checkpoints(folder.checkpoints, read_only=True) as checkpoints:
         chosen = checkpoints.best() if step is None else step
         if chosen is None:
             raise InputError(f"run {folder.folder} has no checkpoint yet")
