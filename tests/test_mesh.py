@@ -15,13 +15,13 @@ def test_mesh_uses_as_many_devices_as_asked():
 
 
 def test_too_many_devices_are_refused_in_one_line():
-    with pytest.raises(InputError, match="mesh.data = 4 times mesh.items = 4 needs 16") as error:
+    with pytest.raises(InputError, match=r"mesh\.data = 4 times mesh\.items = 4 needs 16") as error:
         make_mesh(MeshConfig(data=4, items=4))
     assert "\n" not in str(error.value)
 
 
 def test_an_axis_of_no_devices_is_refused():
-    with pytest.raises(InputError, match="mesh.items is 0"):
+    with pytest.raises(InputError, match=r"mesh\.items is 0"):
         MeshConfig(items=0)
 
 

@@ -67,7 +67,7 @@ def test_another_seed_gives_other_rows():
 
 
 def test_a_device_count_that_does_not_divide_the_rows_is_refused():
-    with pytest.raises(InputError, match="mesh.items = 5 does not divide"):
+    with pytest.raises(InputError, match=r"mesh\.items = 5 does not divide"):
         init_table(TableConfig(dim=4), 100, 0, make_mesh(MeshConfig(1, 5)))
 
 

@@ -1,0 +1,56 @@
+"""Update a large table under the full softmax: the gradient exists one tile at a time.
+
+The kernel's second pass finishes the gradient of a tile of rows, adds what the tile's rows got
+as inputs of the encoder (tied embeddings), and takes the optimizer step in place. Inside
+`shard_map` every device updates its own rows; queries travel, N x d numbers, never rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+
+from rec_jax.kernels import RowUpdate, SparseRows, softmax_item_update
+from rec_jax.mesh import BOTH, ITEMS
+from rec_jax.tables.gather import Shards, gather_all
+
+Array = jax.Array
+
+
+class Scored(NamedTuple):
+    """What the loss of N positions leaves for the table; this device's share of each array.
+
+    queries `[N, d]`; targets int32 `[N]`; loss, lse f32 `[N]`: of `softmax_loss`; loss_grad,
+    lse_grad f32 `[N]`: their cotangents, weights and the division by their sum included.
+    """
+
+    queries: Array
+    targets: Array
+    loss: Array
+    lse: Array
+    loss_grad: Array
+    lse_grad: Array
+
+
+def update_streamed(rows: Array, state: Any, scored: Scored, inputs: tuple[Array, Array] | None,
+                    shards: Shards, update: RowUpdate, hyper: Any, *, num_items: int,
+                    seed: Array | None = None, logit_scale: float = 1.0,
+                    softcap: float | None = None, backend: str = "auto") -> tuple[Array, Any]:
+    """One optimizer step of every row, (rows, state); donate both.
+
+    Args:
+      rows, state: this device's share, `[V / items, ...]`.
+      inputs: (ids int32 `[M]`, grads `[M, d]`) of this device's distinct input ids, or None
+        where another table feeds the encoder.
+      update, hyper, seed: row optimizer, its scalars, stochastic rounding of bf16 rows.
+      num_items, logit_scale, softcap, backend: as for `softmax_loss`.
+    """
+    if not shards.alone:
+        scored = Scored(*(jax.lax.all_gather(x, BOTH, tiled=True) for x in scored))
+    sparse = None if inputs is None else SparseRows(*gather_all(*inputs, shards))
+    updated = softmax_item_update(
+        rows, state, *scored, update=update, hyper=hyper, sparse=sparse, seed=seed,
+        logit_scale=logit_scale, softcap=softcap, num_items=num_items,
+        axis_name=ITEMS if shards.items > 1 else None, backend=backend)
+    return updated.items, updated.state

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rec_jax.errors import InputError
+from rec_jax.objectives import negatives
+
+V, N, DIM = 40, 16, 5
+KEY = jax.random.key(0)
+TABLE = jax.random.normal(jax.random.key(1), (V, DIM))
+QUERIES = jax.random.normal(jax.random.key(2), (N, DIM))
+TARGETS = jax.random.randint(jax.random.key(3), (N,), 0, V)
+
+
+def full_loss(queries, table, scale=1.0):
+    scores = scale * queries @ table.T
+    return jax.nn.logsumexp(scores, axis=1) - scores[jnp.arange(N), TARGETS]
+
+
+def sampled_loss(queries, table, drawn, scale=1.0):
+    return negatives.sampled_softmax(queries, table[TARGETS], table[drawn.ids], TARGETS, drawn,
+                                     scale=scale)
+
+
+def test_all_items_drawn_uniformly_give_the_full_softmax_and_its_gradients():
+    drawn = negatives.uniform(KEY, V, V)
+
+    def gradients(loss):
+        return jax.grad(lambda args: jnp.sum(loss(*args) ** 2))((QUERIES, TABLE))
+
+    np.testing.assert_allclose(sampled_loss(QUERIES, TABLE, drawn, 0.7),
+                               full_loss(QUERIES, TABLE, 0.7), rtol=1e-5)
+    sampled = gradients(lambda q, w: sampled_loss(q, w, drawn))
+    for got, wanted in zip(sampled, gradients(full_loss), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sampler", [negatives.uniform, negatives.log_uniform])
+def test_the_corrected_sum_is_an_unbiased_estimate_of_the_normaliser(sampler):
+    count, draws = 8, 4000
+    own = jnp.sum(QUERIES * TABLE[TARGETS], axis=1)
+
+    @jax.jit
+    @jax.vmap
+    def normaliser(key):
+        drawn = sampler(key, V, count)
+        return jnp.exp(sampled_loss(QUERIES, TABLE, drawn) + own)
+
+    estimates = np.asarray(normaliser(jax.random.split(KEY, draws)))
+    exact = np.exp(np.asarray(full_loss(QUERIES, TABLE) + own))
+    error = estimates.std(0) / draws**0.5
+    assert np.all(error > 0)
+    assert np.all(np.abs(estimates.mean(0) - exact) < 4.5 * error)
+
+
+def test_uniform_negatives_differ_and_every_item_is_as_likely():
+    ids = np.asarray(jax.jit(jax.vmap(lambda key: negatives.uniform(key, V, 10).ids))(
+        jax.random.split(KEY, 4000)))
+    assert all(len(set(row)) == 10 for row in ids[:200])
+    counts = np.bincount(ids.ravel(), minlength=V)
+    assert len(counts) == V
+    assert np.all(np.abs(counts - 1000) < 5 * 1000**0.5)
+
+
+@pytest.mark.parametrize("num_items", [1, 2, 3, 7, 8, 31, 32, 1000])
+def test_log_uniform_probabilities_are_of_one_whole_and_fall_with_rank(num_items):
+    log_q = np.asarray(negatives.log_uniform_log_q(jnp.arange(num_items), num_items))
+    assert abs(np.exp(log_q.astype(np.float64)).sum() - 1) < 1e-5
+    assert np.all(np.diff(log_q) < 1e-6)
+
+
+def test_log_uniform_draws_follow_their_probabilities():
+    drawn = negatives.log_uniform(KEY, V, 100_000)
+    counts = np.bincount(drawn.ids, minlength=V)
+    expected = 100_000 * np.exp(np.asarray(negatives.log_uniform_log_q(jnp.arange(V), V)))
+    assert np.all(np.abs(counts - expected) < 5 * expected**0.5)
+    np.testing.assert_allclose(np.exp(drawn.log_expected), expected[np.asarray(drawn.ids)],
+                               rtol=1e-4)
+
+
+def test_samplers_reach_the_whole_of_a_huge_catalogue():
+    huge = 2**31 - 98_304
+    for sampler in (negatives.uniform, negatives.log_uniform):
+        ids = np.asarray(sampler(KEY, huge, 4096).ids)
+        assert ids.min() >= 0
+        assert huge // 2 < ids.max() < huge
+        assert len(set(ids % 2)) == 2
+
+
+def test_an_accidental_hit_is_no_negative():
+    drawn = negatives.Negatives(TARGETS, jnp.zeros(N))
+    loss = sampled_loss(QUERIES, TABLE, drawn)
+    scores = np.asarray(QUERIES @ TABLE[TARGETS].T, np.float64)
+    hit = np.asarray(TARGETS)[:, None] == np.asarray(TARGETS)[None]
+    others = np.where(hit, 0.0, np.exp(scores)).sum(1)
+    np.testing.assert_allclose(loss, np.log1p(others / np.exp(np.diag(scores))), rtol=1e-5)
+
+
+def test_negatives_that_are_all_hits_give_loss_and_gradient_zero():
+    drawn = negatives.Negatives(jnp.full(3, 7), jnp.zeros(3))
+
+    def loss(queries):
+        return jnp.sum(negatives.sampled_softmax(
+            queries, TABLE[jnp.full(N, 7)], TABLE[drawn.ids], jnp.full(N, 7), drawn))
+
+    value, grads = jax.value_and_grad(loss)(QUERIES)
+    assert value == 0
+    assert not np.any(np.asarray(grads))
+
+
+def test_in_batch_negatives_leave_out_positions_without_a_label():
+    weights = jnp.where(jnp.arange(N) < 10, 1.0, 0.0)
+    log_q = jnp.full(N, -np.log(V))
+    loss = sampled_loss(QUERIES, TABLE, negatives.in_batch(TARGETS, weights, log_q))
+    only = negatives.Negatives(TARGETS[:10], jnp.full(10, np.log(10 / V)))
+    np.testing.assert_allclose(loss, sampled_loss(QUERIES, TABLE, only), rtol=1e-6)
+
+
+def test_more_different_negatives_than_items_are_refused():
+    with pytest.raises(InputError, match="41 different negatives of 40 items"):
+        negatives.uniform(KEY, V, V + 1)
