@@ -15,3 +15,12 @@ def load_with_layout(ref: Any, layout: Any, *, optimized: bool = True) -> jax.Ar
     index: tuple[Any, ...] = ((),) if _OLD else ()
     value: jax.Array = plgpu.load(ref, *index, layout=layout, optimized=optimized)
     return value
+
+
+def plain(scalar: jax.Array) -> jax.Array:
+    """An int32 scalar loaded inside a kernel, without the mesh axes over which it varies.
+
+    Inside `shard_map` a load keeps them in its type and arithmetic in a kernel drops them, so
+    that branches and loops see two types; adding 0 is arithmetic that costs nothing.
+    """
+    return scalar + jax.numpy.int32(0)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .compat import vary_like
-from .mosaic_gpu_compat import load_with_layout
+from .mosaic_gpu_compat import load_with_layout, plain
 from .mosaic_gpu_tiles import (
     BLOCK,
     BY_COLUMN,
@@ -271,7 +271,7 @@ def _roles(ins: _Inputs, outs: _Outputs, buffers: _Buffers, full: _Barriers, *, 
             return m, total, label_score, expected, hit_at, hit
 
         expected = None if outs.expected is None else zeros(width, plgpu.Layout.WGMMA)
-        start = ins.starts[group]
+        start = plain(ins.starts[group])
         carry = (zeros((ROWS,), BY_ROW, FLOOR), zeros((ROWS,), BY_ROW), zeros((ROWS,), BY_ROW),
                  expected, start, next_hit(start))
         pl.when(wg == 1)(turn)

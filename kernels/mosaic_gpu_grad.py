@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .compat import vary_like
-from .mosaic_gpu_compat import load_with_layout
+from .mosaic_gpu_compat import load_with_layout, plain
 from .mosaic_gpu_tiles import (
     BLOCK,
     BY_COLUMN,
@@ -273,7 +273,7 @@ def _roles(ins: _Inputs, outs: _Outputs, buffers: _Buffers, full: _Barriers, *, 
             plgpu.barrier_arrive(full.free.at[slot])
             return total, bias_total, hit_at, hit
 
-        start = ins.starts[group]
+        start = plain(ins.starts[group])
         carry = (zeros(width, plgpu.Layout.WGMMA),
                  None if outs.bias is None else zeros((ROWS,), BY_ROW), start, next_hit(start))
         pl.when(wg == 1)(turn)
