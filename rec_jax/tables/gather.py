@@ -13,6 +13,7 @@ checks, or, with `Shards.alone`, outside of it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -42,7 +43,9 @@ class Shards(NamedTuple):
         return index * rows.shape[0]
 
 
-class Route(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Route:
     """Which message and round carries each distinct id.
 
     owner: int32 `[M]`, shard that has the row; `items` for an unused slot.
@@ -55,7 +58,7 @@ class Route(NamedTuple):
     place: Array
     round: Array
     rounds: Array
-    capacity: int
+    capacity: int = field(metadata={"static": True})
 
 
 def message_capacity(count: int, shards: Shards, slack: float) -> int:

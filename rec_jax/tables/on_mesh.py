@@ -1,0 +1,164 @@
+"""The tables' functions on whole arrays: each is one `shard_map` between parts that XLA cuts.
+
+A step is ordinary code on global arrays (the encoder, the dense optimizer), which XLA partitions
+by their shardings, with islands where the rows of a table meet the mesh. Batches are cut over
+both axes, rows over `items`. On one device an island is a plain call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from rec_jax.kernels import RowUpdate, softmax_loss
+from rec_jax.mesh import BOTH, DATA, ITEMS
+from rec_jax.tables import gather
+from rec_jax.tables.gather import Route, Shards
+from rec_jax.tables.table import Table
+from rec_jax.tables.unique import Unique, expand, unique_ids
+from rec_jax.tables.update_sparse import update_sparse
+from rec_jax.tables.update_streamed import Scored, update_streamed
+
+Array = jax.Array
+P = PartitionSpec
+_CUT = P(BOTH)
+_COLUMNS = P(None, BOTH)
+
+
+class Fetched(NamedTuple):
+    """Rows that a step uses, each device's distinct ones; leading axes are cut over both axes.
+
+    rows: `[M, d]` in the table's type; unique: where they go; route: how they came, None where
+    `items` is 1.
+    """
+
+    rows: Array
+    unique: Unique
+    route: Route | None
+
+
+def shards_of(mesh: Mesh) -> Shards:
+    """The sizes of the mesh's axes."""
+    return Shards(mesh.shape[DATA], mesh.shape[ITEMS])
+
+
+def island(body: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any, *,
+           check: bool = False) -> Callable[..., Any]:
+    """`body` under `shard_map`, or as it is on one device."""
+    if shards_of(mesh).alone:
+        return body
+    return jax.shard_map(body, mesh=mesh, in_specs=in_specs, out_specs=out_specs,
+                         check_vma=check)
+
+
+def fetch(mesh: Mesh, table: Table, wanted: dict[str, Array], masks: dict[str, Array], *,
+          slack: float = 1.0) -> Fetched:
+    """The rows of all ids in `wanted`, each once a device; not differentiable, see `spread`.
+
+    wanted: int32 `[A, n]` by name, n a multiple of the device count; masks: bool, the same
+    shapes, False where a position has no row.
+    """
+    shards = shards_of(mesh)
+
+    def body(rows: Array, wanted: dict[str, Array], masks: dict[str, Array]) -> Fetched:
+        ids, mask = (jnp.concatenate([part[name].ravel() for name in sorted(wanted)])
+                     for part in (wanted, masks))
+        unique = unique_ids(ids, table.num_items, mask)
+        route = None
+        if shards.items > 1:
+            capacity = gather.message_capacity(ids.size, shards, slack)
+            route = gather.make_route(unique, rows.shape[0], shards, capacity)
+        return Fetched(gather.fetch_rows(rows, unique, route, shards), unique, route)
+
+    return island(body, mesh, (P(ITEMS), _COLUMNS, _COLUMNS), _fetched_specs(mesh, wanted, slack)
+                  )(table.rows, wanted, masks)
+
+
+def spread(mesh: Mesh, rows: Array, unique: Unique, like: dict[str, Array]) -> dict[str, Array]:
+    """Fetched `rows` -> vectors `[A, n, d]` f32 of each of `like`, the `wanted` of `fetch`.
+
+    Differentiable in `rows`; see `expand` for repeated, masked and bad ids.
+    """
+    def body(rows: Array, unique: Unique, like: dict[str, Array]) -> dict[str, Array]:
+        vectors, parts, start = expand(rows, unique), {}, 0
+        for name in sorted(like):
+            shape = like[name].shape
+            end = start + like[name].size
+            parts[name] = vectors[start:end].reshape(*shape, -1)
+            start = end
+        return parts
+
+    return island(body, mesh, (_CUT, _CUT, _COLUMNS), _COLUMNS)(rows, unique, like)
+
+
+def full_softmax(mesh: Mesh, queries: Array, rows: Array, targets: Array, *, num_items: int,
+                 logit_scale: float = 1.0, softcap: float | None = None, backend: str = "auto"
+                 ) -> tuple[Array, Array]:
+    """`softmax_loss` against a table over the mesh: loss and lse f32 `[N]`, cut over `data`.
+
+    queries: `[N, d]`, N a multiple of the device count; rows `[V_padded, d]`. Differentiable.
+    """
+    shards = shards_of(mesh)
+
+    def body(queries: Array, rows: Array, targets: Array) -> tuple[Array, Array]:
+        return softmax_loss(queries, rows, targets, logit_scale=logit_scale, softcap=softcap,
+                            num_items=num_items, backend=backend,
+                            axis_name=ITEMS if shards.items > 1 else None)
+
+    specs = (P(DATA), P(ITEMS) if shards.items > 1 else P(), P(DATA))
+    return island(body, mesh, specs, (P(DATA), P(DATA)), check=True)(queries, rows, targets)
+
+
+def apply_sparse(mesh: Mesh, table: Table, fetched: Fetched, grads: Array, update: RowUpdate,
+                 hyper: Any, *, seed: Array | None = None, slack: float = 1.0) -> Table:
+    """Update the rows that were fetched, from the gradient `[M, d]` of `fetched.rows`."""
+    shards = shards_of(mesh)
+
+    def body(rows: Array, state: Any, grads: Array, unique: Unique, route: Route | None,
+             hyper: Any, seed: Array | None) -> tuple[Array, Any]:
+        return update_sparse(rows, state, grads, unique, route, shards, update, hyper, seed=seed)
+
+    specs = (P(ITEMS), P(ITEMS), _CUT, _CUT, _route_specs(fetched.route), P(), P())
+    rows, state = island(body, mesh, specs, (P(ITEMS), P(ITEMS)))(
+        table.rows, table.state, grads, fetched.unique, fetched.route, hyper, seed)
+    return table.replace(rows=rows, state=state)
+
+
+def apply_streamed(mesh: Mesh, table: Table, scored: Scored, inputs: tuple[Array, Array] | None,
+                   update: RowUpdate, hyper: Any, *, seed: Array | None = None,
+                   logit_scale: float = 1.0, softcap: float | None = None,
+                   backend: str = "auto") -> Table:
+    """Update every row, from what the full softmax left; see `update_streamed`.
+
+    inputs: (`fetched.unique.ids`, gradient of `fetched.rows`), or None if untied.
+    """
+    shards = shards_of(mesh)
+
+    def body(rows: Array, state: Any, scored: Scored, inputs: tuple[Array, Array] | None,
+             hyper: Any, seed: Array | None) -> tuple[Array, Any]:
+        return update_streamed(rows, state, scored, inputs, shards, update, hyper,
+                               num_items=table.num_items, seed=seed, logit_scale=logit_scale,
+                               softcap=softcap, backend=backend)
+
+    specs = (P(ITEMS), P(ITEMS), _CUT, _CUT, P(), P())
+    rows, state = island(body, mesh, specs, (P(ITEMS), P(ITEMS)))(
+        table.rows, table.state, scored, inputs, hyper, seed)
+    return table.replace(rows=rows, state=state)
+
+
+def _fetched_specs(mesh: Mesh, wanted: dict[str, Array], slack: float) -> Fetched:
+    shards = shards_of(mesh)
+    if shards.items == 1:
+        return Fetched(_CUT, _CUT, None)  # type: ignore[arg-type]
+    count = sum(ids.size for ids in wanted.values()) // (shards.data * shards.items)
+    capacity = gather.message_capacity(count, shards, slack)
+    return Fetched(_CUT, _CUT, Route(_CUT, _CUT, _CUT, P(), capacity))  # type: ignore[arg-type]
+
+
+def _route_specs(route: Route | None) -> Any:
+    return None if route is None else Route(
+        _CUT, _CUT, _CUT, P(), route.capacity)  # type: ignore[arg-type]

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rec_jax.encoders import transformer
+from rec_jax.errors import InputError
+from rec_jax.mesh import MeshConfig, make_mesh
+from rec_jax.model import build_encoder
+from rec_jax.objectives import next_item, sampled_softmax
+from rec_jax.tables import RowOptimizerConfig, TableConfig, init_table, row_optimizer
+from rec_jax.train.step_sharded import (
+    check_ids,
+    init_sharded,
+    make_sharded_step,
+    place_batch,
+)
+
+ITEMS, DIM, LENGTH, ROWS = 100, 8, 6, 8
+MESHES = [(1, 1), (8, 1), (1, 8), (2, 4)]
+OBJECTIVES = {"dense": next_item.Config(z_loss=1e-3, backend="xla"),
+              "streamed": next_item.Config(z_loss=1e-3, backend="xla"),
+              "sparse": sampled_softmax.Config(count=50)}
+
+
+def batches(count: int, accumulate: int = 1):
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        items = np.minimum(rng.zipf(1.3, (ROWS, LENGTH + 1)) - 1, ITEMS - 1).astype(np.int32)
+        segments = np.broadcast_to(np.where(np.arange(LENGTH) < LENGTH - 1, 1, 0), (ROWS, LENGTH))
+        batch = {"items": np.where(segments > 0, items[:, :-1], 0),
+                 "targets": np.where(segments > 0, items[:, 1:], -1),
+                 "segments": segments.astype(np.int32),
+                 "positions": np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (ROWS, LENGTH))}
+        yield {name: np.ascontiguousarray(value.reshape(accumulate, -1, LENGTH).astype(np.int32))
+               for name, value in batch.items()}
+
+
+@functools.cache
+def setup(mode: str, data: int, items: int, kind: str = "row_adam", dtype: str = "f32"):
+    mesh = make_mesh(MeshConfig(data, items))
+    config = TableConfig(dim=DIM, dtype=dtype, optimizer=RowOptimizerConfig(kind=kind))
+    encoder, params = build_encoder(
+        transformer.Config(layers=1, heads=1, hidden=2, dropout=0.1), dim=DIM, length=LENGTH,
+        causal=True, precision="f32", seed=0)
+    optimizer = optax.adam(1e-2)
+    step = make_sharded_step(encoder, OBJECTIVES[mode], optimizer, config, mode, mesh,
+                             precision="f32", rate=optax.constant_schedule(1e-2))
+
+    def start():
+        table = init_table(config, ITEMS, 0, mesh, optimizer=(
+            None if mode == "dense" else row_optimizer(config.optimizer)))
+        return init_sharded(jax.tree.map(jnp.copy, params), table, optimizer, mode, mesh, seed=0)
+
+    return mesh, step, start
+
+
+def train(mode: str, data: int, items: int, steps: int, accumulate: int = 1, **settings):
+    mesh, step, start = setup(mode, data, items, **settings)
+    state, losses = start(), []
+    for batch in batches(steps, accumulate):
+        state, metrics = step(state, place_batch(batch, mesh))
+        losses.append(metrics.loss)
+    check_ids(metrics)
+    return np.asarray(losses), state
+
+
+@functools.cache
+def alone(mode: str, steps: int):
+    losses, state = train(mode, 1, 1, steps)
+    return losses, np.asarray(state.table.rows)
+
+
+@pytest.mark.parametrize(("data", "items"), MESHES[1:])
+@pytest.mark.parametrize("mode", ["dense", "sparse", "streamed"])
+def test_fifty_steps_give_the_same_losses_and_rows_on_every_mesh(mode, data, items):
+    losses, state = train(mode, data, items, 50)
+    expected, rows = alone(mode, 50)
+    assert expected[-5:].mean() < expected[:5].mean() - 0.2  # it learns
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    np.testing.assert_allclose(state.table.rows, rows, atol=1e-4)
+    assert not state.table.rows.is_fully_replicated or items == 1
