@@ -1,6 +1,6 @@
 """Train a run from its config to its best checkpoint; stop and go on at any step.
 
-    batches -> step -> log line         every `log_every` steps
+    batches -> step -> log line         every `log_every` steps, and before each checkpoint
                     -> validation       every `evaluate_every` epochs, then a checkpoint
                     -> checkpoint       every `checkpoint_every` steps
 
@@ -152,7 +152,10 @@ class _Loop:
                 window.add(metrics, sequences)
                 last = done == self.plan.total
                 validate = last or done % self.plan.validate_every == 0
-                if validate or done % settings.log_every == 0:
+                save = validate or (settings.checkpoint_every is not None
+                                    and done % settings.checkpoint_every == 0)
+                # A line never spans a checkpoint: a resumed run starts with an empty window.
+                if save or done % settings.log_every == 0:
                     figures = window.close()  # waits for the step
                     now = time.perf_counter()
                     self.position.seconds += now - mark
@@ -160,7 +163,7 @@ class _Loop:
                     mark, window = now, _Window()
                 if validate:
                     self._validate(done, state)
-                elif settings.checkpoint_every and done % settings.checkpoint_every == 0:
+                elif save:
                     self._save(done, state, None)
                 if validate:
                     mark = time.perf_counter()
@@ -181,9 +184,11 @@ class _Loop:
         return round(done / self.plan.per_epoch, 4)
 
     def _log_train(self, done: int, figures: dict[str, float], seconds: float) -> None:
-        if not np.isfinite(figures["loss"]):
-            raise TrainingError(f"the loss is {figures['loss']} at step {done}; the last "
-                                "checkpoint stands (try a smaller optimizer.rate or a clip)")
+        for name in ("loss", "gradient_norm"):
+            if not np.isfinite(figures[name]):
+                raise TrainingError(f"the {name.replace('_', ' ')} is {figures[name]} at step "
+                                    f"{done}; the last checkpoint stands (try a smaller "
+                                    "optimizer.rate or a clip)")
         positions, sequences = figures.pop("positions"), figures.pop("sequences")
         figures["positions_per_second"] = positions / seconds
         figures["sequences_per_second"] = sequences / seconds
