@@ -38,7 +38,7 @@ class Checkpoints:
             policies.BestN(get_metric_fn=_order, n=1, keep_checkpoints_without_metrics=False),
         ])
         self._manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(
-            best_fn=_order, preservation_policy=preservation, read_only=read_only,
+            best_fn=_order, preservation_policy=preservation, create=not read_only,
             cleanup_tmp_directories=not read_only, step_prefix=_PREFIX))
 
     def __enter__(self) -> Checkpoints:
