@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -177,29 +178,48 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 }
 
 
-# Coroutines of orbax that are dropped while they fail raise once more when they are collected.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def refusal(folder: Path, like: Any) -> str:
+    """The message with which step 6 is refused."""
+    try:
+        with Checkpoints(folder) as checkpoints:
+            found = checkpoints.restore(6, like)
+            assert_bitwise(found, items(6))  # damage that nobody notices would be worse
+            checkpoints.extra(6)
+    except InputError as error:
+        return str(error)
+    raise AssertionError("nothing was refused")
+
+
+@pytest.fixture
+def collected() -> Iterator[None]:
+    """Orbax's coroutines that are dropped while they fail raise when they are collected: do
+    that before the next test begins."""
+    yield
+    gc.collect()
+
+
+dropped_coroutines = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@dropped_coroutines
+@pytest.mark.usefixtures("collected")
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
 def test_a_damaged_checkpoint_is_one_line_of_error(
         several: Path, tmp_path: Path, damage: Callable[[Path], object]) -> None:
     folder = shutil.copytree(several, tmp_path / "c")
     damage(folder / "step_6")
-    with (Checkpoints(folder) as checkpoints,
-          pytest.raises(InputError, match=r"^checkpoint c/step_6 cannot be read: .") as caught):
-        found = checkpoints.restore(6, shapes(items()))
-        assert_bitwise(found, items(6))  # damage that is noticed nowhere would be worse
-        checkpoints.extra(6)
-    assert "\n" not in str(caught.value)
+    message = refusal(folder, shapes(items()))
+    assert message.startswith("checkpoint c/step_6 cannot be read: ") and "\n" not in message
 
 
+@dropped_coroutines
+@pytest.mark.usefixtures("collected")
 @pytest.mark.parametrize("change", [
     {"rows": jax.ShapeDtypeStruct((65, 8), jnp.float32)},
     {"encoder": {"a/kernel": jax.ShapeDtypeStruct((3, 8), jnp.float32)}},
     {"encoder": {"other": jax.ShapeDtypeStruct((3, 8), jnp.float32)}},
 ], ids=["shape", "fewer", "names"])
 def test_another_structure_is_refused(several: Path, change: dict[str, Any]) -> None:
-    wanted = {"model": {**shapes(items()["model"]), **change}}
-    with (Checkpoints(several) as checkpoints,
-          pytest.raises(InputError, match="cannot be read") as caught):
-        checkpoints.restore(6, wanted)
-    assert "\n" not in str(caught.value)
+    message = refusal(several, {"model": {**shapes(items()["model"]), **change}})
+    assert "step_6 cannot be read: " in message and "\n" not in message
