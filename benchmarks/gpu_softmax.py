@@ -51,9 +51,9 @@ class Shape(NamedTuple):
 
 
 class Ceilings(NamedTuple):
-    flops: float  # a second, bf16 products
-    copied: float  # bytes a second, read plus written
-    exps: float  # a second
+    flops: float  # all a second; products of bf16
+    copied: float  # bytes, read plus written
+    exps: float
 
 
 def seconds(run: Callable[[], Any], wait: Callable[[Any], Any] = jax.block_until_ready,
@@ -231,7 +231,6 @@ def time_jax(name: str, op: str, s: Shape) -> float:
     if op == "step":
         step, kept = training_step(name), [w, jnp.ones(s.v, jnp.float32)]
         del w  # donated
-
         def once() -> Any:
             kept[0], kept[1], dh = step(kept[0], kept[1], h, y)
             return kept[0], dh
