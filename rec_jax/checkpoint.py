@@ -8,7 +8,11 @@ that it needs: evaluation and export never read the optimizer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gc
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -59,8 +63,8 @@ class Checkpoints:
             return
         arguments = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         arguments[_EXTRA] = ocp.args.JsonSave(dict(extra))
-        metrics = None if metric is None else {_METRIC: float(metric), _STEP: step}
-        self._manager.save(step, metrics=metrics, args=ocp.args.Composite(**arguments))
+        self._manager.save(step, metrics={_METRIC: metric, _STEP: step},
+                           args=ocp.args.Composite(**arguments))
 
     def wait(self) -> None:
         """Return when every started save is complete on disk."""
@@ -76,8 +80,7 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The first step with the largest metric, or the newest where none was measured."""
-        best = self._manager.best_step()
-        return self.latest() if best is None else best
+        return self._manager.best_step()
 
     def extra(self, step: int) -> dict[str, Any]:
         """What was saved beside the arrays."""
@@ -101,13 +104,34 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:
-            # Orbax and tensorstore raise many types for damaged files; the first line of each
-            # says what is wrong.
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise InputError(f"checkpoint {self.folder.name}/{_PREFIX}_{step} cannot be read: "
-                             f"{first[:300]}") from error
+            # Orbax and tensorstore raise many types for damaged files.
+            problem = _root_cause(error)
+        with _unheard():
+            gc.collect()
+        raise InputError(f"checkpoint {self.folder.name}/{_PREFIX}_{step} cannot be read: "
+                         f"{problem}")
 
 
 def _order(metrics: Mapping[str, Any]) -> tuple[float, int]:
-    # As early stopping counts: a later step must be better, not as good.
-    return metrics[_METRIC], -metrics[_STEP]
+    # As early stopping counts: a later step must be better, not as good. Of the steps that
+    # were not measured, the newest comes first.
+    metric, step = metrics[_METRIC], int(metrics.get(_STEP, 0))
+    return (-math.inf, step) if metric is None or math.isnan(metric) else (metric, -step)
+
+
+def _root_cause(error: BaseException) -> str:
+    """The first line of what went wrong first."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Orbax's coroutines that a failure left pending raise once more when they are collected,
+    each with pages on stderr: nobody needs those."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
