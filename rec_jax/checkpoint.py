@@ -8,11 +8,8 @@ that it needs: evaluation and export never read the optimizer.
 
 from __future__ import annotations
 
-import gc
 import math
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -105,11 +102,8 @@ class Checkpoints:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:
             # Orbax and tensorstore raise many types for damaged files.
-            problem = _root_cause(error)
-        with _unheard():
-            gc.collect()
-        raise InputError(f"checkpoint {self.folder.name}/{_PREFIX}_{step} cannot be read: "
-                         f"{problem}")
+            raise InputError(f"checkpoint {self.folder.name}/{_PREFIX}_{step} cannot be read: "
+                             f"{_root_cause(error)}") from error
 
 
 def _order(metrics: Mapping[str, Any]) -> tuple[float, int]:
@@ -124,14 +118,3 @@ def _root_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-
-
-@contextmanager
-def _unheard() -> Iterator[None]:
-    """Orbax's coroutines that a failure left pending raise once more when they are collected,
-    each with pages on stderr: nobody needs those."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
-    try:
-        yield
-    finally:
-        sys.unraisablehook = hook
