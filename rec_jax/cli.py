@@ -258,6 +258,7 @@ def _show_metrics(result: Mapping[str, Any]) -> None:
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 2 bad input or config, 1 anything else."""
+    sys.unraisablehook = _unraisable
     try:
         app(standalone_mode=True)
     except InputError as error:
@@ -270,6 +271,12 @@ def _fail(message: str, code: int) -> None:
     line = " ".join(message.split())
     _say(f"rec-jax: {line}")
     sys.exit(code)
+
+
+def _unraisable(found: Any) -> None:
+    # Reads that orbax left pending when another one failed raise once more, at great length.
+    if "orbax" not in getattr(getattr(found.object, "cr_code", None), "co_filename", ""):
+        sys.__unraisablehook__(found)
 
 
 if __name__ == "__main__":
