@@ -275,7 +275,8 @@ def _fail(message: str, code: int) -> None:
 
 def _unraisable(found: Any) -> None:
     # Reads that orbax left pending when another one failed raise once more, at great length.
-    if "orbax" not in getattr(getattr(found.object, "cr_code", None), "co_filename", ""):
+    trace = found.exc_traceback
+    if trace is None or "orbax" not in trace.tb_frame.f_code.co_filename:
         sys.__unraisablehook__(found)
 
 
