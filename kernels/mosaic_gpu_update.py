@@ -52,8 +52,11 @@ def item_update(queries: Array, items: Array, state: Any, targets: Array, lse: A
 
         new, new_state = update(
             part(items).astype(jnp.float32), grads, jax.tree.map(part, state), hyper)
-        items = put(items, store_rows(new, items.dtype, ids, seed))
-        return items, jax.tree.map(put, state, new_state), d_bias
+        # Finished before they are written: a write fused with the read of the old rows would
+        # not be in place, and copy the table.
+        new, new_state = lax.optimization_barrier(
+            (store_rows(new, items.dtype, ids, seed), new_state))
+        return put(items, new), jax.tree.map(put, state, new_state), d_bias
 
     # The last step takes the remainder too: no step is smaller than a tile.
     whole = max(total // chunk - 1, 0)
