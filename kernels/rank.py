@@ -10,6 +10,8 @@ from .exclusion import Exclude, excluded_pairs
 from .primitives import Array, Backend, Excluded
 from .shards import align, check_arrays, score_rule
 
+LOWEST = jnp.finfo(jnp.float32).min
+
 
 def target_rank(queries: Array, items: Array, targets: Array, *, exclude: Exclude | None = None,
                 bias: Array | None = None, logit_scale: float | Array = 1.0,
@@ -47,5 +49,8 @@ def target_rank(queries: Array, items: Array, targets: Array, *, exclude: Exclud
     s_y = chosen.label_scores(queries, items, targets, rule)
     if axis_name is not None:
         s_y, _ = align(jax.lax.pmax(s_y, axis_name), items)
+    # What an exclusion or a bias takes out scores -inf, and is behind even a target that is no
+    # item or whose score is NaN.
+    s_y = jnp.where(jnp.isnan(s_y), LOWEST, jnp.maximum(s_y, LOWEST))
     ahead = chosen.rank_count(queries, items, s_y, Excluded(query, item), rule)
     return 1 + (ahead if axis_name is None else jax.lax.psum(ahead, axis_name))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from .primitives import Backend, Problem
 from .xla_rank import label_scores, rank_count, top_k
 from .xla_softmax import forward, item_grad, item_update
+from .xla_tiles import DEFAULT, Sizes
 
 
 def refuses(problem: Problem) -> str | None:
@@ -13,5 +16,12 @@ def refuses(problem: Problem) -> str | None:
     return None
 
 
-BACKEND = Backend("xla", refuses, forward, item_grad, item_update, label_scores, rank_count,
-                  top_k)
+def make_backend(sizes: Sizes = DEFAULT) -> Backend:
+    """The backend with tiles of other sizes than the default; keep it, it keys traces."""
+    return Backend(
+        "xla", refuses, partial(forward, sizes=sizes), partial(item_grad, sizes=sizes),
+        partial(item_update, sizes=sizes), partial(label_scores, sizes=sizes),
+        partial(rank_count, sizes=sizes), partial(top_k, sizes=sizes))
+
+
+BACKEND = make_backend()

@@ -15,17 +15,20 @@ import jax.numpy as jnp
 from .compat import vary_like
 from .primitives import Array, Partials, RowUpdate, Scores, SparseRows
 from .rounding import store_rows
+from .xla_exp import exp
 from .xla_tiles import (
+    DEFAULT,
     LOWEST,
+    Sizes,
     Tile,
+    fold_tiles,
+    fold_tiles_of,
     in_blocks,
     matmul,
-    num_tiles,
     pair_scores,
     query_block,
     score_tile,
     score_tile_by_item,
-    take_tile,
     tile_rows,
 )
 
@@ -33,22 +36,21 @@ _SPARSE_CHUNK = 256
 
 
 def forward(queries: Array, items: Array, targets: Array, scores: Scores, *,
-            with_expected: bool) -> Partials:
+            with_expected: bool, sizes: Sizes = DEFAULT) -> Partials:
     """See `primitives.Forward`. Flash attention's online softmax with the label left out."""
-    block = query_block(queries.shape[0])
-    size = tile_rows(block, items.shape[0])
+    block = query_block(queries.shape[0], sizes)
+    size = tile_rows(block, items.shape[0], sizes)
 
     def one_block(inputs: tuple[Array, Array]) -> Partials:
         queries, targets = inputs
 
-        def fold(index: Array, carry: Any) -> Any:
+        def fold(tile: Tile, carry: Any) -> Any:
             before, l_minus, o_minus = carry
-            tile = take_tile(items, index, size, scores)
             s, slope = score_tile(queries, tile, scores)
-            s = jnp.where(tile.ids == targets[:, None], -jnp.inf, s)
+            # The label may take part in the reference, which saves a pass over the tile.
             m = jnp.maximum(before, jnp.max(s, axis=1))
             shrink = jnp.exp(before - m)
-            p = jnp.exp(s - m[:, None])
+            p = jnp.where(tile.ids == targets[:, None], 0.0, exp(s - m[:, None]))
             l_minus = l_minus * shrink + jnp.sum(p, axis=1)
             if o_minus is not None:
                 p = p if slope is None else p * slope
@@ -59,8 +61,9 @@ def forward(queries: Array, items: Array, targets: Array, scores: Scores, *,
         start = (jnp.full((block,), LOWEST), jnp.zeros((block,)),
                  jnp.zeros((block, items.shape[1])) if with_expected else None)
         start = jax.tree.map(lambda x: vary_like(x, items), start)
-        sums = jax.lax.fori_loop(0, num_tiles(items.shape[0], size), fold, start)
-        return Partials(*sums, pair_scores(queries, items, targets, scores))
+        sums = fold_tiles(items, size, scores, fold, start)
+        m, l_minus, o_minus = sums
+        return Partials(m, l_minus, o_minus, pair_scores(queries, items, targets, scores))
 
     parts = jax.lax.map(one_block, (in_blocks(queries, block), in_blocks(targets, block, -1)))
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:queries.shape[0]], parts)
@@ -76,8 +79,8 @@ class _Side(NamedTuple):
     label_weight: Array
 
 
-def _side(queries: Array, *per_query: Array) -> _Side:
-    block = query_block(queries.shape[0])
+def _side(sizes: Sizes, queries: Array, *per_query: Array) -> _Side:
+    block = query_block(queries.shape[0], sizes)
     targets, *rest = per_query
     return _Side(in_blocks(queries, block), in_blocks(targets, block, -1),
                  *(in_blocks(x, block) for x in rest))
@@ -88,9 +91,10 @@ def _tile_grad(side: _Side, scores: Scores, tile: Tile) -> tuple[Array, Array | 
 
     def one_block(part: _Side) -> tuple[Array, Array | None]:
         s, slope = score_tile_by_item(part.queries, tile, scores)
-        c = part.weight * jnp.exp(s - part.lse)
+        c = part.weight * exp(s - part.lse)
         c = c if slope is None else c * slope
-        label = (tile.ids[:, None] == part.targets) & tile.fresh[:, None]
+        label = tile.ids[:, None] == part.targets
+        label = label if tile.fresh is None else label & tile.fresh[:, None]
         c = jnp.where(label, part.label_weight, c)
         grad = matmul(c, part.queries.astype(jnp.float32), (1, 0))
         return grad, None if scores.bias is None else jnp.sum(c, axis=1)
@@ -107,32 +111,31 @@ def _tile_grad(side: _Side, scores: Scores, tile: Tile) -> tuple[Array, Array | 
 
 
 def item_grad(queries: Array, items: Array, targets: Array, lse: Array, weight: Array,
-              label_weight: Array, scores: Scores) -> tuple[Array, Array | None]:
+              label_weight: Array, scores: Scores, *, sizes: Sizes = DEFAULT
+              ) -> tuple[Array, Array | None]:
     """See `primitives.ItemGrad`."""
-    side = _side(queries, targets, lse, weight, label_weight)
-    size = tile_rows(side.queries.shape[1], items.shape[0])
+    side = _side(sizes, queries, targets, lse, weight, label_weight)
+    size = tile_rows(side.queries.shape[1], items.shape[0], sizes)
 
-    def fold(index: Array, carry: Any) -> Any:
-        tile = take_tile(items, index, size, scores)
+    def fold(tile: Tile, carry: Any) -> Any:
         return jax.tree.map(lambda x, grad: _put(x, grad, tile), carry,
                             _tile_grad(side, scores, tile))
 
     bias = None if scores.bias is None else jnp.zeros(items.shape[:1], jnp.float32)
     start = jax.tree.map(lambda x: vary_like(x, items), (jnp.zeros(items.shape), bias))
-    return jax.lax.fori_loop(0, num_tiles(items.shape[0], size), fold, start)
+    return fold_tiles(items, size, scores, fold, start)
 
 
 def item_update(queries: Array, items: Array, state: Any, targets: Array, lse: Array,
                 weight: Array, label_weight: Array, scores: Scores, *, update: RowUpdate,
-                hyper: Any, sparse: SparseRows | None, seed: Array | None
-                ) -> tuple[Array, Any, Array | None]:
+                hyper: Any, sparse: SparseRows | None, seed: Array | None,
+                sizes: Sizes = DEFAULT) -> tuple[Array, Any, Array | None]:
     """See `primitives.ItemUpdate`. The loop carries the table, so that XLA updates it in place."""
-    side = _side(queries, targets, lse, weight, label_weight)
-    size = tile_rows(side.queries.shape[1], items.shape[0])
+    side = _side(sizes, queries, targets, lse, weight, label_weight)
+    size = tile_rows(side.queries.shape[1], items.shape[0], sizes)
 
-    def fold(index: Array, carry: Any) -> Any:
+    def fold(tile: Tile, carry: Any) -> Any:
         items, state, d_bias = carry
-        tile = take_tile(items, index, size, scores)
         grad, grad_bias = _tile_grad(side, scores, tile)
         if sparse is not None:
             grad = _add_sparse(grad, sparse, tile.ids[0])
@@ -144,13 +147,14 @@ def item_update(queries: Array, items: Array, state: Any, targets: Array, lse: A
 
     bias = None if scores.bias is None else vary_like(
         jnp.zeros(items.shape[:1], jnp.float32), items)
-    return jax.lax.fori_loop(0, num_tiles(items.shape[0], size), fold, (items, state, bias))
+    return fold_tiles_of(lambda carry: carry[0], items.shape[0], size, scores, fold,
+                         (items, state, bias))
 
 
 def _put(x: Array, part: Array, tile: Tile) -> Array:
     """`x [V, ...]` with `part [T, ...]` at the tile's rows, but for rows of the tile before."""
     size = part.shape[0]
-    if x.shape[0] % size:
+    if tile.first is not None:
         old = jax.lax.dynamic_slice_in_dim(x, tile.start, size)
         part = jnp.where(tile.first.reshape(-1, *[1] * (part.ndim - 1)), part, old)
     return jax.lax.dynamic_update_slice_in_dim(x, part.astype(x.dtype), tile.start, 0)

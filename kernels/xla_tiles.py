@@ -8,7 +8,10 @@ its last tile starts early instead of reaching past the end, overlaps the tile b
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,28 +21,40 @@ from .primitives import Array, Scores
 LOWEST = jnp.finfo(jnp.float32).min
 """A finite start for running maxima: `-inf - LOWEST` is -inf, where `-inf - -inf` is NaN."""
 
-_TILE_SCORES = 1 << 20
-_MOST_QUERIES = 2048
-_MOST_ROWS = 8192
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bounds of a tile: how many scores, queries and rows it may have at most.
+
+    The defaults were the fastest on CPUs with 2 MiB of L2 cache a core (`docs/kernels.md`).
+    """
+
+    scores: int = 1 << 20
+    queries: int = 2048
+    rows: int = 8192
+
+
+DEFAULT = Sizes()
 
 
 class Tile(NamedTuple):
     """Rows [start, start + T) of this shard.
 
     start: int32 `[]`. ids: int32 `[T]`, global. rows: `[T, d]`.
-    first: bool `[T]`, not in an earlier tile. fresh: bool `[T]`, and an item, too.
+    first: bool `[T]`, not in an earlier tile; None if that is so for all.
+    fresh: bool `[T]`, not in an earlier tile, and an item; None if that is so for all.
     """
 
     start: Array
     ids: Array
-    first: Array
-    fresh: Array
+    first: Array | None
+    fresh: Array | None
     rows: Array
 
 
-def query_block(num_queries: int) -> int:
-    """Queries of a block: all of them up to 2048, else equal blocks of at most that."""
-    blocks = -(-num_queries // _MOST_QUERIES)
+def query_block(num_queries: int, sizes: Sizes) -> int:
+    """Queries of a block: all of them if so many are allowed, else equal blocks."""
+    blocks = -(-num_queries // sizes.queries)
     each = -(-num_queries // blocks)
     return each if blocks == 1 else -(-each // 16) * 16
 
@@ -52,26 +67,41 @@ def in_blocks(x: Array, block: int, fill: float | int = 0) -> Array:
     return x.reshape(-1, block, *x.shape[1:])
 
 
-def tile_rows(block: int, num_rows: int) -> int:
-    """Rows of a tile next to `block` queries: about a million scores, at most 8192 rows."""
-    wanted = min(_MOST_ROWS, _TILE_SCORES // block // 64 * 64)
+def tile_rows(block: int, num_rows: int, sizes: Sizes) -> int:
+    """Rows of a tile next to `block` queries: a multiple of 64, or the whole table."""
+    wanted = max(1, min(sizes.rows, sizes.scores // block) // 64) * 64
     return min(wanted, num_rows)
 
 
-def num_tiles(num_rows: int, size: int) -> int:
-    """Tiles that cover the table."""
-    return -(-num_rows // size)
+def fold_tiles(items: Array, size: int, scores: Scores, fold: Callable[[Tile, Any], Any],
+               start: Any) -> Any:
+    """`start` carried by `fold` over all tiles of the table, in order."""
+    return fold_tiles_of(lambda _: items, items.shape[0], size, scores, fold, start)
 
 
-def take_tile(items: Array, index: Array, size: int, scores: Scores) -> Tile:
-    """Tile `index` of the table."""
-    wanted = index * size
-    start = jnp.minimum(wanted, items.shape[0] - size)
-    local = start + jnp.arange(size, dtype=jnp.int32)
-    ids = scores.row_offset + local
-    first = local >= wanted
-    return Tile(start, ids, first, first & (ids < scores.num_items),
-                jax.lax.dynamic_slice_in_dim(items, start, size))
+def fold_tiles_of(rows_of: Callable[[Any], Array], num_rows: int, size: int, scores: Scores,
+                  fold: Callable[[Tile, Any], Any], start: Any) -> Any:
+    """The same where the table is part of the carry: `rows_of(carry)`.
+
+    Tiles of items only, which are almost all, need no masks and are folded without.
+    """
+    whole = num_rows // size
+    items_here = jnp.asarray(scores.num_items - scores.row_offset, jnp.int32)
+    plain = jnp.clip(items_here // size, 0, whole)
+
+    def step(index: Array, carry: Any, masked: bool) -> Any:
+        wanted = index * size
+        begin = jnp.minimum(wanted, num_rows - size)
+        local = begin + jnp.arange(size, dtype=jnp.int32)
+        ids = scores.row_offset + local
+        first = local >= wanted
+        rows = jax.lax.dynamic_slice_in_dim(rows_of(carry), begin, size)
+        tile = Tile(begin, ids, first if masked else None,
+                    first & (ids < scores.num_items) if masked else None, rows)
+        return fold(tile, carry)
+
+    carry = jax.lax.fori_loop(0, plain, partial(step, masked=False), start)
+    return jax.lax.fori_loop(plain, -(-num_rows // size), partial(step, masked=True), carry)
 
 
 def matmul(a: Array, b: Array, contract: tuple[int, int]) -> Array:
@@ -90,7 +120,8 @@ def score_tile(queries: Array, tile: Tile, scores: Scores) -> tuple[Array, Array
 def score_tile_by_item(queries: Array, tile: Tile, scores: Scores) -> tuple[Array, Array | None]:
     """The same as `[T, n]`: its product with the queries then needs no transposed operand."""
     bias = _tile_bias(tile, scores)
-    return _finish(matmul(tile.rows, queries, (1, 1)), tile.fresh[:, None],
+    fresh = None if tile.fresh is None else tile.fresh[:, None]
+    return _finish(matmul(tile.rows, queries, (1, 1)), fresh,
                    None if bias is None else bias[:, None], scores)
 
 
@@ -113,7 +144,7 @@ def _tile_bias(tile: Tile, scores: Scores) -> Array | None:
     return jax.lax.dynamic_slice_in_dim(scores.bias, tile.start, tile.ids.shape[0])
 
 
-def _finish(products: Array, fresh: Array, bias: Array | None, scores: Scores
+def _finish(products: Array, fresh: Array | None, bias: Array | None, scores: Scores
             ) -> tuple[Array, Array | None]:
     s = products * scores.scale
     if bias is not None:
@@ -122,4 +153,4 @@ def _finish(products: Array, fresh: Array, bias: Array | None, scores: Scores
     if scores.softcap is not None:
         bent = jnp.tanh(s / scores.softcap)
         s, slope = scores.softcap * bent, 1 - jnp.square(bent)
-    return jnp.where(fresh, s, -jnp.inf), slope
+    return s if fresh is None else jnp.where(fresh, s, -jnp.inf), slope
