@@ -11,15 +11,17 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from rec_jax.data.dataset import Dataset
 from rec_jax.histories import Tiles, iterate_tiles
-from rec_jax.kernels import target_rank, top_k
+from rec_jax.mesh import MeshConfig, make_mesh
 from rec_jax.metrics import Coverage, rank_metrics
 from rec_jax.model import Encoder, Params
 from rec_jax.progress import Reporter, Silent
 from rec_jax.run import EvaluateConfig
 from rec_jax.served import Served, tile_queries
+from rec_jax.tables.on_mesh import catalogue_rank, catalogue_top_k
 
 Split = Literal["valid", "test"]
 
@@ -34,7 +36,7 @@ class Ranked(NamedTuple):
 Ranker = Callable[[Params, jax.Array, Tiles], Ranked]
 
 
-def make_ranker(encoder: Encoder, num_items: int, *, filter_seen: bool,
+def make_ranker(encoder: Encoder, num_items: int, mesh: Mesh, *, filter_seen: bool,
                 list_length: int = 0) -> Ranker:
     """A jitted `(params, rows, tiles) -> Ranked`; with `list_length` k it recommends k items.
 
@@ -46,10 +48,11 @@ def make_ranker(encoder: Encoder, num_items: int, *, filter_seen: bool,
         def one(tile: Tiles) -> Ranked:
             queries = tile_queries(encoder, params, rows, tile)
             seen = (tile.seen_offsets, tile.seen_items) if filter_seen else None
-            ranks = target_rank(queries, rows, tile.targets, exclude=seen, num_items=num_items)
+            ranks = catalogue_rank(mesh, queries, rows, tile.targets, seen, num_items=num_items)
             if not list_length:
                 return Ranked(ranks, None)
-            _, best = top_k(queries, rows, list_length, exclude=seen, num_items=num_items)
+            _, best = catalogue_top_k(mesh, queries, rows, list_length, seen,
+                                      num_items=num_items)
             return Ranked(ranks, best)
 
         return jax.lax.map(one, tiles)
@@ -99,7 +102,8 @@ def evaluate_served(served: Served, *, split: Split = "test",
     popularity = dataset.popularity()
     k = max(settings.ks)
     coverage = Coverage(popularity)
-    ranker = make_ranker(served.encoder, dataset.num_items, filter_seen=settings.filter_seen,
+    ranker = make_ranker(served.encoder, dataset.num_items, make_mesh(MeshConfig()),
+                         filter_seen=settings.filter_seen,
                          list_length=min(k, dataset.num_items))
     ranks = rank_users(ranker, served.params, served.rows, dataset, users, targets, ends,
                        length=served.config.data.length, batch=settings.batch, reporter=reporter,

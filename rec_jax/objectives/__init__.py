@@ -8,6 +8,7 @@ from rec_jax.objectives.base import Objective, Task
 
 OBJECTIVES = {
     "next_item": "rec_jax.objectives.next_item",
+    "sampled_softmax": "rec_jax.objectives.sampled_softmax",
 }
 
 __all__ = ["OBJECTIVES", "Objective", "Task"]

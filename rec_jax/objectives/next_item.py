@@ -49,6 +49,16 @@ class Config:
         """A position sees only its past."""
         return True
 
+    @property
+    def num_negatives(self) -> None:
+        """The whole catalogue is scored."""
+        return None
+
+    @property
+    def needs_mean_row(self) -> bool:
+        """Label smoothing scores the uniform distribution by the mean row."""
+        return self.label_smoothing > 0
+
     def task(self, items: jax.Array, targets: jax.Array, segments: jax.Array,
              key: jax.Array) -> Task:
         """Every position that has a next item predicts it."""
@@ -56,16 +66,26 @@ class Config:
         flat = targets.reshape(-1)
         return Task(None, jnp.maximum(flat, 0), (flat >= 0).astype(jnp.float32))
 
-    def loss(self, queries: jax.Array, rows: jax.Array, task: Task, *, num_items: int,
-             key: jax.Array) -> jax.Array:
-        """f32 `[N]` from queries `[N, d]`, rows `[V_padded, d]`."""
-        del key
+    def combine(self, loss: jax.Array, lse: jax.Array, queries: jax.Array,
+                mean_row: jax.Array | None) -> jax.Array:
+        """f32 `[N]`: label smoothing and z-loss over the softmax's loss and lse."""
+        if self.label_smoothing:
+            assert mean_row is not None
+            # lse - mean score is the loss against the uniform distribution.
+            uniform = lse - self.scale * (queries.astype(jnp.float32) @ mean_row)
+            loss = (1 - self.label_smoothing) * loss + self.label_smoothing * uniform
+        return loss + self.z_loss * jnp.square(lse) if self.z_loss else loss
+
+    def loss(self, queries: jax.Array, rows: jax.Array, task: Task, *,
+             num_items: int) -> jax.Array:
+        """f32 `[N]` from queries `[N, d]` and a whole table on one device, `[V_padded, d]`."""
         loss, lse = softmax_loss(
             queries, rows, task.targets, logit_scale=self.scale, softcap=self.softcap,
             num_items=num_items, backend=self.backend)
-        if self.label_smoothing:
-            # lse - mean score is the loss against the uniform distribution.
-            mean = jnp.sum(rows[:num_items].astype(jnp.float32), axis=0) / num_items
-            uniform = lse - self.scale * (queries.astype(jnp.float32) @ mean)
-            loss = (1 - self.label_smoothing) * loss + self.label_smoothing * uniform
-        return loss + self.z_loss * jnp.square(lse) if self.z_loss else loss
+        mean = mean_of_rows(rows, num_items) if self.needs_mean_row else None
+        return self.combine(loss, lse, queries, mean)
+
+
+def mean_of_rows(rows: jax.Array, num_items: int) -> jax.Array:
+    """Mean of the first `num_items` of rows `[V_padded, d]`, f32 `[d]`."""
+    return jnp.sum(rows[:num_items].astype(jnp.float32), axis=0) / num_items

@@ -41,6 +41,11 @@ class Config:
         """A position sees only its past."""
         return True
 
+    @property
+    def num_negatives(self) -> int:
+        """Negatives of a step."""
+        return self.count
+
     def task(self, items: jax.Array, targets: jax.Array, segments: jax.Array,
              key: jax.Array) -> Task:
         """Every position that has a next item predicts it."""
@@ -62,10 +67,3 @@ class Config:
         """f32 `[N]` from queries and label rows `[N, d]` and negative rows `[K, d]`."""
         return sampled_softmax(queries, label_rows, negative_rows, targets, negatives,
                                scale=self.scale)
-
-    def loss(self, queries: jax.Array, rows: jax.Array, task: Task, *, num_items: int,
-             key: jax.Array) -> jax.Array:
-        """f32 `[N]` from queries `[N, d]` and a whole table, rows `[V_padded, d]`."""
-        negatives = self.draw(key, num_items)
-        return self.loss_of_rows(queries, rows[task.targets], rows[negatives.ids], task.targets,
-                                 negatives)

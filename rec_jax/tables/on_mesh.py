@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from rec_jax.kernels import RowUpdate, softmax_loss
+from rec_jax.kernels import RowUpdate, softmax_loss, target_rank, top_k
 from rec_jax.mesh import BOTH, DATA, ITEMS
 from rec_jax.tables import gather
 from rec_jax.tables.gather import Route, Shards
@@ -111,6 +111,29 @@ def full_softmax(mesh: Mesh, queries: Array, rows: Array, targets: Array, *, num
 
     specs = (P(DATA), P(ITEMS) if shards.items > 1 else P(), P(DATA))
     return island(body, mesh, specs, (P(DATA), P(DATA)), check=True)(queries, rows, targets)
+
+
+def catalogue_rank(mesh: Mesh, queries: Array, rows: Array, targets: Array,
+                   seen: tuple[Array, Array] | None, *, num_items: int) -> Array:
+    """`target_rank` against a table over the mesh: int32 `[N]`; queries are on every device."""
+    axis = ITEMS if shards_of(mesh).items > 1 else None
+
+    def body(queries: Array, rows: Array, targets: Array, seen: Any) -> Array:
+        return target_rank(queries, rows, targets, exclude=seen, num_items=num_items,
+                           axis_name=axis)
+
+    return island(body, mesh, (P(), P(ITEMS), P(), P()), P())(queries, rows, targets, seen)
+
+
+def catalogue_top_k(mesh: Mesh, queries: Array, rows: Array, k: int,
+                    seen: tuple[Array, Array] | None, *, num_items: int) -> tuple[Array, Array]:
+    """`top_k` over a table on the mesh: scores f32 `[N, k]` and ids int32 `[N, k]`."""
+    axis = ITEMS if shards_of(mesh).items > 1 else None
+
+    def body(queries: Array, rows: Array, seen: Any) -> tuple[Array, Array]:
+        return top_k(queries, rows, k, exclude=seen, num_items=num_items, axis_name=axis)
+
+    return island(body, mesh, (P(), P(ITEMS), P()), (P(), P()))(queries, rows, seen)
 
 
 def apply_sparse(mesh: Mesh, table: Table, fetched: Fetched, grads: Array, update: RowUpdate,

@@ -22,22 +22,28 @@ from rec_jax.run import Run
 class MetricsLog:
     """Appends lines; a context manager."""
 
-    def __init__(self, run: Run, *, first_step: int) -> None:
-        """first_step: updates done before this start; later lines of an earlier start go."""
-        keep_until(run.metrics_path, first_step)
-        self._file = run.metrics_path.open("a")
-        self._events = SummaryWriter(str(run.tensorboard), purge_step=first_step + 1)
+    def __init__(self, run: Run, *, first_step: int, primary: bool = True) -> None:
+        """first_step: updates done before this start; later lines of an earlier start go.
+        primary: whether this process is the one that writes."""
+        self._primary = primary
+        if primary:
+            keep_until(run.metrics_path, first_step)
+            self._file = run.metrics_path.open("a")
+            self._events = SummaryWriter(str(run.tensorboard), purge_step=first_step + 1)
 
     def __enter__(self) -> MetricsLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        self._file.close()
-        self._events.close()
+        if self._primary:
+            self._file.close()
+            self._events.close()
 
     def write(self, kind: str, step: int, figures: Mapping[str, Any]) -> None:
         """One line, flushed, and one scalar event a figure."""
+        if not self._primary:
+            return
         self._file.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
         self._file.flush()
         for name, value in figures.items():

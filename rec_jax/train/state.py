@@ -7,8 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding
 
+from rec_jax.mesh import MeshConfig, make_mesh, replicated, row_sharding
 from rec_jax.model import Params
 from rec_jax.tables import Table
 
@@ -33,14 +36,38 @@ class TrainState(NamedTuple):
 
 
 def init_state(encoder: Params, table: Table, optimizer: optax.GradientTransformation, *,
-               average: bool, seed: int) -> TrainState:
-    """The state before the first step."""
+               seed: int, average: bool = False, mode: str = "dense",
+               mesh: Mesh | None = None) -> TrainState:
+    """The state before the first step, placed on the mesh: rows cut, all else replicated.
+
+    table: with row-optimizer state unless `mode` is dense, see `init_table`.
+    """
+    mesh = mesh or make_mesh(MeshConfig())
+    trained: dict[str, Any] = {"encoder": encoder}
+    if mode == "dense":
+        trained["rows"] = table.rows
     # Donated buffers must be distinct, so the average starts as a copy.
     copy: Any = jax.tree.map(jnp.copy, (encoder, table.rows)) if average else None
-    return TrainState(
-        step=jnp.zeros((), jnp.int32), encoder=encoder, table=table,
-        optimizer=optimizer.init({"encoder": encoder, "rows": table.rows}), average=copy,
-        key=jax.random.key_data(jax.random.key(seed, impl="threefry2x32")))
+    state = TrainState(jnp.zeros((), jnp.int32), encoder, table, jax.jit(optimizer.init)(trained),
+                       copy, jax.random.key_data(jax.random.key(seed, impl="threefry2x32")))
+    return jax.tree.map(_place, state, state_shardings(state, mesh))
+
+
+def state_shardings(state: TrainState, mesh: Mesh) -> Any:
+    """Where each leaf lives: arrays `[V_padded, ...]` over `items`, the others everywhere."""
+    by_row = {leaf.shape for leaf in jax.tree.leaves(state.table)}
+    cut, whole = row_sharding(mesh), replicated(mesh)
+    return jax.tree.map(lambda leaf: cut if leaf.shape in by_row else whole, state)
+
+
+def _place(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """`leaf` with `sharding`; an array that every process computed alike becomes a global one."""
+    if leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
+        return leaf
+    if leaf.is_fully_addressable and not sharding.is_fully_addressable:
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: host[index])
+    return jax.device_put(leaf, sharding)
 
 
 def served(state: TrainState) -> tuple[Params, jax.Array]:

@@ -1,98 +1,184 @@
-"""The training step: gather rows, encode, loss, backward, update. Traced once, state donated."""
+"""The training step: fetch rows, encode, loss, backward, update. Traced once, state donated.
+
+One function for one CPU and for a pod. The encoder and its optimizer are ordinary code on global
+arrays, cut over both mesh axes by XLA; random numbers are functions of global positions, so
+dropout and masks are those of one device. Only where rows meet the mesh are there islands of
+`shard_map` (`rec_jax.tables.on_mesh`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
-from rec_jax.encoders import Inputs
-from rec_jax.model import DTYPES, Encoder, encode
-from rec_jax.objectives import Objective
-from rec_jax.train.state import TrainState
+from rec_jax.errors import InputError
+from rec_jax.mesh import MeshConfig, batch_sharding, make_mesh
+from rec_jax.model import DTYPES, Encoder
+from rec_jax.objectives import Objective, Task
+from rec_jax.tables import Hyper, TableConfig
+from rec_jax.tables.choose import Mode as ModeName
+from rec_jax.train import mode_dense, mode_sparse, mode_streamed
+from rec_jax.train.mode import Array, Batch, Closing, Mode, Setting
+from rec_jax.train.state import TrainState, state_shardings
 
-Batch = dict[str, Any]
-"""items, targets (-1: none), segments (0: padding), positions: int32 `[A, B, L]` for A
-micro-batches; times as well where the encoder uses them."""
+MODES: dict[str, Mode] = {
+    "dense": cast(Mode, mode_dense),
+    "sparse": cast(Mode, mode_sparse),
+    "streamed": cast(Mode, mode_streamed),
+}
 
-_DROPOUT, _TASK, _LOSS = 0, 1, 2  # independent streams of a micro-batch's key
+_DROPOUT, _TASK = 0, 1  # independent streams of a micro-batch's key
+_NEGATIVES, _ROUNDING = 0, 1  # independent streams of a step's key, past its micro-batches
 
 
 class StepMetrics(NamedTuple):
     """Scalars of one step.
 
-    loss: weighted mean over the positions that have a target.
+    loss: weighted mean over the positions that have a target; NaN if an id is bad.
     positions: how many those are.
-    gradient_norm: global norm before clipping.
+    gradient_norm: global norm before clipping, of the rows too where optax trains them.
+    bad_ids: int32, inputs and targets that are no item; see `check_ids`.
     """
 
     loss: jax.Array
     positions: jax.Array
     gradient_norm: jax.Array
+    bad_ids: jax.Array
 
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
 
 
 def make_train_step(encoder: Encoder, objective: Objective,
-                    optimizer: optax.GradientTransformation, *, precision: str,
-                    ema: float | None) -> Step:
-    """One update of a densely trained model, jitted, with the state donated.
+                    optimizer: optax.GradientTransformation, *, precision: str = "f32",
+                    ema: float | None = None, table: TableConfig | None = None,
+                    mode: ModeName = "dense", mesh: Mesh | None = None,
+                    rate: optax.Schedule | None = None) -> Step:
+    """One update on `mesh` (default: one device), jitted, with the state donated.
 
     The gradient of the mean over all micro-batches is exact: sums of weighted losses and of
     weights are accumulated, and divided once.
+
+    optimizer: of the encoder, and of the rows where `mode` is dense.
+    table: its `optimizer` is that of the rows in the other modes; `rate` gives its learning rate
+      by step unless it has its own.
+
+    Raises:
+      InputError: objective or average do not fit `mode`, or (when traced) the batch not the
+        mesh.
     """
-    compute = DTYPES[precision]
+    table = table or TableConfig()
+    mesh = mesh or make_mesh(MeshConfig())
+    _check(objective, mode, ema)
+    if rate is None:
+        rate = optax.constant_schedule(table.optimizer.rate or 0.0)
+    setting = Setting(encoder, objective, table, mesh, DTYPES[precision])
+    table_mode = MODES[mode]
 
-    def weighted_sum(trained: dict[str, Any], micro: Batch, num_items: int,
-                     key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        keys = [jax.random.fold_in(key, stream) for stream in (_DROPOUT, _TASK, _LOSS)]
-        task = objective.task(micro["items"], micro["targets"], micro["segments"], keys[_TASK])
-        inputs = Inputs(micro["segments"], micro["positions"], micro.get("times"))
-        queries = encode(encoder, trained["encoder"], trained["rows"], micro["items"], inputs,
-                         keys[_DROPOUT])
-        flat = queries.reshape(-1, queries.shape[-1])  # [B * L, d]
-        chosen = flat if task.where is None else flat[task.where]
-        loss = objective.loss(chosen.astype(compute), trained["rows"].astype(compute), task,
-                              num_items=num_items, key=keys[_LOSS])
-        return jnp.sum(loss * task.weights), jnp.sum(task.weights)
+    def loss_of(shared: Any, own: Any, fixed: Any, micro: Batch, task: Task, key: Array) -> Any:
+        return table_mode.loss(setting, shared, own, fixed, micro, task,
+                               jax.random.fold_in(key, _DROPOUT))
 
-    gradient = jax.value_and_grad(weighted_sum, has_aux=True)
+    gradient = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        trained = {"encoder": state.encoder, "rows": state.table.rows}
+        count = _micro_batches(batch, mesh)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        count = batch["items"].shape[0]
+        keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(count))
+        tasks = jax.vmap(lambda items, targets, segments, key: _cut_evenly(
+            objective.task(items, targets, segments, jax.random.fold_in(key, _TASK)), mesh.size))(
+            batch["items"], batch["targets"], batch["segments"], keys)
+        opened = table_mode.open(setting, state, batch, tasks,
+                                 jax.random.fold_in(key, count + _NEGATIVES))
 
-        def one(index: jax.Array, micro: Batch) -> Any:
-            return gradient(trained, micro, state.table.num_items,
-                            jax.random.fold_in(key, index))
+        def one(carry: Any, each: Any) -> Any:
+            own, micro, task, key = each
+            (loss, left), (to_shared, to_own) = gradient(opened.shared, own, opened.fixed, micro,
+                                                         task, key)
+            sums = (loss, jnp.sum(task.weights), to_shared)
+            return jax.tree.map(jnp.add, carry, sums), (to_own, left)
 
-        if count == 1:
-            total = one(jnp.int32(0), {name: value[0] for name, value in batch.items()})
-        else:
-            def add(carry: Any, indexed: Any) -> tuple[Any, None]:
-                return jax.tree.map(jnp.add, carry, one(*indexed)), None
+        zero = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, opened.shared))
+        (loss, weight, to_shared), (to_own, left) = jax.lax.scan(
+            one, zero, (opened.own, batch, tasks, keys))
+        share = 1.0 / jnp.maximum(weight, 1.0)
+        to_shared, to_own = jax.tree.map(lambda leaf: leaf * share, (to_shared, to_own))
 
-            shapes = jax.eval_shape(one, jnp.int32(0),
-                                    {name: value[0] for name, value in batch.items()})
-            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-            total, _ = jax.lax.scan(add, zeros, (jnp.arange(count), batch))
-
-        (loss_sum, weight_sum), grads = total
-        weight = jnp.maximum(weight_sum, 1.0)
-        grads = jax.tree.map(lambda leaf: leaf / weight, grads)
-        updates, opt_state = optimizer.update(grads, state.optimizer, trained)
-        trained = optax.apply_updates(trained, updates)
-        table = state.table.replace(rows=trained["rows"])
+        names = [name for name in ("encoder", "rows") if name in opened.shared]
+        grads = {name: to_shared[name] for name in names}
+        updates, opt_state = optimizer.update(grads, state.optimizer,
+                                              {name: opened.shared[name] for name in names})
+        own_rate = table.optimizer.rate
+        hyper = Hyper(jnp.asarray(rate(state.step) if own_rate is None else own_rate, jnp.float32))
+        seed = jax.random.bits(jax.random.fold_in(key, count + _ROUNDING), (), jnp.uint32)
+        new_table = opened.close(Closing(to_shared, to_own, left, updates, hyper, seed))
+        new_encoder = optax.apply_updates(state.encoder, updates["encoder"])
         average = state.average
         if average is not None and ema is not None:
-            average = optax.incremental_update((trained["encoder"], trained["rows"]), average,
-                                               1.0 - ema)
-        new = TrainState(state.step + 1, trained["encoder"], table, opt_state, average, state.key)
-        return new, StepMetrics(loss_sum / weight, weight_sum, optax.tree.norm(grads))
+            average = optax.incremental_update((new_encoder, new_table.rows), average, 1.0 - ema)
+        new = TrainState(state.step + 1, new_encoder, new_table, opt_state, average, state.key)
+        metrics = StepMetrics(loss * share, weight, optax.tree.norm(grads),
+                              _count_bad(batch, state.table.num_items))
+        return jax.lax.with_sharding_constraint(new, state_shardings(new, mesh)), metrics
 
     return jax.jit(step, donate_argnums=0)
+
+
+def place_batch(batch: Batch, mesh: Mesh) -> Batch:
+    """A process's rows `[A, B / processes, L]` as arrays `[A, B, L]` cut over B."""
+    sharding = batch_sharding(mesh, axis=1)
+    return {name: jax.make_array_from_process_local_data(sharding, value)
+            for name, value in batch.items()}
+
+
+def check_ids(bad: int) -> None:
+    """Refuse a step whose batch named items that do not exist, from `StepMetrics.bad_ids`.
+
+    Raises:
+      InputError: with their number. The state is no longer usable: go back to a checkpoint.
+    """
+    if bad:
+        raise InputError(f"{bad} item ids of a batch are no rows of the table; expected ids from "
+                         f"0 to num_items - 1 (dataset and table do not belong together?)")
+
+
+def _check(objective: Any, mode: ModeName, ema: float | None) -> None:
+    if mode != "dense" and (mode == "sparse") != (objective.num_negatives is not None):
+        raise InputError(f"table.update = {mode!r} does not fit objective {objective.kind!r}")
+    if mode == "streamed" and objective.needs_mean_row:
+        raise InputError("objective.label_smoothing needs the mean row and its gradient, which a "
+                         "streamed table does not make; expected 0, or table.update = 'dense'")
+    if mode != "dense" and ema is not None:
+        raise InputError(f"train.ema would touch every row in every step, which table.update = "
+                         f"{mode!r} avoids; expected no ema, or table.update = 'dense'")
+
+
+def _micro_batches(batch: Batch, mesh: Mesh) -> int:
+    count, rows, _ = batch["items"].shape
+    if rows % mesh.size:
+        raise InputError(f"{rows} rows of a micro-batch cannot be cut over {mesh.size} devices; "
+                         f"expected a multiple (train.rows, train.accumulate)")
+    return int(count)
+
+
+def _cut_evenly(task: Task, devices: int) -> Task:
+    """The task with positions of weight 0 behind it until the devices divide their number."""
+    spare = -task.targets.shape[0] % devices
+    if not spare:
+        return task
+    if task.where is None:
+        raise InputError(f"{task.targets.shape[0]} positions cannot be cut over {devices} devices")
+    where, targets, weights = (jnp.pad(x, (0, spare))
+                               for x in (task.where, task.targets, task.weights))
+    return task._replace(where=where, targets=targets, weights=weights)
+
+
+def _count_bad(batch: Batch, num_items: int) -> Array:
+    items, targets = batch["items"], batch["targets"]
+    inputs = ((items < 0) | (items >= num_items)) & (batch["segments"] > 0)
+    return (jnp.sum(inputs) + jnp.sum((targets < -1) | (targets >= num_items))).astype(jnp.int32)

@@ -14,12 +14,8 @@ from rec_jax.mesh import MeshConfig, make_mesh
 from rec_jax.model import build_encoder
 from rec_jax.objectives import next_item, sampled_softmax
 from rec_jax.tables import RowOptimizerConfig, TableConfig, init_table, row_optimizer
-from rec_jax.train.step_sharded import (
-    check_ids,
-    init_sharded,
-    make_sharded_step,
-    place_batch,
-)
+from rec_jax.train.state import init_state
+from rec_jax.train.step import check_ids, make_train_step, place_batch
 
 ITEMS, DIM, LENGTH, ROWS = 100, 8, 6, 8
 MESHES = [(1, 1), (8, 1), (1, 8), (2, 4)]
@@ -49,13 +45,14 @@ def setup(mode: str, data: int, items: int, kind: str = "row_adam", dtype: str =
         transformer.Config(layers=1, heads=1, hidden=2, dropout=0.1), dim=DIM, length=LENGTH,
         causal=True, precision="f32", seed=0)
     optimizer = optax.adam(1e-2)
-    step = make_sharded_step(encoder, OBJECTIVES[mode], optimizer, config, mode, mesh,
-                             precision="f32", rate=optax.constant_schedule(1e-2))
+    step = make_train_step(encoder, OBJECTIVES[mode], optimizer, table=config, mode=mode,
+                           mesh=mesh, rate=optax.constant_schedule(1e-2))
 
     def start():
         table = init_table(config, ITEMS, 0, mesh, optimizer=(
             None if mode == "dense" else row_optimizer(config.optimizer)))
-        return init_sharded(jax.tree.map(jnp.copy, params), table, optimizer, mode, mesh, seed=0)
+        return init_state(jax.tree.map(jnp.copy, params), table, optimizer, mode=mode, mesh=mesh,
+                          seed=0)
 
     return mesh, step, start
 
@@ -66,7 +63,7 @@ def train(mode: str, data: int, items: int, steps: int, accumulate: int = 1, **s
     for batch in batches(steps, accumulate):
         state, metrics = step(state, place_batch(batch, mesh))
         losses.append(metrics.loss)
-    check_ids(metrics)
+    check_ids(int(metrics.bad_ids))
     return np.asarray(losses), state
 
 

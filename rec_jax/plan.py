@@ -1,0 +1,210 @@
+"""What a run will need before it runs: bytes by part, operations, traffic, time.
+
+Every figure is a formula of the config, stated beside it; `rec_jax.plan_compile` holds it against
+what XLA itself says of the compiled step. N = positions of a step, n = devices = data * items.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from rec_jax.devices import (
+    BANDWIDTH_EFFICIENCY,
+    MATMUL_EFFICIENCY,
+    USABLE_MEMORY,
+    Devices,
+)
+from rec_jax.errors import InputError
+from rec_jax.model import build_encoder
+from rec_jax.run import RunConfig
+from rec_jax.tables.table import padded_size
+from rec_jax.train.build import update_of
+
+# Bytes of row-optimizer state, as multiples of the width and constant, by kind.
+_STATE = {"sgd": (0, 0), "adagrad": (0, 4), "adam": (8, 4), "row_adam": (4, 8)}
+_QUERY_TILE = 512  # queries that one pass over the table serves in the kernels
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Per device and step.
+
+    memory: bytes by part; operations, exps: counts; traffic: bytes to and from memory by the
+    softmax and the update; communication: bytes sent to other devices, by what for.
+    seconds: predicted parts of a step's time; compute and memory overlap, communication does not.
+    """
+
+    devices: Devices
+    mesh: tuple[int, int]
+    mode: str
+    reason: str
+    rows: int
+    memory: dict[str, float]
+    operations: dict[str, float]
+    exps: float
+    traffic: float
+    communication: dict[str, float]
+    seconds: dict[str, float]
+
+    @property
+    def needed(self) -> float:
+        """Bytes of device memory."""
+        return sum(self.memory.values())
+
+    @property
+    def available(self) -> float:
+        """Bytes that a device has for us."""
+        return self.devices.chip.memory * USABLE_MEMORY
+
+    @property
+    def fits(self) -> bool:
+        """Whether it fits."""
+        return self.needed <= self.available
+
+    @property
+    def step_seconds(self) -> float:
+        """Predicted time of a step."""
+        busy = max(value for name, value in self.seconds.items() if name != "communication")
+        return busy + self.seconds["communication"]
+
+
+def make_plan(config: RunConfig, num_items: int, devices: Devices) -> Plan:
+    """The plan of `config` for a catalogue of `num_items` on `devices`.
+
+    The mesh is the config's where it uses all devices, else all of them along `items`.
+    """
+    count = devices.count
+    data, items = config.mesh.data, config.mesh.items
+    if data * items != count:
+        data, items = 1, count
+    table, settings = config.table, config.train
+    mode, reason = update_of(config, num_items)
+    rows, dim = padded_size(num_items), table.dim
+    width = {"f32": 4, "bf16": 2}[table.dtype]
+    compute = {"f32": 4, "bf16": 2}[settings.precision]
+    positions = settings.rows * config.data.length
+    micro = positions / settings.accumulate / count
+    parameters = _encoder_parameters(config)
+    sampled = config.objective.num_negatives or 0
+    scored = sampled or rows
+
+    per_row, constant = _STATE[table.optimizer.kind]
+    local_rows = rows / items
+    copies = 2 if settings.ema is not None else 1
+    fetched = positions / count * (2 if sampled else 1) + sampled
+    memory = {
+        "rows": copies * local_rows * dim * width,
+        "row optimizer": local_rows * (8 * dim if mode == "dense" else per_row * dim + constant),
+        "row gradient": local_rows * dim * 4 if mode == "dense" else 0.0,
+        "encoder and its optimizer": parameters * 4 * (3 + copies),
+        "activations": micro * _activation_bytes(config, compute),
+        "gathered rows": 0.0 if mode == "dense" else fetched * dim * 4 * 3,
+        "queries and expected rows": positions / data * dim * (compute + 3 * 4),
+    }
+    layers, length = getattr(config.encoder, "layers", 2), config.data.length
+    operations = {
+        "encoder": positions / count * (6 * parameters + 12 * layers * length * dim),
+        "softmax": 8.0 * positions / data * scored / (1 if sampled else items) * dim
+        / (items if sampled else 1),
+    }
+    exps = 2.0 * positions * scored / count
+    passes = max(1.0, positions / data / _QUERY_TILE)
+    state_bytes = per_row * dim + constant
+    traffic = (fetched * (3 * dim * width + 2 * state_bytes) if sampled else
+               local_rows * (passes * dim * width + 2 * (dim * width + state_bytes)))
+    others = (items - 1) / items
+    communication = {
+        "rows and their gradients": 0.0 if mode == "dense" else
+        fetched * dim * (width + 4) * others,
+        "queries": 0.0 if sampled else positions / data * dim * (compute + 2 * 4) * others,
+        "second pass": positions * dim * (compute + 4) * (count - 1) / count
+        if mode == "streamed" else 0.0,
+        "encoder gradient": 2.0 * parameters * 4 * (count - 1) / count,
+        "row gradient": 2 * local_rows * dim * 4 * (data - 1) / data if mode == "dense" else 0.0,
+    }
+    chip = devices.chip
+    rate = (chip.bf16 if settings.precision == "bf16" else chip.f32) * MATMUL_EFFICIENCY
+    seconds = {
+        "matrix products": sum(operations.values()) / rate,
+        "exponentials": exps / chip.exps,
+        "memory": traffic / (chip.bandwidth * BANDWIDTH_EFFICIENCY),
+        "communication": sum(communication.values()) / (chip.link * BANDWIDTH_EFFICIENCY),
+    }
+    return Plan(devices, (data, items), mode, reason, rows, memory, operations, exps, traffic,
+                communication, seconds)
+
+
+def nearest_fit(config: RunConfig, num_items: int, devices: Devices) -> list[str]:
+    """Single changes that make a plan fit, each as one line; empty if it fits already."""
+    if make_plan(config, num_items, devices).fits:
+        return []
+    table, training = config.table, config.train
+    changes: list[tuple[str, Callable[[], Plan]]] = []
+
+    def with_table(text: str, **values: object) -> None:
+        changed = dataclasses.replace(table, **values)  # type: ignore[arg-type]
+        changes.append((text, lambda: make_plan(dataclasses.replace(config, table=changed),
+                                                num_items, devices)))
+
+    if table.dtype == "f32":
+        with_table('table.dtype = "bf16"', dtype="bf16")
+    for kind in ("row_adam", "adagrad"):
+        if table.optimizer.kind != kind:
+            with_table(f'table.optimizer.kind = "{kind}"',
+                       optimizer=dataclasses.replace(table.optimizer, kind=kind))
+    dim = table.dim // 2
+    while dim >= 8:
+        with_table(f"table.dim = {dim}", dim=dim)
+        dim //= 2
+    more = training.accumulate * 2
+    while more <= training.rows and training.rows % more == 0:
+        changed = dataclasses.replace(training, accumulate=more)
+        changes.append((f"train.accumulate = {more}", lambda changed=changed: make_plan(  # type: ignore[misc]
+            dataclasses.replace(config, train=changed), num_items, devices)))
+        more *= 2
+    if devices.chip.name != "cpu":
+        count = devices.count * 2
+        while count <= 2**14:
+            larger = Devices(devices.chip, count)
+            changes.append((f"{count} devices of kind {devices.chip.name}",
+                            lambda larger=larger: make_plan(config, num_items, larger)))  # type: ignore[misc]
+            count *= 2
+    found: dict[str, str] = {}
+    for text, plan in changes:
+        kind = text.split(" = ")[0] if " = " in text else "devices"
+        if kind in found:
+            continue
+        try:
+            candidate = plan()
+        except InputError:
+            continue
+        if candidate.fits:
+            found[kind] = f"{text}: {candidate.needed / 2**30:.1f} GiB a device"
+    return list(found.values())
+
+
+def _encoder_parameters(config: RunConfig) -> int:
+    """Number of encoder parameters, from shapes alone."""
+    shapes = jax.eval_shape(lambda: build_encoder(
+        config.encoder, dim=config.table.dim, length=config.data.length,
+        causal=config.objective.causal, precision=config.train.precision, seed=0)[1])
+    return sum(int(jnp.prod(jnp.array(leaf.shape))) for leaf in jax.tree.leaves(shapes))
+
+
+def _activation_bytes(config: RunConfig, compute: int) -> float:
+    """Bytes that one position keeps for the backward pass.
+
+    A pre-norm block keeps two normalised inputs, q, k, v, the mixed values, both residual sums,
+    the two sides of the feed-forward layer's activation, and a row of attention weights a head
+    (scores in f32 and weights).
+    """
+    encoder, dim = config.encoder, config.table.dim
+    layers, hidden = getattr(encoder, "layers", 2), getattr(encoder, "hidden", 4)
+    heads, length = getattr(encoder, "heads", 1), config.data.length
+    block = dim * (10 + 3 * hidden) * compute + heads * length * (4 + 2 * compute)
+    return layers * block + dim * 4 * 4

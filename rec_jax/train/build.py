@@ -1,0 +1,112 @@
+"""From a config to everything that a run trains with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from rec_jax.data.batches import BatchStream
+from rec_jax.data.dataset import Dataset
+from rec_jax.evaluate import Ranker, choose_users, make_ranker, rank_users
+from rec_jax.mesh import make_mesh
+from rec_jax.metrics import rank_metrics
+from rec_jax.model import Encoder, build_encoder
+from rec_jax.optimizer import dense_optimizer, schedule
+from rec_jax.run import RunConfig
+from rec_jax.tables import init_table, row_optimizer
+from rec_jax.tables.choose import Choice, choose_update
+from rec_jax.train.state import TrainState, init_state, served
+from rec_jax.train.step import Step, make_train_step
+
+
+class Horizon(NamedTuple):
+    """Steps of a run: in an epoch (a fraction), in all, and between validations."""
+
+    per_epoch: float
+    total: int
+    validate_every: int
+
+
+@dataclass(frozen=True)
+class Built:
+    """The parts of a run; `state` is the one before the first step."""
+
+    dataset: Dataset
+    stream: BatchStream
+    mesh: Mesh
+    horizon: Horizon
+    choice: Choice
+    step: Step
+    state: TrainState
+    validator: Validator
+
+
+def build(config: RunConfig) -> Built:
+    """Open the data, make the mesh, choose how the table trains, and compile nothing yet.
+
+    With several processes, each reads its own rows of every batch.
+
+    Raises:
+      InputError: the config fits neither the data nor the devices.
+    """
+    settings = config.train
+    dataset = Dataset.open(config.data.path)
+    mesh = make_mesh(config.mesh)
+    stream = BatchStream(dataset, length=config.data.length,
+                         rows=settings.rows // settings.accumulate, pack=config.data.pack,
+                         window=config.data.window, seed=config.seed,
+                         share=(jax.process_index(), jax.process_count()))
+    horizon = steps_of(config, stream.rows_per_epoch)
+    encoder, params = build_encoder(
+        config.encoder, dim=config.table.dim, length=config.data.length,
+        causal=config.objective.causal, precision=settings.precision, seed=config.seed)
+    choice = update_of(config, dataset.num_items)
+    optimizer = dense_optimizer(config.optimizer, horizon.total)
+    table = init_table(config.table, dataset.num_items, config.seed, mesh, optimizer=(
+        None if choice.mode == "dense" else row_optimizer(config.table.optimizer)))
+    state = init_state(params, table, optimizer, average=settings.ema is not None,
+                       seed=config.seed, mode=choice.mode, mesh=mesh)
+    step = make_train_step(
+        encoder, config.objective, optimizer, precision=settings.precision, ema=settings.ema,
+        table=config.table, mode=choice.mode, mesh=mesh,
+        rate=schedule(config.optimizer, horizon.total))
+    return Built(dataset, stream, mesh, horizon, choice, step, state,
+                 Validator(config, dataset, encoder, mesh))
+
+
+def update_of(config: RunConfig, num_items: int) -> Choice:
+    """How the item table of a run is updated, and why."""
+    negatives = config.objective.num_negatives
+    touched = (None if negatives is None
+               else 2 * config.train.rows * config.data.length + negatives)
+    return choose_update(config.table, num_items=num_items, touched=touched,
+                         clips_global_norm=config.optimizer.clip is not None)
+
+
+def steps_of(config: RunConfig, rows_per_epoch: int) -> Horizon:
+    """The run's steps from its settings and the rows that hold every target once."""
+    settings = config.train
+    per_epoch = rows_per_epoch / settings.rows
+    total = settings.steps if settings.steps is not None else round(settings.epochs * per_epoch)
+    return Horizon(per_epoch, max(1, total), max(1, round(settings.evaluate_every * per_epoch)))
+
+
+class Validator:
+    """Ranks the validation users with the weights of a state."""
+
+    def __init__(self, config: RunConfig, dataset: Dataset, encoder: Encoder,
+                 mesh: Mesh) -> None:
+        self._config, self._dataset = config, dataset
+        self._chosen = choose_users(dataset, "valid", config.evaluate.users, config.seed)
+        self._ranker: Ranker = make_ranker(encoder, dataset.num_items, mesh,
+                                           filter_seen=config.evaluate.filter_seen)
+
+    def __call__(self, state: TrainState) -> dict[str, float]:
+        params, rows = served(state)
+        users, targets, ends = self._chosen
+        ranks = rank_users(self._ranker, params, rows, self._dataset, users, targets, ends,
+                           length=self._config.data.length, batch=self._config.evaluate.batch)
+        return rank_metrics(ranks, self._config.evaluate.ks)

@@ -1,0 +1,50 @@
+"""Dense: the rows are a parameter like the encoder's, with a gradient and optax's moments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from rec_jax.objectives import Task
+from rec_jax.objectives.next_item import mean_of_rows
+from rec_jax.tables import Table
+from rec_jax.tables.on_mesh import full_softmax
+from rec_jax.tables.update_dense import update_dense
+from rec_jax.train.mode import Array, Batch, Closing, Opened, Setting, queries_of, weighted
+from rec_jax.train.state import TrainState
+
+
+def open(setting: Setting, state: TrainState, batch: Batch, tasks: Task, key: Array) -> Opened:
+    """See `Mode.open`."""
+    del batch, tasks
+    table, objective = state.table, setting.objective
+    fixed: dict[str, Any] = {"num_items": table.num_items}
+    if objective.num_negatives is not None:
+        fixed["negatives"] = objective.draw(key, table.num_items)
+
+    def close(closing: Closing) -> Table:
+        return table.replace(rows=update_dense(table.rows, closing.updates["rows"],
+                                               seed=closing.seed))
+
+    return Opened({"encoder": state.encoder, "rows": table.rows}, {}, fixed, close)
+
+
+def loss(setting: Setting, shared: dict[str, Any], own: dict[str, Any], fixed: dict[str, Any],
+         micro: Batch, task: Task, key: Array) -> tuple[Array, Any]:
+    """See `Mode.loss`."""
+    del own
+    rows, objective = shared["rows"], setting.objective
+    vectors = jnp.take(rows, micro["items"].reshape(-1), axis=0)  # NaN for a bad id
+    queries = queries_of(setting, shared["encoder"], vectors, micro, task, key)
+    if "negatives" in fixed:
+        negatives = fixed["negatives"]
+        found = objective.loss_of_rows(queries, rows[task.targets], rows[negatives.ids],
+                                       task.targets, negatives)
+        return weighted(found, task.weights), ()
+    num_items = fixed["num_items"]
+    plain, lse = full_softmax(setting.mesh, queries, rows.astype(setting.compute), task.targets,
+                              num_items=num_items, logit_scale=objective.scale,
+                              softcap=objective.softcap, backend=objective.backend)
+    mean = mean_of_rows(rows, num_items) if objective.needs_mean_row else None
+    return weighted(objective.combine(plain, lse, queries, mean), task.weights), ()

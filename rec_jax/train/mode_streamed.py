@@ -1,0 +1,64 @@
+"""Streamed: full softmax over a table whose gradient is never an array.
+
+The inputs' rows are fetched as in `mode_sparse`. The loss reads the table as a constant; the
+cotangents of loss and lse come out as gradients of zeros that are added to them, and the
+kernel's second pass turns them into each tile's gradient and takes the optimizer step there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rec_jax.objectives import Task
+from rec_jax.tables import Table, row_optimizer
+from rec_jax.tables.on_mesh import apply_streamed, fetch, full_softmax, spread
+from rec_jax.tables.update_streamed import Scored
+from rec_jax.train.mode import Array, Batch, Closing, Opened, Setting, queries_of, weighted
+from rec_jax.train.state import TrainState
+
+
+def open(setting: Setting, state: TrainState, batch: Batch, tasks: Task, key: Array) -> Opened:
+    """See `Mode.open`."""
+    del key
+    table, mesh = state.table, setting.mesh
+    count = batch["items"].shape[0]
+    wanted = {"inputs": batch["items"].reshape(count, -1)}
+    masks = {"inputs": batch["segments"].reshape(count, -1) > 0}
+    fetched = fetch(mesh, table, wanted, masks, slack=setting.table.gather_slack)
+    vectors, pull = jax.vjp(lambda rows: spread(mesh, rows, fetched.unique, wanted),
+                            fetched.rows.astype(jnp.float32))
+    zeros = jnp.zeros(tasks.targets.shape, jnp.float32)
+    own = {"inputs": vectors["inputs"], "loss_zero": zeros, "lse_zero": zeros}
+    fixed = {"num_items": table.num_items, "rows": table.rows}
+
+    def close(closing: Closing) -> Table:
+        (to_rows,) = pull({"inputs": closing.own["inputs"]})
+        queries, plain, lse = closing.left
+        scored = Scored(*(x.reshape(-1, *x.shape[2:]) for x in (
+            queries, tasks.targets, plain, lse, closing.own["loss_zero"],
+            closing.own["lse_zero"])))
+        return apply_streamed(mesh, table, scored, (fetched.unique.ids, to_rows),
+                              row_optimizer(setting.table.optimizer).update, closing.hyper,
+                              seed=closing.seed, **_scoring(setting))
+
+    return Opened({"encoder": state.encoder}, own, fixed, close)
+
+
+def loss(setting: Setting, shared: dict[str, Any], own: dict[str, Any], fixed: dict[str, Any],
+         micro: Batch, task: Task, key: Array) -> tuple[Array, Any]:
+    """See `Mode.loss`."""
+    queries = queries_of(setting, shared["encoder"], own["inputs"], micro, task, key)
+    plain, lse = full_softmax(setting.mesh, queries, jax.lax.stop_gradient(fixed["rows"]),
+                              task.targets, num_items=fixed["num_items"], **_scoring(setting))
+    plain, lse = plain + own["loss_zero"], lse + own["lse_zero"]
+    found = setting.objective.combine(plain, lse, queries, None)
+    return weighted(found, task.weights), (queries, plain, lse)
+
+
+def _scoring(setting: Setting) -> dict[str, Any]:
+    objective = setting.objective
+    return {"logit_scale": objective.scale, "softcap": objective.softcap,
+            "backend": objective.backend}
