@@ -295,23 +295,23 @@ def tune(shapes: list[Shape]) -> list[dict[str, Any]]:
     from rec_jax.kernels.mosaic_gpu_tiles import choose_tiles
     from rec_jax.kernels.primitives import Scores
 
-    def cell(s: Shape, kernel: str, tile: int, stages: int) -> float:
+    def cell(s: Shape, kernel: str, tile: int, stages: int, turns: bool) -> float:
         h, w, y = inputs(s)
         lse = jnp.full(s.n, math.log(s.v), jnp.float32)
         rule = Scores(jnp.float32(1.0), None, s.v, 0, None)
         tiles = dataclasses.replace(
-            choose_tiles(s.d), **{kernel: tile, f"{kernel}_stages": stages})
+            choose_tiles(s.d), **{kernel: tile, f"{kernel}_stages": stages}, turns=turns)
         run = jax.jit({
             "forward": lambda h, w: forward(h, w, y, rule, with_expected=True, tiles=tiles),
             "grad": lambda h, w: item_grad(h, w, y, lse, lse, lse, rule, tiles=tiles)}[kernel])
         return 1e3 * seconds(lambda: run(h, w), budget=0.2)
 
     rows = []
-    for s, kernel, tile, stages in itertools.product(
-            shapes, ("forward", "grad"), (64, 96, 128, 192), (2, 3, 4, 6)):
-        spent = guarded(functools.partial(cell, s, kernel, tile, stages))
+    for s, kernel, tile, stages, turns in itertools.product(
+            shapes, ("forward", "grad"), (64, 96, 128, 192), (2, 3, 5), (True, False)):
+        spent = guarded(functools.partial(cell, s, kernel, tile, stages, turns))
         rows.append({"shape": s.text(), "kernel": kernel, "tile": tile, "stages": stages,
-                     "milliseconds": spent})
+                     "turns": turns, "milliseconds": spent})
         print(rows[-1], flush=True)
     return rows
 

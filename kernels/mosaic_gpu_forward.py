@@ -41,6 +41,7 @@ from .mosaic_gpu_tiles import (
     store_matrix,
     tile_scores,
     times,
+    turn,
     zeros,
 )
 from .primitives import Partials, Scores
@@ -146,7 +147,7 @@ class _Barriers(NamedTuple):
     items: Ref
     bias: Ref | None
     free: Ref
-    schedule: Ref
+    schedule: Ref | None
 
 
 def _body(*refs: Ref, tiles: Tiles, dim: int, dtype: Any, with_bias: bool, with_expected: bool,
@@ -174,7 +175,7 @@ def _body(*refs: Ref, tiles: Tiles, dim: int, dtype: Any, with_bias: bool, with_
         _Barriers(
             queries=own, labels=own, items=full, bias=full if with_bias else None,
             free=plgpu.Barrier(num_barriers=stages, num_arrivals=WARPGROUPS),
-            schedule=plgpu.Barrier(num_arrivals=WARPGROUPS)),
+            schedule=plgpu.Barrier(num_arrivals=WARPGROUPS) if tiles.turns else None),
         collective_axes="wg",
     )
 
@@ -196,10 +197,6 @@ def _roles(ins: _Inputs, outs: _Outputs, buffers: _Buffers, full: _Barriers, *, 
                 plgpu.copy_gmem_to_smem(ins.bias.at[at], buffers.bias.at[slot], full.bias.at[slot])
 
         ring(mine, stages, full.free, copy)
-
-    def turn() -> None:
-        plgpu.barrier_arrive(full.schedule)
-        plgpu.barrier_wait(full.schedule)
 
     @pl.when(wg < WARPGROUPS)
     def _compute() -> None:
@@ -227,7 +224,7 @@ def _roles(ins: _Inputs, outs: _Outputs, buffers: _Buffers, full: _Barriers, *, 
 
             def products(ref: Ref) -> Array:
                 plgpu.wgmma(ref, own_queries, table.transpose((1, 0)))
-                turn()
+                turn(full.schedule)
                 return ref[...]
 
             x = pl.run_scoped(products, plgpu.ACC(shape, jnp.float32))
@@ -259,12 +256,12 @@ def _roles(ins: _Inputs, outs: _Outputs, buffers: _Buffers, full: _Barriers, *, 
             p = jnp.exp2(times(x, unit) - across(m, shape, 0))
             total = total * shrink + jnp.sum(p, axis=1)
             if expected is None:
-                turn()
+                turn(full.schedule)
             else:
                 expected = expected * across(shrink, width, 0)
                 if slope is not None:
                     p = p * slope
-                turn()
+                turn(full.schedule)
                 expected = add_product(
                     expected, p, table, None if buffers.factors is None else buffers.factors.at[wg])
             plgpu.barrier_arrive(full.free.at[slot])
@@ -274,9 +271,9 @@ def _roles(ins: _Inputs, outs: _Outputs, buffers: _Buffers, full: _Barriers, *, 
         start = plain(ins.starts[group])
         carry = (zeros((ROWS,), BY_ROW, FLOOR), zeros((ROWS,), BY_ROW), zeros((ROWS,), BY_ROW),
                  expected, start, next_hit(start))
-        pl.when(wg == 1)(turn)
+        pl.when(wg == 1)(lambda: turn(full.schedule))
         m, total, label_score, expected, _, _ = lax.fori_loop(0, mine, step, carry)
-        pl.when(wg == 0)(turn)
+        pl.when(wg == 0)(lambda: turn(full.schedule))
 
         if ins.bias is None and softcap is None:
             label_score = label_score * ins.factors[0]

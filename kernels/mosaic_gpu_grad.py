@@ -41,6 +41,7 @@ from .mosaic_gpu_tiles import (
     store_matrix,
     tile_scores,
     times,
+    turn,
     zeros,
 )
 from .primitives import Scores
@@ -158,7 +159,7 @@ class _Barriers(NamedTuple):
     lse2: Ref
     weight: Ref
     free: Ref
-    schedule: Ref
+    schedule: Ref | None
 
 
 def _body(*refs: Ref, tiles: Tiles, dim: int, dtype: Any, with_bias: bool, staged: bool,
@@ -182,7 +183,7 @@ def _body(*refs: Ref, tiles: Tiles, dim: int, dtype: Any, with_bias: bool, stage
         _Barriers(
             items=own, bias=own if with_bias else None, queries=full, lse2=full, weight=full,
             free=plgpu.Barrier(num_barriers=stages, num_arrivals=WARPGROUPS),
-            schedule=plgpu.Barrier(num_arrivals=WARPGROUPS)),
+            schedule=plgpu.Barrier(num_arrivals=WARPGROUPS) if tiles.turns else None),
         collective_axes="wg",
     )
 
@@ -204,10 +205,6 @@ def _roles(ins: _Inputs, outs: _Outputs, buffers: _Buffers, full: _Barriers, *, 
                 plgpu.copy_gmem_to_smem(source.at[at], buffer.at[slot], barrier.at[slot])
 
         ring(steps, stages, full.free, copy)
-
-    def turn() -> None:
-        plgpu.barrier_arrive(full.schedule)
-        plgpu.barrier_wait(full.schedule)
 
     @pl.when(wg < WARPGROUPS)
     def _compute() -> None:
@@ -239,7 +236,7 @@ def _roles(ins: _Inputs, outs: _Outputs, buffers: _Buffers, full: _Barriers, *, 
 
             def products(ref: Ref) -> Array:
                 plgpu.wgmma(ref, own_items, rows.transpose((1, 0)))
-                turn()
+                turn(full.schedule)
                 return ref[...]
 
             x = pl.run_scoped(products, plgpu.ACC(shape, jnp.float32))
@@ -267,7 +264,7 @@ def _roles(ins: _Inputs, outs: _Outputs, buffers: _Buffers, full: _Barriers, *, 
                 hit == index, special, lambda c, at: (c, at, hit), c, hit_at)
             if bias_total is not None:
                 bias_total = bias_total + jnp.sum(c, axis=1)
-            turn()
+            turn(full.schedule)
             total = add_product(
                 total, c, rows, None if buffers.factors is None else buffers.factors.at[wg])
             plgpu.barrier_arrive(full.free.at[slot])
@@ -276,9 +273,9 @@ def _roles(ins: _Inputs, outs: _Outputs, buffers: _Buffers, full: _Barriers, *, 
         start = plain(ins.starts[group])
         carry = (zeros(width, plgpu.Layout.WGMMA),
                  None if outs.bias is None else zeros((ROWS,), BY_ROW), start, next_hit(start))
-        pl.when(wg == 1)(turn)
+        pl.when(wg == 1)(lambda: turn(full.schedule))
         total, bias_total, _, _ = lax.fori_loop(0, steps, step, carry)
-        pl.when(wg == 0)(turn)
+        pl.when(wg == 0)(lambda: turn(full.schedule))
 
         row = plgpu.broadcasted_iota(
             jnp.int32, width, 0, layout=plgpu.Layout.WGMMA) + base

@@ -42,13 +42,15 @@ BY_COLUMN = plgpu.Layout.WGMMA.reduce(0)
 @dataclass(frozen=True)
 class Tiles:
     """forward: items that stream past a block of queries at a time; grad: queries that stream
-    past a block of items; forward_stages, grad_stages: copies in flight; processors: blocks
-    that run at once (132 on H100 and H200)."""
+    past a block of items; forward_stages, grad_stages: copies in flight; turns: whether the
+    compute warpgroups alternate between products and exponentials, which pays where the two
+    take about as long; processors: blocks that run at once (132 on H100 and H200)."""
 
     forward: int
     forward_stages: int
     grad: int
     grad_stages: int
+    turns: bool = True
     processors: int = 132
 
 
@@ -61,7 +63,8 @@ def choose_tiles(dim: int) -> Tiles:
         fixed = 2 * BLOCK * dim + 4 * BLOCK * out_columns(dim)
         return max(2, min(5, (SHARED_BYTES - fixed) // (2 * tile * dim)))
 
-    return Tiles(forward, depth(forward), grad, depth(grad))
+    # At d = 32 exponentials take most of the time: two warpgroups at them hide each other's gaps.
+    return Tiles(forward, depth(forward), grad, depth(grad), turns=dim > 32)
 
 
 def transforms(columns: int, dtype: Any) -> tuple[Any, ...]:
@@ -125,6 +128,13 @@ def zeros(shape: tuple[int, ...], layout: Any, value: float = 0.0) -> Array:
 def across(vector: Array, shape: tuple[int, int], axis: int) -> Array:
     """A vector along `axis` of a tile, repeated over the other axis."""
     return lax.broadcast_in_dim(vector, shape, [axis])
+
+
+def turn(schedule: Ref | None) -> None:
+    """Wait until the other compute warpgroup comes here too; with None, go on."""
+    if schedule is not None:
+        plgpu.barrier_arrive(schedule)
+        plgpu.barrier_wait(schedule)
 
 
 def ring(steps: Any, stages: int, free: Ref, copy: Callable[[Any, Any], None]) -> None:

@@ -16,7 +16,7 @@ import pytest
 from rec_jax.kernels.mosaic_gpu import BACKEND, refuses
 from rec_jax.kernels.mosaic_gpu_forward import choose_splits, forward
 from rec_jax.kernels.mosaic_gpu_grad import item_grad
-from rec_jax.kernels.mosaic_gpu_tiles import Tiles, label_hits
+from rec_jax.kernels.mosaic_gpu_tiles import Tiles, choose_tiles, label_hits, out_columns
 from rec_jax.kernels.mosaic_gpu_update import item_update
 from rec_jax.kernels.primitives import Problem, Scores, SparseRows
 from rec_jax.kernels.softmax import softmax_loss
@@ -121,7 +121,7 @@ def test_forward_without_expected_vector_gives_the_same_sums() -> None:
 def test_forward_does_not_depend_on_tiles_and_splits() -> None:
     case = make(queries=40, rows=264)
     one = interpret(forward, case, with_expected=True)
-    wide = Tiles(forward=128, forward_stages=3, grad=64, grad_stages=2, processors=1)
+    wide = Tiles(forward=128, forward_stages=3, grad=64, grad_stages=2, turns=False, processors=1)
     two = interpret(forward, case, with_expected=True, tiles=wide)
     scale = np.exp(two.m - one.m)
     np.testing.assert_allclose(one.l_minus, two.l_minus * scale, rtol=1e-5)
@@ -358,6 +358,18 @@ def test_label_lists_name_each_tile_with_a_label_once() -> None:
         mine = np.asarray(hits.tiles)[int(hits.starts[g]):int(hits.starts[g + 1])]
         np.testing.assert_array_equal(mine, np.unique(tile[group == g]))
     assert hits.tiles.shape == (51,)
+
+
+@pytest.mark.parametrize("dim", range(32, 257, 32))
+def test_buffers_fit_into_shared_memory(dim: int) -> None:
+    tiles = choose_tiles(dim)
+    limit = 227 * 1024 - 1024  # of one block on Hopper, less barriers and alignment
+    kept, staged = 128 * dim * 2, 128 * out_columns(dim) * 4
+    forward_ring = tiles.forward_stages * tiles.forward * (2 * dim + 4)
+    grad_ring = tiles.grad_stages * tiles.grad * (2 * dim + 8)
+    assert kept + staged + forward_ring + 128 * 4 * 4 < limit
+    assert kept + staged + grad_ring + 128 * 4 < limit
+    assert min(tiles.forward_stages, tiles.grad_stages) >= 2
 
 
 @pytest.mark.parametrize(("blocks", "tiles"), [(64, 7813), (8, 782), (1, 3), (1, 1), (300, 40)])
