@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -56,12 +56,15 @@ def export(served: Served, out: Path | str, *, what: What = "items", format: str
     format: npy, safetensors or parquet.
 
     Raises:
-      InputError: unknown format, or `out` exists.
+      InputError: unknown `what` or format, or `out` exists.
     """
     out = Path(out)
     if format not in WRITERS:
         raise InputError(f"export format {format!r} is unknown; expected one of "
                          f"{', '.join(WRITERS)}")
+    if what not in get_args(What):
+        raise InputError(f"export of {what!r} is unknown; expected one of "
+                         f"{', '.join(get_args(What))}")
     if out.exists():
         raise InputError(f"export folder {out} exists already; choose another one")
     ids = served.dataset.item_ids() if what == "items" else served.dataset.user_ids()
@@ -91,16 +94,17 @@ def load_embeddings(folder: Path | str) -> Embeddings:
       InputError: the folder is no export, or it is damaged.
     """
     folder = Path(folder)
+    if not (folder / "export.json").is_file():
+        raise InputError(f"{folder} is not an export: export.json is missing")
     try:
         about = json.loads((folder / "export.json").read_text())
         ids, vectors = READERS[about["format"]](folder)
         if vectors.shape != (about["count"], about["dim"]) or len(ids) != about["count"]:
             raise ValueError(f"found {vectors.shape}, expected {about['count']} x {about['dim']}")
-    except FileNotFoundError as error:
-        raise InputError(f"{folder} is not an export: {Path(error.filename).name} is "
-                         "missing") from None
-    except (ValueError, KeyError, OSError, pa.ArrowException) as error:
-        raise InputError(f"export {folder} is damaged: {error}") from None
+    except (ValueError, KeyError, TypeError, EOFError, OSError, pa.ArrowException,
+            pl.exceptions.PolarsError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"export {folder} is damaged: {first}") from None
     return Embeddings(ids, vectors, about)
 
 
