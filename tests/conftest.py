@@ -25,8 +25,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Compile each program once a session: jax reads these when it is first imported."""
     # Reads that orbax left pending when another one failed raise when they are collected,
     # which may be in any later test.
-    config.addinivalue_line("filterwarnings", r"ignore:Exception ignored[\s\S]*while reading "
-                            "array index:pytest.PytestUnraisableExceptionWarning")
+    config.addinivalue_line("filterwarnings", r"ignore:Exception ignored[\s\S]*orbax:"
+                            "pytest.PytestUnraisableExceptionWarning")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = tempfile.mkdtemp(prefix="rec-jax-compiled-")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
