@@ -19,7 +19,7 @@ CHUNK = LANES
 class Pairs(NamedTuple):
     """Pairs in whole chunks, ordered by tile; in the kernel the refs."""
 
-    spans: Any  # int32 [row tiles, 1, 2 x query tiles]: first chunk, and one past the last
+    spans: Any  # int32 [row tiles, 1, 2 x query tiles]: first chunks, then one past their last
     rows: Any  # int32 [C, 1, CHUNK], local
     queries: Any  # int32 [C, 1, CHUNK]
 
@@ -38,8 +38,8 @@ def pairs(excluded: Excluded, rows: int, padded_queries: int, scores: Scores, ti
     first = bounds[:-1] // CHUNK
     # A tile without pairs gets an empty span.
     last = jnp.where(bounds[1:] > bounds[:-1], -(-bounds[1:] // CHUNK), first)
-    spans = jnp.stack([first, last], axis=1).astype(jnp.int32)
-    operands = Pairs(spans.reshape(row_tiles, 1, 2 * query_tiles),
+    spans = [x.astype(jnp.int32).reshape(row_tiles, 1, query_tiles) for x in (first, last)]
+    operands = Pairs(jnp.concatenate(spans, axis=2),
                      local.reshape(-1, 1, CHUNK), query.reshape(-1, 1, CHUNK))
     anywhere = pl.BlockSpec(memory_space=pl.ANY)
     return operands, Pairs(
@@ -77,7 +77,8 @@ def mask_pairs(refs: Pairs, tile: Any, tiling: Tiling, fill: float, *, row_chunk
         tile[...] = jnp.where(hit > 0.0, fill, tile[...])
         return carry
 
-    first, last = refs.spans[0, 0, 2 * query_tile], refs.spans[0, 0, 2 * query_tile + 1]
+    first = refs.spans[0, 0, query_tile]
+    last = refs.spans[0, 0, query_tile + refs.spans.shape[2] // 2]
     jax.lax.fori_loop(first, last, one_chunk, None)
 
 

@@ -34,6 +34,8 @@ from .rounding import store_rows
 
 CHUNK = LANES
 """Sparse rows that are added at once."""
+PER_BLOCK = LANES // 2
+"""Tiles whose spans of chunks share a block of scalar memory."""
 TEMPORARIES = 5
 """Rows of a tile that the epilogue holds: old and new rows, gradient, step, random bits."""
 
@@ -51,7 +53,7 @@ class _Extra(NamedTuple):
 class _Sparse(NamedTuple):
     """Sorted sparse rows in whole chunks."""
 
-    spans: Any  # int32 [tiles, 1, 2]: first chunk that holds rows of a tile, and one past the last
+    spans: Any  # int32 [S, 1, LANES]: first chunks of PER_BLOCK tiles, then one past their last
     ids: Any  # int32 [C, 1, CHUNK], local rows
     grads: Any  # f32 [C, CHUNK, d], or [C, d, CHUNK] if features come first
 
@@ -163,25 +165,29 @@ def _sparse(sparse: SparseRows, scores: Scores, tiling: Tiling, tiles: int, dim:
     first = bounds[:-1] // CHUNK
     # A tile without rows gets an empty span.
     last = jnp.where(bounds[1:] > bounds[:-1], -(-bounds[1:] // CHUNK), first)
+    # No [tiles, 2]: an axis of 2 takes 128 lanes.
+    spans = [jnp.pad(x.astype(jnp.int32), (0, round_up(tiles, PER_BLOCK) - tiles)).reshape(
+        -1, 1, PER_BLOCK) for x in (first, last)]
     operands = _Sparse(
-        jnp.stack([first, last], axis=1).astype(jnp.int32)[:, None, :],
-        ids.reshape(-1, 1, CHUNK),
+        jnp.concatenate(spans, axis=2), ids.reshape(-1, 1, CHUNK),
         jnp.swapaxes(grads, 1, 2) if tiling.features_first else grads)
     anywhere = pl.BlockSpec(memory_space=pl.ANY)
     return operands, _Sparse(
-        pl.BlockSpec((1, 1, 2), lambda j, i: (j, 0, 0), memory_space=pltpu.SMEM),
+        pl.BlockSpec((1, 1, LANES), lambda j, i: (jax.lax.div(j, PER_BLOCK), 0, 0),
+                     memory_space=pltpu.SMEM),
         anywhere, anywhere)
 
 
 def _kernel(refs: Head, second: Known, extra: _Extra, out: _Out, *, plan: _Epilogue,
             tile: Any, grad: Any, **chunks: Any) -> None:
     tiling, base = plan.tiling, plan.tiling.row_base()
+    place = jax.lax.rem(pl.program_id(0), PER_BLOCK)
     accumulate(refs, second, GradOut(grad, out.bias), tile, tiling, plan.softcap)
 
     @pl.when(pl.program_id(1) == pl.num_programs(1) - 1)
     def _finish() -> None:
         if extra.sparse is not None:
-            _add_sparse(grad, extra.sparse, tiling, base, **chunks)
+            _add_sparse(grad, extra.sparse, tiling, base, place, **chunks)
         state = [_column(ref[...]) if column else _turned(ref[...], flip)
                  for ref, column, flip in zip(extra.state, plan.columns, plan.transposed,
                                               strict=True)]
@@ -214,9 +220,12 @@ def _lanes(column: Array) -> Array:
     return jnp.broadcast_to(column[:, None], (column.shape[0], LANES)).T[:1, :]
 
 
-def _add_sparse(grad: Any, sparse: _Sparse, tiling: Tiling, base: Array, *, id_chunk: Any,
-                grad_chunk: Any, arrived: Any) -> None:
-    """Add the sparse rows of this tile: a one-hot product for each chunk, exact in f32."""
+def _add_sparse(grad: Any, sparse: _Sparse, tiling: Tiling, base: Array, place: Array, *,
+                id_chunk: Any, grad_chunk: Any, arrived: Any) -> None:
+    """Add the sparse rows of this tile: a one-hot product for each chunk, exact in f32.
+
+    place: where the tile's span stands in its block.
+    """
 
     def one_chunk(chunk: Array, carry: None) -> None:
         copies = [pltpu.make_async_copy(source.at[chunk], target, arrived.at[number])
@@ -234,4 +243,5 @@ def _add_sparse(grad: Any, sparse: _Sparse, tiling: Tiling, base: Array, *, id_c
             grad[...] += matmul(picks, grad_chunk[...], (1, 0))
         return carry
 
-    jax.lax.fori_loop(sparse.spans[0, 0, 0], sparse.spans[0, 0, 1], one_chunk, None)
+    first, last = sparse.spans[0, 0, place], sparse.spans[0, 0, place + PER_BLOCK]
+    jax.lax.fori_loop(first, last, one_chunk, None)
