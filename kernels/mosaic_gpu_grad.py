@@ -106,7 +106,8 @@ def rows_grad(items: Array, prepared: Prepared, first_block: Array | int, rows: 
     out_type = [jax.ShapeDtypeStruct((rows, dim), jnp.float32)]
     if rule.bias is not None:
         operands.append(rule.bias)
-        out_type.append(jax.ShapeDtypeStruct((rows,), jnp.float32))
+        # Whole tiles: copies of vectors go by address and are not clipped like those of matrices.
+        out_type.append(jax.ShapeDtypeStruct((pl.cdiv(rows, BLOCK) * BLOCK,), jnp.float32))
     body = functools.partial(
         _body, tiles=tiles, dim=dim, dtype=items.dtype, with_bias=with_bias,
         steps=rule.queries.shape[0] // tiles.grad, softcap=rule.softcap,
@@ -118,7 +119,7 @@ def rows_grad(items: Array, prepared: Prepared, first_block: Array | int, rows: 
         compiler_params=plgpu.CompilerParams(approx_math=True), interpret=interpret,
     )(*operands)
     results = [vary_like(result, rule.queries, items) for result in results]
-    return results[0], results[1] if with_bias else None
+    return results[0], results[1][:rows] if with_bias else None
 
 
 class _Inputs(NamedTuple):
