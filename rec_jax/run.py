@@ -147,15 +147,19 @@ class Run:
     def report_path(self) -> Path:
         return self.folder / "report.html"
 
+    def check_free(self) -> None:
+        """Raises InputError where there is a run in the folder already."""
+        if self.config_path.exists():
+            raise InputError(f"{self.folder} holds a run already; resume it with --resume "
+                             f"{self.folder}, or choose another --run folder")
+
     def create(self, resolved: RunConfig) -> None:
         """Make the folder of a new run and write its complete config.
 
         Raises:
           InputError: there is a run in it already.
         """
-        if self.config_path.exists():
-            raise InputError(f"{self.folder} holds a run already; resume it with --resume "
-                             f"{self.folder}, or choose another --run folder")
+        self.check_free()
         self.folder.mkdir(parents=True, exist_ok=True)
         config.save(resolved, self.config_path)
 
