@@ -59,6 +59,8 @@ def run_training(run: Run, config: RunConfig,
     """
     reporter = reporter or Silent()
     built = build(config)
+    if not run.config_path.exists():  # only now: a config that fits nothing leaves no folder
+        run.create(config)
     reporter.say(f"item table: {built.choice.mode}, {built.choice.reason}")
     with Checkpoints(run.checkpoints) as checkpoints:
         done, position, state = 0, Position(), built.state
