@@ -95,7 +95,7 @@ def _open_run(config: RunConfig | Source | None, run: Source | None, overrides: 
         if not isinstance(given, RunConfig):
             raise InputError("train needs a config, or the run to resume")
         target = Run(Path(run) if run is not None else _dated(config))
-        target.create(given)
+        target.check_free()
         return target, given
     if run is not None:
         raise InputError("a resumed run keeps its folder; leave `run` out")
