@@ -53,19 +53,13 @@ def start(mapping: dict[str, Any], folder: Path) -> tuple[Run, RunConfig]:
 
 
 def arrays(run: Run) -> dict[str, np.ndarray]:
-    """Every array of the newest checkpoint, by path."""
-    import orbax.checkpoint as ocp
-
+    """Every array of the newest checkpoint, by item and path."""
     with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
         step = checkpoints.latest()
-    found = {}
-    for name in ("model", "training", "average"):
-        folder = run.checkpoints / f"step_{step}" / name
-        if folder.is_dir():
-            tree = ocp.StandardCheckpointer().restore(folder.absolute())
-            found.update({f"{name}{jax.tree_util.keystr(path)}": np.asarray(leaf)
-                          for path, leaf in jax.tree.leaves_with_path(tree)})
-    return found
+        assert step is not None
+        return {name + path: source.read(0, source.shape[0] if source.shape else 1)
+                for name, sources in checkpoints.open(step).items.items()
+                for path, source in sources.items()}
 
 
 def figures(run: Run) -> list[dict[str, Any]]:

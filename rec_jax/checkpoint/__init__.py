@@ -1,0 +1,20 @@
+"""Checkpoints of a run: saved behind the training, complete or absent, restored bit for bit.
+
+A checkpoint is a few named pytrees of arrays and one JSON object beside them. A reader takes the
+pytrees, or the rows, that it needs: evaluation and export never read the optimizer. What is
+promised, and against what, is in `docs/durability.md`.
+
+    layout       files and their index
+    seal         sizes and hashes, flushing, the rename
+    write        blocks to the disk, run by orbax
+    read         ranges of rows, and onto devices of any mesh
+    keep         which checkpoints stay
+    compact      a delta made full
+"""
+
+from rec_jax.checkpoint.checkpoints import COPY_BYTES, Checkpoints, Opened
+from rec_jax.checkpoint.layout import Damaged, Info
+from rec_jax.checkpoint.read import Source, blocks
+from rec_jax.checkpoint.write import Touched
+
+__all__ = ["COPY_BYTES", "Checkpoints", "Damaged", "Info", "Opened", "Source", "Touched", "blocks"]

@@ -1,0 +1,242 @@
+"""Reading leaves back, a range of rows at a time, through the chain of a delta if need be.
+
+A `Source` is one array on disk. Nothing here makes an array of the table's size: `place` fills
+each device's shard block by block.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tensorstore as ts
+from jax.sharding import SingleDeviceSharding
+
+from rec_jax.checkpoint.layout import (
+    ARRAYS,
+    BLOCK_BYTES,
+    DTYPES,
+    PACKED,
+    Damaged,
+    Leaf,
+    array_spec,
+    read_leaves,
+)
+
+_ABSOLUTE = re.compile(r'"?(?<![\w.])(?:/[^/\s":]+)+"?')
+
+
+class Source(Protocol):
+    """An array on disk. shape; dtype; block: rows that are cheap to read together."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def block(self) -> int: ...
+
+    def read(self, first: int, last: int) -> np.ndarray:
+        """Rows `[last - first, ...]` from `first` to `last`; raises `Damaged`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A small leaf in `packed.bin`; a scalar has no rows and is read whole."""
+
+    file: Path
+    leaf: Leaf
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.leaf.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return DTYPES[self.leaf.dtype]
+
+    @property
+    def block(self) -> int:
+        return self.shape[0] if self.shape else 1
+
+    def read(self, first: int, last: int) -> np.ndarray:
+        with _reading(self.file), self.file.open("rb") as file:
+            file.seek(self.leaf.offset)
+            data = file.read(self.leaf.nbytes)
+            if len(data) != self.leaf.nbytes:
+                raise ValueError(f"{self.leaf.path} ends behind the end of the file")
+            whole = np.frombuffer(data, self.dtype).reshape(self.shape)
+        return whole[first:last] if self.shape else whole
+
+
+class Stored:
+    """An array of its own, in blocks; each block's CRC-32C is checked when it is read."""
+
+    def __init__(self, folder: Path, shape: tuple[int, ...], dtype: str, block: int) -> None:
+        self.shape, self.dtype, self.block = shape, DTYPES[dtype], block
+        self._folder = folder
+        with _reading(folder):
+            self._store = ts.open(array_spec(folder, shape, dtype, block), open=True).result()
+
+    def read(self, first: int, last: int) -> np.ndarray:
+        with _reading(self._folder):
+            return self._store[first:last].read().result()
+
+
+class Chained:
+    """An array as a delta leaves it: the base's rows, with the changed ones laid over them."""
+
+    def __init__(self, base: Source, ids: np.ndarray, rows: Source,
+                 scale: Source | None = None) -> None:
+        self.shape, self.dtype, self.block = base.shape, base.dtype, base.block
+        self._base, self._ids, self._rows, self._scale = base, ids, rows, scale
+
+    def read(self, first: int, last: int) -> np.ndarray:
+        found = self._base.read(first, last)
+        low, high = (int(x) for x in np.searchsorted(self._ids, [first, last]))
+        if low == high:
+            return found
+        rows = self._rows.read(low, high)
+        if self._scale is not None:
+            scale = self._scale.read(low, high).reshape(-1, *(1,) * (rows.ndim - 1))
+            rows = rows.astype(np.float32) * scale
+        found = np.array(found)
+        found[self._ids[low:high] - first] = rows.astype(self.dtype)
+        return found
+
+
+def open_item(folder: Path, base: Mapping[str, Source] | None) -> dict[str, Source]:
+    """The leaves of item folder `folder` by path.
+
+    base: those of the checkpoint that a delta changes.
+
+    Raises:
+      Damaged: the index or an array is not as it was written.
+    """
+    found: dict[str, Source] = {}
+    for number, leaf in enumerate(read_leaves(folder)):
+        place = folder / ARRAYS / str(number)
+        if leaf.store == "packed":
+            found[leaf.path] = Packed(folder / PACKED, leaf)
+        elif leaf.store == "array":
+            found[leaf.path] = Stored(place, leaf.shape, leaf.dtype, leaf.block)
+        else:
+            found[leaf.path] = _open_touched(place, leaf, base)
+    return found
+
+
+def _open_touched(place: Path, leaf: Leaf, base: Mapping[str, Source] | None) -> Source:
+    under = (base or {}).get(leaf.path)
+    if under is None or under.shape != leaf.shape or under.dtype != DTYPES[leaf.dtype]:
+        raise Damaged(f"checkpoint {place.parts[-4]} changes rows of {leaf.path}, which its base "
+                      f"does not hold in that shape and type")
+    if not leaf.count:
+        return under
+
+    def part(suffix: str, shape: tuple[int, ...], dtype: str) -> Stored:
+        return Stored(place.with_name(place.name + suffix), shape, dtype, leaf.block)
+
+    ids = part(".rows", (leaf.count,), "int64").read(0, leaf.count)
+    if ids[0] < 0 or ids[-1] >= leaf.shape[0] or np.any(np.diff(ids) <= 0):
+        raise Damaged(f"checkpoint {place.parts[-4]} names rows that {leaf.path} does not have")
+    rows = part("", (leaf.count, *leaf.shape[1:]), "int8" if leaf.scaled else leaf.dtype)
+    scale = part(".scale", (leaf.count,), "float32") if leaf.scaled else None
+    return Chained(under, ids, rows, scale)
+
+
+def blocks(source: Source, first: int = 0, last: int | None = None) -> Iterator[
+        tuple[int, np.ndarray]]:
+    """(first row, rows) over a range, in blocks of `BLOCK_BYTES`; the next one is read ahead."""
+    last = source.shape[0] if last is None else last
+    row_bytes = max(1, int(np.prod(source.shape[1:], dtype=np.int64)) * source.dtype.itemsize)
+    size = max(1, BLOCK_BYTES // row_bytes)
+    # Whole blocks of the file, each read once.
+    size = max(source.block, size // source.block * source.block) if source.block <= size else size
+    edges = [first, *range(first - first % size + size, last, size), last]
+    pairs = [pair for pair in pairwise(edges) if pair[1] > pair[0]]
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(source.read, *pairs[0]) if pairs else None
+        for number, (begin, _) in enumerate(pairs):
+            assert ahead is not None
+            values = ahead.result()
+            if number + 1 < len(pairs):
+                ahead = pool.submit(source.read, *pairs[number + 1])
+            yield begin, values
+
+
+def place(source: Source, like: Any) -> jax.Array:
+    """The array in the dtype and sharding of `like`, on the devices; host memory: three blocks.
+
+    like: an array or a `jax.ShapeDtypeStruct` of the same shape.
+    """
+    sharding = getattr(like, "sharding", None) or SingleDeviceSharding(jax.local_devices()[0])
+    dtype = np.dtype(like.dtype)
+    groups: dict[tuple[tuple[int, int], ...], list[Any]] = {}
+    for device, index in sharding.addressable_devices_indices_map(like.shape).items():
+        bounds = tuple(part.indices(size)[:2]
+                       for part, size in zip(index or (), like.shape, strict=True))
+        groups.setdefault(bounds, []).append(device)
+    placed: dict[Any, jax.Array] = {}
+    for bounds, devices in groups.items():
+        placed |= _fill(source, bounds, dtype, devices)
+    order = [placed[device] for device in sharding.addressable_devices_indices_map(like.shape)]
+    return jax.make_array_from_single_device_arrays(like.shape, sharding, order)
+
+
+def _fill(source: Source, bounds: tuple[tuple[int, int], ...], dtype: np.dtype[Any],
+          devices: list[Any]) -> dict[Any, jax.Array]:
+    """One shard, on every device that holds it."""
+    if not bounds:
+        whole = source.read(0, 1).astype(dtype)
+        return {device: _put(whole, device) for device in devices}
+    (first, last), rest = bounds[0], tuple(slice(*part) for part in bounds[1:])
+    shape = tuple(stop - start for start, stop in bounds)
+    if np.prod(shape, dtype=np.int64) * dtype.itemsize <= BLOCK_BYTES:
+        part = source.read(first, last)[(slice(None), *rest)].astype(dtype)
+        return {device: _put(part, device) for device in devices}
+    filled = {device: _zeros(shape, dtype, device) for device in devices}
+    for begin, values in blocks(source, first, last):
+        part = values[(slice(None), *rest)].astype(dtype, copy=False)
+        for device in devices:
+            filled[device] = _lay(filled[device], _put(part, device), begin - first)
+            filled[device].block_until_ready()  # or blocks pile up faster than they are laid
+    return filled
+
+
+def _put(values: np.ndarray, device: Any) -> jax.Array:
+    # A copy: on a CPU the device would otherwise share memory that is about to be overwritten.
+    return jax.device_put(np.ascontiguousarray(values).reshape(values.shape), device,
+                          may_alias=False)
+
+
+def _zeros(shape: tuple[int, ...], dtype: Any, device: Any) -> jax.Array:
+    return jax.jit(partial(jnp.zeros, shape, dtype),
+                   out_shardings=SingleDeviceSharding(device))()
+
+
+@partial(jax.jit, donate_argnums=0)
+def _lay(whole: jax.Array, part: jax.Array, first: Any) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(whole, part, first, axis=0)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turns what tensorstore and the system raise for a bad file into `Damaged`."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise Damaged(f"checkpoint file {'/'.join(path.parts[-4:])} cannot be read: "
+                      f"{_ABSOLUTE.sub('the file', reason)[:200]}") from None
+

@@ -1,0 +1,284 @@
+"""Writing arrays: each device's shard in blocks of rows, by the process that holds it.
+
+Orbax runs the save (temporary folder, waiting for all processes, background commit, rename) and
+calls the handler here for the bytes. A save takes a copy of the state on the devices, which
+costs no host memory on an accelerator, and streams it to disk behind the training, at most
+`IN_FLIGHT` blocks at a time. Where there is no room for a copy, the blocks are written before
+`save` returns: the training waits, and memory stays bounded all the same.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+
+from rec_jax.checkpoint.layout import (
+    ARRAYS,
+    BLOCK_BYTES,
+    INFO,
+    LEAVES,
+    PACKED,
+    PACKED_BYTES,
+    Info,
+    Leaf,
+    array_spec,
+    block_rows,
+    write_info,
+    write_leaves,
+)
+from rec_jax.checkpoint.seal import write_file
+
+IN_FLIGHT = 4
+"""Blocks that are on their way to the disk at once."""
+DEVICE_SHARE = 0.8
+"""Share of an accelerator's free memory that a copy of the state may take."""
+
+
+class Touched(NamedTuple):
+    """Rows of an array `[V, ...]` that changed: a leaf of a delta.
+
+    ids: int `[T]`, ascending; rows: `[T, ...]`; shape: of the whole array; scale: f32 `[T]` where
+    the rows are int8 to be multiplied by it, else None; dtype: of the whole array.
+    """
+
+    ids: np.ndarray
+    rows: np.ndarray
+    shape: tuple[int, ...]
+    dtype: str
+    scale: np.ndarray | None = None
+
+
+class HandlerArgs(NamedTuple):
+    """items: pytrees by name, of arrays or `Touched`; copy_bytes: see `Checkpoints`."""
+
+    items: Mapping[str, Any]
+    info: Info
+    copy_bytes: int
+
+
+class StateHandler(ocp.AsyncCheckpointHandler):
+    """Writes the items of one checkpoint into the folder that orbax made."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+
+    async def async_save(self, directory: Any, args: Any) -> list[Any]:
+        given: HandlerArgs = args.given
+        folder = Path(directory)
+        planned = {name: _plan(tree) for name, tree in given.items.items()}
+        writes = [leaf for _, own in planned.values() for leaf in own]
+        copied = _may_copy(writes, given.copy_bytes)
+        if copied:
+            for write in writes:
+                write.source = _copy(write.source)
+        work = partial(_write_all, folder, planned, given.info)
+        if copied:
+            return [self._thread.submit(work)]
+        work()
+        return []
+
+    def save(self, directory: Any, args: Any) -> None:
+        raise NotImplementedError("saving is asynchronous")
+
+    def restore(self, directory: Any, args: Any = None) -> Any:
+        raise NotImplementedError("checkpoints are read by rec_jax.checkpoint.read")
+
+    def finalize(self, directory: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        self._thread.shutdown()
+
+
+@ocp.args.register_with_handler(StateHandler, for_save=True, for_restore=True)
+@dataclass
+class StateSave(ocp.args.CheckpointArgs):
+    """What orbax hands to the handler."""
+
+    given: HandlerArgs
+
+
+@dataclass
+class _Write:
+    """One leaf with what it is written from: device arrays by first row, or a host array."""
+
+    leaf: Leaf
+    source: Any
+
+
+def _plan(tree: Any) -> tuple[str, list[_Write]]:
+    """The index of an item, and its leaves."""
+    writes, offset = [], 0
+    tree = jax.tree.map(lambda x: x if isinstance(x, Touched | jax.Array) else np.asarray(x),
+                        tree, is_leaf=lambda x: isinstance(x, Touched))
+    paths = jax.tree.leaves_with_path(tree, is_leaf=lambda x: isinstance(x, Touched))
+    for path, value in paths:
+        name = jax.tree_util.keystr(path)
+        if isinstance(value, Touched):
+            count = len(value.ids)
+            row_bytes = value.rows[:1].nbytes if count else 1
+            writes.append(_Write(Leaf(name, value.dtype, tuple(value.shape), "touched",
+                                      block=block_rows_of(count, row_bytes), count=count,
+                                      scaled=value.scale is not None), value))
+            continue
+        shape, dtype = tuple(value.shape), np.dtype(value.dtype).name
+        if _is_small(value):
+            writes.append(_Write(Leaf(name, dtype, shape, "packed", offset=offset), value))
+            offset += value.nbytes
+        else:
+            cut = (value.sharding.shard_shape(shape) if isinstance(value, jax.Array) else shape)[0]
+            rows = block_rows(cut, value.nbytes // shape[0])
+            writes.append(_Write(Leaf(name, dtype, shape, "array", block=rows), value))
+    return write_leaves([write.leaf for write in writes]), writes
+
+
+def block_rows_of(count: int, row_bytes: int) -> int:
+    """Rows of a block where one process writes all of them: no divisor is needed."""
+    return max(1, min(count, BLOCK_BYTES // max(1, row_bytes)))
+
+
+def _is_small(value: Any) -> bool:
+    whole = not isinstance(value, jax.Array) or value.is_fully_replicated \
+        or jax.process_count() == 1
+    return (value.nbytes <= PACKED_BYTES and whole) or value.ndim == 0 or value.size == 0
+
+
+def _may_copy(writes: list[_Write], copy_bytes: int) -> bool:
+    """Whether the devices of this process have room for a second state."""
+    needed: dict[Any, int] = {}
+    for write in writes:
+        if isinstance(write.source, jax.Array):
+            for shard in write.source.addressable_shards:
+                if shard.replica_id == 0:
+                    needed[shard.device] = needed.get(shard.device, 0) + shard.data.nbytes
+    on_host = sum(size for device, size in needed.items() if device.platform == "cpu")
+    return on_host <= copy_bytes and all(
+        size <= _free(device) for device, size in needed.items() if device.platform != "cpu")
+
+
+def _free(device: Any) -> float:
+    stats = device.memory_stats() or {}
+    return DEVICE_SHARE * (stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0))
+
+
+class _Shard(NamedTuple):
+    """A shard that this process writes: index into the whole array, and the data."""
+
+    where: tuple[slice, ...]
+    data: Any
+
+
+def _shards(value: Any) -> list[_Shard]:
+    if isinstance(value, list):
+        return value
+    if isinstance(value, jax.Array):
+        return [_Shard(shard.index, shard.data) for shard in value.addressable_shards
+                if shard.replica_id == 0]
+    return [_Shard((slice(None),) * value.ndim, value)]
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, jax.Array):
+        return [_Shard(shard.where, jnp.copy(shard.data)) for shard in _shards(value)]
+    return np.array(value) if isinstance(value, np.ndarray) else value
+
+
+def _write_all(folder: Path, planned: Mapping[str, tuple[str, list[_Write]]], info: Info) -> None:
+    first = jax.process_index() == 0
+    for name, (index, writes) in planned.items():
+        own = folder / name
+        own.mkdir(exist_ok=True)
+        if first:
+            write_file(own / LEAVES, index)
+            with (own / PACKED).open("wb") as file:
+                for write in writes:
+                    if write.leaf.store == "packed":
+                        file.write(_host(write).tobytes())
+        for number, write in enumerate(writes):
+            target = own / ARRAYS / str(number)
+            if write.leaf.store == "array":
+                _write_shards(target, write.leaf, write.source)
+            elif write.leaf.store == "touched" and first:
+                _write_touched(target, write.leaf, write.source)
+            write.source = None  # its copy can go
+    if first:
+        write_file(folder / INFO, write_info(info))
+
+
+def _host(write: _Write) -> np.ndarray:
+    """A small leaf, whole."""
+    shards = _shards(write.source)
+    if len(shards) == 1:
+        return np.asarray(shards[0].data)
+    whole = np.empty(write.leaf.shape, shards[0].data.dtype)
+    for shard in shards:
+        whole[shard.where] = np.asarray(shard.data)
+    return whole
+
+
+def _write_shards(target: Path, leaf: Leaf, source: Any) -> None:
+    store = ts.open(array_spec(target, leaf.shape, leaf.dtype, leaf.block),
+                    create=True, open=True).result()
+
+    def blocks() -> Iterator[tuple[Any, np.ndarray]]:
+        for shard in _shards(source):
+            start, rows = shard.where[0].start or 0, shard.data.shape[0]
+            for first in range(0, rows, leaf.block):
+                size = min(leaf.block, rows - first)
+                where = (slice(start + first, start + first + size), *shard.where[1:])
+                yield where, _rows(shard.data, first, size)
+
+    _stream(store, blocks())
+
+
+def _write_touched(target: Path, leaf: Leaf, touched: Touched) -> None:
+    if not leaf.count:
+        return
+    parts: list[tuple[str, np.ndarray]] = [("", touched.rows), (".rows", touched.ids)]
+    if touched.scale is not None:
+        parts.append((".scale", touched.scale))
+    for suffix, values in parts:
+        write_array(target.with_name(target.name + suffix), values, leaf.block)
+
+
+def write_array(target: Path, values: np.ndarray, block: int) -> None:
+    """A host array `[T, ...]` in blocks of rows."""
+    store = ts.open(array_spec(target, values.shape, values.dtype.name, block),
+                    create=True, delete_existing=True).result()
+    _stream(store, ((slice(first, first + block), values[first:first + block])
+                    for first in range(0, len(values), block)))
+
+
+def _stream(store: Any, blocks: Iterator[tuple[Any, np.ndarray]]) -> None:
+    """Write blocks with at most `IN_FLIGHT` under way; raises what the first failed one raised."""
+    waiting: deque[Any] = deque()
+    for where, values in blocks:
+        if len(waiting) == IN_FLIGHT:
+            waiting.popleft().result()
+        waiting.append(store[where].write(values, can_reference_source_data_indefinitely=True))
+    for one in waiting:
+        one.result()
+
+
+@partial(jax.jit, static_argnums=2)
+def _slice(data: jax.Array, first: jax.Array, size: int) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(data, first, size)
+
+
+def _rows(data: Any, first: int, size: int) -> np.ndarray:
+    """Some rows of a shard on the host; never a view of a buffer that a step may be given."""
+    if isinstance(data, np.ndarray):
+        return data[first:first + size]
+    return np.asarray(_slice(data, first, size))
+
