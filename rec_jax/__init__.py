@@ -11,6 +11,8 @@ over the item axis. Names load when they are used, so that `import rec_jax` is q
 from __future__ import annotations
 
 import importlib
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,8 +26,9 @@ if TYPE_CHECKING:
     from rec_jax.export import Embeddings, load_embeddings
     from rec_jax.run import RunConfig
 
+_VERBS = ("train", "evaluate", "export")  # also names of modules in this package
 _HOMES = {
-    "train": "api", "evaluate": "api", "export": "api", "recommend": "api",
+    "recommend": "api",
     "Dataset": "data.dataset", "fetch": "data.fetch", "prepare": "data.prepare",
     "PrepareConfig": "data.prepare_config", "SynthConfig": "data.synth", "synth": "data.synth",
     "InputError": "errors", "TrainingError": "errors",
@@ -43,3 +46,22 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'rec_jax' has no attribute {name!r}")
     return getattr(importlib.import_module(f"rec_jax.{_HOMES[name]}"), name)
+
+
+def _verb(name: str) -> property:
+    def function(package: types.ModuleType) -> Any:
+        return getattr(importlib.import_module("rec_jax.api"), name)
+
+    def ignore(package: types.ModuleType, module: types.ModuleType) -> None:
+        """The import system binds a submodule to its name here; the function keeps it."""
+
+    return property(function, ignore)
+
+
+class _Package(types.ModuleType):
+    """`rec_jax.train` is the function, even after `from rec_jax.train.loop import ...`."""
+
+
+for _name in _VERBS:
+    setattr(_Package, _name, _verb(_name))
+sys.modules[__name__].__class__ = _Package
