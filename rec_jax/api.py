@@ -5,15 +5,18 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from rec_jax import config as configs
+from rec_jax.devices import parse_devices
 from rec_jax.errors import InputError
 from rec_jax.evaluate import Split, evaluate_served
 from rec_jax.export import What
 from rec_jax.export import export as export_served
+from rec_jax.plan import make_plan, nearest_fit
+from rec_jax.plan_compile import compile_step
 from rec_jax.progress import Reporter, Silent, progress_bar
 from rec_jax.report import write_report
 from rec_jax.retrieve import Recommendation
@@ -82,6 +85,34 @@ def recommend(run: Source, *, user: str | None = None, history: Sequence[str] | 
     """The k best items for a user of the dataset, or after any history of item ids."""
     served = load_served(Run(Path(run)), step=step, dataset_path=data)
     return recommend_served(served, user=user, history=history, k=k, filter_seen=filter_seen)
+
+
+def plan(config: RunConfig | Source, *, items: float, devices: str = "cpu",
+         overrides: Sequence[str] = (), compiled: bool = False) -> dict[str, Any]:
+    """What a run over `items` items would need on `devices`; see `rec_jax.plan.Plan`.
+
+    devices: `v5p:4x4x4` (a TPU slice), `h100x8`, or `cpu` for this machine.
+    compiled: also compile the step for a TPU slice and add XLA's own figures.
+
+    Raises:
+      InputError: unknown devices, or a catalogue that no table can hold.
+    """
+    if not isinstance(config, RunConfig):
+        config = configs.load(RunConfig, config, overrides)
+    machine = parse_devices(devices)
+    found = make_plan(config, int(items), machine)
+    result: dict[str, Any] = {
+        "devices": str(machine), "mesh": found.mesh, "mode": found.mode, "reason": found.reason,
+        "rows": found.rows, "memory_bytes": found.memory, "needed_bytes": found.needed,
+        "available_bytes": found.available, "fits": found.fits, "operations": found.operations,
+        "exponentials": found.exps, "memory_traffic_bytes": found.traffic,
+        "communication_bytes": found.communication, "seconds": found.seconds,
+        "step_seconds": found.step_seconds,
+        "fitting_changes": nearest_fit(config, int(items), machine),
+    }
+    if compiled:
+        result["compiled"] = asdict(compile_step(config, int(items), machine, found.mesh))
+    return result
 
 
 def _open_run(config: RunConfig | Source | None, run: Source | None, overrides: Sequence[str],

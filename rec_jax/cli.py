@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from rec_jax.errors import InputError, TrainingError
+from rec_jax.errors import InputError, Preempted, TrainingError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Train sequential recommenders with huge catalogues, exactly.")
@@ -208,6 +208,28 @@ def recommend(
     Console().print(table)
 
 
+@app.command()
+def plan(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="TOML file, see configs/.")],
+    items: Annotated[float, typer.Option(help="Size of the catalogue, such as 1e9.")],
+    devices: Annotated[str, typer.Option(help="v5p:4x4x4, h100x8, cpu, ...")] = "cpu",
+    dim: Annotated[Optional[int], typer.Option(help="Width of a row.")] = None,  # noqa: UP045
+    settings: Set = None,
+    compile: Annotated[bool, typer.Option(
+        "--compile", help="Compile the step for a TPU slice; show XLA's own figures.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Bytes, operations, traffic and time of a step, before there is a machine."""
+    from rec_jax import api
+
+    lines = [*(settings or ()), *([f"table.dim={dim}"] if dim else [])]
+    result = api.plan(config, items=items, devices=devices, overrides=lines, compiled=compile)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        _show_plan(result)
+
+
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None and value != {}}
 
@@ -237,6 +259,37 @@ def _show(values: Mapping[str, Any], as_json: bool, title: str) -> None:
     Console().print(table)
 
 
+def _show_plan(result: Mapping[str, Any]) -> None:
+    console = Console()
+    data, items = result["mesh"]
+    console.print(f"{result['rows']:,} rows on {result['devices']}, mesh {data} x {items}, table "
+                  f"{result['mode']}: {result['reason']}", highlight=False)
+    table = Table("a device needs", "GiB")
+    for name, size in result["memory_bytes"].items():
+        table.add_row(name, f"{size / 2**30:.3f}")
+    table.add_row("in all", f"{result['needed_bytes'] / 2**30:.3f} of "
+                            f"{result['available_bytes'] / 2**30:.1f}")
+    if "compiled" in result:
+        table.add_row("XLA's own count", f"{result['compiled']['needed'] / 2**30:.3f}")
+    console.print(table)
+    table = Table("a step", "")
+    for name, value in result["operations"].items():
+        table.add_row(f"{name}, operations", f"{value:.3g}")
+    for name, value in result["communication_bytes"].items():
+        table.add_row(f"{name}, sent", f"{value / 2**20:.3f} MiB")
+    for name, value in result["seconds"].items():
+        table.add_row(f"{name}, time", f"{value * 1e3:.3f} ms")
+    table.add_row("predicted", f"{result['step_seconds'] * 1e3:.3f} ms")
+    if "compiled" in result:
+        largest = result["compiled"]["largest_collective"]
+        table.add_row("XLA's largest collective", f"{largest / 2**20:.3f} MiB")
+    console.print(table)
+    if not result["fits"]:
+        console.print("It does not fit. Any one of these does:")
+        for line in result["fitting_changes"] or ["nothing tried; give more devices"]:
+            console.print(f"  {line}", highlight=False)
+
+
 def _show_metrics(result: Mapping[str, Any]) -> None:
     baseline = result.get("popularity_baseline")
     table = Table("metric", "model", *(["popularity", "ratio"] if baseline else []))
@@ -257,7 +310,8 @@ def _show_metrics(result: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 done, 2 bad input or config, 1 anything else."""
+    """Entry point. Exit codes: 0 done, 2 bad input or config, 75 stopped by a signal after
+    saving, 1 anything else."""
     sys.unraisablehook = _unraisable
     try:
         app(standalone_mode=True)
@@ -265,6 +319,8 @@ def main() -> None:
         _fail(str(error), 2)
     except TrainingError as error:
         _fail(str(error), 1)
+    except Preempted as error:
+        _fail(str(error), 75)
 
 
 def _fail(message: str, code: int) -> None:

@@ -7,11 +7,11 @@ what XLA itself says of the compiled step. N = positions of a step, n = devices 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 
 from rec_jax.devices import (
     BANDWIDTH_EFFICIENCY,
@@ -193,7 +193,7 @@ def _encoder_parameters(config: RunConfig) -> int:
     shapes = jax.eval_shape(lambda: build_encoder(
         config.encoder, dim=config.table.dim, length=config.data.length,
         causal=config.objective.causal, precision=config.train.precision, seed=0)[1])
-    return sum(int(jnp.prod(jnp.array(leaf.shape))) for leaf in jax.tree.leaves(shapes))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
 
 
 def _activation_bytes(config: RunConfig, compute: int) -> float:
