@@ -9,6 +9,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from rec_jax import config as configs
 from rec_jax.devices import parse_devices
 from rec_jax.errors import InputError
@@ -48,7 +50,8 @@ def train(config: RunConfig | Source | None = None, *, run: Source | None = None
 
     with _reporter("train", progress) as reporter:
         summary = {"run": str(target.folder), **run_training(target, resolved, reporter)}
-    write_report(target, summary)
+    if jax.process_index() == 0:
+        write_report(target, summary)
     return summary
 
 

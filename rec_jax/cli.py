@@ -121,13 +121,25 @@ def train(
         help="Folder of the new run; runs/NAME-DATE by default.")] = None,
     resume: Annotated[Optional[str], typer.Option(  # noqa: UP045
         metavar="RUN", help="Go on with a run from its newest checkpoint.")] = None,
+    coordinator: Annotated[Optional[str], typer.Option(  # noqa: UP045
+        metavar="HOST:PORT", envvar="JAX_COORDINATOR_ADDRESS",
+        help="Address of process 0 of a multi-host run.")] = None,
+    processes: Annotated[Optional[int], typer.Option(  # noqa: UP045
+        envvar="JAX_NUM_PROCESSES", help="Processes of the run.")] = None,
+    process: Annotated[Optional[int], typer.Option(  # noqa: UP045
+        envvar="JAX_PROCESS_ID", help="Which of them this one is, from 0.")] = None,
+    multihost: Annotated[bool, typer.Option(
+        "--multihost", help="Join the processes that SLURM, a TPU pod or MPI started.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train a model; write checkpoints, metrics and a report into a run folder."""
     from rec_jax import api
+    from rec_jax.mesh import start_processes
 
+    if multihost or coordinator is not None:
+        start_processes(coordinator, processes, process)
     summary = api.train(config, run=run, overrides=settings or (), resume=resume,
-                        progress=not as_json)
+                        progress=not as_json and not process)
     _show(summary, as_json, "training")
 
 

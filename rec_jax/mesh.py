@@ -36,6 +36,30 @@ class MeshConfig:
                 raise InputError(f"mesh.{name} is {getattr(self, name)}; expected at least 1")
 
 
+def start_processes(coordinator: str | None, count: int | None, index: int | None) -> None:
+    """Join the processes of a multi-host run (`jax.distributed`); call it before any other use
+    of JAX.
+
+    coordinator: `host:port` of process 0; count, index: processes, and which one this is. All
+    None on a cluster that JAX knows (SLURM, TPU pods, Kubernetes, MPI), which tells them.
+
+    Raises:
+      InputError: the values contradict each other, or no process could be joined.
+    """
+    given = [coordinator is not None, count is not None, index is not None]
+    if any(given) and not all(given):
+        raise InputError("a multi-host run needs all of coordinator, processes and process, or "
+                         "none of them on a cluster that JAX detects")
+    if count is not None and index is not None and not 0 <= index < count:
+        raise InputError(f"process {index} of {count}; expected 0 to {count - 1}")
+    try:
+        jax.distributed.initialize(coordinator_address=coordinator, num_processes=count,
+                                   process_id=index)
+    except (ValueError, RuntimeError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"the processes of the run cannot be joined: {first}") from None
+
+
 def make_mesh(config: MeshConfig) -> Mesh:
     """The mesh of `config` over the devices of all processes.
 
