@@ -52,6 +52,7 @@ class _Bar:
         self._task = progress.add_task(title, total=None, note="")
 
     def begin(self, total: int, done: int = 0) -> None:
+        self._progress.start()
         self._progress.reset(self._task, total=total, completed=done)
 
     def advance(self, count: int = 1, note: str = "") -> None:
@@ -70,5 +71,9 @@ def progress_bar(title: str) -> Iterator[Reporter]:
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
                TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
     console = Console(stderr=True, soft_wrap=True)
-    with Progress(*columns, console=console, refresh_per_second=4) as progress:
+    progress = Progress(*columns, console=console, refresh_per_second=4)
+    try:
         yield _Bar(progress, title)
+    finally:
+        if progress.live.is_started:
+            progress.stop()
