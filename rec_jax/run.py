@@ -96,6 +96,11 @@ class EvaluateConfig:
     users: int | None = None
 
     def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise InputError(f"evaluate.batch is {self.batch}; expected at least 1")
+        if not self.ks or min(self.ks) < 1:
+            raise InputError(f"evaluate.ks is {list(self.ks)}; expected one or more cut-offs "
+                             "of at least 1")
         known = metric_names(self.ks)
         if self.metric not in known:
             raise InputError(f"evaluate.metric {self.metric!r} is not measured; "
