@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,13 +12,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from rec_jax import export as exporting
 from rec_jax import load_embeddings
 from rec_jax.errors import InputError
 from rec_jax.export import WRITERS, export
 from rec_jax.run import Run
 from rec_jax.served import Served, load_served
 
+exporting = importlib.import_module("rec_jax.export")  # `rec_jax.export` is the function
 FORMATS = sorted(WRITERS)
 
 
