@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -43,11 +44,16 @@ def versions() -> dict[str, str]:
 
 
 def command_line() -> str:
-    """The command as a user would type it: no interpreter path, no absolute script path."""
+    """The command as a user would type it: no interpreter, absolute paths by their last part."""
     first = Path(sys.argv[0])
     script = first.name if first.suffix != ".py" else os.path.relpath(first)
     name = f"python {script}" if script.endswith(".py") else script
-    return shlex.join([*name.split(), *sys.argv[1:]])
+    return shlex.join([*name.split(), *map(without_folders, sys.argv[1:])])
+
+
+def without_folders(argument: str) -> str:
+    """`argument` with absolute paths cut to their last part: a record names no machine."""
+    return re.sub(r"(^|=)/(?:[^/\s=]+/)+", r"\1", argument)
 
 
 def record(path: Path | str, payload: Mapping[str, Any]) -> Path:

@@ -1,0 +1,89 @@
+"""A plan's bytes are those of the arrays, and what it proposes fits."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+
+from rec_jax import config
+from rec_jax.devices import CHIPS, parse_devices
+from rec_jax.errors import InputError
+from rec_jax.plan import make_plan, nearest_fit
+from rec_jax.run import RunConfig
+from rec_jax.tables import TableConfig, init_table, row_optimizer
+from rec_jax.tables.row_optimizers import RowOptimizerConfig
+
+BASE = {"data": {"path": "anywhere", "length": 64}, "train": {"rows": 64}}
+
+
+def run_config(*lines: str) -> RunConfig:
+    return config.build(RunConfig, config.override(BASE, lines))
+
+
+@pytest.mark.parametrize(("text", "name", "count"), [
+    ("v5p:4x4x4", "v5p", 64), ("H100x8", "h100", 8), ("h100", "h100", 1), ("v5e:2x2", "v5e", 4),
+    ("cpu", "cpu", 1)])
+def test_devices_have_names(text: str, name: str, count: int) -> None:
+    devices = parse_devices(text)
+    assert (devices.chip.name, devices.count) == (name, count)
+
+
+@pytest.mark.parametrize("text", ["", "h1000x8", "v5p:", "v5p:4x", "x8", "h100x0"])
+def test_unknown_devices_are_refused_in_one_line(text: str) -> None:
+    with pytest.raises(InputError, match="expected") as caught:
+        parse_devices(text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adagrad", "adam", "row_adam"])
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_bytes_of_rows_and_state_are_those_of_the_table(kind: str, dtype: str) -> None:
+    settings = TableConfig(dim=16, dtype=dtype, optimizer=RowOptimizerConfig(kind=kind))  # type: ignore[arg-type]
+    table = init_table(settings, 5000, 0, optimizer=row_optimizer(settings.optimizer))
+    plan = make_plan(run_config("table.dim=16", f"table.dtype={dtype}", "table.update=streamed",
+                                f"table.optimizer.kind={kind}"), 5000, parse_devices("cpu"))
+    assert plan.memory["rows"] == table.rows.nbytes
+    assert plan.memory["row optimizer"] == sum(
+        leaf.nbytes for leaf in jax.tree.leaves(table.state))
+
+
+def test_rows_are_cut_over_the_devices_and_nothing_sent_grows_with_them() -> None:
+    settings = run_config("table.update=streamed")
+    small, large = (make_plan(settings, items, parse_devices("v5p:4x4x4"))
+                    for items in (2**24, 2**30))
+    assert small.mesh == large.mesh == (1, 64)
+    assert large.memory["rows"] == large.rows * 64 * 4 / 64
+    assert small.communication == large.communication
+    assert large.step_seconds > 30 * small.step_seconds
+
+
+def test_a_sampled_step_costs_the_same_at_any_size() -> None:
+    settings = run_config("table.update=sparse", "objective.kind=sampled_softmax")
+    small, large = (make_plan(settings, items, parse_devices("h100x8")) for items in (10**6, 10**9))
+    assert small.step_seconds == large.step_seconds
+
+
+def test_what_a_plan_proposes_fits() -> None:
+    settings = run_config("table.dim=256", "table.update=streamed", "table.optimizer.kind=adam")
+    devices = parse_devices("h100x2")
+    assert not make_plan(settings, 10**9, devices).fits
+    lines = nearest_fit(settings, 10**9, devices)
+    assert lines
+    for line in lines:
+        change = line.split(": ")[0]
+        if " devices of kind " in change:
+            count = int(change.split()[0])
+            assert make_plan(settings, 10**9, parse_devices(f"h100x{count}")).fits
+        else:
+            key, value = change.split(" = ")
+            changed = run_config("table.dim=256", "table.update=streamed",
+                                 "table.optimizer.kind=adam", f"{key}={value}")
+            assert make_plan(changed, 10**9, devices).fits
+
+
+def test_a_plan_that_fits_proposes_nothing() -> None:
+    assert nearest_fit(run_config(), 1000, parse_devices("h100")) == []
+
+
+def test_chips_are_named_by_their_key() -> None:
+    assert all(name == chip.name and chip.memory > 2**33 for name, chip in CHIPS.items())
