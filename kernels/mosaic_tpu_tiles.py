@@ -98,6 +98,10 @@ def choose_tiling(queries: int, rows: int, dim: int, per_query: int, per_row: in
                   budget: int, rows_outer: bool = False, square: bool = False) -> Tiling:
     """The largest tile whose buffers fit `budget`, no larger than the padded problem.
 
+    Among equals the one that is long on the side that waits (queries, or rows if `rows_outer`),
+    so that the other streams by less often; but short on neither, since each tile also costs a
+    pass over what it accumulates.
+
     per_query, per_row: VMEM bytes of one query and of one row, by `query_bytes`, `row_bytes`.
     square: n must divide v.
 
@@ -113,7 +117,7 @@ def choose_tiling(queries: int, rows: int, dim: int, per_query: int, per_row: in
     ]
     if not fitting:
         raise ValueError(f"no tile of rows with d={dim} fits {budget} bytes of VMEM")
-    n, v = max(fitting, key=lambda tile: (tile[0] * tile[1], tile[0]))
+    n, v = max(fitting, key=lambda tile: (tile[0] * tile[1], min(*tile, 256), tile[rows_outer]))
     return Tiling(n, v, stored_features_first(rows, dim), rows_outer)
 
 
