@@ -11,3 +11,7 @@ class InputError(ValueError):
 
 class TrainingError(RuntimeError):
     """Training cannot go on, such as a loss that is no longer finite; exit code 1."""
+
+
+class Preempted(RuntimeError):
+    """A signal asked a training to stop, and it has saved; exit code 75 (EX_TEMPFAIL)."""

@@ -79,6 +79,28 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class CheckpointConfig:
+    """Which checkpoints stay, and what saving may use.
+
+    keep: latest checkpoints that stay; the best one stays too.
+    keep_every: checkpoints whose step it divides stay as well; none: no others.
+    copy_mib: a state of at most so many MiB in host memory is copied there and written behind
+      the training; a larger one is written in blocks while the training waits. Accelerators
+      copy in their own memory, wherever it has room.
+    """
+
+    keep: int = 2
+    keep_every: int | None = None
+    copy_mib: int = 256
+
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise InputError(f"checkpoint.keep is {self.keep}; expected at least 1")
+        if self.keep_every is not None and self.keep_every < 1:
+            raise InputError(f"checkpoint.keep_every is {self.keep_every}; expected at least 1")
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """The protocol of evaluation: full ranking, ties count against the target.
 
@@ -118,6 +140,7 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     seed: int = 0
 

@@ -19,63 +19,47 @@ import jax
 import numpy as np
 
 from rec_jax.checkpoint import Checkpoints
+from rec_jax.config import to_mapping
 from rec_jax.data.batches import BatchStream, prefetch
-from rec_jax.errors import TrainingError
+from rec_jax.errors import Preempted, TrainingError
 from rec_jax.progress import Reporter, Silent
 from rec_jax.run import Run, RunConfig
-from rec_jax.served import check_dataset
 from rec_jax.train.build import Built, build
 from rec_jax.train.log import MetricsLog
 from rec_jax.train.mode import Batch
-from rec_jax.train.state import TrainState, from_items, to_items
+from rec_jax.train.preemption import Preemption
+from rec_jax.train.resume import Position, resume
+from rec_jax.train.state import TrainState, to_items
 from rec_jax.train.step import StepMetrics, check_ids, place_batch
 
 
-@dataclass
-class Position:
-    """Where a run stands, beside its arrays; saved with every checkpoint.
-
-    best, best_step: largest validation metric and the update it was measured after.
-    stale: validations since then.
-    seconds: training time over all starts, without validation.
-    """
-
-    best: float | None = None
-    best_step: int | None = None
-    stale: int = 0
-    seconds: float = 0.0
-
-
-def run_training(run: Run, config: RunConfig,
-                 reporter: Reporter | None = None) -> dict[str, Any]:
+def run_training(run: Run, config: RunConfig, reporter: Reporter | None = None, *,
+                 force: bool = False) -> dict[str, Any]:
     """Train from the newest checkpoint of `run`, or from the start where there is none.
 
     Returns a summary: steps, best metric and step, seconds. The run folder and its config exist
     already (see `Run.create`). With several processes, every one of them calls this.
 
+    force: go on from a checkpoint of another config or dataset; see `resume`.
+
     Raises:
       InputError: the dataset is not the run's, or config and data do not fit.
-      TrainingError: the loss stopped being finite.
+      TrainingError: the loss stopped being finite, or a checkpoint could not be written.
+      Preempted: a signal asked to stop; a checkpoint of the step is complete.
     """
     reporter = reporter or Silent()
     built = build(config)
     if not run.config_path.exists():  # only now: a config that fits nothing leaves no folder
         run.create(config)
     reporter.say(f"item table: {built.choice.mode}, {built.choice.reason}")
-    with Checkpoints(run.checkpoints) as checkpoints:
-        done, position, state = 0, Position(), built.state
-        latest = checkpoints.latest()
-        if latest is not None:
-            extra = checkpoints.extra(latest)
-            check_dataset(built.dataset, extra["dataset"])
-            state = from_items(checkpoints.restore(latest, to_items(state)),
-                               built.dataset.num_items)
-            position = Position(**extra["position"])
-            built.stream.restore(extra["data"])
-            done = latest
+    settings = config.checkpoint
+    with (Preemption(config.train.log_every) as preemption,
+          Checkpoints(run.checkpoints, keep=settings.keep, keep_every=settings.keep_every,
+                      copy_bytes=settings.copy_mib * 2**20) as checkpoints):
+        state, done, position = resume(checkpoints, built, config, reporter, force=force)
         reporter.begin(built.horizon.total, done)
         with MetricsLog(run, first_step=done, primary=jax.process_index() == 0) as log:
-            loop = _Loop(config, built, checkpoints, log, reporter, position)
+            loop = _Loop(config, built, checkpoints, log, reporter, position, preemption)
             return loop.run(state, done)
 
 
@@ -89,6 +73,7 @@ class _Loop:
     log: MetricsLog
     reporter: Reporter
     position: Position
+    preemption: Preemption
 
     def run(self, state: TrainState, done: int) -> dict[str, Any]:
         settings, horizon = self.config.train, self.built.horizon
@@ -103,7 +88,8 @@ class _Loop:
                 window.add(metrics, sequences)
                 last = done == horizon.total
                 validate = last or done % horizon.validate_every == 0
-                save = validate or (settings.checkpoint_every is not None
+                stop = None if last else self.preemption.asked(done)
+                save = validate or stop is not None or (settings.checkpoint_every is not None
                                     and done % settings.checkpoint_every == 0)
                 # A line never spans a checkpoint: a resumed run starts with an empty window.
                 if save or done % settings.log_every == 0:
@@ -119,6 +105,10 @@ class _Loop:
                 if validate:
                     mark = time.perf_counter()
                 self.reporter.advance()
+                if stop is not None:
+                    self.checkpoints.wait()
+                    raise Preempted(f"{stop}: stopped after step {done}, which is saved; resume "
+                                    f"the run to go on")
         finally:
             batches.close()
         self.checkpoints.wait()
@@ -166,7 +156,8 @@ class _Loop:
         self._save(done, state, value)
 
     def _save(self, done: int, state: TrainState, metric: float | None) -> None:
-        extra = {"position": asdict(self.position), "dataset": self.built.dataset.split_hash,
+        extra = {"position": asdict(self.position), "config": to_mapping(self.config),
+                 "dataset": self.built.dataset.split_hash,
                  "data": self.built.stream.state(done * self.config.train.accumulate)}
         self.checkpoints.save(done, to_items(state), extra, metric)
 

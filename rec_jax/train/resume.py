@@ -1,0 +1,89 @@
+"""Going on with a run: the newest checkpoint that is whole, and whether it belongs to this run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+
+from rec_jax import config as configs
+from rec_jax.checkpoint import Checkpoints
+from rec_jax.errors import InputError
+from rec_jax.progress import Reporter
+from rec_jax.run import RunConfig
+from rec_jax.served import check_dataset
+from rec_jax.train.build import Built
+from rec_jax.train.state import TrainState, from_items, to_items
+
+
+@dataclass
+class Position:
+    """Where a run stands, beside its arrays; saved with every checkpoint.
+
+    best, best_step: largest validation metric and the update it was measured after.
+    stale: validations since then.
+    seconds: training time over all starts, without validation.
+    """
+
+    best: float | None = None
+    best_step: int | None = None
+    stale: int = 0
+    seconds: float = 0.0
+
+
+def resume(checkpoints: Checkpoints, built: Built, config: RunConfig, reporter: Reporter, *,
+           force: bool = False) -> tuple[TrainState, int, Position]:
+    """State, updates done and position of the newest whole checkpoint, or of the start.
+
+    force: go on although config or dataset are not those of the checkpoint; what differs is
+      said. Shapes must fit all the same.
+
+    Raises:
+      InputError: the checkpoint is of another config or dataset, or every one is damaged.
+    """
+    # Shapes only, so that a second state is never held beside the one that is restored.
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=leaf.sharding), to_items(built.state))
+
+    def load(step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        extra = checkpoints.extra(step)
+        _check(extra, built, config, reporter, force)
+        return checkpoints.restore(step, like), extra
+
+    found = checkpoints.newest(load)
+    if found is None:
+        return built.state, 0, Position()
+    step, (items, extra) = found
+    if force:
+        built.stream.seek(int(extra["data"]["step"]))
+    else:
+        built.stream.restore(extra["data"])
+    return from_items(items, built.dataset.num_items), step, Position(**extra["position"])
+
+
+def changes(old: RunConfig, new: RunConfig) -> str | None:
+    """The first difference that changes a run's numbers, as `a.b: old -> new`; None if there is
+    none. Devices, paths, and how often something is logged or saved may differ."""
+    return configs.difference(old, replace(
+        new, mesh=old.mesh, checkpoint=old.checkpoint,
+        data=replace(new.data, path=old.data.path),
+        train=replace(new.train, log_every=old.train.log_every,
+                      checkpoint_every=old.train.checkpoint_every),
+        evaluate=replace(new.evaluate, batch=old.evaluate.batch)))
+
+
+def _check(extra: Mapping[str, Any], built: Built, config: RunConfig, reporter: Reporter,
+           force: bool) -> None:
+    try:
+        check_dataset(built.dataset, extra["dataset"])
+        changed = changes(configs.build(RunConfig, extra["config"], "the checkpoint's config"),
+                          config)
+        if changed:
+            raise InputError(f"the checkpoint was saved with another config ({changed}); go back "
+                             f"to that one, or force it")
+    except InputError as error:
+        if not force:
+            raise
+        reporter.say(f"forced: {error}")
