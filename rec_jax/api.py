@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
@@ -13,7 +12,6 @@ import jax
 
 from rec_jax import config as configs
 from rec_jax.devices import parse_devices
-from rec_jax.errors import InputError
 from rec_jax.evaluate import Split, evaluate_served
 from rec_jax.export import What
 from rec_jax.export import export as export_served
@@ -26,12 +24,13 @@ from rec_jax.retrieve import recommend as recommend_served
 from rec_jax.run import Run, RunConfig
 from rec_jax.served import load_served
 from rec_jax.train.loop import run_training
+from rec_jax.train.opening import open_run
 
 Source = Path | str
 
 
 def train(config: RunConfig | Source | None = None, *, run: Source | None = None,
-          overrides: Sequence[str] = (), resume: Source | None = None,
+          overrides: Sequence[str] = (), resume: Source | None = None, force: bool = False,
           progress: bool = False) -> dict[str, Any]:
     """Train a run to its end and write its report; see `RunConfig` for what can be set.
 
@@ -39,17 +38,20 @@ def train(config: RunConfig | Source | None = None, *, run: Source | None = None
       compared with the run's own where given.
     run: folder of the new run; by default `runs/<name>-<date>`.
     overrides: lines of TOML laid over the file, such as `train.epochs=3`.
-    resume: folder of a run to go on with.
+    resume: folder of a run to go on with; or "auto": the run in folder `run`, or the newest one
+      of this config, or else a new one.
+    force: go on although config or dataset changed; what differs is said.
 
     Returns the summary: run, steps, best metric and its step, seconds.
 
     Raises:
       InputError: the config, the data or the run folder are not as they should be.
     """
-    target, resolved = _open_run(config, run, overrides, resume)
+    target, resolved = open_run(config, run, overrides, resume, force=force)
 
     with _reporter("train", progress) as reporter:
-        summary = {"run": str(target.folder), **run_training(target, resolved, reporter)}
+        summary = {"run": str(target.folder), **run_training(
+            target, resolved, reporter, force=force)}
     if jax.process_index() == 0:
         write_report(target, summary)
     return summary
@@ -116,40 +118,6 @@ def plan(config: RunConfig | Source, *, items: float, devices: str = "cpu",
     if compiled:
         result["compiled"] = asdict(compile_step(config, int(items), machine, found.mesh))
     return result
-
-
-def _open_run(config: RunConfig | Source | None, run: Source | None, overrides: Sequence[str],
-              resume: Source | None) -> tuple[Run, RunConfig]:
-    given = config
-    if isinstance(config, str | Path):
-        given = configs.load(RunConfig, config, overrides)
-    elif config is not None and overrides:
-        raise InputError("overrides need the path of a config file, not a config object")
-    if resume is None:
-        if not isinstance(given, RunConfig):
-            raise InputError("train needs a config, or the run to resume")
-        target = Run(Path(run) if run is not None else _dated(config))
-        target.check_free()
-        return target, given
-    if run is not None:
-        raise InputError("a resumed run keeps its folder; leave `run` out")
-    target = Run(Path(resume))
-    own = target.config()
-    if given is None:
-        if overrides:
-            raise InputError("a resumed run keeps its config; overrides cannot change it")
-        return target, own
-    changed = configs.difference(own, given)
-    if changed:
-        raise InputError(f"run {target.folder} was started with another config ({changed}); "
-                         "resume it without one, or start a new run")
-    return target, own
-
-
-def _dated(config: RunConfig | Source | None) -> Path:
-    name = Path(config).stem if isinstance(config, str | Path) else "run"
-    now = datetime.datetime.now()
-    return Path("runs") / f"{name}-{now:%Y%m%d-%H%M%S}"
 
 
 def _reporter(title: str, show: bool) -> AbstractContextManager[Reporter]:

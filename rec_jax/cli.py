@@ -120,7 +120,10 @@ def train(
     run: Annotated[Optional[str], typer.Option(  # noqa: UP045
         help="Folder of the new run; runs/NAME-DATE by default.")] = None,
     resume: Annotated[Optional[str], typer.Option(  # noqa: UP045
-        metavar="RUN", help="Go on with a run from its newest checkpoint.")] = None,
+        metavar="RUN|auto", help="Go on with a run from its newest checkpoint; auto: the run of "
+                                 "this config, or a new one.")] = None,
+    force: Annotated[bool, typer.Option(
+        "--force", help="Resume although config or dataset changed; says what differs.")] = False,
     coordinator: Annotated[Optional[str], typer.Option(  # noqa: UP045
         metavar="HOST:PORT", envvar="JAX_COORDINATOR_ADDRESS",
         help="Address of process 0 of a multi-host run.")] = None,
@@ -138,7 +141,7 @@ def train(
 
     if multihost or coordinator is not None:
         start_processes(coordinator, processes, process)
-    summary = api.train(config, run=run, overrides=settings or (), resume=resume,
+    summary = api.train(config, run=run, overrides=settings or (), resume=resume, force=force,
                         progress=not as_json and not process)
     _show(summary, as_json, "training")
 

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from rec_jax.checkpoint import Checkpoints
+from rec_jax.config import save as save_config
 from rec_jax.config import to_mapping
 from rec_jax.data.batches import BatchStream, prefetch
 from rec_jax.errors import Preempted, TrainingError
@@ -57,6 +58,8 @@ def run_training(run: Run, config: RunConfig, reporter: Reporter | None = None, 
           Checkpoints(run.checkpoints, keep=settings.keep, keep_every=settings.keep_every,
                       copy_bytes=settings.copy_mib * 2**20) as checkpoints):
         state, done, position = resume(checkpoints, built, config, reporter, force=force)
+        if jax.process_index() == 0 and run.config() != config:
+            save_config(config, run.config_path)  # what a resumed run was allowed to change
         reporter.begin(built.horizon.total, done)
         with MetricsLog(run, first_step=done, primary=jax.process_index() == 0) as log:
             loop = _Loop(config, built, checkpoints, log, reporter, position, preemption)

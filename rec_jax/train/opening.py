@@ -1,0 +1,93 @@
+"""Which run a training works on: a new one, one that is resumed, or the newest of a config."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rec_jax import config as configs
+from rec_jax.errors import InputError
+from rec_jax.run import Run, RunConfig
+from rec_jax.train.resume import changes
+
+AUTO = "auto"
+Source = Path | str
+
+
+def open_run(config: RunConfig | Source | None, run: Source | None, overrides: Sequence[str],
+             resume: Source | None, *, force: bool = False) -> tuple[Run, RunConfig]:
+    """The run and the config that it is trained with.
+
+    resume: folder of a run; or "auto": the run in folder `run` if it has begun, or the newest
+      one in runs/ with this config, or else a new one, so that a scheduler can repeat one
+      command.
+    force: take the given config although it changes the run's numbers.
+
+    Raises:
+      InputError: no such run, another config than the run's, or a folder that is in use.
+    """
+    given = config
+    if isinstance(config, str | Path):
+        given = configs.load(RunConfig, config, overrides)
+    elif config is not None and overrides:
+        raise InputError("overrides need the path of a config file, not a config object")
+    if resume == AUTO:
+        if not isinstance(given, RunConfig):
+            raise InputError("--resume auto needs the config of the run")
+        found = Run(Path(run)) if run is not None else _newest(given)
+        if found is not None and found.config_path.exists():
+            return found, _agreed(found, given, force)
+        resume = None
+    if resume is None:
+        if not isinstance(given, RunConfig):
+            raise InputError("train needs a config, or the run to resume")
+        target = Run(Path(run) if run is not None else _dated(config))
+        target.check_free()
+        return target, given
+    if run is not None:
+        raise InputError("a resumed run keeps its folder; leave `run` out")
+    target = Run(Path(resume))
+    own = target.config()
+    if given is None:
+        if overrides:
+            own = configs.load(RunConfig, target.config_path, overrides)
+        return target, _agreed(target, own, force)
+    if not isinstance(given, RunConfig):
+        raise InputError("train needs a config, or the run to resume")
+    return target, _agreed(target, given, force)
+
+
+def _agreed(run: Run, given: RunConfig, force: bool) -> RunConfig:
+    changed = changes(run.config(), given)
+    if changed and not force:
+        raise InputError(f"run {run.folder} was started with another config ({changed}); "
+                         "resume it without one, start a new run, or --force it")
+    return given
+
+
+def _newest(config: RunConfig) -> Run | None:
+    """The run of this config that was written to last."""
+    return max(_runs_of(config), key=lambda run: _touched(run), default=None)
+
+
+def _runs_of(config: RunConfig) -> Iterator[Run]:
+    for path in Path("runs").glob("*/config.toml"):
+        run = Run(path.parent)
+        try:
+            same = changes(run.config(), config) is None
+        except InputError:
+            continue  # of another version, or damaged: not this run
+        if same:
+            yield run
+
+
+def _touched(run: Run) -> float:
+    paths = [run.config_path, run.checkpoints]
+    return max(path.stat().st_mtime for path in paths if path.exists())
+
+
+def _dated(config: RunConfig | Source | None) -> Path:
+    name = Path(config).stem if isinstance(config, str | Path) else "run"
+    now = datetime.datetime.now()
+    return Path("runs") / f"{name}-{now:%Y%m%d-%H%M%S}"
