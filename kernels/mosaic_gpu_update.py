@@ -36,7 +36,7 @@ def item_update(queries: Array, items: Array, state: Any, targets: Array, lse: A
     tiles = tiles or choose_tiles(dim)
     chunk = rows_at_a_time or WAVES * tiles.processors * BLOCK
     prepared = prepare(queries, items, targets, lse, weight, label_weight, scores, tiles)
-    combined = None if sparse is None else _combine(sparse)
+    combined = None if sparse is None or not sparse.ids.size else _combine(sparse)
 
     def step(items: Array, state: Any, start: Array, rows: int) -> tuple[Array, Any, Any]:
         grads, d_bias = rows_grad(items, prepared, start // BLOCK, rows, tiles, interpret)
