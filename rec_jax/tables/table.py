@@ -24,7 +24,7 @@ Array = jax.Array
 DTYPES: dict[str, Any] = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 SMALL_MULTIPLE = 768  # 3 * 2^8: divisible by 2^k and by 3 * 2^k devices up to 256
 LARGE_MULTIPLE = 128 * SMALL_MULTIPLE  # and every shard a whole number of 128-row tiles
-MAX_ITEMS = 2**31 - LARGE_MULTIPLE
+MAX_ITEMS = 2**31 - 2**27  # int32 ids, with room behind the last for indices of nothing
 
 
 @dataclass(frozen=True)

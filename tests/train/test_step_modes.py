@@ -120,10 +120,13 @@ def test_ids_under_padding_are_not_read():
     np.testing.assert_array_equal(clean.table.rows, dirty.table.rows)
 
 
-@pytest.mark.parametrize("mode", ["sparse", "streamed"])
-def test_the_step_updates_a_large_table_in_place(mode):
-    num_items = 2_000_000
-    mesh, step, start = setup(mode, num_items=num_items)
+@pytest.mark.parametrize(("mode", "kind"), [
+    ("sparse", "row_adam"), ("streamed", "adagrad"),
+    pytest.param("streamed", "row_adam", marks=pytest.mark.xfail(
+        strict=True, reason="XLA on CPU copies a moment [V, d] in each tile of the second pass"))])
+def test_the_step_updates_a_large_table_in_place(mode, kind):
+    num_items = 500_000
+    mesh, step, start = setup(mode, num_items=num_items, rows=RowOptimizerConfig(kind=kind))
     state = start()
     memory = step.lower(state, place_batch(next(batches(1)), mesh)).compile().memory_analysis()
     table = sum(leaf.nbytes for leaf in jax.tree.leaves(state.table))
