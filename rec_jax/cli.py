@@ -12,10 +12,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from rec_jax import cli_checkpoint
 from rec_jax.errors import InputError, Preempted, TrainingError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Train sequential recommenders with huge catalogues, exactly.")
+app.add_typer(cli_checkpoint.app, name="checkpoint")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Set = Annotated[Optional[list[str]], typer.Option(  # noqa: UP045 (typer reads it at run time)

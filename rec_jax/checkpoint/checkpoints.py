@@ -203,6 +203,10 @@ class Checkpoints:
             raise Damaged(f"checkpoint {self._name(step)} says that it is of step {info.step}")
         return info
 
+    def size(self, step: int) -> int:
+        """Bytes of a checkpoint's own files, after a look at their sizes; raises `Damaged`."""
+        return check_seal(self._path(step))
+
     def extra(self, step: int) -> dict[str, Any]:
         """What was saved beside the arrays."""
         return self.info(step).extra

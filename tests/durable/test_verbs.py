@@ -1,0 +1,91 @@
+"""`rec-jax checkpoint` shows, checks and prunes what a run has, in text and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import pytest
+from typer.testing import CliRunner
+
+from rec_jax import config
+from rec_jax.checkpoint import Checkpoints
+from rec_jax.cli import app
+from rec_jax.errors import InputError
+from rec_jax.run import Run, RunConfig
+
+
+@pytest.fixture
+def run(tiny_mapping: Callable[..., dict[str, Any]], tmp_path: Path) -> Path:
+    """A run folder with checkpoints of steps 3, 6 and 9, the best one at 3."""
+    made = Run(tmp_path / "run")
+    made.create(config.build(RunConfig, tiny_mapping()))
+    with Checkpoints(made.checkpoints, keep=3) as checkpoints:
+        for step, metric in ((3, 0.9), (6, 0.5), (9, None)):
+            checkpoints.save(step, {"model": {"rows": jnp.full((4, 2), step)}},
+                             {"position": {"best": 0.9}}, metric)
+    return made.folder
+
+
+def invoke(*arguments: str) -> Any:
+    return CliRunner().invoke(app, ["checkpoint", *map(str, arguments)])
+
+
+def answer(*arguments: str) -> Any:
+    result = invoke(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_list_names_steps_sizes_and_which_is_best(run: Path) -> None:
+    rows = answer("list", str(run))["checkpoints"]
+    assert [(row["step"], row["metric"], row["best"], row["latest"]) for row in rows] == [
+        (3, 0.9, True, False), (6, 0.5, False, False), (9, None, False, True)]
+    assert all(row["bytes"] > 100 and row["kind"] == "full" for row in rows)
+    assert "best" in invoke("list", str(run)).stdout
+
+
+def test_list_shows_a_damaged_checkpoint_and_goes_on(run: Path) -> None:
+    (run / "checkpoints" / "step_6" / "info.json").write_text("{")
+    rows = answer("list", str(run))["checkpoints"]
+    assert [row["kind"] for row in rows] == ["full", "damaged", "full"]
+    assert "info.json" in rows[1]["problem"]
+
+
+def test_inspect_names_the_arrays_of_the_newest_checkpoint(run: Path) -> None:
+    found = answer("inspect", str(run))
+    assert found["step"] == 9 and found["extra"] == {"position": {"best": 0.9}}
+    assert found["arrays"] == [
+        {"item": "model", "path": "['rows']", "shape": [4, 2], "dtype": "int32"}]
+    assert answer("inspect", str(run), "--step", "3")["metric"] == 0.9
+
+
+def test_verify_finds_a_flipped_bit_and_says_where(run: Path) -> None:
+    assert [row["problem"] for row in answer("verify", str(run))["checkpoints"]] == [None] * 3
+    path = run / "checkpoints" / "step_6" / "model" / "packed.bin"
+    data = bytearray(path.read_bytes())
+    data[5] ^= 1
+    path.write_bytes(data)
+    result = invoke("verify", str(run))
+    assert isinstance(result.exception, InputError)
+    assert "step_6/model/packed.bin has changed" in str(result.exception)
+    assert answer("verify", str(run), "--step", "9")["checkpoints"][0]["problem"] is None
+
+
+def test_prune_keeps_the_best_and_the_latest(run: Path) -> None:
+    assert answer("prune", str(run)) == {"removed": [6], "kept": [3, 9]}
+    assert answer("prune", str(run)) == {"removed": [], "kept": [3, 9]}
+
+
+def test_compact_leaves_a_full_checkpoint_alone(run: Path) -> None:
+    assert answer("compact", str(run)) == {"step": 9, "base_before": None}
+
+
+@pytest.mark.parametrize("verb", ["list", "inspect", "verify", "compact", "prune"])
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, verb: str) -> None:
+    result = invoke(verb, str(tmp_path))
+    assert isinstance(result.exception, InputError)
+    assert "is not a run" in str(result.exception)
