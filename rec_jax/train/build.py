@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from rec_jax.data.batches import BatchStream
 from rec_jax.data.dataset import Dataset
+from rec_jax.errors import InputError
 from rec_jax.evaluate import Ranker, choose_users, make_ranker, rank_users
 from rec_jax.mesh import make_mesh
 from rec_jax.metrics import rank_metrics
@@ -99,8 +100,13 @@ class Validator:
 
     def __init__(self, config: RunConfig, dataset: Dataset, encoder: Encoder,
                  mesh: Mesh) -> None:
+        """Raises InputError where the dataset has nobody to validate on."""
         self._config, self._dataset = config, dataset
         self._chosen = choose_users(dataset, "valid", config.evaluate.users, config.seed)
+        if not len(self._chosen[0]):
+            raise InputError(f"dataset {dataset.folder} has no user to validate on; expected "
+                             "users with at least three items, or a time split with a period "
+                             "for it")
         self._ranker: Ranker = make_ranker(encoder, dataset.num_items, mesh,
                                            filter_seen=config.evaluate.filter_seen)
 
