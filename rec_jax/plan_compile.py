@@ -134,11 +134,12 @@ def _lower(config: RunConfig, num_items: int, mesh: Mesh) -> Any:
     row_state = () if mode == "dense" else jax.eval_shape(
         lambda: row_optimizer(table_config.optimizer).init(shape))
     trained = {"encoder": params} | ({"rows": rows} if mode == "dense" else {})
-    average = (params, rows) if settings.ema is not None else None
-    state = TrainState(
-        jax.ShapeDtypeStruct((), jnp.int32), params, Table(rows, row_state, num_items),
-        jax.eval_shape(optimizer.init, trained), average,  # type: ignore[arg-type]
-        jax.ShapeDtypeStruct((2,), jnp.uint32))  # type: ignore[arg-type]
+    average: Any = (params, rows) if settings.ema is not None else None
+    shapes: Any = (jax.ShapeDtypeStruct((), jnp.int32), rows,
+                   jax.ShapeDtypeStruct((2,), jnp.uint32))
+    counter, table_rows, key = shapes
+    state = TrainState(counter, params, Table(table_rows, row_state, num_items),
+                       jax.eval_shape(optimizer.init, trained), average, key)
     state = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=sharding), state, state_shardings(state, mesh))
     size = (settings.accumulate, settings.rows // settings.accumulate, config.data.length)

@@ -17,7 +17,7 @@ from rec_jax.served import Served, tile_queries
 
 @dataclass(frozen=True)
 class Recommendation:
-    """One item. rank: 1 = best; score: query . item row, larger is better; title: None where there is none."""
+    """One item. rank: 1 = best; score: query . item row; title: None where there is none."""
 
     rank: int
     item: str

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from rec_jax.checkpoint import Checkpoints
 from rec_jax.config import save as save_config
@@ -50,8 +51,10 @@ def run_training(run: Run, config: RunConfig, reporter: Reporter | None = None, 
     """
     reporter = reporter or Silent()
     built = build(config)
-    if not run.config_path.exists():  # only now: a config that fits nothing leaves no folder
-        run.create(config)
+    if jax.process_index() == 0 and not run.config_path.exists():
+        run.create(config)  # only now: a config that fits nothing leaves no folder
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("run folder")
     reporter.say(f"item table: {built.choice.mode}, {built.choice.reason}")
     settings = config.checkpoint
     with (Preemption(config.train.log_every) as preemption,

@@ -9,7 +9,6 @@ import optax
 import pytest
 
 from rec_jax.encoders import transformer
-from rec_jax.errors import InputError
 from rec_jax.mesh import MeshConfig, make_mesh
 from rec_jax.model import build_encoder
 from rec_jax.objectives import next_item, sampled_softmax
