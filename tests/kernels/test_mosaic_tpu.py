@@ -261,6 +261,13 @@ def test_a_row_that_is_no_item_may_hold_anything() -> None:
             np.testing.assert_array_equal(a, b)
 
 
+def test_a_bf16_table_may_meet_f32_queries() -> None:
+    data = Data(SHAPES["features_first"])
+    data.items = data.items.astype(jnp.bfloat16)
+    arrays = (data.queries, data.items, data.targets, data.lse, data.weight, data.label_weight)
+    assert_close(*(ask(backend, "item_grad", data, *arrays) for backend in (TPU, ORACLE)))
+
+
 def test_one_query_and_one_row() -> None:
     data = Data((1, 5, 1))
     arrays = (data.queries, data.items, data.targets)
