@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 
 Array = jax.Array
+Tree = TypeVar("Tree")
+
+_BARRIERS_HOLD = tuple(int(part) for part in jax.__version__.split(".")[:2]) >= (0, 12)
 
 
 def varying_axes(*arrays: Array) -> frozenset[str]:
@@ -26,3 +31,18 @@ def vary(x: Array, axes: Iterable[str]) -> Array:
 def vary_like(x: Array, *others: Array) -> Array:
     """`x`, typed as varying wherever the others do: what a loop's carry needs at its start."""
     return vary(x, varying_axes(*others))
+
+
+def materialise(tree: Tree, opaque: Array) -> Tree:
+    """`tree`, computed into buffers of its own before anything that uses it.
+
+    XLA:CPU drops optimization barriers before it fuses in JAX 0.10. There a condition has the
+    same effect, if its being true is beyond XLA's arithmetic: `opaque`, int32 `[]`, may be any
+    number that is not known when compiling.
+    """
+    if _BARRIERS_HOLD:
+        held: Tree = jax.lax.optimization_barrier(tree)
+        return held
+    chosen: Tree = jax.lax.cond(
+        (opaque & 1) < 2, lambda x: x, lambda x: jax.tree.map(jnp.zeros_like, x), tree)
+    return chosen

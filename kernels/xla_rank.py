@@ -40,7 +40,8 @@ def label_scores(queries: Array, items: Array, targets: Array, scores: Scores, *
         here = (local >= 0) & (local < items.shape[0]) & (targets < scores.num_items)
         at = jnp.where(here, local, 0)
         if size == items.shape[0]:
-            s, _ = score_tile(queries, Tile(jnp.int32(0), at, None, None, items), scores)
+            whole = Tile(jnp.int32(0), jnp.arange(size, dtype=jnp.int32), None, None, items)
+            s, _ = score_tile(queries, whole, scores)
             found = jnp.take_along_axis(s, at[:, None], axis=1)[:, 0]
         else:
             found = jnp.concatenate([

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .compat import vary_like
+from .compat import materialise, vary_like
 from .primitives import Array, Partials, RowUpdate, Scores, SparseRows
 from .rounding import store_rows
 from .xla_exp import exp
@@ -118,8 +118,7 @@ def item_grad(queries: Array, items: Array, targets: Array, lse: Array, weight: 
     size = tile_rows(side.queries.shape[1], items.shape[0], sizes)
 
     def fold(tile: Tile, carry: Any) -> Any:
-        return jax.tree.map(lambda x, grad: _put(x, grad, tile), carry,
-                            _tile_grad(side, scores, tile))
+        return _put(carry, _tile_grad(side, scores, tile), _slices(carry, tile), tile)
 
     bias = None if scores.bias is None else jnp.zeros(items.shape[:1], jnp.float32)
     start = jax.tree.map(lambda x: vary_like(x, items), (jnp.zeros(items.shape), bias))
@@ -139,11 +138,15 @@ def item_update(queries: Array, items: Array, state: Any, targets: Array, lse: A
         grad, grad_bias = _tile_grad(side, scores, tile)
         if sparse is not None:
             grad = _add_sparse(grad, sparse, tile.ids[0])
-        old = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, tile.start, size), state)
-        rows, new = update(tile.rows.astype(jnp.float32), grad, old, hyper)
+        # A read of the table that is fused into another operation than the write makes XLA
+        # copy the whole table first.
+        old, old_state = materialise(_slices((items, state), tile),
+                                     side.targets[0, 0])
+        rows, new_state = update(old.astype(jnp.float32), grad, old_state, hyper)
         rows = store_rows(rows, items.dtype, tile.ids, seed)
-        return jax.tree.map(lambda x, part: _put(x, part, tile), (items, state, d_bias),
-                            (rows, new, grad_bias))
+        items, state = _put((items, state), (rows, new_state), (old, old_state), tile)
+        d_bias = _put(d_bias, grad_bias, _slices(d_bias, tile), tile)
+        return items, state, d_bias
 
     bias = None if scores.bias is None else vary_like(
         jnp.zeros(items.shape[:1], jnp.float32), items)
@@ -151,13 +154,21 @@ def item_update(queries: Array, items: Array, state: Any, targets: Array, lse: A
                          (items, state, bias))
 
 
-def _put(x: Array, part: Array, tile: Tile) -> Array:
-    """`x [V, ...]` with `part [T, ...]` at the tile's rows, but for rows of the tile before."""
-    size = part.shape[0]
-    if tile.first is not None:
-        old = jax.lax.dynamic_slice_in_dim(x, tile.start, size)
-        part = jnp.where(tile.first.reshape(-1, *[1] * (part.ndim - 1)), part, old)
-    return jax.lax.dynamic_update_slice_in_dim(x, part.astype(x.dtype), tile.start, 0)
+def _slices(arrays: Any, tile: Tile) -> Any:
+    """The tile's part `[T, ...]` of every array `[V, ...]`."""
+    size = tile.ids.shape[0]
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, tile.start, size), arrays)
+
+
+def _put(arrays: Any, new: Any, old: Any, tile: Tile) -> Any:
+    """`arrays` with `new` at the tile's rows, but for rows of the tile before, which stay `old`."""
+
+    def put(x: Array, new: Array, old: Array) -> Array:
+        if tile.first is not None:
+            new = jnp.where(tile.first.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+        return jax.lax.dynamic_update_slice_in_dim(x, new.astype(x.dtype), tile.start, 0)
+
+    return jax.tree.map(put, arrays, new, old)
 
 
 def _add_sparse(grad: Array, sparse: SparseRows, first_id: Array) -> Array:
