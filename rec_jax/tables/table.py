@@ -34,7 +34,8 @@ class TableConfig:
     dim: width d of a row.
     init_scale: standard deviation of the first values.
     dtype: storage of the rows, f32 or bf16 (written with stochastic rounding; sums and
-      optimizer state stay f32).
+      optimizer state stay f32). On a CPU, JAX before 0.12 widens a whole bf16 table to write
+      into it: correct, but neither fast nor small.
     update: dense: the gradient exists, and the dense optimizer takes it; sparse: only the rows
       that a step touches; streamed: tile by tile inside the kernel's second pass. auto chooses
       by size and objective, and says why.
