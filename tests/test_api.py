@@ -31,7 +31,7 @@ def test_the_example_of_the_readme_runs(
     # MovieLens' users have numbers for names, and its films have titles.
     Path("a.csv").write_text(tiny_csv.read_text().replace("\nu", "\n"))
     prepare(PrepareConfig(
-        source="a.csv", out="data/ml-100k", columns=Columns(time="time"),
+        source="a.csv", out="data/ml-100k/dataset", columns=Columns(time="time"),
         item_file=ItemFile(str(tiny_csv.with_name("items.csv")), title="title")))
     names: dict[str, object] = {}
     exec(compile(example, "README.md", "exec"), names)
