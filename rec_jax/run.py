@@ -87,17 +87,25 @@ class CheckpointConfig:
     copy_mib: a state of at most so many MiB in host memory is copied there and written behind
       the training; a larger one is written in blocks while the training waits. Accelerators
       copy in their own memory, wherever it has room.
+    full_every: of a sparse table, each so many-th checkpoint is full, and those between hold the
+      rows touched since the one before; 1: all are full.
+    delta_values: how those rows are written: exact, or rounded to bfloat16 or int8, which a
+      resumed run then goes on from.
     """
 
     keep: int = 2
     keep_every: int | None = None
     copy_mib: int = 256
+    full_every: int = 1
+    delta_values: Literal["exact", "bfloat16", "int8"] = "exact"
 
     def __post_init__(self) -> None:
         if self.keep < 1:
             raise InputError(f"checkpoint.keep is {self.keep}; expected at least 1")
         if self.keep_every is not None and self.keep_every < 1:
             raise InputError(f"checkpoint.keep_every is {self.keep_every}; expected at least 1")
+        if self.full_every < 1:
+            raise InputError(f"checkpoint.full_every is {self.full_every}; expected at least 1")
 
 
 @dataclass(frozen=True)

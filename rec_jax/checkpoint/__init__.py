@@ -9,12 +9,15 @@ promised, and against what, is in `docs/durability.md`.
     write        blocks to the disk, run by orbax
     read         ranges of rows, and onto devices of any mesh
     keep         which checkpoints stay
+    delta        the rows that changed since another checkpoint
     compact      a delta made full
 """
 
 from rec_jax.checkpoint.checkpoints import COPY_BYTES, Checkpoints, Opened
+from rec_jax.checkpoint.delta import touched_rows
 from rec_jax.checkpoint.layout import Damaged, Info
 from rec_jax.checkpoint.read import Source, blocks
 from rec_jax.checkpoint.write import Touched
 
-__all__ = ["COPY_BYTES", "Checkpoints", "Damaged", "Info", "Opened", "Source", "Touched", "blocks"]
+__all__ = ["COPY_BYTES", "Checkpoints", "Damaged", "Info", "Opened", "Source", "Touched", "blocks",
+           "touched_rows"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -43,6 +44,11 @@ def shout(message: str) -> None:
     """A warning on stderr that does not drown in other lines."""
     bar = "!" * 78
     print(f"\n{bar}\n!! {message}\n{bar}\n", file=sys.stderr, flush=True)
+
+
+def _raised_anyway(record: logging.LogRecord) -> bool:
+    """False for orbax's page of traceback about an error that `wait` raises in one line."""
+    return "background save thread" not in str(record.msg)
 
 
 @dataclass(frozen=True)
@@ -133,6 +139,7 @@ class Checkpoints:
         finally:
             if self._writer is not None:
                 self._writer.close()
+                logging.getLogger("absl").removeFilter(_raised_anyway)
 
     def save(self, step: int, items: Mapping[str, Any], extra: Mapping[str, Any],
              metric: float | None = None, *, base: int | None = None) -> None:
@@ -326,6 +333,7 @@ class Checkpoints:
 
     def _orbax(self) -> ocp.AsyncCheckpointer:
         if self._writer is None:
+            logging.getLogger("absl").addFilter(_raised_anyway)
             self._writer = ocp.AsyncCheckpointer(
                 StateHandler(), temporary_path_class=SealedFolder,
                 async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False))

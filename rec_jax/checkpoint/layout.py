@@ -42,6 +42,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
         "uint32", "uint64", "bool")},
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
+QUANTISED = ("bfloat16", "int8")
 _STEP = re.compile(r"step_(\d{1,18})(\.full)?")
 _MOST_INDEX_BYTES = 64 * 2**20
 
@@ -59,7 +60,7 @@ class Leaf:
     path: its place in the pytree, as `jax.tree_util.keystr` writes it.
     store: in `packed.bin` from `offset` on; an array of its own in blocks of `block` rows; or
       the `count` rows of it that changed since the checkpoint's base, in such an array.
-    scaled: the stored values are int8, to be multiplied by one f32 a row (`N.scale`).
+    stored: type of the values on disk; int8 are to be multiplied by one f32 a row (`N.scale`).
     """
 
     path: str
@@ -69,7 +70,7 @@ class Leaf:
     offset: int = 0
     block: int = 0
     count: int = 0
-    scaled: bool = False
+    stored: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -201,11 +202,11 @@ def block_rows(rows: int, row_bytes: int) -> int:
 def _leaf(entry: Any) -> Leaf:
     shape = tuple(entry["shape"])
     leaf = Leaf(str(entry["path"]), entry["dtype"], shape, entry["store"], entry["offset"],
-                entry["block"], entry["count"], entry["scaled"])
+                entry["block"], entry["count"], entry["stored"] or entry["dtype"])
     numbers = (*shape, leaf.offset, leaf.block, leaf.count)
     if not (leaf.dtype in DTYPES and leaf.store in ("packed", "array", "touched")
             and all(_natural(number) for number in numbers) and len(shape) <= 8
-            and isinstance(leaf.scaled, bool)
+            and leaf.stored in (leaf.dtype, *(QUANTISED if leaf.store == "touched" else ()))
             and (leaf.store == "packed" or (shape and leaf.block > 0))):
         raise ValueError(f"entry {entry!r:.80}")
     return leaf

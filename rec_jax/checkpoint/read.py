@@ -150,8 +150,9 @@ def _open_touched(place: Path, leaf: Leaf, base: Mapping[str, Source] | None) ->
     ids = part(".rows", (leaf.count,), "int64").read(0, leaf.count)
     if ids[0] < 0 or ids[-1] >= leaf.shape[0] or np.any(np.diff(ids) <= 0):
         raise Damaged(f"checkpoint {place.parts[-4]} names rows that {leaf.path} does not have")
-    rows = part("", (leaf.count, *leaf.shape[1:]), "int8" if leaf.scaled else leaf.dtype)
-    scale = part(".scale", (leaf.count,), "float32") if leaf.scaled else None
+    rows = part("", (leaf.count, *leaf.shape[1:]), leaf.stored)
+    scale = part(".scale", (leaf.count,), "float32") if leaf.stored == "int8" \
+        and leaf.dtype != "int8" else None
     return Chained(under, ids, rows, scale)
 
 

@@ -130,7 +130,7 @@ def _plan(tree: Any) -> tuple[str, list[_Write]]:
             row_bytes = value.rows[:1].nbytes if count else 1
             writes.append(_Write(Leaf(name, value.dtype, tuple(value.shape), "touched",
                                       block=block_rows_of(count, row_bytes), count=count,
-                                      scaled=value.scale is not None), value))
+                                      stored=np.dtype(value.rows.dtype).name), value))
             continue
         shape, dtype = tuple(value.shape), np.dtype(value.dtype).name
         if _is_small(value):

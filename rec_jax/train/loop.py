@@ -31,7 +31,8 @@ from rec_jax.train.log import MetricsLog
 from rec_jax.train.mode import Batch
 from rec_jax.train.preemption import Preemption
 from rec_jax.train.resume import Position, resume
-from rec_jax.train.state import TrainState, to_items
+from rec_jax.train.saving import Saver, make_saver
+from rec_jax.train.state import TrainState
 from rec_jax.train.step import StepMetrics, check_ids, place_batch
 
 
@@ -65,8 +66,14 @@ def run_training(run: Run, config: RunConfig, reporter: Reporter | None = None, 
             save_config(config, run.config_path)  # what a resumed run was allowed to change
         reporter.begin(built.horizon.total, done)
         with MetricsLog(run, first_step=done, primary=jax.process_index() == 0) as log:
-            loop = _Loop(config, built, checkpoints, log, reporter, position, preemption)
-            return loop.run(state, done)
+            saver = make_saver(checkpoints, settings, built.choice.mode, reporter)
+            state = saver.begin(state, done or None)
+            loop = _Loop(config, built, saver, log, reporter, position, preemption)
+            try:
+                return loop.run(state, done)
+            except OSError as error:  # such as a disk that is full while a line is logged
+                raise TrainingError(f"{error.strerror or error} while writing to {run.folder}; "
+                                    "the last complete checkpoint stands") from error
 
 
 @dataclass
@@ -75,7 +82,7 @@ class _Loop:
 
     config: RunConfig
     built: Built
-    checkpoints: Checkpoints
+    saver: Saver
     log: MetricsLog
     reporter: Reporter
     position: Position
@@ -104,20 +111,19 @@ class _Loop:
                     self.position.seconds += now - mark
                     self._log_train(done, figures, now - mark)
                     mark, window = now, _Window()
-                if validate:
-                    self._validate(done, state)
-                elif save:
-                    self._save(done, state, None)
+                metric = self._validate(done, state) if validate else None
+                if save:
+                    state = self._save(done, state, metric)
                 if validate:
                     mark = time.perf_counter()
                 self.reporter.advance()
                 if stop is not None:
-                    self.checkpoints.wait()
+                    self.saver.checkpoints.wait()
                     raise Preempted(f"{stop}: stopped after step {done}, which is saved; resume "
                                     f"the run to go on")
         finally:
             batches.close()
-        self.checkpoints.wait()
+        self.saver.checkpoints.wait()
         position = self.position
         return {"steps": done, "steps_per_epoch": round(horizon.per_epoch, 3),
                 "best_step": position.best_step, "metric": self.config.evaluate.metric,
@@ -147,7 +153,7 @@ class _Loop:
                               f"{figures['positions_per_second']:,.0f} positions/s  "
                               f"{figures['sequences_per_second']:,.0f} sequences/s")
 
-    def _validate(self, done: int, state: TrainState) -> None:
+    def _validate(self, done: int, state: TrainState) -> float:
         metrics = self.built.validator(state)
         value = metrics[self.config.evaluate.metric]
         position = self.position
@@ -159,13 +165,13 @@ class _Loop:
                                        "seconds": position.seconds, **metrics})
         self.reporter.say(f"epoch {self._epoch(done):g}: " + "  ".join(
             f"{name} {metrics[name]:.4f}" for name in _headline(self.config)))
-        self._save(done, state, value)
+        return value
 
-    def _save(self, done: int, state: TrainState, metric: float | None) -> None:
+    def _save(self, done: int, state: TrainState, metric: float | None) -> TrainState:
         extra = {"position": asdict(self.position), "config": to_mapping(self.config),
                  "dataset": self.built.dataset.split_hash,
                  "data": self.built.stream.state(done * self.config.train.accumulate)}
-        self.checkpoints.save(done, to_items(state), extra, metric)
+        return self.saver.save(done, state, extra, metric)
 
 
 class _Window:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from rec_jax.mesh import replicated
 from rec_jax.objectives import Task
 from rec_jax.tables import Table, row_optimizer
+from rec_jax.tables.marks import marking
 from rec_jax.tables.on_mesh import apply_sparse, fetch, spread
 from rec_jax.train.mode import Array, Batch, Closing, Opened, Setting, queries_of, weighted
 from rec_jax.train.state import TrainState
@@ -43,7 +44,8 @@ def open(setting: Setting, state: TrainState, batch: Batch, tasks: Task, key: Ar
         to_negatives = jnp.pad(closing.shared["negatives"], ((0, spare), (0, 0)))[None]
         (to_rows,) = pull({**closing.own, "negatives": to_negatives})
         return apply_sparse(mesh, table, fetched, to_rows,
-                            row_optimizer(setting.table.optimizer).update, closing.hyper,
+                            marking(row_optimizer(setting.table.optimizer).update, table.state),
+                            closing.hyper,
                             seed=closing.seed)
 
     return Opened(shared, own, {"negatives": negatives}, close)

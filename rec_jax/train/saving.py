@@ -1,0 +1,76 @@
+"""What a training saves, and when a delta will do.
+
+In a sparse table only the rows that steps touched have moved, so that between two full
+checkpoints their rows and state are enough. In a dense or a streamed table every step moves
+every row (the full softmax gives each a gradient): there every checkpoint is full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from rec_jax.checkpoint import Checkpoints, touched_rows
+from rec_jax.progress import Reporter
+from rec_jax.run import CheckpointConfig
+from rec_jax.tables.choose import Mode
+from rec_jax.tables.marks import mark, touched_ids, unmark
+from rec_jax.train.state import TrainState, to_items
+
+WORTH_IT = 0.5
+"""Share of touched rows above which a delta would save too little to be worth its chain."""
+
+
+@dataclass
+class Saver:
+    """Saves states; marks: the state's table is marked, and deltas are made of it.
+
+    last: step of the newest checkpoint; deltas: how many lie between it and a full one.
+    """
+
+    checkpoints: Checkpoints
+    settings: CheckpointConfig
+    marks: bool
+    last: int | None = None
+    deltas: int = 0
+
+    def begin(self, state: TrainState, last: int | None) -> TrainState:
+        """The state with marks, if it needs them; `last` is the checkpoint it comes from."""
+        self.last = last
+        if not self.marks:
+            return state
+        while last is not None and (last := self.checkpoints.info(last).base) is not None:
+            self.deltas += 1
+        return state._replace(table=mark(state.table))
+
+    def save(self, step: int, state: TrainState, extra: Mapping[str, Any],
+             metric: float | None) -> TrainState:
+        """Start to save; the state to go on with. Raises what `Checkpoints.save` raises."""
+        items, base = to_items(state._replace(table=unmark(state.table))), None
+        if self.marks and self.last is not None and self.deltas + 1 < self.settings.full_every:
+            ids = touched_ids(state.table)
+            if len(ids) <= WORTH_IT * state.table.num_items:
+                base = self.last
+                for item in items.values():
+                    item["rows"] = jax.tree.map(
+                        lambda rows: touched_rows(rows, ids, self.settings.delta_values),
+                        item["rows"])
+        self.checkpoints.save(step, items, extra, metric, base=base)
+        self.last, self.deltas = step, 0 if base is None else self.deltas + 1
+        return state._replace(table=mark(state.table)) if self.marks else state
+
+
+def make_saver(checkpoints: Checkpoints, settings: CheckpointConfig, mode: Mode,
+               reporter: Reporter) -> Saver:
+    """A saver for a run whose table is updated in `mode`; says why where deltas cannot be."""
+    wanted = settings.full_every > 1
+    if wanted and mode != "sparse":
+        reporter.say(f"checkpoint.full_every = {settings.full_every} changes nothing: a {mode} "
+                     f"table moves every row in every step, so every checkpoint is full")
+    elif wanted and jax.process_count() > 1:
+        reporter.say("deltas are made by a single process only; every checkpoint is full")
+    marks = wanted and mode == "sparse" and jax.process_count() == 1
+    return Saver(checkpoints, settings, marks)

@@ -1,0 +1,102 @@
+"""A sparse training with deltas: smaller checkpoints, the same numbers, whatever stops it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rec_jax import config
+from rec_jax.checkpoint import Checkpoints
+from rec_jax.errors import Preempted
+from rec_jax.progress import Silent
+from rec_jax.run import Run, RunConfig
+from rec_jax.tables import Hyper, RowOptimizerConfig, TableConfig, init_table, row_optimizer
+from rec_jax.tables.marks import mark, marking, touched_ids, unmark
+from rec_jax.tables.update_sparse import update_rows
+from rec_jax.train.loop import run_training
+
+SPARSE = ("table.update='sparse'", "train.evaluate_every=100", "train.checkpoint_every=2",
+          "train.steps=13", "train.rows=1", "objective.kind='sampled_softmax'",
+          "objective.count=4", "checkpoint.keep=3")
+
+
+class SignalAfter(Silent):
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self.left -= count
+        if count and self.left == 0:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def finished(mapping: dict[str, Any], folder: Path, stops: tuple[int, ...] = ()) -> Run:
+    run, settings = Run(folder), config.build(RunConfig, mapping)
+    for steps in stops:
+        with pytest.raises(Preempted):
+            run_training(run, settings, SignalAfter(steps))
+    run_training(run, settings)
+    return run
+
+
+def arrays(run: Run) -> dict[str, bytes]:
+    with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
+        step = checkpoints.latest()
+        assert step is not None
+        return {name + path: np.asarray(source.read(0, (source.shape or (1,))[0])).tobytes()
+                for name, sources in checkpoints.open(step).items.items()
+                for path, source in sources.items()}
+
+
+def test_full_checkpoints_and_deltas_end_with_the_same_bits(
+        tiny_mapping: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    full = finished(tiny_mapping(*SPARSE), tmp_path / "full")
+    mapping = tiny_mapping(*SPARSE, "checkpoint.full_every=5")
+    deltas = finished(mapping, tmp_path / "deltas")
+    stopped = finished(mapping, tmp_path / "stopped", stops=(3, 6))
+    assert arrays(deltas) == arrays(full) == arrays(stopped)
+    with Checkpoints(deltas.checkpoints, read_only=True) as checkpoints:
+        bases = {step: checkpoints.info(step).base for step in checkpoints.steps()}
+        sizes = {step: checkpoints.size(step) for step in checkpoints.steps()}
+    # A delta of more than half of the rows would not be worth it: some are full.
+    assert bases[13] == 12 and None in bases.values()
+    assert sizes[13] < max(sizes.values())
+    with Checkpoints(stopped.checkpoints, read_only=True) as checkpoints:
+        assert any(info.base is not None for info in checkpoints.infos().values())
+
+
+def test_only_a_sparse_table_has_deltas_and_the_others_say_why(
+        tiny_mapping: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    said: list[str] = []
+
+    class Told(Silent):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    settings = config.build(RunConfig, tiny_mapping(
+        "train.steps=2", "train.checkpoint_every=1", "checkpoint.full_every=5"))
+    run = Run(tmp_path / "run")
+    run_training(run, settings, Told())
+    assert any("a dense table moves every row" in line for line in said)
+    with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
+        assert all(info.base is None for info in checkpoints.infos().values())
+
+
+def test_the_marks_are_the_rows_that_were_updated() -> None:
+    optimizer = row_optimizer(RowOptimizerConfig(kind="adam"))
+    table = mark(init_table(TableConfig(dim=4), 50, 0, optimizer=optimizer))
+    assert len(touched_ids(table)) == 0
+    ids = jnp.asarray([3, 7, 49, 2**31 - 1], jnp.int32)
+    rows, state = update_rows(table.rows, table.state, ids, jnp.ones((4, 4)),
+                              marking(optimizer.update, table.state), Hyper(jnp.float32(0.1)))
+    moved = table.replace(rows=rows, state=state)
+    np.testing.assert_array_equal(touched_ids(moved), [3, 7, 49])
+    assert len(touched_ids(mark(moved))) == 0
+    np.testing.assert_array_equal(np.flatnonzero(unmark(moved).state.steps), [3, 7, 49])
+    np.testing.assert_array_equal(np.flatnonzero(np.any(rows != table.rows, axis=1)), [3, 7, 49])
