@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: quickstart test check clean
+.PHONY: quickstart test test-fast check clean
 
 # The data may not be redistributed, so it is fetched; without any way to it, generated data
 # takes its place.
@@ -30,6 +30,10 @@ quickstart: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev check
 	$(BIN)/python -m pytest --durations=15
+
+# Without the long proofs; `make test-fast PYTHON=python3.12 VENV=.venv-newest` for another JAX.
+test-fast: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "not slow"
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check rec_jax kernels benchmarks tests
