@@ -247,3 +247,12 @@ def test_help_names_every_verb(rec_jax: Command) -> None:
     assert ended.code == 0
     for verb in ("fetch", "synth", "prepare", "train", "evaluate", "export", "recommend"):
         assert verb in ended.out
+
+
+def test_a_plan_is_one_json_object_and_unknown_devices_are_one_line(
+        rec_jax: Command, config_file: Path) -> None:
+    done = rec_jax("plan", config_file, "--items", "1e9", "--devices", "h100x8", "--json")
+    plan = json.loads(done.out)
+    assert done.code == 0 and plan["rows"] >= 10**9 and plan["needed_bytes"] > 0
+    assert "did you mean 'h100'" in refused(
+        rec_jax("plan", config_file, "--items", "1e9", "--devices", "h1000"))

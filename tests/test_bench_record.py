@@ -1,0 +1,27 @@
+"""A benchmark's record says what ran where, and names no machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rec_jax import bench_record
+
+
+def test_a_record_is_stamped_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/somewhere/bin/rec-jax", "bench", "--data=/mnt/sets/films"])
+    path = bench_record.record(tmp_path / "new" / "speed.json", {"ratio": 2.5})
+    found = json.loads(path.read_text())
+    assert found["ratio"] == 2.5
+    assert found["command"] == "rec-jax bench --data=films"
+    assert found["versions"]["jax"] and found["machine"]["cores"] >= 1 and found["date"]
+    assert [entry.name for entry in path.parent.iterdir()] == ["speed.json"]
+
+
+@pytest.mark.parametrize(("argument", "shown"), [
+    ("/a/b/c.json", "c.json"), ("data.path=/mnt/x/ml-1m", "data.path=ml-1m"),
+    ("configs/ml1m.toml", "configs/ml1m.toml"), ("a/b", "a/b"), ("3", "3")])
+def test_absolute_paths_are_cut_to_their_last_part(argument: str, shown: str) -> None:
+    assert bench_record.without_folders(argument) == shown
