@@ -22,14 +22,17 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+import tensorstore as ts
 
+from rec_jax.checkpoint import blocks as read_blocks
 from rec_jax.errors import InputError
 from rec_jax.histories import Tiles, iterate_tiles
 from rec_jax.progress import Reporter, Silent
-from rec_jax.served import Served, tile_queries
+from rec_jax.served import Served, StoredRows, tile_queries
 
 What = Literal["items", "users"]
 BLOCK = 65536  # rows
+ZARR_CHUNK_BYTES = 4 * 2**20
 
 Blocks = Iterator[np.ndarray]
 """f32 `[b, d]`, consecutive rows."""
@@ -48,12 +51,13 @@ class Embeddings:
     about: dict[str, Any]
 
 
-def export(served: Served, out: Path | str, *, what: What = "items", format: str = "npy",
-           reporter: Reporter | None = None) -> Path:
+def export(served: Served | StoredRows, out: Path | str, *, what: What = "items",
+           format: str = "npy", reporter: Reporter | None = None) -> Path:
     """Write the embeddings of one checkpoint into the new folder `out`.
 
+    served: rows left on disk are enough for items; users need a model that is loaded.
     what: rows of the table, or queries after each user's whole history.
-    format: npy, safetensors or parquet.
+    format: npy, safetensors, parquet or zarr.
 
     Raises:
       InputError: unknown `what` or format, or `out` exists.
@@ -68,7 +72,12 @@ def export(served: Served, out: Path | str, *, what: What = "items", format: str
     if out.exists():
         raise InputError(f"export folder {out} exists already; choose another one")
     ids = served.dataset.item_ids() if what == "items" else served.dataset.user_ids()
-    blocks = _item_blocks(served) if what == "items" else _user_blocks(served)
+    if what == "items":
+        blocks = _item_blocks(served)
+    elif isinstance(served, Served):
+        blocks = _user_blocks(served)
+    else:
+        raise InputError("an export of users needs the model; expected what = 'items'")
     dim = served.config.table.dim
     reporter = reporter or Silent()
     reporter.begin(len(ids))
@@ -108,8 +117,12 @@ def load_embeddings(folder: Path | str) -> Embeddings:
     return Embeddings(ids, vectors, about)
 
 
-def _item_blocks(served: Served) -> Blocks:
+def _item_blocks(served: Served | StoredRows) -> Blocks:
     total = served.dataset.num_items
+    if isinstance(served, StoredRows):
+        for _, rows in read_blocks(served.source, 0, total):
+            yield rows.astype(np.float32)
+        return
     for first in range(0, total, BLOCK):
         yield np.asarray(served.rows[first:min(first + BLOCK, total)]).astype(np.float32)
 
@@ -195,6 +208,43 @@ def _read_parquet(folder: Path) -> tuple[pl.Series, np.ndarray]:
     return pl.Series("id", table["id"].to_pylist(), pl.String), flat.reshape(-1, dim)
 
 
+def _write_zarr(folder: Path, ids: pl.Series, blocks: Blocks, dim: int) -> None:
+    store = _zarr(folder, len(ids), dim, create=True)
+    first = 0
+    for block in blocks:
+        store[first:first + len(block)].write(block).result()
+        first += len(block)
+    _write_ids(folder, ids)
+
+
+def _read_zarr(folder: Path) -> tuple[pl.Series, np.ndarray]:
+    store = _zarr(folder, None, None, open=True)
+    # A chunk that is missing would be read as zeros.
+    rows, dim = store.shape
+    chunk = store.chunk_layout.read_chunk.shape[0]
+    for number in range(-(-rows // chunk)):
+        path = folder / "embeddings.zarr" / "c" / str(number) / "0"
+        if path.stat().st_size != chunk * dim * 4 + 4:
+            raise ValueError(f"chunk {number} has {path.stat().st_size} bytes, expected "
+                             f"{chunk * dim * 4 + 4}")
+    return _read_ids(folder), store.read().result()
+
+
+def _zarr(folder: Path, count: int | None, dim: int | None, **how: bool) -> Any:
+    """The zarr v3 array of an export, in chunks of whole rows with a CRC-32C each."""
+    spec: dict[str, Any] = {
+        "driver": "zarr3", "store_data_equal_to_fill_value": True,
+        "kvstore": {"driver": "file", "path": str(folder.absolute() / "embeddings.zarr")}}
+    if count is not None and dim is not None:
+        chunk = max(1, min(count, ZARR_CHUNK_BYTES // (4 * dim)))
+        spec["metadata"] = {
+            "shape": [count, dim], "data_type": "float32",
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [chunk, dim]}},
+            "codecs": [{"name": "bytes", "configuration": {"endian": "little"}},
+                       {"name": "crc32c"}]}
+    return ts.open(spec, **how).result()
+
+
 def _write_ids(folder: Path, ids: pl.Series) -> None:
     pl.DataFrame({"id": ids.cast(pl.String)}).write_parquet(folder / "ids.parquet")
 
@@ -208,7 +258,9 @@ Reader = Callable[[Path], tuple[pl.Series, np.ndarray]]
 
 WRITERS: dict[str, Writer] = {
     "npy": _write_npy, "safetensors": _write_safetensors, "parquet": _write_parquet,
+    "zarr": _write_zarr,
 }
 READERS: dict[str, Reader] = {
     "npy": _read_npy, "safetensors": _read_safetensors, "parquet": _read_parquet,
+    "zarr": _read_zarr,
 }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from rec_jax.checkpoint import Checkpoints
+from rec_jax.checkpoint import Checkpoints, Source
 from rec_jax.data.dataset import Dataset
 from rec_jax.encoders import Inputs
 from rec_jax.errors import InputError
@@ -33,6 +33,41 @@ class Served:
     step: int
 
 
+@dataclass(frozen=True)
+class StoredRows:
+    """Item rows of one checkpoint, left on disk: what an export of items needs.
+
+    source: `[V_padded, d]`, read in ranges of rows.
+    """
+
+    run: Run
+    config: RunConfig
+    dataset: Dataset
+    source: Source
+    step: int
+
+
+def open_rows(folder: Run, *, step: int | None = None,
+              dataset_path: str | None = None) -> StoredRows:
+    """The item rows of the best checkpoint of a run, or of that of `step`; nothing is loaded.
+
+    Raises:
+      InputError: as `load_served`.
+    """
+    config = folder.config()
+    dataset = Dataset.open(dataset_path or config.data.path)
+    with _reading(folder) as checkpoints:
+        chosen = _choose(folder, checkpoints, step)
+        check_dataset(dataset, checkpoints.extra(chosen)["dataset"])
+        name = "average" if config.train.ema is not None else "model"
+        source = checkpoints.open(chosen).items.get(name, {}).get("['rows']")
+    if source is None or source.shape[1:] != (config.table.dim,) \
+            or source.shape[0] < dataset.num_items:
+        raise InputError(f"checkpoint of step {chosen} in {folder.folder} has no item rows of "
+                         f"{dataset.num_items} x {config.table.dim}")
+    return StoredRows(folder, config, dataset, source, chosen)
+
+
 def load_served(folder: Run, *, step: int | None = None,
                 dataset_path: str | None = None) -> Served:
     """The best checkpoint of a run, or that of `step`.
@@ -44,17 +79,9 @@ def load_served(folder: Run, *, step: int | None = None,
     """
     config = folder.config()
     dataset = Dataset.open(dataset_path or config.data.path)
-    if not folder.checkpoints.is_dir():
-        raise InputError(f"run {folder.folder} has no checkpoint yet")
-    with Checkpoints(folder.checkpoints, read_only=True) as checkpoints:
-        chosen = checkpoints.best() if step is None else step
-        if chosen is None:
-            raise InputError(f"run {folder.folder} has no checkpoint yet")
-        if chosen not in checkpoints.steps():
-            raise InputError(f"run {folder.folder} has no checkpoint of step {chosen}; "
-                             f"it has {', '.join(map(str, checkpoints.steps()))}")
-        extra = checkpoints.extra(chosen)
-        check_dataset(dataset, extra["dataset"])
+    with _reading(folder) as checkpoints:
+        chosen = _choose(folder, checkpoints, step)
+        check_dataset(dataset, checkpoints.extra(chosen)["dataset"])
         encoder, params = build_encoder(
             config.encoder, dim=config.table.dim, length=config.data.length,
             causal=config.objective.causal, precision=config.train.precision, seed=config.seed)
@@ -63,6 +90,22 @@ def load_served(folder: Run, *, step: int | None = None,
         name = "average" if config.train.ema is not None else "model"
         model = checkpoints.restore(chosen, {name: {"encoder": params, "rows": rows}})[name]
     return Served(folder, config, dataset, encoder, model["encoder"], model["rows"], chosen)
+
+
+def _reading(folder: Run) -> Checkpoints:
+    if not folder.checkpoints.is_dir():
+        raise InputError(f"run {folder.folder} has no checkpoint yet")
+    return Checkpoints(folder.checkpoints, read_only=True)
+
+
+def _choose(folder: Run, checkpoints: Checkpoints, step: int | None) -> int:
+    chosen = checkpoints.best() if step is None else step
+    if chosen is None:
+        raise InputError(f"run {folder.folder} has no checkpoint yet")
+    if chosen not in checkpoints.steps():
+        raise InputError(f"run {folder.folder} has no checkpoint of step {chosen}; "
+                         f"it has {', '.join(map(str, checkpoints.steps()))}")
+    return chosen
 
 
 def check_dataset(dataset: Dataset, expected: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ def cut(path: Path) -> None:
 
 
 VECTORS = {"npy": "embeddings.npy", "safetensors": "embeddings.safetensors",
-           "parquet": "embeddings.parquet"}
+           "parquet": "embeddings.parquet", "zarr": "embeddings.zarr/c/0/0"}
 DAMAGE: dict[str, Callable[[Path, str], object]] = {
     "vectors cut": lambda folder, form: cut(folder / VECTORS[form]),
     "vectors emptied": lambda folder, form: (folder / VECTORS[form]).write_bytes(b""),
@@ -147,10 +148,7 @@ CASES = [(form, name) for form in FORMATS for name in DAMAGE] + [
 @pytest.mark.parametrize(("form", "name"), CASES, ids=[" ".join(case) for case in CASES])
 def test_a_damaged_export_is_one_line_of_error(exports: dict[str, Path], tmp_path: Path,
                                                form: str, name: str) -> None:
-    folder = tmp_path / "damaged"
-    folder.mkdir()
-    for path in exports[form].iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
+    folder = shutil.copytree(exports[form], tmp_path / "damaged")
     load_embeddings(folder)  # the copy itself is whole
     (DAMAGE | ID_DAMAGE)[name](folder, form)
     with pytest.raises(InputError) as caught:

@@ -30,7 +30,7 @@ from rec_jax.errors import InputError
 FORMAT = 2
 BLOCK_BYTES = 32 * 2**20
 """Most bytes of an array that are read or written at once."""
-PACKED_BYTES = 2**20
+PACKED_BYTES = 2**18
 """Largest leaf that lies in `packed.bin`."""
 
 INFO, SEAL, LEAVES, PACKED, ARRAYS = (
@@ -185,6 +185,7 @@ def array_spec(folder: Path, shape: tuple[int, ...], dtype: str, block: int) -> 
             "codecs": [{"name": "bytes", "configuration": {"endian": "little"}},
                        {"name": "crc32c"}],
         },
+        "store_data_equal_to_fill_value": True,  # a block that is missing is damage, not zeros
         "recheck_cached_data": False,
         "recheck_cached_metadata": False,
     }
