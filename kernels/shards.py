@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from .compat import vary, varying_axes
 from .primitives import Array, Scores
+from .rows import gather_rows
 
 FLOATS = ("float32", "bfloat16")
 
@@ -75,8 +76,5 @@ def align(*arrays: Array | None) -> Any:
 
 def pick_rows(items: Array, ids: Array, offset: int | Array, axis_name: str | None) -> Array:
     """f32 `[N, d]`: the rows of global `ids`, 0 for ids that no shard has."""
-    local = ids - offset
-    here = (local >= 0) & (local < items.shape[0])
-    rows = items[jnp.where(here, local, 0)].astype(jnp.float32)
-    rows = jnp.where(here[:, None], rows, 0.0)
+    rows = gather_rows(items, ids - offset).astype(jnp.float32)
     return rows if axis_name is None else jax.lax.psum(rows, axis_name)

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from rec_jax.kernels.rounding import mix
+from rec_jax.kernels.rows import gather_rows
 from rec_jax.mesh import DATA, ITEMS
 from rec_jax.tables.unique import NO_ID, Unique, add_duplicates, unique_ids
 
@@ -108,12 +109,12 @@ def fetch_rows(rows: Array, unique: Unique, route: Route | None, shards: Shards)
     """
     offset = shards.offset(rows)
     if route is None:
-        return take(rows, unique.ids - offset, ordered=True)
+        return gather_rows(rows, unique.ids - offset, ordered=True)
 
     def one(number: Array, found: Array) -> Array:
         target = _targets(route, number, shards)
         asked = _exchange(_message(unique.ids, target, route, shards, NO_ID))
-        answer = _exchange(take(rows, asked - offset))
+        answer = _exchange(gather_rows(rows, asked - offset))
         mine = target < answer.shape[0]
         return jnp.where(mine[:, None], answer[jnp.where(mine, target, 0)], found)
 
@@ -158,13 +159,6 @@ def gather_all(ids: Array, grads: Array, shards: Shards) -> tuple[Array, Array]:
                                   is_stable=True)
         grads = grads[order]
     return ids, grads
-
-
-def take(array: Array, index: Array, *, ordered: bool = False) -> Array:
-    """`array[index]` along the first axis, 0 where `index` is out of range (either way)."""
-    # A negative index would count from the end.
-    index = jnp.where(index < 0, NO_ID, index)
-    return array.at[index].get(mode="fill", fill_value=0, indices_are_sorted=ordered)
 
 
 def _merge(ids: Array, grads: Array, shards: Shards) -> tuple[Array, Array]:

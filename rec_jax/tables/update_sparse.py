@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from rec_jax.kernels.primitives import RowUpdate
 from rec_jax.kernels.rounding import store_rows
-from rec_jax.tables.gather import Route, Shards, deliver_grads, take
+from rec_jax.kernels.rows import gather_rows, scatter_rows
+from rec_jax.tables.gather import Route, Shards, deliver_grads
 from rec_jax.tables.unique import NO_ID, Unique
 
 Array = jax.Array
@@ -31,18 +32,12 @@ def update_rows(rows: Array, state: Any, ids: Array, grads: Array, update: RowUp
       update, hyper: the row optimizer.
       seed: uint32 `[]` for stochastic rounding of bf16 rows; None rounds to nearest.
     """
-    local = ids - offset
-    here = (ids != NO_ID) & (local >= 0) & (local < rows.shape[0])
-    # Ids that are not here get distinct indices past the end, as `unique_indices` promises.
-    index = jnp.where(here, local, rows.shape[0] + jax.lax.iota(jnp.int32, ids.size))
-    old = jax.tree.map(lambda leaf: take(leaf, index), (rows, state))
+    local = jnp.where(ids == NO_ID, ids, ids - offset)
+    old = jax.tree.map(lambda leaf: gather_rows(leaf, local), (rows, state))
     new, new_state = update(old[0].astype(jnp.float32), grads.astype(jnp.float32), old[1], hyper)
     values = store_rows(new, rows.dtype, ids, seed)
-
-    def put(leaf: Array, value: Array) -> Array:
-        return leaf.at[index].set(value.astype(leaf.dtype), mode="drop", unique_indices=True)
-
-    return put(rows, values), jax.tree.map(put, state, new_state)
+    return jax.tree.map(lambda leaf, value: scatter_rows(leaf, local, value),
+                        (rows, state), (values, new_state))
 
 
 def update_sparse(rows: Array, state: Any, grads: Array, unique: Unique, route: Route | None,
