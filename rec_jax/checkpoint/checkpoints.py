@@ -23,6 +23,7 @@ from rec_jax.checkpoint.layout import (
     Damaged,
     Info,
     find_steps,
+    first_line,
     named_leaves,
     read_info,
     step_name,
@@ -342,11 +343,10 @@ class Checkpoints:
     def _failed(self, error: Exception) -> None:
         step, self._saving = self._saving, None
         self._clear()
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         last = self.latest()
         stands = "there is none before it" if last is None else f"that of step {last} stands"
         raise TrainingError(f"checkpoint {self.folder.name}/{step_name(step or 0)} could not be "
-                            f"written: {first[:300]}; {stands}") from error
+                            f"written: {first_line(error)}; {stands}") from error
 
     def _clear(self) -> None:
         """Remove what interrupted saves and removals left."""

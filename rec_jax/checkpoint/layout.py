@@ -43,6 +43,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 QUANTISED = ("bfloat16", "int8")
+_ABSOLUTE = re.compile(r'"?(?<![\w.])(?:/[^/\s":]+)+"?')
 _STEP = re.compile(r"step_(\d{1,18})(\.full)?")
 _MOST_INDEX_BYTES = 64 * 2**20
 
@@ -215,6 +216,12 @@ def _leaf(entry: Any) -> Leaf:
 
 def _natural(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of tensorstore or the system says, without the paths of this machine."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return _ABSOLUTE.sub("the file", lines[0])[:300]
 
 
 def _short(path: Path) -> str:

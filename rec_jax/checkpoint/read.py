@@ -6,7 +6,6 @@ each device's shard block by block.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -30,10 +29,9 @@ from rec_jax.checkpoint.layout import (
     Damaged,
     Leaf,
     array_spec,
+    first_line,
     read_leaves,
 )
-
-_ABSOLUTE = re.compile(r'"?(?<![\w.])(?:/[^/\s":]+)+"?')
 
 
 class Source(Protocol):
@@ -237,7 +235,6 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise Damaged(f"checkpoint file {'/'.join(path.parts[-4:])} cannot be read: "
-                      f"{_ABSOLUTE.sub('the file', reason)[:200]}") from None
+                      f"{first_line(error)}") from None
 
