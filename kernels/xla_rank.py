@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from .compat import vary_like
+from .compat import materialise, vary_like
 from .primitives import Array, Excluded, Scores
 from .xla_tiles import (
     DEFAULT,
@@ -15,8 +16,8 @@ from .xla_tiles import (
     Tile,
     fold_tiles,
     in_blocks,
+    matmul,
     query_block,
-    score_tile,
     tile_rows,
 )
 
@@ -40,83 +41,111 @@ def label_scores(queries: Array, items: Array, targets: Array, scores: Scores, *
         here = (local >= 0) & (local < items.shape[0]) & (targets < scores.num_items)
         at = jnp.where(here, local, 0)
         if size == items.shape[0]:
-            whole = Tile(jnp.int32(0), jnp.arange(size, dtype=jnp.int32), None, None, items)
-            s, _ = score_tile(queries, whole, scores)
+            s = _scores(queries, items, scores.bias, scores)
             found = jnp.take_along_axis(s, at[:, None], axis=1)[:, 0]
         else:
             found = jnp.concatenate([
-                jnp.diagonal(_gathered(queries, items, rows, scores), -part * size)
+                jnp.diagonal(_scores(queries, items[rows], None if scores.bias is None else
+                                     scores.bias[rows], scores), -part * size)
                 for part, rows in enumerate(in_blocks(at, size))])
         return jnp.where(here, found, -jnp.inf)
 
-    found = jax.lax.map(one_block, (in_blocks(queries, block), in_blocks(targets, block, -1)))
-    return found.reshape(-1)[:queries.shape[0]]
+    blocks = (in_blocks(_scaled(queries, scores), block), in_blocks(targets, block, -1))
+    return jax.lax.map(one_block, blocks).reshape(-1)[:queries.shape[0]]
 
 
-def _gathered(queries: Array, items: Array, rows: Array, scores: Scores) -> Array:
-    """s `[n, T]` of any `rows` int32 `[T]`, with the bits of a tile."""
-    bias = None if scores.bias is None else scores.bias[rows]
-    tile = Tile(jnp.int32(0), rows, None, None, items[rows])
-    return score_tile(queries, tile, dataclasses.replace(scores, bias=bias))[0]
+def _scaled(queries: Array, scores: Scores) -> Array:
+    """f32 queries `[N, d]`, or `[N, d + 1]` with a one for the bias, whose product is the score.
+
+    Only the product's own buffer then holds the scores, and all that read it see the same bits;
+    elementwise steps could be fused, and rounded, in two ways.
+    """
+    queries = queries.astype(jnp.float32) * scores.scale
+    if scores.bias is None:
+        return queries
+    return jnp.concatenate([queries, jnp.ones_like(queries[:, :1])], axis=1)
 
 
-def _drop_pairs(s: Array, tile: Tile, excluded: Excluded, first_query: Array) -> Array:
-    """s `[n, T]` with the excluded pairs of this tile and block at -inf."""
+def _scores(scaled: Array, rows: Array, bias: Array | None, scores: Scores) -> Array:
+    """s `[n, T]` of scaled queries and rows with their bias."""
+    rows = rows.astype(jnp.float32)
+    if bias is not None:
+        rows = jnp.concatenate([rows, bias[:, None]], axis=1)
+    s = matmul(scaled, rows, (1, 1))
+    if scores.softcap is None:
+        return s
+    return materialise(scores.softcap * jnp.tanh(s / scores.softcap),
+                       jax.lax.bitcast_convert_type(scaled[0, 0], jnp.int32))
+
+
+def _tile_scores(scaled: Array, tile: Tile, scores: Scores) -> Array:
+    """s `[n, T]` of a tile; -inf where a row is no item or was in an earlier tile."""
+    bias = None if scores.bias is None else jax.lax.dynamic_slice_in_dim(
+        scores.bias, tile.start, tile.ids.shape[0])
+    s = _scores(scaled, tile.rows, bias, scores)
+    return s if tile.fresh is None else jnp.where(tile.fresh, s, -jnp.inf)
+
+
+def _over_pairs(tile: Tile, excluded: Excluded, first_query: Array, count: int,
+                step: Callable[[Array, Array, Any], Any], start: Any) -> Any:
+    """`start` carried by `step(query [C], column [C], carry)` over the tile's excluded pairs.
+
+    `query` is the row in the block of `count` queries from `first_query` on; pairs that are
+    none have row `count`, which is out of bounds.
+    """
     chunk = min(_PAIR_CHUNK, excluded.item.shape[0])
     if chunk == 0:
-        return s
-    count, size = s.shape
+        return start
     first = tile.ids[0]
-    begin, end = jnp.searchsorted(excluded.item, jnp.stack([first, first + size]))
+    begin, end = jnp.searchsorted(excluded.item, jnp.stack([first, first + tile.ids.shape[0]]))
 
-    def drop(step: Array, s: Array) -> Array:
-        position = begin + step * chunk + jnp.arange(chunk)
+    def fold(index: Array, carry: Any) -> Any:
+        position = begin + index * chunk + jnp.arange(chunk)
         at = jnp.minimum(position, excluded.item.shape[0] - 1)
         row = excluded.query[at] - first_query
         used = (position < end) & (row >= 0) & (row < count)
-        return s.at[jnp.where(used, row, count), excluded.item[at] - first].set(
-            -jnp.inf, mode="drop")
+        return step(jnp.where(used, row, count), jnp.where(used, excluded.item[at] - first, 0),
+                    carry)
 
-    return jax.lax.fori_loop(0, -(-(end - begin) // chunk), drop, s)
+    return jax.lax.fori_loop(0, -(-(end - begin) // chunk), fold, start)
 
 
 def rank_count(queries: Array, items: Array, s_y: Array, excluded: Excluded,
                scores: Scores, *, sizes: Sizes = DEFAULT) -> Array:
-    """See `primitives.RankCount`."""
+    """See `primitives.RankCount`. Counts all rows, and takes back the excluded pairs."""
     block = query_block(queries.shape[0], sizes)
     size = tile_rows(block, items.shape[0], sizes)
 
     def one_block(inputs: tuple[Array, Array, Array]) -> Array:
-        queries, s_y, first_query = inputs
+        scaled, s_y, first_query = inputs
 
         def fold(tile: Tile, count: Array) -> Array:
-            s, _ = score_tile(queries, tile, scores)
-            return count + _not_less(_drop_pairs(s, tile, excluded, first_query), s_y)
+            s = _tile_scores(scaled, tile, scores)
+
+            def take_back(query: Array, column: Array, count: Array) -> Array:
+                safe = jnp.minimum(query, block - 1)
+                counted = ~(s[safe, column] < s_y[safe])
+                return count.at[query].add(-counted.astype(jnp.int32), mode="drop")
+
+            return _over_pairs(tile, excluded, first_query, block, take_back,
+                               count + _not_less(s, s_y))
 
         start = vary_like(jnp.zeros((block,), jnp.int32), items)
         return fold_tiles(items, size, scores, fold, start)
 
-    blocked = in_blocks(queries, block)
+    blocked = in_blocks(_scaled(queries, scores), block)
     first = vary_like(jnp.arange(blocked.shape[0], dtype=jnp.int32) * block, items)
     counts = jax.lax.map(one_block, (blocked, in_blocks(s_y, block), first))
     return counts.reshape(-1)[:queries.shape[0]]
 
 
 def _not_less(s: Array, s_y: Array) -> Array:
-    """int32 `[n]`: entries of s `[n, T]` that are not less than s_y, but for -inf.
+    """int32 `[n]`: entries of s `[n, T]` that are not less than s_y.
 
-    On CPU a sum of a few f32 operations fuses into the reduction, and comparing does not, so
-    that the sign of the difference is summed (exact up to 2^24 entries). NaN shows in the sum.
+    Summed in f32, exact up to 2^24: on CPU, XLA has a fast sum for f32 and none for integers.
     """
-    def compare(s: Array, s_y: Array) -> Array:
-        return jnp.sum(~(s < s_y[:, None]), axis=1, dtype=jnp.int32)
-
-    def by_sign(s: Array, s_y: Array) -> Array:
-        total = jnp.sum(jnp.minimum(jnp.sign(s - s_y[:, None]) + 1, 1), axis=1)
-        return jax.lax.cond(jnp.any(jnp.isnan(total)), compare,
-                            lambda *_: total.astype(jnp.int32), s, s_y)
-
-    return jax.lax.platform_dependent(s, s_y, cpu=by_sign, default=compare)
+    ones = jnp.where(s < s_y[:, None], jnp.float32(0), jnp.float32(1))
+    return jnp.sum(ones, axis=1).astype(jnp.int32)
 
 
 def top_k(queries: Array, items: Array, k: int, excluded: Excluded | None,
@@ -126,12 +155,14 @@ def top_k(queries: Array, items: Array, k: int, excluded: Excluded | None,
     size = tile_rows(block, items.shape[0], sizes)
 
     def one_block(inputs: tuple[Array, Array]) -> tuple[Array, Array]:
-        queries, first_query = inputs
+        scaled, first_query = inputs
 
         def fold(tile: Tile, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            s, _ = score_tile(queries, tile, scores)
+            s = _tile_scores(scaled, tile, scores)
             if excluded is not None:
-                s = _drop_pairs(s, tile, excluded, first_query)
+                s = _over_pairs(
+                    tile, excluded, first_query, block,
+                    lambda query, column, s: s.at[query, column].set(-jnp.inf, mode="drop"), s)
             new, where = jax.lax.top_k(s, min(k, size))
             ids = jnp.where(new == -jnp.inf, -1, tile.ids[where])
             # Earlier tiles first: of equal scores the lower id stays ahead.
@@ -144,7 +175,7 @@ def top_k(queries: Array, items: Array, k: int, excluded: Excluded | None,
         start = jax.tree.map(lambda x: vary_like(x, items), start)
         return fold_tiles(items, size, scores, fold, start)
 
-    blocked = in_blocks(queries, block)
+    blocked = in_blocks(_scaled(queries, scores), block)
     first = vary_like(jnp.arange(blocked.shape[0], dtype=jnp.int32) * block, items)
     best, ids = jax.lax.map(one_block, (blocked, first))
     count = queries.shape[0]
