@@ -35,7 +35,9 @@ def loss(setting: Setting, shared: dict[str, Any], own: dict[str, Any], fixed: d
     """See `Mode.loss`."""
     del own
     rows, objective = shared["rows"], setting.objective
-    vectors = jnp.take(rows, micro["items"].reshape(-1), axis=0)  # NaN for a bad id
+    ids = micro["items"].reshape(-1)
+    # A negative id would count from the end; past the end it gives NaN, as all bad ids do.
+    vectors = jnp.take(rows, jnp.where(ids < 0, rows.shape[0], ids), axis=0)
     queries = queries_of(setting, shared["encoder"], vectors, micro, task, key)
     if "negatives" in fixed:
         negatives = fixed["negatives"]

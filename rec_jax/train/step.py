@@ -33,7 +33,7 @@ MODES: dict[str, Mode] = {
 }
 
 _DROPOUT, _TASK = 0, 1  # independent streams of a micro-batch's key
-_NEGATIVES, _ROUNDING = 0, 1  # independent streams of a step's key, past its micro-batches
+_NEGATIVES, _ROUNDING = 2**31, 2**31 + 1  # those of a step's key, past any micro-batch
 
 
 class StepMetrics(NamedTuple):
@@ -94,7 +94,7 @@ def make_train_step(encoder: Encoder, objective: Objective,
             objective.task(items, targets, segments, jax.random.fold_in(key, _TASK)), mesh.size))(
             batch["items"], batch["targets"], batch["segments"], keys)
         opened = table_mode.open(setting, state, batch, tasks,
-                                 jax.random.fold_in(key, count + _NEGATIVES))
+                                 jax.random.fold_in(key, _NEGATIVES))
 
         def one(carry: Any, each: Any) -> Any:
             own, micro, task, key = each
@@ -115,7 +115,7 @@ def make_train_step(encoder: Encoder, objective: Objective,
                                               {name: opened.shared[name] for name in names})
         own_rate = table.optimizer.rate
         hyper = Hyper(jnp.asarray(rate(state.step) if own_rate is None else own_rate, jnp.float32))
-        seed = jax.random.bits(jax.random.fold_in(key, count + _ROUNDING), (), jnp.uint32)
+        seed = jax.random.bits(jax.random.fold_in(key, _ROUNDING), (), jnp.uint32)
         new_table = opened.close(Closing(to_shared, to_own, left, updates, hyper, seed))
         new_encoder = optax.apply_updates(state.encoder, updates["encoder"])
         average = state.average
