@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 import os
 import re
+import tempfile
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +22,8 @@ from jax.sharding import AxisType, Mesh
 
 from rec_jax.devices import Devices
 from rec_jax.errors import InputError
+from rec_jax.kernels import Backend
+from rec_jax.kernels.dispatch import load
 from rec_jax.mesh import BOTH, batch_sharding
 from rec_jax.model import build_encoder
 from rec_jax.optimizer import dense_optimizer, schedule
@@ -64,11 +68,10 @@ def compile_step(config: RunConfig, num_items: int, devices: Devices,
     """
     mesh = Mesh(_topology(devices).reshape(mesh_shape), BOTH,
                 axis_types=(AxisType.Auto, AxisType.Auto))
-    lowered = _lower(config, num_items, mesh)
-    compiled = lowered.compile()
+    compiled, text = _compile(_lower(config, num_items, mesh))
     memory = compiled.memory_analysis()
     cost = compiled.cost_analysis() or {}
-    sizes = collective_bytes(compiled.as_text())
+    sizes = collective_bytes(text)
     totals: dict[str, int] = {}
     for kind, size in sizes:
         totals[kind] = totals.get(kind, 0) + size
@@ -77,6 +80,15 @@ def compile_step(config: RunConfig, num_items: int, devices: Devices,
     return Compiled(memory.argument_size_in_bytes, memory.alias_size_in_bytes,
                     memory.temp_size_in_bytes, needed, float(cost.get("flops", 0.0)), totals,
                     max((size for _, size in sizes), default=0))
+
+
+def _compile(lowered: Any) -> tuple[Any, str]:
+    """The program and its text, which libtpu writes: jaxlib may be too old to read it back."""
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = lowered.compile(
+            compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        (path,) = Path(folder).glob("*.after_optimizations.txt")
+        return compiled, path.read_text()
 
 
 def collective_bytes(hlo: str) -> list[tuple[str, int]]:
@@ -123,7 +135,7 @@ def _lower(config: RunConfig, num_items: int, mesh: Mesh) -> Any:
     settings, table_config = config.train, config.table
     objective = config.objective
     if getattr(objective, "backend", None) == "auto":
-        objective = replace(objective, backend="mosaic_tpu")  # "auto" would look at this host
+        objective = replace(objective, backend=_kernels())
     encoder, params = build_encoder(
         config.encoder, dim=table_config.dim, length=config.data.length,
         causal=objective.causal, precision=settings.precision, seed=config.seed)
@@ -149,4 +161,12 @@ def _lower(config: RunConfig, num_items: int, mesh: Mesh) -> Any:
     step = make_train_step(
         encoder, objective, optimizer, precision=settings.precision, ema=settings.ema,
         table=table_config, mode=mode, mesh=mesh, rate=schedule(config.optimizer, _TOTAL_STEPS))
-    return step.lower(state, batch)  # type: ignore[attr-defined]
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # not this host's devices
+        return step.lower(state, batch)  # type: ignore[attr-defined]
+
+
+def _kernels() -> Backend:
+    """The TPU kernels, which look at the problem but not at this host's platform."""
+    backend = load("mosaic_tpu")
+    return replace(backend, refuses=lambda problem: backend.refuses(
+        replace(problem, platform="tpu")))
