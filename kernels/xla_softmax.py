@@ -24,12 +24,12 @@ from .xla_tiles import (
     fold_tiles,
     fold_tiles_of,
     in_blocks,
-    matmul,
     pair_scores,
     query_block,
     score_tile,
     score_tile_by_item,
     tile_rows,
+    weighted_sum,
 )
 
 _SPARSE_CHUNK = 256
@@ -54,8 +54,7 @@ def forward(queries: Array, items: Array, targets: Array, scores: Scores, *,
             l_minus = l_minus * shrink + jnp.sum(p, axis=1)
             if o_minus is not None:
                 p = p if slope is None else p * slope
-                o_minus = o_minus * shrink[:, None] + matmul(
-                    p, tile.rows.astype(jnp.float32), (1, 0))
+                o_minus = o_minus * shrink[:, None] + weighted_sum(p, tile.rows)
             return m, l_minus, o_minus
 
         start = (jnp.full((block,), LOWEST), jnp.zeros((block,)),
@@ -96,7 +95,7 @@ def _tile_grad(side: _Side, scores: Scores, tile: Tile) -> tuple[Array, Array | 
         label = tile.ids[:, None] == part.targets
         label = label if tile.fresh is None else label & tile.fresh[:, None]
         c = jnp.where(label, part.label_weight, c)
-        grad = matmul(c, part.queries.astype(jnp.float32), (1, 0))
+        grad = weighted_sum(c, part.queries)
         return grad, None if scores.bias is None else jnp.sum(c, axis=1)
 
     blocks = side.queries.shape[0]

@@ -111,6 +111,21 @@ def matmul(a: Array, b: Array, contract: tuple[int, int]) -> Array:
                                precision=precision, preferred_element_type=jnp.float32)
 
 
+def weighted_sum(weights: Array, vectors: Array) -> Array:
+    """f32 `[n, d]`: f32 weights `[n, T]` times vectors `[T, d]`.
+
+    With vectors in bf16 a GPU or TPU has its fast product only for weights in bf16, and is many
+    times slower without; a CPU gains a fifth from it, and keeps the weights exact.
+    """
+    def exact(weights: Array, vectors: Array) -> Array:
+        return matmul(weights, vectors.astype(jnp.float32), (1, 0))
+
+    def fast(weights: Array, vectors: Array) -> Array:
+        return matmul(weights.astype(vectors.dtype), vectors, (1, 0))
+
+    return jax.lax.platform_dependent(weights, vectors, cpu=exact, default=fast)
+
+
 def score_tile(queries: Array, tile: Tile, scores: Scores) -> tuple[Array, Array | None]:
     """s `[n, T]`, -inf where the row is not fresh, and c' with softcap; f32."""
     bias = _tile_bias(tile, scores)

@@ -51,6 +51,19 @@ def assert_close(found: dict[str, np.ndarray], expected: Any, rtol: float = 1e-5
                                    err_msg=name)
 
 
+def test_products_of_bf16_stay_bf16_where_that_is_fast(tiny_tiles: Backend) -> None:
+    def gradient(queries: Any, items: Any) -> Any:
+        return jax.grad(lambda q, w: jnp.sum(softmax_loss(
+            q, w, jnp.zeros(32, jnp.int32), backend=tiny_tiles)[0]), (0, 1))(queries, items)
+
+    shapes = [jax.ShapeDtypeStruct((n, 16), jnp.bfloat16) for n in (32, 512)]
+    products = {platform: [line.split(":")[-1] for line in jax.jit(gradient).trace(
+        *shapes).lower(lowering_platforms=(platform,)).as_text().splitlines()
+        if "dot_general" in line] for platform in ("cpu", "cuda")}
+    assert all("bf16>" in line for line in products["cuda"])
+    assert any("bf16>" not in line for line in products["cpu"])
+
+
 SHAPES: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {
     "plain": ((33, 301, 64), {}),
     "one query, one item, one column": ((1, 1, 1), {}),
