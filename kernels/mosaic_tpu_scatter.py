@@ -117,7 +117,7 @@ def _kernel(refs: _Refs, out: Any, *, slots: Any, arrived: Any, left: Any) -> No
     def put(place: Array, tile: Array) -> Array:
         row = refs.ids[0, 0, place]
         column = jax.lax.rem(jnp.clip(row, 0, rows - 1), LANES)
-        base = pl.multiple_of(place // LANES * LANES, LANES)
+        base = pl.multiple_of(jax.lax.div(place, LANES) * LANES, LANES)
         values = refs.values[:, pl.ds(base, LANES)].astype(jnp.float32)
         turned = pltpu.roll(values, jax.lax.rem(column - place + base + LANES, LANES), 1)
         return jnp.where((lane == column) & (row >= 0) & (row < rows), turned, tile)
