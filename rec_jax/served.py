@@ -58,7 +58,7 @@ def open_rows(folder: Run, *, step: int | None = None,
     dataset = Dataset.open(dataset_path or config.data.path)
     with _reading(folder) as checkpoints:
         chosen = _choose(folder, checkpoints, step)
-        check_dataset(dataset, checkpoints.extra(chosen)["dataset"])
+        check_dataset(dataset, str(checkpoints.extra(chosen).get("dataset")))
         name = "average" if config.train.ema is not None else "model"
         source = checkpoints.open(chosen).items.get(name, {}).get("['rows']")
     if source is None or source.shape[1:] != (config.table.dim,) \
@@ -81,7 +81,7 @@ def load_served(folder: Run, *, step: int | None = None,
     dataset = Dataset.open(dataset_path or config.data.path)
     with _reading(folder) as checkpoints:
         chosen = _choose(folder, checkpoints, step)
-        check_dataset(dataset, checkpoints.extra(chosen)["dataset"])
+        check_dataset(dataset, str(checkpoints.extra(chosen).get("dataset")))
         encoder, params = build_encoder(
             config.encoder, dim=config.table.dim, length=config.data.length,
             causal=config.objective.causal, precision=config.train.precision, seed=config.seed)

@@ -6,6 +6,7 @@ each device's shard block by block.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -66,14 +67,15 @@ class Packed:
 
     @property
     def block(self) -> int:
-        return self.shape[0] if self.shape else 1
+        return max(1, self.shape[0]) if self.shape else 1
 
     def read(self, first: int, last: int) -> np.ndarray:
         with _reading(self.file), self.file.open("rb") as file:
+            # Before memory is taken for it.
+            if self.leaf.offset + self.leaf.nbytes > self.file.stat().st_size:
+                raise ValueError(f"{self.leaf.path} ends behind the end of the file")
             file.seek(self.leaf.offset)
             data = file.read(self.leaf.nbytes)
-            if len(data) != self.leaf.nbytes:
-                raise ValueError(f"{self.leaf.path} ends behind the end of the file")
             whole = np.frombuffer(data, self.dtype).reshape(self.shape)
         return whole[first:last] if self.shape else whole
 
@@ -85,6 +87,10 @@ class Stored:
         self.shape, self.dtype, self.block = shape, DTYPES[dtype], block
         self._folder = folder
         with _reading(folder):
+            # tensorstore would read zeros for a missing block, and a hostile shape for ever.
+            expected, found = -(-shape[0] // block), len(os.listdir(folder / "c"))
+            if found != expected:
+                raise ValueError(f"it has {found} blocks, expected {expected}")
             self._store = ts.open(array_spec(folder, shape, dtype, block), open=True).result()
 
     def read(self, first: int, last: int) -> np.ndarray:

@@ -30,6 +30,8 @@ import polars as pl
 from rec_jax.errors import InputError
 
 FORMAT_VERSION = 1
+_META_TYPES = {"num_users": int, "num_items": int, "num_interactions": int, "has_times": bool,
+               "split_hash": str, "item_columns": list}
 Period = Literal["valid", "test"]
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
@@ -188,8 +190,9 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     try:
         meta = json.loads(path.read_text())
         version = meta["format_version"]
-        _ = [meta[key] for key in ("num_users", "num_items", "num_interactions", "has_times",
-                                   "split_hash", "item_columns")]
+        for key, kind in _META_TYPES.items():
+            if type(meta[key]) is not kind or (kind is int and not 0 <= meta[key] < 2**62):
+                raise ValueError(f"{key} is {str(meta[key])[:40]!r}")
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged ({error}); prepare the dataset again") from None
     if version != FORMAT_VERSION:
@@ -202,8 +205,9 @@ def _open_array(folder: Path, name: str, dtype: type[np.generic], length: int) -
     path = folder / f"{name}.npy"
     try:
         array = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} is missing or truncated ({error}); "
+    except Exception as error:  # numpy parses a header with whatever its parser raises
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path} is missing or truncated ({cause}); "
                          "prepare the dataset again") from None
     if array.dtype != dtype or array.shape != (length,):
         raise InputError(f"{path} holds {array.dtype} {list(array.shape)}, expected "

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from rec_jax import config as configs
-from rec_jax.checkpoint import Checkpoints
+from rec_jax.checkpoint import Checkpoints, Damaged
 from rec_jax.errors import InputError
 from rec_jax.progress import Reporter
 from rec_jax.run import RunConfig
@@ -47,20 +47,26 @@ def resume(checkpoints: Checkpoints, built: Built, config: RunConfig, reporter: 
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=leaf.sharding), to_items(built.state))
 
-    def load(step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    def load(step: int) -> tuple[dict[str, Any], Position]:
         extra = checkpoints.extra(step)
-        _check(extra, built, config, reporter, force)
-        return checkpoints.restore(step, like), extra
+        try:
+            position, data = Position(**extra["position"]), dict(extra["data"])
+            _check(extra, built, config, reporter, force)
+            if force:
+                built.stream.seek(int(data["step"]))
+            else:
+                built.stream.restore(data)
+        except (KeyError, TypeError) as error:
+            raise Damaged(f"checkpoint of step {step} says nothing usable of where the run stood: "
+                          f"{type(error).__name__} {error}") from None
+        return checkpoints.restore(step, like), position
 
     found = checkpoints.newest(load)
     if found is None:
+        built.stream.seek(0)
         return built.state, 0, Position()
-    step, (items, extra) = found
-    if force:
-        built.stream.seek(int(extra["data"]["step"]))
-    else:
-        built.stream.restore(extra["data"])
-    return from_items(items, built.dataset.num_items), step, Position(**extra["position"])
+    step, (items, position) = found
+    return from_items(items, built.dataset.num_items), step, position
 
 
 def changes(old: RunConfig, new: RunConfig) -> str | None:
@@ -77,7 +83,7 @@ def changes(old: RunConfig, new: RunConfig) -> str | None:
 def _check(extra: Mapping[str, Any], built: Built, config: RunConfig, reporter: Reporter,
            force: bool) -> None:
     try:
-        check_dataset(built.dataset, extra["dataset"])
+        check_dataset(built.dataset, str(extra["dataset"]))
         changed = changes(configs.build(RunConfig, extra["config"], "the checkpoint's config"),
                           config)
         if changed:
