@@ -23,7 +23,8 @@ def varying_axes(*arrays: Array) -> frozenset[str]:
 
 
 def vary(x: Array, axes: Iterable[str]) -> Array:
-    """`x`, typed as varying over `axes` too; its transpose sums over the axes that were added."""
+    """`x` as an array typed as varying over `axes` too; the transpose sums over the axes added."""
+    x = jnp.asarray(x)
     missing = tuple(sorted(frozenset(axes) - varying_axes(x)))
     return jax.lax.pcast(x, missing, to="varying") if missing else x
 

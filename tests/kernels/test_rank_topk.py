@@ -172,6 +172,16 @@ def test_exclusions_of_another_batch_are_refused(exclude: Any) -> None:
         target_rank(jnp.ones((3, 4)), jnp.ones((9, 4)), jnp.zeros(3, jnp.int32), exclude=exclude)
 
 
+def test_numpy_arrays_are_taken() -> None:
+    queries, items, targets = whole_numbers(3, 70, 6)
+    exclude, lists = ragged(3, 70)
+    found = target_rank(queries, items, targets.astype(np.int64),
+                        exclude=(np.asarray(exclude[0]), np.asarray(exclude[1])))
+    np.testing.assert_array_equal(found, plain_rank(queries @ items.T, targets, lists))
+    _, ids = top_k(queries, items, 3, exclude=padded(lists))
+    assert ids.shape == (3, 3)
+
+
 def test_k_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="expected at least 1"):
         top_k(jnp.ones((3, 4)), jnp.ones((9, 4)), 0)

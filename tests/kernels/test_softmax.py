@@ -224,6 +224,14 @@ def test_a_second_run_gives_the_same_bits(tiny_tiles: Backend,
         np.testing.assert_array_equal(first[name], second[name])
 
 
+def test_numpy_arrays_and_batches_of_batches_are_taken(make_case: Callable[..., Any]) -> None:
+    case = make_case(4, 70, 8)
+    loss, _ = softmax_loss(case.queries, case.items, case.targets.astype(np.int64))
+    both = jax.vmap(lambda queries, targets: softmax_loss(queries, case.items, targets)[0])(
+        np.stack([case.queries] * 2), np.stack([case.targets] * 2))
+    np.testing.assert_allclose(both, np.stack([loss] * 2), rtol=1e-6)
+
+
 def test_num_items_may_be_traced(tiny_tiles: Backend, make_case: Callable[..., Any]) -> None:
     case = make_case(9, 300, 8, num_items=200)
 
