@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import tomli_w
 
+from rec_jax.train.log import read_metrics
+
 KILLS = 10
 STEPS = 120
 
@@ -29,11 +31,9 @@ def train(*arguments: str, cache: Path, log: Path) -> subprocess.Popen[bytes]:
                                 env=environment, stdout=file, stderr=file)
 
 
-def finish(process: subprocess.Popen[bytes], log: Path) -> float:
-    """Seconds until the process ended well."""
-    began = time.monotonic()
+def finish(process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until the process ended well."""
     assert process.wait(timeout=300) == 0, log.read_text()[-3000:]
-    return time.monotonic() - began
 
 
 def bits(run: Path) -> dict[str, bytes]:
@@ -52,36 +52,49 @@ def bits(run: Path) -> dict[str, bytes]:
             for path, leaf in jax.tree.leaves_with_path(found)}
 
 
+def reached(run: Path) -> int:
+    """The last step that the run's log names."""
+    if not (run / "metrics.jsonl").exists():
+        return 0
+    return max((line["step"] for line in read_metrics(run / "metrics.jsonl")), default=0)
+
+
+def kill_after(process: subprocess.Popen[bytes], run: Path, step: int, delay: float) -> bool:
+    """Kill `process` some moments after its log passed `step`; False if it ended before."""
+    while reached(run) < step:
+        if process.poll() is not None:
+            return False
+        time.sleep(0.005)
+    time.sleep(delay)
+    alive = process.poll() is None
+    process.kill()
+    process.wait()
+    return alive
+
+
 @pytest.mark.slow
 def test_ten_kills_change_no_bit(tiny_mapping: Callable[..., dict[str, Any]],
                                  tmp_path: Path) -> None:
     config, cache, log = tmp_path / "a.toml", tmp_path / "cache", tmp_path / "log"
     config.write_text(tomli_w.dumps(tiny_mapping(
-        f"train.steps={STEPS}", "train.checkpoint_every=3", "train.ema=0.9",
-        "train.evaluate_every=5", "train.accumulate=2")))
+        f"train.steps={STEPS}", "train.checkpoint_every=3", "train.log_every=1",
+        "train.ema=0.9", "train.evaluate_every=5", "train.accumulate=2")))
     alone, killed = tmp_path / "alone", tmp_path / "killed"
-    # Once to fill the cache of compiled programs, once to learn how long a run takes with it.
-    finish(train(str(config), "--run", str(tmp_path / "warm"), cache=cache, log=log), log)
-    whole = finish(train(str(config), "--run", str(alone), cache=cache, log=log), log)
+    finish(train(str(config), "--run", str(alone), cache=cache, log=log), log)
 
-    draw, hits, seen = random.Random(0), 0, set()
-    for _ in range(KILLS):
+    # Moments: one while the interpreter starts, the others after random steps, with a delay
+    # that falls into a step, a save, a validation or what lies between them.
+    draw = random.Random(0)
+    moments = [(0, draw.uniform(0.2, 1.5)), *((step, draw.uniform(0.0, 0.08)) for step in sorted(
+        draw.sample(range(1, STEPS - 15), KILLS - 1)))]
+    hits = 0
+    for step, delay in moments:
         started = (killed / "config.toml").exists()
         arguments = ("--resume", str(killed)) if started else (str(config), "--run", str(killed))
         process = train(*arguments, cache=cache, log=log)
-        try:
-            # Anywhere from the start of the interpreter to beyond the end of a whole run.
-            process.wait(timeout=whole * draw.uniform(0.05, 1.0))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            hits += 1
-            process.wait()
-        seen.add(len(list((killed / "checkpoints").glob("step_*"))))
-    assert hits >= KILLS // 2, f"only {hits} of {KILLS} kills met a running process"
-    assert len(seen) > 1, "no kill fell between two saves"
-    arguments = (("--resume", str(killed)) if (killed / "config.toml").exists()
-                 else (str(config), "--run", str(killed)))
-    finish(train(*arguments, cache=cache, log=log), log)
+        hits += kill_after(process, killed, step, delay)
+    assert hits == KILLS, f"only {hits} of {KILLS} kills met a running process"
+    finish(train("--resume", str(killed), cache=cache, log=log), log)
 
     expected, found = bits(alone), bits(killed)
     assert expected.keys() == found.keys() and len(expected) > 20
