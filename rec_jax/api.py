@@ -23,6 +23,7 @@ from rec_jax.retrieve import Recommendation
 from rec_jax.retrieve import recommend as recommend_served
 from rec_jax.run import Run, RunConfig
 from rec_jax.served import load_served, open_rows
+from rec_jax.train.growing import Start
 from rec_jax.train.loop import run_training
 from rec_jax.train.opening import open_run
 
@@ -31,6 +32,7 @@ Source = Path | str
 
 def train(config: RunConfig | Source | None = None, *, run: Source | None = None,
           overrides: Sequence[str] = (), resume: Source | None = None, force: bool = False,
+          start_from: Source | None = None, keep_state: bool = False,
           progress: bool = False) -> dict[str, Any]:
     """Train a run to its end and write its report; see `RunConfig` for what can be set.
 
@@ -41,17 +43,20 @@ def train(config: RunConfig | Source | None = None, *, run: Source | None = None
     resume: folder of a run to go on with; or "auto": the run in folder `run`, or the newest one
       of this config, or else a new one.
     force: go on although config or dataset changed; what differs is said.
+    start_from: folder of a run whose rows and encoder a new run starts with; items are matched
+      by id, so the catalogue may have grown. keep_state: its optimizer state too.
 
     Returns the summary: run, steps, best metric and its step, seconds.
 
     Raises:
       InputError: the config, the data or the run folder are not as they should be.
     """
+    start = None if start_from is None else Start(Run(Path(start_from)), keep_state=keep_state)
     target, resolved = open_run(config, run, overrides, resume, force=force)
 
     with _reporter("train", progress) as reporter:
         summary = {"run": str(target.folder), **run_training(
-            target, resolved, reporter, force=force)}
+            target, resolved, reporter, force=force, start=start)}
     if jax.process_index() == 0:
         write_report(target, summary)
     return summary

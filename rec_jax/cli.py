@@ -128,6 +128,11 @@ def train(
                                  "this config, or a new one.")] = None,
     force: Annotated[bool, typer.Option(
         "--force", help="Resume although config or dataset changed; says what differs.")] = False,
+    start_from: Annotated[Optional[str], typer.Option(  # noqa: UP045
+        metavar="RUN", help="Start a new run with the rows and encoder of another; items are "
+                            "matched by id.")] = None,
+    keep_state: Annotated[bool, typer.Option(
+        "--keep-state", help="With --start-from: take the optimizer state too.")] = False,
     coordinator: Annotated[Optional[str], typer.Option(  # noqa: UP045
         metavar="HOST:PORT", envvar="JAX_COORDINATOR_ADDRESS",
         help="Address of process 0 of a multi-host run.")] = None,
@@ -146,6 +151,7 @@ def train(
     if multihost or coordinator is not None:
         start_processes(coordinator, processes, process)
     summary = api.train(config, run=run, overrides=settings or (), resume=resume, force=force,
+                        start_from=start_from, keep_state=keep_state,
                         progress=not as_json and not process)
     _show(summary, as_json, "training")
 

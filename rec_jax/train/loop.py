@@ -27,6 +27,7 @@ from rec_jax.errors import Preempted, TrainingError
 from rec_jax.progress import Reporter, Silent
 from rec_jax.run import Run, RunConfig
 from rec_jax.train.build import Built, build
+from rec_jax.train.growing import Start, start_from
 from rec_jax.train.log import MetricsLog
 from rec_jax.train.mode import Batch
 from rec_jax.train.preemption import Preemption
@@ -37,13 +38,14 @@ from rec_jax.train.step import StepMetrics, check_ids, place_batch
 
 
 def run_training(run: Run, config: RunConfig, reporter: Reporter | None = None, *,
-                 force: bool = False) -> dict[str, Any]:
+                 force: bool = False, start: Start | None = None) -> dict[str, Any]:
     """Train from the newest checkpoint of `run`, or from the start where there is none.
 
     Returns a summary: steps, best metric and step, seconds. The run folder and its config exist
     already (see `Run.create`). With several processes, every one of them calls this.
 
     force: go on from a checkpoint of another config or dataset; see `resume`.
+    start: the run whose rows a new one starts with; see `start_from`.
 
     Raises:
       InputError: the dataset is not the run's, or config and data do not fit.
@@ -62,6 +64,8 @@ def run_training(run: Run, config: RunConfig, reporter: Reporter | None = None, 
           Checkpoints(run.checkpoints, keep=settings.keep, keep_every=settings.keep_every,
                       copy_bytes=settings.copy_mib * 2**20) as checkpoints):
         state, done, position = resume(checkpoints, built, config, reporter, force=force)
+        if start is not None and done == 0:
+            state = start_from(start, built, run, reporter)
         if jax.process_index() == 0 and run.config() != config:
             save_config(config, run.config_path)  # what a resumed run was allowed to change
         reporter.begin(built.horizon.total, done)

@@ -1,0 +1,135 @@
+"""Start a run from another one's checkpoint, though the catalogue has changed since.
+
+Items are matched by the ids of their source. Those that both catalogues have keep their rows
+(and, if asked, their optimizer state); new ones start from the hash of their index, as in any
+new table; retired ones are listed. f32 rows may become bf16 and back, as the new run's config
+says. Rows travel from disk to device in blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import polars as pl
+
+from rec_jax.checkpoint import Checkpoints, Opened, Source, blocks
+from rec_jax.checkpoint.layout import named_leaves
+from rec_jax.checkpoint.read import place
+from rec_jax.data.dataset import Dataset
+from rec_jax.errors import InputError
+from rec_jax.progress import Reporter
+from rec_jax.run import Run
+from rec_jax.served import check_dataset
+from rec_jax.train.build import Built
+from rec_jax.train.state import TrainState, from_items, to_items
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a new run starts.
+
+    run: whose best checkpoint is taken, or that of `step`.
+    keep_state: take optimizer state and counts as well, so that the learning rate goes on where
+      the other run stood; otherwise rows and encoder only, with an optimizer that starts anew.
+    """
+
+    run: Run
+    step: int | None = None
+    keep_state: bool = False
+
+
+class Matched(NamedTuple):
+    """new_of_old: int64 `[V_old]`, index in the new catalogue, -1 for a retired item; retired:
+    their ids; added: how many items are new."""
+
+    new_of_old: np.ndarray
+    retired: list[str]
+    added: int
+
+
+def match_items(old: pl.Series, new: pl.Series) -> Matched:
+    """Match two catalogues by the ids of their source, `[V_old]` and `[V_new]` text."""
+    places = pl.DataFrame({"id": new}).with_row_index("place")
+    found = pl.DataFrame({"id": old}).join(places, on="id", how="left", maintain_order="left")
+    new_of_old = found["place"].cast(pl.Int64).fill_null(-1).to_numpy()
+    gone = found.filter(pl.col("place").is_null())["id"].to_list()
+    return Matched(new_of_old, gone, len(new) - (len(old) - len(gone)))
+
+
+def start_from(start: Start, built: Built, target: Run, reporter: Reporter) -> TrainState:
+    """The state before the first step of run `target`, with what `start` has of it.
+
+    Retired items are written to `retired_items.txt` in the folder of `target`.
+
+    Raises:
+      InputError: no such checkpoint, its dataset changed or is gone, or shapes do not fit.
+    """
+    config = start.run.config()
+    old = Dataset.open(config.data.path)
+    with Checkpoints(start.run.checkpoints, read_only=True) as checkpoints:
+        step = checkpoints.best() if start.step is None else start.step
+        if step is None:
+            raise InputError(f"run {start.run.folder} has no checkpoint yet")
+        opened = checkpoints.open(step)
+    check_dataset(old, str(opened.info.extra.get("dataset")))
+    matched = match_items(old.item_ids(), built.dataset.item_ids())
+    fresh = to_items(built.state)
+    rows = built.state.table.rows.shape[0]
+    wanted = ("model", "training") if start.keep_state else ("model",)
+    taken = {name: _take(name, opened, fresh[name], rows, matched.new_of_old) for name in wanted}
+    if "average" in fresh:
+        name = "average" if "average" in opened.items else "model"
+        taken["average"] = _take(name, opened, fresh["average"], rows, matched.new_of_old)
+    kept = int(np.count_nonzero(matched.new_of_old >= 0))
+    reporter.say(f"started from step {step} of {start.run.folder}: {kept} items kept, "
+                 f"{matched.added} new, {len(matched.retired)} retired")
+    if matched.retired and jax.process_index() == 0:
+        (target.folder / "retired_items.txt").write_text("\n".join(matched.retired) + "\n")
+    return from_items({**fresh, **taken}, built.dataset.num_items)
+
+
+def _take(name: str, opened: Opened, fresh: Any, rows: int, new_of_old: np.ndarray) -> Any:
+    """The item's leaves from the checkpoint: by row where they are of the table, else whole."""
+    sources, leaves = opened.items.get(name, {}), named_leaves(fresh)
+    if sources.keys() != leaves.keys():
+        other = min(sources.keys() ^ leaves.keys())
+        raise InputError(f"checkpoint {opened.name} does not fit: {name}{other} is in one of the "
+                         f"two only; encoder and optimizer must be the same")
+    _check_shapes(name, opened, sources, leaves, rows)
+    found = [_lay_rows(leaf, sources[path], new_of_old) if leaf.shape[:1] == (rows,)
+             else place(sources[path], leaf) for path, leaf in leaves.items()]
+    return jax.tree.unflatten(jax.tree.structure(fresh), found)
+
+
+def _check_shapes(name: str, opened: Opened, sources: Mapping[str, Source],
+                  leaves: Mapping[str, Any], rows: int) -> None:
+    for path, leaf in leaves.items():
+        by_row = leaf.shape[:1] == (rows,)
+        source = sources[path]
+        same = (source.shape[1:] == leaf.shape[1:] if by_row and source.shape
+                else source.shape == leaf.shape)
+        types = {source.dtype.name, leaf.dtype.name}
+        if not same or (len(types) > 1 and types != {"float32", "bfloat16"}):
+            raise InputError(f"checkpoint {opened.name} does not fit: {name}{path} is "
+                             f"{source.dtype} {list(source.shape)}, expected {leaf.dtype} "
+                             f"{list(leaf.shape)}{' but for the rows' * by_row}")
+
+
+def _lay_rows(fresh: jax.Array, source: Source, new_of_old: np.ndarray) -> jax.Array:
+    """`fresh` with every row of `source` that has a place in it."""
+    lay = jax.jit(_scatter, out_shardings=fresh.sharding, donate_argnums=0)
+    whole = fresh
+    for first, values in blocks(source, 0, min(source.shape[0], len(new_of_old))):
+        places = new_of_old[first:first + len(values)]
+        # A retired row gets a place behind the end, where nothing is written.
+        whole = lay(whole, np.where(places < 0, fresh.shape[0], places).astype(np.int32), values)
+        whole.block_until_ready()
+    return whole
+
+
+def _scatter(whole: jax.Array, places: Any, values: Any) -> jax.Array:
+    return whole.at[places].set(values.astype(whole.dtype), mode="drop")

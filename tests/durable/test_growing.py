@@ -1,0 +1,113 @@
+"""A run starts from another one's rows though items came and went."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import polars as pl
+import pytest
+
+from rec_jax import config
+from rec_jax.checkpoint import Checkpoints
+from rec_jax.data.prepare import prepare
+from rec_jax.data.prepare_config import Columns, PrepareConfig
+from rec_jax.errors import InputError
+from rec_jax.progress import Silent
+from rec_jax.run import Run, RunConfig
+from rec_jax.train.build import build
+from rec_jax.train.growing import Start, match_items, start_from
+from rec_jax.train.state import TrainState, to_items
+
+
+class Told(Silent):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_items_are_matched_by_id_not_by_place() -> None:
+    found = match_items(pl.Series(["a", "b", "c", "d"]), pl.Series(["x", "d", "a", "y", "z"]))
+    assert found.new_of_old.tolist() == [2, -1, -1, 1]
+    assert found.retired == ["b", "c"] and found.added == 3
+
+
+@pytest.fixture(scope="module")
+def old(tiny_mapping: Callable[..., dict[str, Any]],
+        tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, TrainState]:
+    """A run with one checkpoint, every value of it different, and that state."""
+    settings = config.build(RunConfig, tiny_mapping())
+    built = build(settings)
+    state = jax.tree.map(lambda leaf: jax.device_put(
+        (np.arange(leaf.size).reshape(leaf.shape) % 1000 + 1).astype(leaf.dtype), leaf.sharding),
+        built.state)
+    run = Run(tmp_path_factory.mktemp("old") / "run")
+    run.create(settings)
+    with Checkpoints(run.checkpoints) as checkpoints:
+        checkpoints.save(9, to_items(state), {"dataset": built.dataset.split_hash})
+    return run, state
+
+
+@pytest.fixture(scope="module")
+def grown(tiny_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny dataset with 900 new items, without three of the old ones: another padded size."""
+    folder = tmp_path_factory.mktemp("grown")
+    lines = [line for line in tiny_csv.read_text().splitlines()
+             if line.split(",")[1] not in ("0003", "0007", "0041")]
+    lines += [f"new{item // 9},n{item:04d},{2_000_000 + item}" for item in range(900)]
+    (folder / "grown.csv").write_text("\n".join(lines) + "\n")
+    prepare(PrepareConfig(source=str(folder / "grown.csv"), out=str(folder / "dataset"),
+                          columns=Columns(time="time")))
+    return folder / "dataset"
+
+
+@pytest.mark.parametrize(("items", "keep_state"), [(1, True), (4, True), (2, False)])
+def test_old_rows_keep_values_and_state_and_new_ones_start_anew(
+        tiny_mapping: Callable[..., dict[str, Any]], tmp_path: Path, items: int, keep_state: bool,
+        old: tuple[Run, TrainState], grown: Path) -> None:
+    run, before = old
+    settings = config.build(RunConfig, tiny_mapping(f"data.path='{grown}'", f"mesh.items={items}"))
+    fresh, built = build(settings).state, build(settings)
+    told = Told()
+    target = Run(tmp_path / "new")
+    target.create(settings)
+    state = start_from(Start(run, keep_state=keep_state), built, target, told)
+    new_ids = built.dataset.item_ids().to_list()
+    old_ids = build(run.config()).dataset.item_ids().to_list()
+    assert state.table.rows.shape[0] > before.table.rows.shape[0]
+    assert not state.table.rows.is_fully_replicated or items == 1
+    rows, old_rows = np.asarray(state.table.rows), np.asarray(before.table.rows)
+    moments = [np.asarray(leaf) for leaf in jax.tree.leaves(state.optimizer)
+               if leaf.shape == state.table.rows.shape]
+    assert len(moments) == 2
+    kept = 0
+    for place, name in enumerate(new_ids):
+        if name in old_ids:
+            expected = old_rows[old_ids.index(name)]
+            assert rows[place].tobytes() == expected.tobytes()
+            kept += 1
+            if keep_state:
+                assert all(np.array_equal(moment[place], expected) for moment in moments)
+        else:
+            assert rows[place].tobytes() == np.asarray(fresh.table.rows)[place].tobytes()
+    if not keep_state:
+        assert not any(moment.any() for moment in moments)
+    assert int(state.step) == (1 if keep_state else 0)
+    for name, leaf in state.encoder.items():
+        assert np.asarray(leaf).tobytes() == np.asarray(before.encoder[name]).tobytes()
+    assert f"{kept} items kept, 900 new, 3 retired" in told.said[-1]
+    assert sorted((target.folder / "retired_items.txt").read_text().split()) == [
+        "0003", "0007", "0041"]
+
+
+def test_another_encoder_is_refused_in_one_line(
+        tiny_mapping: Callable[..., dict[str, Any]], tmp_path: Path,
+        old: tuple[Run, TrainState]) -> None:
+    settings = config.build(RunConfig, tiny_mapping("encoder.layers=2"))
+    with pytest.raises(InputError, match=r"does not fit: .* encoder and optimizer must be"):
+        start_from(Start(old[0]), build(settings), Run(tmp_path), Told())
