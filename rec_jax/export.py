@@ -230,7 +230,7 @@ def _read_zarr(folder: Path) -> tuple[pl.Series, np.ndarray]:
     return _read_ids(folder), store.read().result()
 
 
-def _zarr(folder: Path, count: int | None, dim: int | None, **how: bool) -> Any:
+def _zarr(folder: Path, count: int | None, dim: int | None, **how: Any) -> Any:
     """The zarr v3 array of an export, in chunks of whole rows with a CRC-32C each."""
     spec: dict[str, Any] = {
         "driver": "zarr3", "store_data_equal_to_fill_value": True,

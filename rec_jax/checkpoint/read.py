@@ -7,6 +7,7 @@ each device's shard block by block.
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -33,6 +34,9 @@ from rec_jax.checkpoint.layout import (
     first_line,
     read_leaves,
 )
+
+READ_AHEAD = 2
+"""Blocks that are read while another one is used."""
 
 
 class Source(Protocol):
@@ -162,7 +166,7 @@ def _open_touched(place: Path, leaf: Leaf, base: Mapping[str, Source] | None) ->
 
 def blocks(source: Source, first: int = 0, last: int | None = None) -> Iterator[
         tuple[int, np.ndarray]]:
-    """(first row, rows) over a range, in blocks of `BLOCK_BYTES`; the next one is read ahead."""
+    """(first row, rows) over a range, in blocks of `BLOCK_BYTES`; the next ones are read ahead."""
     last = source.shape[0] if last is None else last
     row_bytes = max(1, int(np.prod(source.shape[1:], dtype=np.int64)) * source.dtype.itemsize)
     size = max(1, BLOCK_BYTES // row_bytes)
@@ -170,18 +174,17 @@ def blocks(source: Source, first: int = 0, last: int | None = None) -> Iterator[
     size = max(source.block, size // source.block * source.block) if source.block <= size else size
     edges = [first, *range(first - first % size + size, last, size), last]
     pairs = [pair for pair in pairwise(edges) if pair[1] > pair[0]]
-    with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(source.read, *pairs[0]) if pairs else None
+    with ThreadPoolExecutor(READ_AHEAD) as pool:
+        ahead = deque(pool.submit(source.read, *pair) for pair in pairs[:READ_AHEAD])
         for number, (begin, _) in enumerate(pairs):
-            assert ahead is not None
-            values = ahead.result()
-            if number + 1 < len(pairs):
-                ahead = pool.submit(source.read, *pairs[number + 1])
+            values = ahead.popleft().result()
+            if number + READ_AHEAD < len(pairs):
+                ahead.append(pool.submit(source.read, *pairs[number + READ_AHEAD]))
             yield begin, values
 
 
 def place(source: Source, like: Any) -> jax.Array:
-    """The array in the dtype and sharding of `like`, on the devices; host memory: three blocks.
+    """The array in the dtype and sharding of `like`, on the devices; host memory: a few blocks.
 
     like: an array or a `jax.ShapeDtypeStruct` of the same shape.
     """

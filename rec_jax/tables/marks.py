@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from rec_jax.kernels.primitives import RowUpdate
 from rec_jax.tables.table import Table
@@ -56,8 +57,7 @@ def touched_ids(table: Table) -> np.ndarray:
 
 def _nothing(rows: Array) -> Array:
     zeros = jnp.zeros(rows.shape[0], bool)
-    spec = getattr(rows.sharding, "spec", None)
-    if spec is None:
-        return jax.device_put(zeros, rows.sharding)
-    cut = jax.sharding.NamedSharding(rows.sharding.mesh, jax.sharding.PartitionSpec(*spec[:1]))
-    return jax.device_put(zeros, cut)
+    where = rows.sharding
+    if isinstance(where, NamedSharding):
+        where = NamedSharding(where.mesh, PartitionSpec(*where.spec[:1]))
+    return jax.device_put(zeros, where)
