@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,8 @@ from .xla_tiles import (
 )
 
 _PAIR_CHUNK = 256
+_GROUP = 32
+_FEW = 8
 
 
 def label_scores(queries: Array, items: Array, targets: Array, scores: Scores, *,
@@ -148,30 +150,68 @@ def _not_less(s: Array, s_y: Array) -> Array:
     return jnp.sum(ones, axis=1).astype(jnp.int32)
 
 
+class Best(NamedTuple):
+    """The k best so far: scores f32 `[n, k]` descending, ids int32 `[n, k]`; -inf and -1 empty."""
+
+    scores: Array
+    ids: Array
+
+
+def take_best(best: Best, s: Array, ids: Array) -> Best:
+    """`best` joined by the columns of s `[n, T]` with the ascending `ids [T]` above its own.
+
+    Few columns of a later tile are good enough, and a maximum costs a fraction of a sort: only
+    groups of columns whose maximum beats the last of the best are sorted in, a few at a time
+    from left to right, so that of equal scores the lower id stays ahead.
+    """
+    count, size = s.shape
+    width = _GROUP if size % _GROUP == 0 else size
+    groups = size // width
+    few = min(_FEW, groups)
+    grouped = s.reshape(count, groups, width)
+    group_ids = ids.reshape(groups, width)
+
+    def promising(best: Best, peaks: Array) -> Array:
+        return peaks > best.scores[:, -1:]
+
+    def join(state: tuple[Best, Array]) -> tuple[Best, Array]:
+        best, peaks = state
+        position = jnp.arange(groups, dtype=jnp.int32)
+        turn = jnp.where(promising(best, peaks), groups - position, 0)
+        waits, chosen = jax.lax.top_k(turn, few)
+        new = jnp.take_along_axis(grouped, chosen[:, :, None], axis=1)
+        # With fewer promising groups than `few`, others are chosen too, perhaps a second time.
+        new = jnp.where(waits[:, :, None] > 0, new, -jnp.inf).reshape(count, -1)
+        done = jnp.any(chosen[:, :, None] == position, axis=1)
+        scores, where = jax.lax.top_k(jnp.concatenate([best.scores, new], axis=1),
+                                      best.scores.shape[1])
+        joined = jnp.concatenate([best.ids, group_ids[chosen].reshape(count, -1)], axis=1)
+        kept = jnp.take_along_axis(joined, where, axis=1)
+        return (Best(scores, jnp.where(scores == -jnp.inf, -1, kept)),
+                jnp.where(done, -jnp.inf, peaks))
+
+    return jax.lax.while_loop(lambda state: jnp.any(promising(*state)), join,
+                              (best, jnp.max(grouped, axis=2)))[0]
+
+
 def top_k(queries: Array, items: Array, k: int, excluded: Excluded | None,
           scores: Scores, *, sizes: Sizes = DEFAULT) -> tuple[Array, Array]:
     """See `primitives.TopK`."""
     block = query_block(queries.shape[0], sizes)
     size = tile_rows(block, items.shape[0], sizes)
 
-    def one_block(inputs: tuple[Array, Array]) -> tuple[Array, Array]:
+    def one_block(inputs: tuple[Array, Array]) -> Best:
         scaled, first_query = inputs
 
-        def fold(tile: Tile, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        def fold(tile: Tile, best: Best) -> Best:
             s = _tile_scores(scaled, tile, scores)
             if excluded is not None:
                 s = _over_pairs(
                     tile, excluded, first_query, block,
                     lambda query, column, s: s.at[query, column].set(-jnp.inf, mode="drop"), s)
-            new, where = jax.lax.top_k(s, min(k, size))
-            ids = jnp.where(new == -jnp.inf, -1, tile.ids[where])
-            # Earlier tiles first: of equal scores the lower id stays ahead.
-            all_scores = jnp.concatenate([carry[0], new], axis=1)
-            all_ids = jnp.concatenate([carry[1], ids], axis=1)
-            best, where = jax.lax.top_k(all_scores, k)
-            return best, jnp.take_along_axis(all_ids, where, axis=1)
+            return take_best(best, s, tile.ids)
 
-        start = (jnp.full((block, k), -jnp.inf), jnp.full((block, k), -1, jnp.int32))
+        start = Best(jnp.full((block, k), -jnp.inf), jnp.full((block, k), -1, jnp.int32))
         start = jax.tree.map(lambda x: vary_like(x, items), start)
         return fold_tiles(items, size, scores, fold, start)
 

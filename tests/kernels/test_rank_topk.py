@@ -14,6 +14,7 @@ import pytest
 from rec_jax.kernels import Backend, target_rank, top_k
 from rec_jax.kernels.exclusion import UNUSED, excluded_pairs
 from rec_jax.kernels.xla import make_backend
+from rec_jax.kernels.xla_rank import Best, take_best
 from rec_jax.kernels.xla_tiles import Sizes
 
 ranks = jax.jit(target_rank, static_argnames=("num_items", "backend"))
@@ -155,6 +156,22 @@ def test_best_items_are_those_of_a_stable_sort(k: int, backend: Backend) -> None
         np.testing.assert_array_equal(got_scores[: len(order)], row[order])
         np.testing.assert_array_equal(got_ids[len(order):], -1)
         np.testing.assert_array_equal(got_scores[len(order):], -np.inf)
+
+
+@pytest.mark.parametrize("k", [1, 7, 100])
+def test_tiles_join_the_best_as_a_stable_sort_would(k: int) -> None:
+    draw = np.random.default_rng(k)
+    join = jax.jit(take_best)
+    for s in (draw.integers(0, 4, (9, 1024)), draw.normal(size=(9, 1024)),
+              np.where(draw.random((9, 1024)) < 0.99, -np.inf, 1.0)):
+        scores = jnp.asarray(s, jnp.float32)
+        best = Best(jnp.full((9, k), -jnp.inf), jnp.full((9, k), -1, jnp.int32))
+        for begin in (0, 512):
+            ids = jnp.arange(begin, begin + 512, dtype=jnp.int32)
+            best = join(best, scores[:, begin:begin + 512], ids)
+        expected, where = jax.lax.top_k(scores, k)
+        np.testing.assert_array_equal(best.scores, expected)
+        np.testing.assert_array_equal(best.ids, jnp.where(expected == -jnp.inf, -1, where))
 
 
 def test_ranks_hold_no_array_of_queries_times_items() -> None:
