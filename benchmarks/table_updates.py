@@ -34,16 +34,17 @@ from rec_jax.tables import RowOptimizerConfig, TableConfig, init_table, row_opti
 from rec_jax.train.state import init_state
 from rec_jax.train.step import make_train_step, place_batch
 
-DIM, ROWS, LENGTH, NEGATIVES = 32, 32, 50, 8192
+DIM, LENGTH, NEGATIVES = 32, 50, 8192
+ROWS = {"sparse": 32, "streamed": 8}
 SIZES = {"sparse": [10**5, 10**6, 10**7, 5 * 10**7], "streamed": [10**6, 10**7],
          "dense": [10**5, 10**6, 10**7]}
 DTYPE = {"sparse": "bf16", "streamed": "f32", "dense": "f32"}
 
 
-def make(mode: str, items: int, objective: Any, dtype: str) -> tuple[Callable[[], float], int]:
+def make(mode: str, items: int, workload: str) -> tuple[Callable[[], float], int]:
     """A function that does one step and returns its seconds, and the table's bytes."""
-    mesh = make_mesh(MeshConfig())
-    config = TableConfig(dim=DIM, dtype=dtype, optimizer=RowOptimizerConfig(kind="adagrad"))
+    mesh, objective, rows = make_mesh(MeshConfig()), objective_of(workload), ROWS[workload]
+    config = TableConfig(dim=DIM, dtype=DTYPE[mode], optimizer=RowOptimizerConfig(kind="adagrad"))
     encoder, params = build_encoder(
         transformer.Config(layers=2, heads=2, dropout=0.1), dim=DIM, length=LENGTH, causal=True,
         precision="f32", seed=0)
@@ -56,16 +57,16 @@ def make(mode: str, items: int, objective: Any, dtype: str) -> tuple[Callable[[]
     step = make_train_step(encoder, objective, optimizer, table=config, mode=mode, mesh=mesh,
                            rate=optax.constant_schedule(0.05))
     random = np.random.default_rng(items)
-    positions = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (1, ROWS, LENGTH))
+    positions = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (1, rows, LENGTH))
     held = [state]
     del state
 
     def one() -> float:
         # Popularity falls as a power law, as catalogues do.
-        ids = (items * random.random((1, ROWS, LENGTH + 1)) ** 3).astype(np.int32)
+        ids = (items * random.random((1, rows, LENGTH + 1)) ** 3).astype(np.int32)
         batch = place_batch({
             "items": ids[..., :-1], "targets": ids[..., 1:],
-            "segments": np.ones((1, ROWS, LENGTH), np.int32), "positions": positions}, mesh)
+            "segments": np.ones((1, rows, LENGTH), np.int32), "positions": positions}, mesh)
         began = time.perf_counter()
         new, metrics = step(held.pop(), batch)
         held.append(new)
@@ -89,7 +90,7 @@ def single(workload: str, mode: str, items: int, steps: int) -> dict[str, Any]:
     """Peak memory of this process over the steps, beside a process that has no table."""
     jax.block_until_ready(jnp.zeros(8))
     before = _peak()
-    one, size = make(mode, items, objective_of(workload), DTYPE[mode])
+    one, size = make(mode, items, workload)
     times = [one() for _ in range(steps + 2)][2:]
     padded = size // (DIM * (2 if DTYPE[mode] == "bf16" else 4) + (0 if mode == "dense" else 4))
     return {"mode": mode, "items": items, "dtype": DTYPE[mode], "table_and_state_bytes": size,
@@ -101,7 +102,7 @@ def single(workload: str, mode: str, items: int, steps: int) -> dict[str, Any]:
 
 def together(workload: str, mode: str, steps: int) -> dict[str, float]:
     """Median step seconds by size, going round the sizes."""
-    jobs = {items: make(mode, items, objective_of(workload), DTYPE[mode])[0]
+    jobs = {items: make(mode, items, workload)[0]
             for items in SIZES[mode]}
     for one in jobs.values():
         one(), one()
@@ -156,7 +157,7 @@ def main() -> None:
     Console().print(grid, "in one process, going round:", times)
     if options.out:
         record(options.out, {
-            "workload": options.workload, "dim": DIM, "positions": ROWS * LENGTH,
+            "workload": options.workload, "dim": DIM, "positions": ROWS[options.workload] * LENGTH,
             "negatives": NEGATIVES if options.workload == "sparse" else None, "runs": runs,
             "interleaved_median_seconds": times,
             "largest_over_smallest": max(medians) / min(medians) if medians else None})
