@@ -19,7 +19,9 @@ BACKENDS = {
 
 PREFERENCE = {
     "cpu": ("xla",),
-    "gpu": ("mosaic_gpu", "xla"),
+    # mosaic_gpu is compiled for Hopper and interpreted in the tests, but no run on the hardware is
+    # recorded yet (benchmarks/gpu_softmax.py makes it): until then it is taken by name only.
+    "gpu": ("xla",),
     "tpu": ("mosaic_tpu", "xla"),
 }
 """What "auto" tries, in this order; the first that does not refuse is taken."""
