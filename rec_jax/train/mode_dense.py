@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from rec_jax.objectives import Task
-from rec_jax.objectives.next_item import mean_of_rows
+from rec_jax.objectives.catalogue import mean_of_rows
 from rec_jax.tables import Table
 from rec_jax.tables.on_mesh import full_softmax
 from rec_jax.tables.update_dense import update_dense
