@@ -18,12 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from rec_jax.data.arrays import counting
-from rec_jax.data.dataset import Dataset
+from rec_jax.data.dataset import Dataset, seconds_after
 from rec_jax.data.packing import Packing, no_packing, pack
 from rec_jax.data.permutation import key, permuted
 from rec_jax.data.segments import (
     Part,
     Segments,
+    Targets,
     Window,
     count_lengths,
     find_segments,
@@ -40,10 +41,11 @@ class BatchStream(Iterator[Batch]):
 
     A batch is a dict of arrays [rows / share count, length]:
       items: int32, input item; 0 where there is none.
-      targets: int32, the item that follows it; -1 where there is none.
+      targets: int32, the item that follows it, or the input itself; -1 where there is none.
       segments: int32, 0 where a position is empty, else 1, 2, .. for the users of a row.
       positions: int32, 0, 1, .. within a segment; 0 where there is none.
-      times: int64 seconds of the input, only with `times=True`; 0 where there is none.
+      times: int32, seconds from the segment's first input to this one, at most 2^31 - 1; only
+        with `times=True`; 0 where there is no input.
 
     An epoch uses each target once. Epochs follow each other without a gap: a batch at the border
     holds the last rows of one and the first of the next, so every batch is full. Users with a
@@ -53,7 +55,7 @@ class BatchStream(Iterator[Batch]):
     def __init__(self, dataset: Dataset, *, length: int, rows: int, pack: bool = True,
                  window: Window = "last", seed: int = 0, shuffle: bool = True,
                  split: Part = "train", share: tuple[int, int] = (0, 1),
-                 times: bool = False) -> None:
+                 times: bool = False, targets: Targets = "next") -> None:
         """Settings; nothing large is read before the first batch.
 
         length: positions in a row, L.
@@ -64,6 +66,8 @@ class BatchStream(Iterator[Batch]):
         shuffle: a new order in each epoch; otherwise one fixed order, longest segments first.
         split: how far histories go: the training part, or with the validation part, or all.
         share: (index, count): this process makes rows [index, index + 1) * rows / count.
+        targets: "next": each input's next item; "self": the inputs themselves, for an objective
+          that hides them, so that a user's newest item is an input as well.
 
         Raises:
           InputError: impossible settings, or a dataset without any target.
@@ -86,8 +90,11 @@ class BatchStream(Iterator[Batch]):
         self._settings: dict[str, Any] = {
             "length": length, "rows": rows, "pack": pack, "window": window, "seed": seed,
             "shuffle": shuffle, "split": split, "dataset": dataset.split_hash}
+        if targets != "next":
+            self._settings["targets"] = targets
         self._share, self._times, self._step = share, times, 0
-        self._histogram = count_lengths(dataset, length, window, split)
+        self._targets, self._shift = targets, int(targets == "next")
+        self._histogram = count_lengths(dataset, length, window, split, targets)
         self._packing = _pack(self._histogram, length, pack)
         if not self.rows_per_epoch:
             raise InputError(f"{dataset.folder} has no user with two items in its {split} part")
@@ -160,12 +167,13 @@ class BatchStream(Iterator[Batch]):
         rank = np.arange(len(row)) - np.searchsorted(row, row) + 1
         filled: dict[str, tuple[int, Any, npt.NDArray[Any]]] = {
             "items": (0, np.int32, self.dataset.items[source]),
-            "targets": (-1, np.int32, self.dataset.items[source + 1]),
+            "targets": (-1, np.int32, self.dataset.items[source + self._shift]),
             "segments": (0, np.int32, np.repeat(rank, size)),
             "positions": (0, np.int32, within),
         }
         if self._times and self.dataset.times is not None:
-            filled["times"] = (0, np.int64, self.dataset.times[source])
+            started = np.repeat(self.dataset.times[begin], size)
+            filled["times"] = (0, np.int32, seconds_after(self.dataset.times[source], started))
         batch: Batch = {}
         for name, (empty, dtype, values) in filled.items():
             array = np.full(own * self.length, empty, dtype)
@@ -176,7 +184,8 @@ class BatchStream(Iterator[Batch]):
     @cached_property
     def _segments(self) -> Segments:
         settings = self._settings
-        return find_segments(self.dataset, self.length, settings["window"], settings["split"])
+        return find_segments(self.dataset, self.length, settings["window"], settings["split"],
+                             self._targets)
 
     def _segments_of(self, number: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], ...]:
         """Segments in rows `number` (counted over all epochs).
@@ -200,7 +209,7 @@ class BatchStream(Iterator[Batch]):
         which = which + segments.begin[size]
         user = segments.user[which].astype(np.int64)
         end = np.asarray(part_end(self.dataset, self._settings["split"])[user])
-        begin = end - 1 - size
+        begin = end - self._shift - size
         if segments.chunk is not None:
             begin = begin - segments.chunk[which].astype(np.int64) * self.length
         return owner, place, begin

@@ -182,6 +182,14 @@ class Dataset:
         return found.cast(pl.Int64).to_numpy()
 
 
+def seconds_after(times: Int64s, start: Int64s) -> Int32s:
+    """Seconds from `start` to `times` as int32, at most 2^31 - 1 (68 years).
+
+    What encoders read: a device has no int64, and no f32 tells two seconds of today apart.
+    """
+    return np.clip(times - start, 0, np.iinfo(np.int32).max).astype(np.int32)
+
+
 def _read_meta(folder: Path) -> dict[str, Any]:
     path = folder / "meta.json"
     if not path.is_file():

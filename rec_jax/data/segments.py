@@ -15,11 +15,15 @@ from rec_jax.data.dataset import Dataset
 Int64s = npt.NDArray[np.int64]
 Window = Literal["last", "chunks"]
 Part = Literal["train", "valid", "test"]
+Targets = Literal["next", "self"]
 
 
 @dataclass(frozen=True)
 class Segments:
     """All segments, those of length 1 first; a segment of length l has l inputs and l targets.
+
+    A target is the item after an input (`next`: the last item is no input) or the input itself
+    (`self`).
 
     begin: int64 [L+2], those of length l are [begin[l], begin[l+1]).
     user: uint32 [M].
@@ -41,10 +45,11 @@ def part_end(dataset: Dataset, part: Part) -> Int64s:
     return {"train": train_end, "valid": valid_end, "test": end}[part]
 
 
-def count_lengths(dataset: Dataset, length: int, window: Window, part: Part) -> Int64s:
+def count_lengths(dataset: Dataset, length: int, window: Window, part: Part,
+                  kind: Targets = "next") -> Int64s:
     """Number of segments of each length: int64 [length+1]."""
     counts = np.zeros(length + 1, np.int64)
-    for _, targets in _targets(dataset, part):
+    for _, targets in _targets(dataset, part, kind):
         if window == "last":
             counts += np.bincount(np.minimum(targets, length), minlength=length + 1)
         else:
@@ -54,14 +59,15 @@ def count_lengths(dataset: Dataset, length: int, window: Window, part: Part) -> 
     return counts
 
 
-def find_segments(dataset: Dataset, length: int, window: Window, part: Part) -> Segments:
+def find_segments(dataset: Dataset, length: int, window: Window, part: Part,
+                  kind: Targets = "next") -> Segments:
     """Group all segments by length: a counting sort, four bytes a user (eight with chunks)."""
-    counts = count_lengths(dataset, length, window, part)
+    counts = count_lengths(dataset, length, window, part, kind)
     begin = np.concatenate([[0], np.cumsum(counts)])
     user = np.empty(begin[-1], np.uint32)
     chunk = np.empty(begin[-1], np.uint32) if window == "chunks" else None
     cursor = begin[:-1].copy()
-    for first, targets in _targets(dataset, part):
+    for first, targets in _targets(dataset, part, kind):
         number = np.ones_like(targets) if window == "last" else -(-targets // length)
         number[targets == 0] = 0
         owner = np.repeat(np.arange(len(targets)), number)
@@ -77,8 +83,12 @@ def find_segments(dataset: Dataset, length: int, window: Window, part: Part) -> 
     return Segments(begin, user, chunk)
 
 
-def _targets(dataset: Dataset, part: Part) -> Iterator[tuple[int, Int64s]]:
-    """(first user, number of targets of each user), a chunk of users at a time."""
+def _targets(dataset: Dataset, part: Part, kind: Targets) -> Iterator[tuple[int, Int64s]]:
+    """(first user, number of targets of each user), a chunk of users at a time.
+
+    A user needs two items: one item alone can be predicted from nothing but the catalogue.
+    """
     end = part_end(dataset, part)
     for start, stop in chunks(dataset.num_users):
-        yield start, np.maximum(end[start:stop] - dataset.offsets[start:stop] - 1, 0)
+        items = end[start:stop] - dataset.offsets[start:stop]
+        yield start, np.where(items > 1, items - (kind == "next"), 0)

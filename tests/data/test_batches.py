@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import threading
@@ -116,14 +117,51 @@ def test_without_any_target_there_is_no_stream(write_histories: Callable[..., Da
         BatchStream(write_histories([["a"], ["b"]]), length=4, rows=1)
 
 
-def test_times_are_those_of_the_inputs(dataset: Dataset) -> None:
+def test_times_are_seconds_after_the_first_input(dataset: Dataset) -> None:
     stream = BatchStream(dataset, length=9, rows=4, times=True, shuffle=False)
     assert dataset.times is not None
-    pairs = set(zip(dataset.items.tolist(), dataset.times.tolist(), strict=True))
+    spans = set()
+    for user in range(dataset.num_users):
+        own = slice(dataset.offsets[user], dataset.train_end[user] - 1)
+        items, times = dataset.items[own][-9:], dataset.times[own][-9:]
+        spans.add((*items.tolist(), *(times - times[:1]).tolist()))
     for part in segments(epoch_rows(stream)):
-        assert part["times"].dtype == np.int64
-        assert (np.diff(part["times"]) >= 0).all()
-        assert set(zip(part["items"].tolist(), part["times"].tolist(), strict=True)) <= pairs
+        assert part["times"].dtype == np.int32
+        assert (*part["items"].tolist(), *part["times"].tolist()) in spans
+
+
+def test_a_time_too_far_from_the_first_stays_at_the_largest_number(dataset: Dataset) -> None:
+    assert dataset.times is not None
+    far = np.array(dataset.times) + 2**40 * (np.arange(len(dataset.times)) % 2)
+    stream = BatchStream(dataclasses.replace(dataset, times=far), length=9, rows=4, times=True)
+    assert next(stream)["times"].max() == 2**31 - 1 and next(stream)["times"].min() == 0
+
+
+@pytest.mark.parametrize("window", ["last", "chunks"])
+@pytest.mark.parametrize("pack", [True, False])
+def test_own_targets_are_the_inputs_and_the_newest_item_is_one_of_them(
+        dataset: Dataset, window: Any, pack: bool) -> None:
+    stream = BatchStream(dataset, length=7, rows=4, window=window, pack=pack, targets="self")
+    wanted: Counter[tuple[int, ...]] = Counter()
+    for user in range(dataset.num_users):
+        items = dataset.items[dataset.offsets[user]:dataset.train_end[user]].tolist()
+        items = items if len(items) > 1 else []
+        while items:
+            wanted[tuple(items[-7:])] += 1
+            items = items[:-7] if window == "chunks" else []
+    rows = epoch_rows(stream, epoch=1)
+    np.testing.assert_array_equal(rows["targets"], np.where(rows["segments"], rows["items"], -1))
+    found: Counter[tuple[int, ...]] = Counter()
+    for row, numbers in zip(rows["items"], rows["segments"], strict=True):
+        for which in range(1, numbers.max() + 1):
+            found[tuple(row[numbers == which].tolist())] += 1
+    assert found == wanted
+
+
+def test_a_position_in_next_items_is_none_in_own_items(dataset: Dataset) -> None:
+    state = BatchStream(dataset, length=10, rows=5).state()
+    with pytest.raises(InputError, match="targets = None, not 'self'"):
+        BatchStream(dataset, length=10, rows=5, targets="self").restore(state)
 
 
 def test_epochs_differ_in_order_and_in_company(dataset: Dataset) -> None:
