@@ -68,7 +68,7 @@ def compile_step(config: RunConfig, num_items: int, devices: Devices,
     """
     mesh = Mesh(_topology(devices).reshape(mesh_shape), BOTH,
                 axis_types=(AxisType.Auto, AxisType.Auto))
-    compiled, text = _compile(_lower(config, num_items, mesh))
+    compiled, text = compile_to_text(_lower(config, num_items, mesh))
     memory = compiled.memory_analysis()
     cost = compiled.cost_analysis() or {}
     sizes = collective_bytes(text)
@@ -82,7 +82,7 @@ def compile_step(config: RunConfig, num_items: int, devices: Devices,
                     max((size for _, size in sizes), default=0))
 
 
-def _compile(lowered: Any) -> tuple[Any, str]:
+def compile_to_text(lowered: Any) -> tuple[Any, str]:
     """The program and its text, which libtpu writes: jaxlib may be too old to read it back."""
     with tempfile.TemporaryDirectory() as folder:
         compiled = lowered.compile(

@@ -79,13 +79,16 @@ def test_a_pod_holds_a_billion_rows_and_sends_nothing_that_grows_with_them() -> 
     assert records["item_update"]["alias"] >= records["item_update"]["table"]
 
 
-def describe(program: Any, name: str, rows: int, dim: int, dtype: str) -> dict[str, Any]:
-    """Facts of a compiled program; sizes in bytes, collectives in entries.
+def describe(lowered: Any, name: str, rows: int, dim: int, dtype: str) -> dict[str, Any]:
+    """Facts of the compiled program; sizes in bytes, collectives in entries.
 
     vmem: the most that one kernel takes; table_sized: operations, other than the kernels, whose
     result is as large as the table and lies in HBM.
     """
-    text, memory = program.as_text(), program.memory_analysis()
+    from rec_jax.plan_compile import compile_to_text
+
+    program, text = compile_to_text(lowered)
+    memory = program.memory_analysis()
     shape = re.compile(rf"= \(?\w+\[(?:{rows},{dim}|{dim},{rows})\]\{{(\S*?)\}}.*? ([\w-]+)\(")
     lines = text.splitlines()
     large = [match.group(2) for line in lines if (match := shape.search(line))
@@ -139,7 +142,7 @@ def chip_programs(device: Any) -> Iterator[dict[str, Any]]:
 
     def record(name: str, dim: int, dtype: Any, function: Callable[..., Any], *arrays: Any,
                donate: tuple[int, ...] = ()) -> dict[str, Any]:
-        program = jax.jit(function, donate_argnums=donate).lower(*arrays).compile()
+        program = jax.jit(function, donate_argnums=donate).lower(*arrays)
         return describe(program, name, ROWS, dim, jnp.dtype(dtype).name)
 
     for dim in DIMS:
@@ -213,13 +216,13 @@ def pod_programs(devices: Any) -> Iterator[dict[str, Any]]:
     targets, numbers = array(QUERIES, dtype=jnp.int32), array(QUERIES)
     program = jax.jit(jax.shard_map(
         loss_sums, mesh=mesh, in_specs=(rows, P(), P()), out_specs=P())).lower(
-            items, queries, targets).compile()
+            items, queries, targets)
     yield describe(program, "loss_sums", shard, 64, "float32")
     arrays = (items, array(POD_ROWS, spec=rows), queries, targets, *[numbers] * 4, array(),
               array(1000, dtype=jnp.int32), array(1000, 64))
     program = jax.jit(jax.shard_map(
         update, mesh=mesh, in_specs=(rows, rows) + (P(),) * 9,
-        out_specs=Updated(rows, rows, None)), donate_argnums=(0, 1)).lower(*arrays).compile()
+        out_specs=Updated(rows, rows, None)), donate_argnums=(0, 1)).lower(*arrays)
     yield describe(program, "item_update", shard, 64, "float32")
 
 
