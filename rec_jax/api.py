@@ -92,11 +92,15 @@ def export(run: Source, *, out: Source, what: What = "items", format: str = "npy
 
 
 def recommend(run: Source, *, user: str | None = None, history: Sequence[str] | None = None,
-              k: int = 10, filter_seen: bool = True, step: int | None = None,
-              data: str | None = None) -> list[Recommendation]:
-    """The k best items for a user of the dataset, or after any history of item ids."""
+              times: Sequence[int] | None = None, k: int = 10, filter_seen: bool = True,
+              step: int | None = None, data: str | None = None) -> list[Recommendation]:
+    """The k best items for a user of the dataset, or after any history of item ids.
+
+    times: seconds of the items of `history`, where the encoder reads times.
+    """
     served = load_served(Run(Path(run)), step=step, dataset_path=data)
-    return recommend_served(served, user=user, history=history, k=k, filter_seen=filter_seen)
+    return recommend_served(served, user=user, history=history, times=times, k=k,
+                            filter_seen=filter_seen)
 
 
 def plan(config: RunConfig | Source, *, items: float, devices: str = "cpu",

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rec_jax.data.dataset import Dataset
-from rec_jax.histories import Tiles, iterate_tiles
+from rec_jax.histories import Reading, Tiles, iterate_tiles
 from rec_jax.mesh import MeshConfig, make_mesh
 from rec_jax.metrics import Coverage, rank_metrics
 from rec_jax.model import Encoder, Params
@@ -61,14 +61,14 @@ def make_ranker(encoder: Encoder, num_items: int, mesh: Mesh, *, filter_seen: bo
 
 
 def rank_users(ranker: Ranker, params: Params, rows: jax.Array, dataset: Dataset,
-               users: np.ndarray, targets: np.ndarray, ends: np.ndarray, *, length: int,
+               users: np.ndarray, targets: np.ndarray, ends: np.ndarray, *, reading: Reading,
                batch: int, reporter: Reporter | None = None,
                coverage: Coverage | None = None) -> np.ndarray:
     """Ranks int32 `[M]` of `targets` for `users` with histories that end at `ends`."""
     reporter = reporter or Silent()
     reporter.begin(len(users))
     ranks = []
-    for tiles, count in iterate_tiles(dataset, users, ends, targets, length=length, batch=batch):
+    for tiles, count in iterate_tiles(dataset, users, ends, targets, reading=reading, batch=batch):
         answer = ranker(params, rows, tiles)
         ranks.append(np.asarray(answer.ranks).reshape(-1)[:count])
         if coverage is not None and answer.best is not None:
@@ -106,7 +106,7 @@ def evaluate_served(served: Served, *, split: Split = "test",
                          filter_seen=settings.filter_seen,
                          list_length=min(k, dataset.num_items))
     ranks = rank_users(ranker, served.params, served.rows, dataset, users, targets, ends,
-                       length=served.config.data.length, batch=settings.batch, reporter=reporter,
+                       reading=served.reading, batch=settings.batch, reporter=reporter,
                        coverage=coverage)
     result: dict[str, Any] = {
         "metrics": {**rank_metrics(ranks, settings.ks), **coverage.result(k)},

@@ -136,8 +136,7 @@ def _user_blocks(served: Served) -> Blocks:
     def encode(params: Any, rows: jax.Array, tiles: Tiles) -> jax.Array:
         return jax.lax.map(lambda tile: tile_queries(served.encoder, params, rows, tile), tiles)
 
-    for tiles, count in iterate_tiles(dataset, users, ends, None,
-                                      length=served.config.data.length,
+    for tiles, count in iterate_tiles(dataset, users, ends, None, reading=served.reading,
                                       batch=served.config.evaluate.batch):
         found = encode(served.params, served.rows, jax.tree.map(jnp.asarray, tiles))
         yield np.asarray(found).reshape(-1, found.shape[-1])[:count]

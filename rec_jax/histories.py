@@ -12,19 +12,41 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rec_jax.data.dataset import Dataset
+from rec_jax.data.dataset import Dataset, seconds_after
+from rec_jax.errors import InputError
 
 TILE = 32
 
 Array = Any  # numpy on the host, JAX inside a jitted function
 
 
-class Tiles(NamedTuple):
-    """`G` tiles of `T` users with histories of at most `L` items; unused places are empty users.
+class Reading(NamedTuple):
+    """What a model reads of a history, and where its query is.
 
-    items, positions: int32 `[G, T, L]`, the last L items, from place 0.
-    segments: int32 `[G, T, L]`, 1 for an item, 0 for padding.
-    last: int32 `[G, T]`, place of the newest item.
+    length: L. hidden_next: the place after the newest item is the query's, and hidden, as the
+      places that a bidirectional encoder learned to fill; otherwise the newest item's own place.
+    times: the encoder reads times.
+    """
+
+    length: int
+    hidden_next: bool = False
+    times: bool = False
+
+    @property
+    def room(self) -> int:
+        """Newest items that fit."""
+        return self.length - self.hidden_next
+
+
+class Tiles(NamedTuple):
+    """`G` tiles of `T` users with histories of at most `L` places; unused ones are empty users.
+
+    items, positions: int32 `[G, T, L]`, the newest items, from place 0.
+    segments: int32 `[G, T, L]`, 1 for an item or a hidden place, 0 for padding.
+    last: int32 `[G, T]`, place of the query.
+    hidden: bool `[G, T, L]`, true in a hidden place; None where there are none.
+    times: int32 `[G, T, L]`, see `rec_jax.encoders.Inputs`; None where nobody reads them. A
+      hidden place has the newest item's, since when somebody will return is not known.
     targets: int32 `[G, T]`.
     seen_offsets: int32 `[G, T + 1]`, seen_items: int32 `[G, E]`: the whole history of user t
       is `seen_items[seen_offsets[t]:seen_offsets[t + 1]]`.
@@ -37,26 +59,35 @@ class Tiles(NamedTuple):
     targets: Array
     seen_offsets: Array
     seen_items: Array
+    hidden: Array | None = None
+    times: Array | None = None
 
 
 def iterate_tiles(dataset: Dataset, users: np.ndarray, ends: np.ndarray,
-                  targets: np.ndarray | None, *, length: int,
+                  targets: np.ndarray | None, *, reading: Reading,
                   batch: int) -> Iterator[tuple[Tiles, int]]:
     """Cut `users` into tiles; give about `batch` users at a time, with their number.
 
     users: `[M]`; ends: int64 `[M]`, absolute end of each history in `dataset.items`;
     targets: int32 `[M]` or None.
+
+    Raises:
+      InputError: `reading` wants times, and the dataset has none.
     """
+    if reading.times and dataset.times is None:
+        raise InputError(f"{dataset.folder} has no times; prepare it with columns.time")
     group = max(1, -(-batch // TILE))
     starts = np.asarray(dataset.offsets)[users]
     capacity = seen_capacity(ends - starts)
     for first in range(0, len(users), group * TILE):
         chosen = slice(first, first + group * TILE)
-        bounds = zip(starts[chosen].tolist(), ends[chosen].tolist(), strict=True)
+        bounds = list(zip(starts[chosen].tolist(), ends[chosen].tolist(), strict=True))
         histories = [dataset.items[start:end] for start, end in bounds]
+        times = None if dataset.times is None or not reading.times else [
+            dataset.times[max(start, end - reading.room):end] for start, end in bounds]
         wanted = None if targets is None else targets[chosen]
-        yield make_tiles(histories, wanted, group=group, length=length,
-                         capacity=capacity), len(histories)
+        yield make_tiles(histories, wanted, group=group, reading=reading, capacity=capacity,
+                         times=times), len(histories)
 
 
 def seen_capacity(lengths: np.ndarray) -> int:
@@ -66,14 +97,17 @@ def seen_capacity(lengths: np.ndarray) -> int:
 
 
 def make_tiles(histories: Sequence[np.ndarray], targets: np.ndarray | None, *, group: int,
-               length: int, capacity: int) -> Tiles:
+               reading: Reading, capacity: int,
+               times: Sequence[np.ndarray] | None = None) -> Tiles:
     """At most `group * TILE` whole histories (int `[n]` each) as `group` tiles.
 
-    length: L; capacity: E, at least the sum of the lengths in each tile.
+    capacity: E, at least the sum of the lengths in each tile; times: int64 seconds of each
+    history's items, or of its newest ones; needed where `reading` wants them.
     """
-    places = group * TILE
+    places, length = group * TILE, reading.length
     items = np.zeros((places, length), np.int32)
     segments = np.zeros((places, length), np.int32)
+    seconds = np.zeros((places, length), np.int32)
     last = np.zeros(places, np.int32)
     wanted = np.zeros(places, np.int32)
     seen_items = np.full((group, capacity), -1, np.int32)
@@ -82,15 +116,22 @@ def make_tiles(histories: Sequence[np.ndarray], targets: np.ndarray | None, *, g
     seen_offsets = np.zeros((group, TILE + 1), np.int32)
     seen_offsets[:, 1:] = np.cumsum(counts.reshape(group, TILE), axis=1)
     for place, history in enumerate(histories):
-        recent = history[max(0, len(history) - length):]
+        recent = history[max(0, len(history) - reading.room):]
         items[place, :len(recent)] = recent
-        segments[place, :len(recent)] = 1
-        last[place] = max(len(recent) - 1, 0)
+        last[place] = max(len(recent) + reading.hidden_next - 1, 0)
+        segments[place, :len(recent) + reading.hidden_next] = 1
+        if reading.times and times is not None and len(recent):
+            when = times[place][-len(recent):]
+            since = seconds_after(when, when[:1])
+            seconds[place, :len(recent)], seconds[place, len(recent):] = since, since[-1]
         tile, row = divmod(place, TILE)
         seen_items[tile, seen_offsets[tile, row]:seen_offsets[tile, row + 1]] = history
     if targets is not None:
         wanted[:len(targets)] = targets
     shape = (group, TILE, length)
     positions = np.broadcast_to(np.arange(length, dtype=np.int32), shape)
-    return Tiles(items.reshape(shape), segments.reshape(shape), positions,
-                 last.reshape(group, TILE), wanted.reshape(group, TILE), seen_offsets, seen_items)
+    asked = last.reshape(group, TILE)
+    return Tiles(items.reshape(shape), segments.reshape(shape), positions, asked,
+                 wanted.reshape(group, TILE), seen_offsets, seen_items,
+                 hidden=positions == asked[..., None] if reading.hidden_next else None,
+                 times=seconds.reshape(shape) if reading.times else None)

@@ -1,7 +1,8 @@
 """An encoder as plain arrays: build it, and apply it to item vectors.
 
 `flax.nnx` modules describe the encoders; everything that stores or updates them (optimizer,
-checkpoint, moving average) sees a flat dict `path -> array`. This file is the bridge.
+checkpoint, moving average) sees a flat dict `path -> array`. This file is the bridge, and where
+an encoder that sees the future gets the vector that stands for a hidden item.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from rec_jax.encoders import EncoderConfig, Inputs
 Params = dict[str, jax.Array]
 """Encoder parameters by path, such as `blocks/0/qkv/kernel`."""
 
+MASK = "mask"
+"""Path of the vector `[d]` that an encoder reads in place of a hidden item's."""
+
 DTYPES: dict[str, Any] = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 
 
@@ -28,8 +32,13 @@ class Encoder(NamedTuple):
     paths: tuple[str, ...]
 
     def __call__(self, params: Params, vectors: jax.Array, inputs: Inputs,
-                 key: jax.Array | None = None) -> jax.Array:
-        """Item vectors `[B, L, d]` -> queries `[B, L, d]`; no key, no dropout."""
+                 key: jax.Array | None = None, hidden: jax.Array | None = None) -> jax.Array:
+        """Item vectors `[B, L, d]` -> queries `[B, L, d]`; no key, no dropout.
+
+        hidden: bool `[B, L]`, places whose vector the encoder may not see; not for causal ones.
+        """
+        if hidden is not None:
+            vectors = jnp.where(hidden[..., None], params[MASK].astype(vectors.dtype), vectors)
         leaves = [params[path] for path in self.paths]
         state = jax.tree.unflatten(jax.tree.structure(self.template), leaves)
         return nnx.merge(self.graph, state)(vectors, inputs, key)
@@ -37,21 +46,27 @@ class Encoder(NamedTuple):
 
 def build_encoder(config: EncoderConfig, *, dim: int, length: int, causal: bool, precision: str,
                   seed: int) -> tuple[Encoder, Params]:
-    """The encoder of `config` and its initial parameters (f32), drawn from `seed`."""
+    """The encoder of `config` and its initial parameters (f32), drawn from `seed`.
+
+    One that is not causal has a parameter `mask` more, for the places that are hidden from it.
+    """
     module = config.build(dim=dim, length=length, causal=causal, dtype=DTYPES[precision],
                           rngs=nnx.Rngs(seed))
     graph, state = nnx.split(module)
     flat = jax.tree.leaves_with_path(state)
     paths = tuple(_name(path) for path, _ in flat)
     template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
-    return Encoder(graph, template, paths), dict(zip(paths, (leaf for _, leaf in flat),
-                                                     strict=True))
+    params = dict(zip(paths, (leaf for _, leaf in flat), strict=True))
+    if not causal:
+        params[MASK] = 0.02 * jax.random.normal(jax.random.key(seed), (dim,))
+    return Encoder(graph, template, paths), params
 
 
 def encode(encoder: Encoder, params: Params, rows: jax.Array, items: jax.Array,
-           inputs: Inputs, key: jax.Array | None = None) -> jax.Array:
+           inputs: Inputs, key: jax.Array | None = None,
+           hidden: jax.Array | None = None) -> jax.Array:
     """Histories `[B, L]` of items -> queries `[B, L, d]`, rows gathered from `[V_padded, d]`."""
-    return encoder(params, jnp.take(rows, items, axis=0), inputs, key)
+    return encoder(params, jnp.take(rows, items, axis=0), inputs, key, hidden)
 
 
 def _name(path: tuple[Any, ...]) -> str:

@@ -21,6 +21,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
 from rec_jax.devices import Devices
+from rec_jax.encoders import uses_times
 from rec_jax.errors import InputError
 from rec_jax.kernels import Backend
 from rec_jax.kernels.dispatch import load
@@ -157,7 +158,10 @@ def _lower(config: RunConfig, num_items: int, mesh: Mesh) -> Any:
     size = (settings.accumulate, settings.rows // settings.accumulate, config.data.length)
     cut = batch_sharding(mesh, axis=1)
     batch = {name: jax.ShapeDtypeStruct(size, jnp.int32, sharding=cut)
-             for name in ("items", "targets", "segments", "positions")}
+             for name in ("items", "targets", "segments", "positions",
+                          *(["times"] if uses_times(config.encoder) else []))}
+    if objective.num_negatives is not None and objective.needs_log_q:
+        batch["log_q"] = jax.ShapeDtypeStruct(size, jnp.float32, sharding=cut)
     step = make_train_step(
         encoder, objective, optimizer, precision=settings.precision, ema=settings.ema,
         table=table_config, mode=mode, mesh=mesh, rate=schedule(config.optimizer, _TOTAL_STEPS))

@@ -26,27 +26,39 @@ class Recommendation:
 
 
 def recommend(served: Served, *, user: str | None = None, history: Sequence[str] | None = None,
-              k: int = 10, filter_seen: bool = True) -> list[Recommendation]:
+              times: Sequence[int] | None = None, k: int = 10,
+              filter_seen: bool = True) -> list[Recommendation]:
     """The k best items after a history, best first.
 
     user: a user of the dataset, whose whole history is used; or history: item ids, oldest
     first. Exactly one of both.
+    times: seconds of the items of `history`; needed where the encoder reads times.
 
     Raises:
-      InputError: unknown user or item, an empty history, or k out of range.
+      InputError: unknown user or item, an empty history, times that are missing or not as many
+        as the items, or k out of range.
     """
     dataset = served.dataset
     if (user is None) == (history is None):
         raise InputError("recommend needs exactly one of a user and a history")
     if not 1 <= k <= dataset.num_items:
         raise InputError(f"k is {k}; expected 1 to {dataset.num_items} (the catalogue)")
+    reading = served.reading
     if user is not None:
-        items = np.asarray(dataset.history(int(dataset.user_index([user])[0])))
+        index = int(dataset.user_index([user])[0])
+        items = np.asarray(dataset.history(index))
+        when = None if dataset.times is None else np.asarray(
+            dataset.times[dataset.offsets[index]:dataset.offsets[index + 1]])
     else:
         items = np.asarray(dataset.item_index(list(history or ())))
+        when = None if times is None else np.asarray(times, np.int64)
     if items.size == 0:
         raise InputError("the history is empty; expected at least one item id")
-    tiles = make_tiles([items], None, group=1, length=served.config.data.length,
+    if reading.times and (when is None or len(when) != items.size):
+        raise InputError(f"the encoder reads times: {'no' if when is None else len(when)} times "
+                         f"for {items.size} items; expected one in seconds for each")
+    tiles = make_tiles([items], None, group=1, reading=reading,
+                       times=None if when is None else [when],
                        capacity=seen_capacity(np.array([items.size])))
     scores, best = _best(served, tiles, k, filter_seen)
     ids, titles = dataset.item_ids(), dataset.titles()

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from rec_jax.checkpoint import Checkpoints, Source
 from rec_jax.data.dataset import Dataset
-from rec_jax.encoders import Inputs
+from rec_jax.encoders import Inputs, uses_times
 from rec_jax.errors import InputError
-from rec_jax.histories import Tiles
+from rec_jax.histories import Reading, Tiles
 from rec_jax.model import Encoder, Params, build_encoder, encode
 from rec_jax.run import Run, RunConfig
 from rec_jax.tables import init_table
@@ -32,6 +32,11 @@ class Served:
     rows: jax.Array
     step: int
 
+    @property
+    def reading(self) -> Reading:
+        """What the model reads of a history."""
+        return reading_of(self.config)
+
 
 @dataclass(frozen=True)
 class StoredRows:
@@ -45,6 +50,12 @@ class StoredRows:
     dataset: Dataset
     source: Source
     step: int
+
+
+def reading_of(config: RunConfig) -> Reading:
+    """What the model of a run reads of a history."""
+    return Reading(config.data.length, hidden_next=not config.objective.causal,
+                   times=uses_times(config.encoder))
 
 
 def open_rows(folder: Run, *, step: int | None = None,
@@ -117,8 +128,8 @@ def check_dataset(dataset: Dataset, expected: str) -> None:
 
 
 def tile_queries(encoder: Encoder, params: Params, rows: jax.Array, tile: Tiles) -> jax.Array:
-    """Queries f32 `[T, d]` at the newest place of one tile (arrays without the G axis)."""
-    inputs = Inputs(tile.segments, tile.positions)
-    hidden = encode(encoder, params, rows, tile.items, inputs)  # [T, L, d]
-    picked = jnp.take_along_axis(hidden, tile.last[:, None, None], axis=1)[:, 0]
+    """Queries f32 `[T, d]` of one tile (arrays without the G axis), each at its `last` place."""
+    inputs = Inputs(tile.segments, tile.positions, tile.times)
+    queries = encode(encoder, params, rows, tile.items, inputs, hidden=tile.hidden)  # [T, L, d]
+    picked = jnp.take_along_axis(queries, tile.last[:, None, None], axis=1)[:, 0]
     return picked.astype(jnp.float32)

@@ -4,10 +4,11 @@ One file an encoder. Each holds a frozen `Config` whose `build` returns a `flax.
 `ENCODERS` is the one line that names it.
 """
 
-from rec_jax.encoders.base import EncoderConfig, Inputs
+from rec_jax.encoders.base import EncoderConfig, Inputs, uses_times
 
 ENCODERS = {
+    "hstu": "rec_jax.encoders.hstu",
     "transformer": "rec_jax.encoders.transformer",
 }
 
-__all__ = ["ENCODERS", "EncoderConfig", "Inputs"]
+__all__ = ["ENCODERS", "EncoderConfig", "Inputs", "uses_times"]

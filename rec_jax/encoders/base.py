@@ -12,9 +12,11 @@ from flax import nnx
 class Inputs(NamedTuple):
     """The layout of a batch of (packed) histories; every array is `[B, L]`.
 
-    segments: int32, 0 = padding, 1.. = the user within the row; attention stays inside one.
+    segments: int32, 0 = padding, 1.. = the user within the row; a segment's places stand side by
+      side, and attention stays inside one.
     positions: int32, restart at 0 for each segment.
-    times: int64 seconds, or None where the data has none.
+    times: int32, seconds from the segment's first item to each, at most 2^31 - 1; None where the
+      encoder's config does not say `uses_times`.
     """
 
     segments: jax.Array
@@ -27,7 +29,10 @@ Encoder = Callable[..., jax.Array]
 
 
 class EncoderConfig(Protocol):
-    """The frozen dataclass beside an encoder."""
+    """The frozen dataclass beside an encoder.
+
+    A property `uses_times` that is true asks for `Inputs.times`; see `uses_times`.
+    """
 
     @property
     def kind(self) -> str: ...
@@ -40,3 +45,8 @@ class EncoderConfig(Protocol):
           InputError: where the settings do not fit `dim`.
         """
         ...
+
+
+def uses_times(config: EncoderConfig) -> bool:
+    """Whether an encoder reads `Inputs.times`; one that does not say so does not."""
+    return bool(getattr(config, "uses_times", False))

@@ -1,4 +1,4 @@
-"""Pieces that several encoders share: dropout by counter, segment masks, attention."""
+"""Pieces that several encoders share: dropout by counter, rotary positions."""
 
 from __future__ import annotations
 
@@ -19,20 +19,23 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     return jnp.where(keep, x * (65536.0 / (65536 - threshold)), 0).astype(x.dtype)
 
 
-def segment_mask(segments: jax.Array, *, causal: bool) -> jax.Array:
-    """Who may look at whom: bool `[B, 1, L, L]`, true where query i may attend key j.
-
-    Padding attends padding only, so that no row is empty and no softmax is 0/0.
-    """
-    same = segments[:, :, None] == segments[:, None, :]
-    if causal:
-        length = segments.shape[1]
-        same &= jnp.arange(length)[:, None] >= jnp.arange(length)[None, :]
-    return same[:, None]
-
-
 def split_keys(key: jax.Array | None, count: int) -> list[jax.Array | None]:
     """`count` independent keys, or as many Nones: no key means no dropout."""
     if key is None:
         return [None] * count
     return list(jax.random.split(key, count))
+
+
+def rotated(x: jax.Array, positions: jax.Array) -> jax.Array:
+    """Rotary positions: x `[B, L, h, c]` with pair i of its values turned by its own angle.
+
+    Pair i is values i and i + c / 2, and turns by position * 10000^(-2 i / c), so that the
+    product of a query and a key depends on the distance of their int32 positions `[B, L]` alone
+    (Su et al., "RoFormer", 2021).
+    """
+    half = x.shape[-1] // 2
+    angle = positions[:, :, None, None] * 10_000.0 ** (-jnp.arange(half) / half)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    one, other = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([one * cos - other * sin, other * cos + one * sin], axis=-1)
+    return turned.astype(x.dtype)

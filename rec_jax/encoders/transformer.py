@@ -1,8 +1,9 @@
 """The transformer encoder: SASRec when causal, BERT4Rec's when not.
 
-A pre-norm transformer (Xiong et al., 2020) over item vectors with learned positions. SASRec
-(Kang & McAuley, 2018) is the causal one; attention never leaves a segment, so several users
-can share one row.
+A pre-norm transformer (Xiong et al., 2020) over item vectors. SASRec (Kang & McAuley, 2018) is
+the causal one with learned positions; attention never leaves a segment, so several users can
+share one row. Rotary positions (Su et al., 2021), RMS norm and the gated feed-forward layer
+(Shazeer, 2020) are what language models have changed since.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rec_jax.encoders.attention import attention_mask, by_queries
 from rec_jax.encoders.base import Inputs
-from rec_jax.encoders.layers import dropout, segment_mask, split_keys
+from rec_jax.encoders.layers import dropout, rotated, split_keys
 from rec_jax.errors import InputError
 
 
@@ -28,7 +30,12 @@ class Config:
     hidden: width of the feed-forward layer, as a multiple of the table's width.
     dropout: rate on embeddings and on both residual branches, in [0, 1).
     attention_dropout: rate on attention weights; costs B x heads x L x L random draws.
-    activation: of the feed-forward layer.
+    activation: of the feed-forward layer; swiglu is gated, and two thirds as wide, so that it has
+      as many parameters.
+    positions: a learned vector added to each place of a history, or rotary: queries and keys
+      turn with it, and only distances count.
+    norm: layer, or rms, which does not subtract the mean and has no bias.
+    query_chunk: a row longer than this attends in pieces of so many queries.
     """
 
     kind: str = "transformer"
@@ -37,10 +44,13 @@ class Config:
     hidden: int = 4
     dropout: float = 0.2
     attention_dropout: float = 0.0
-    activation: Literal["gelu", "relu", "silu"] = "gelu"
+    activation: Literal["gelu", "relu", "silu", "swiglu"] = "gelu"
+    positions: Literal["learned", "rotary"] = "learned"
+    norm: Literal["layer", "rms"] = "layer"
+    query_chunk: int = 512
 
     def __post_init__(self) -> None:
-        for name in ("layers", "heads", "hidden"):
+        for name in ("layers", "heads", "hidden", "query_chunk"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
         for name in ("dropout", "attention_dropout"):
@@ -54,69 +64,96 @@ class Config:
             raise InputError(
                 f"encoder.heads = {self.heads} does not divide table.dim = {dim}; "
                 f"expected a divisor")
+        if self.positions == "rotary" and dim // self.heads % 2:
+            raise InputError(
+                f"encoder.positions = 'rotary' turns pairs of values, and table.dim / "
+                f"encoder.heads is {dim // self.heads}; expected an even number")
         return Transformer(self, dim=dim, length=length, causal=causal, dtype=dtype, rngs=rngs)
 
 
 class Block(nnx.Module):
     """Attention and feed-forward, each on a normalised input and added to the stream."""
 
-    def __init__(self, config: Config, dim: int, dtype: jax.typing.DTypeLike,
+    def __init__(self, config: Config, dim: int, causal: bool, dtype: jax.typing.DTypeLike,
                  rngs: nnx.Rngs) -> None:
-        self.config = config
+        self.config, self.causal = config, causal
         init = nnx.initializers.normal(0.02)
         # The two layers that write into the stream start smaller, so that its variance does
         # not grow with depth (GPT-2).
         out = nnx.initializers.normal(0.02 / (2 * config.layers) ** 0.5)
-        self.norm_attention = nnx.LayerNorm(dim, dtype=dtype, rngs=rngs)
+        gated = config.activation == "swiglu"
+        width = config.hidden * dim * 2 // 3 if gated else config.hidden * dim
+        self.norm_attention = _norm(config, dim, dtype, rngs)
         self.qkv = nnx.Linear(dim, 3 * dim, kernel_init=init, dtype=dtype, rngs=rngs)
         self.project = nnx.Linear(dim, dim, kernel_init=out, dtype=dtype, rngs=rngs)
-        self.norm_mlp = nnx.LayerNorm(dim, dtype=dtype, rngs=rngs)
-        self.up = nnx.Linear(dim, config.hidden * dim, kernel_init=init, dtype=dtype, rngs=rngs)
-        self.down = nnx.Linear(config.hidden * dim, dim, kernel_init=out, dtype=dtype, rngs=rngs)
+        self.norm_mlp = _norm(config, dim, dtype, rngs)
+        self.up = nnx.Linear(dim, width * (1 + gated), kernel_init=init, dtype=dtype, rngs=rngs)
+        self.down = nnx.Linear(width, dim, kernel_init=out, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, mask: jax.Array, key: jax.Array | None) -> jax.Array:
-        """x `[B, L, d]`, mask bool `[B, 1, L, L]` -> `[B, L, d]`."""
+    def __call__(self, x: jax.Array, inputs: Inputs, key: jax.Array | None) -> jax.Array:
+        """x `[B, L, d]` -> `[B, L, d]`."""
         config = self.config
         keys = split_keys(key, 3)
-        attended = self._attend(self.norm_attention(x), mask, keys[0])
+        attended = self._attend(self.norm_attention(x), inputs, keys[0])
         x = x + dropout(self.project(attended), config.dropout, keys[1])
-        hidden = getattr(jax.nn, config.activation)(self.up(self.norm_mlp(x)))
+        hidden = self._activate(self.up(self.norm_mlp(x)))
         return x + dropout(self.down(hidden), config.dropout, keys[2])
 
-    def _attend(self, x: jax.Array, mask: jax.Array, key: jax.Array | None) -> jax.Array:
+    def _activate(self, x: jax.Array) -> jax.Array:
+        if self.config.activation == "swiglu":
+            gate, values = jnp.split(x, 2, axis=-1)
+            return jax.nn.silu(gate) * values
+        return getattr(jax.nn, self.config.activation)(x)
+
+    def _attend(self, x: jax.Array, inputs: Inputs, key: jax.Array | None) -> jax.Array:
         batch, length, dim = x.shape
-        heads = self.config.heads
+        heads, rate = self.config.heads, self.config.attention_dropout
         qkv = self.qkv(x).reshape(batch, length, 3, heads, dim // heads)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [B, L, h, d/h]
-        if key is None or self.config.attention_dropout == 0.0:
-            mixed = jax.nn.dot_product_attention(q, k, v, mask=mask)
-        else:
+        if self.config.positions == "rotary":
+            q, k = (rotated(part, inputs.positions) for part in (q, k))
+
+        def attend(queries: tuple[jax.Array, jax.Array], places: jax.Array) -> jax.Array:
+            q, own = queries  # [B, C, h, d/h], [B, C]
+            mask = attention_mask(own, inputs.segments, places, causal=self.causal)
+            if key is None or rate == 0.0:
+                return jax.nn.dot_product_attention(q, k, v, mask=mask)
             logits = jnp.einsum("bqhc,bkhc->bhqk", q, k, preferred_element_type=jnp.float32)
-            logits = jnp.where(mask, logits * (dim // heads) ** -0.5, -jnp.inf)
-            weights = dropout(jax.nn.softmax(logits), self.config.attention_dropout, key)
-            mixed = jnp.einsum("bhqk,bkhc->bqhc", weights.astype(v.dtype), v)
+            # A finite one: behind the row's end stand queries that may attend nothing.
+            logits = jnp.where(mask, logits * (dim // heads) ** -0.5, -1e30)
+            weights = dropout(jax.nn.softmax(logits), rate, jax.random.fold_in(key, places[0]))
+            return jnp.einsum("bhqk,bkhc->bqhc", weights.astype(v.dtype), v)
+
+        mixed = by_queries(attend, (q, inputs.segments), self.config.query_chunk)
         return mixed.reshape(batch, length, dim)
 
 
 class Transformer(nnx.Module):
-    """`config.layers` blocks over item vectors plus learned positions."""
+    """`config.layers` blocks over item vectors and their positions."""
 
     def __init__(self, config: Config, *, dim: int, length: int, causal: bool,
                  dtype: jax.typing.DTypeLike, rngs: nnx.Rngs) -> None:
         self.config = config
-        self.causal = causal
         self.dtype = dtype
-        self.position = nnx.Param(0.02 * jax.random.normal(rngs.params(), (length, dim)))
-        self.blocks = nnx.List([Block(config, dim, dtype, rngs) for _ in range(config.layers)])
-        self.norm = nnx.LayerNorm(dim, dtype=dtype, rngs=rngs)
+        self.position = None if config.positions == "rotary" else nnx.Param(
+            0.02 * jax.random.normal(rngs.params(), (length, dim)))
+        self.blocks = nnx.List([Block(config, dim, causal, dtype, rngs)
+                                for _ in range(config.layers)])
+        self.norm = _norm(config, dim, dtype, rngs)
 
     def __call__(self, vectors: jax.Array, inputs: Inputs,
                  key: jax.Array | None = None) -> jax.Array:
         """vectors `[B, L, d]` -> queries `[B, L, d]` in the compute dtype."""
         keys = split_keys(key, len(self.blocks) + 1)
-        x = vectors + self.position[...][inputs.positions]
+        x = vectors
+        if self.position is not None:
+            x = x + self.position[...][inputs.positions]
         x = dropout(x.astype(self.dtype), self.config.dropout, keys[0])
-        mask = segment_mask(inputs.segments, causal=self.causal)
         for block, block_key in zip(self.blocks, keys[1:], strict=True):
-            x = block(x, mask, block_key)
+            x = block(x, inputs, block_key)
         return self.norm(x)
+
+
+def _norm(config: Config, dim: int, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs) -> nnx.Module:
+    made = nnx.LayerNorm if config.norm == "layer" else nnx.RMSNorm
+    return made(dim, dtype=dtype, rngs=rngs)
