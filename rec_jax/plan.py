@@ -90,13 +90,16 @@ def make_plan(config: RunConfig, num_items: int, devices: Devices) -> Plan:
     positions = settings.rows * config.data.length
     micro = positions / settings.accumulate / count
     parameters = _encoder_parameters(config)
-    sampled = config.objective.num_negatives or 0
-    scored = sampled or rows
+    objective = config.objective
+    sampled = objective.num_negatives is not None
+    drawn = objective.drawn(positions) if sampled else 0
+    pairs = objective.pairs(positions) if sampled else positions * rows
+    mined = objective.mined if sampled else 0  # each device's shard is scanned for all of them
 
     per_row, constant = _STATE[table.optimizer.kind]
     local_rows = rows / items
     copies = 2 if settings.ema is not None else 1
-    fetched = positions / count * (2 if sampled else 1) + sampled
+    fetched = positions / count * (2 if sampled else 1) + drawn
     memory = {
         "rows": copies * local_rows * dim * width,
         "row optimizer": local_rows * (8 * dim if mode == "dense" else per_row * dim + constant),
@@ -108,14 +111,16 @@ def make_plan(config: RunConfig, num_items: int, devices: Devices) -> Plan:
     }
     layers, length = getattr(config.encoder, "layers", 2), config.data.length
     operations = {
-        "encoder": positions / count * (6 * parameters + 12 * layers * length * dim),
-        "softmax": 8.0 * positions / data * scored / (1 if sampled else items) * dim
-        / (items if sampled else 1),
+        "encoder": positions / count * (6 * parameters + 12 * layers * length * dim)
+        * (4 / 3 if mined else 1),  # the search needs the queries beforehand
+        "softmax": 8.0 * pairs / count * dim,
+        "search": 2.0 * mined * local_rows * dim,
     }
-    exps = 2.0 * positions * scored / count
+    exps = 2.0 * pairs / count
     passes = max(1.0, positions / data / _QUERY_TILE)
     state_bytes = per_row * dim + constant
-    traffic = (fetched * (3 * dim * width + 2 * state_bytes) if sampled else
+    traffic = (fetched * (3 * dim * width + 2 * state_bytes)
+               + (local_rows * dim * width if mined else 0.0) if sampled else
                local_rows * (passes * dim * width + 2 * (dim * width + state_bytes)))
     others = (items - 1) / items
     communication = {

@@ -21,7 +21,6 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
 from rec_jax.devices import Devices
-from rec_jax.encoders import uses_times
 from rec_jax.errors import InputError
 from rec_jax.kernels import Backend
 from rec_jax.kernels.dispatch import load
@@ -69,7 +68,7 @@ def compile_step(config: RunConfig, num_items: int, devices: Devices,
     """
     mesh = Mesh(_topology(devices).reshape(mesh_shape), BOTH,
                 axis_types=(AxisType.Auto, AxisType.Auto))
-    compiled, text = compile_to_text(_lower(config, num_items, mesh))
+    compiled, text = _compile(_lower(config, num_items, mesh))
     memory = compiled.memory_analysis()
     cost = compiled.cost_analysis() or {}
     sizes = collective_bytes(text)
@@ -83,7 +82,7 @@ def compile_step(config: RunConfig, num_items: int, devices: Devices,
                     max((size for _, size in sizes), default=0))
 
 
-def compile_to_text(lowered: Any) -> tuple[Any, str]:
+def _compile(lowered: Any) -> tuple[Any, str]:
     """The program and its text, which libtpu writes: jaxlib may be too old to read it back."""
     with tempfile.TemporaryDirectory() as folder:
         compiled = lowered.compile(
@@ -158,8 +157,7 @@ def _lower(config: RunConfig, num_items: int, mesh: Mesh) -> Any:
     size = (settings.accumulate, settings.rows // settings.accumulate, config.data.length)
     cut = batch_sharding(mesh, axis=1)
     batch = {name: jax.ShapeDtypeStruct(size, jnp.int32, sharding=cut)
-             for name in ("items", "targets", "segments", "positions",
-                          *(["times"] if uses_times(config.encoder) else []))}
+             for name in ("items", "targets", "segments", "positions")}
     if objective.num_negatives is not None and objective.needs_log_q:
         batch["log_q"] = jax.ShapeDtypeStruct(size, jnp.float32, sharding=cut)
     step = make_train_step(

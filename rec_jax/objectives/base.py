@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import jax
-
-if TYPE_CHECKING:
-    from rec_jax.objectives.negatives import Negatives
+import jax.numpy as jnp
 
 
 class Task(NamedTuple):
@@ -39,7 +38,8 @@ class Objective(Protocol):
 
     @property
     def num_negatives(self) -> int | None:
-        """Items that a step scores besides the targets; None: the whole catalogue."""
+        """Negatives that all positions of a step share; None: the whole catalogue is scored.
+        0 where their number follows that of the positions."""
         ...
 
     def task(self, items: jax.Array, targets: jax.Array, segments: jax.Array,
@@ -68,14 +68,81 @@ class CatalogueObjective(Objective, Protocol):
         ...
 
 
-class SampledObjective(Objective, Protocol):
-    """A loss against `num_negatives` rows that a step draws."""
+Softmax = Callable[..., tuple[jax.Array, jax.Array]]
+"""`(queries [N, d], rows [K, d], targets [N], *, bias [K], logit_scale, backend) -> loss, lse`:
+`rec_jax.kernels.softmax_loss`, or the same on a mesh for rows that all devices hold."""
 
-    def draw(self, key: jax.Array, num_items: int) -> Negatives:
+
+class Negatives(NamedTuple):
+    """Items that a step scores against, and how many of each were to be expected.
+
+    ids: int32 `[K]`, shared by all positions of the step, or `[A, N, k]`, k of each position of
+      A micro-batches (`[N, k]` when the loss of one is computed).
+    log_expected: f32, as `ids`: log of the expected number of this item among the draws; inf:
+      the slot is empty.
+    aux: whatever else the objective needs again for the loss; the same for all micro-batches.
+    """
+
+    ids: jax.Array
+    log_expected: jax.Array
+    aux: Any = None
+
+
+class Scene(NamedTuple):
+    """What an objective may look at when it draws a step's negatives, for A micro-batches.
+
+    num_items: V.
+    targets, weights: `[A, N]`, as in `Task`.
+    log_q: f32 `[A, N]`, log of each target's share of all labels of the data; None unless the
+      objective `needs_log_q`.
+    queries: () -> `[A, N, d]`, the encoder's, without dropout, as constants: one more forward
+      pass.
+    best: (queries `[n, d]`, k, exclude int32 `[n, s]` or None) -> scores f32 and ids int32
+      `[n, k]` of the best items of the catalogue, -1 where there are none: one more pass over
+      the table.
+    """
+
+    num_items: int
+    targets: jax.Array
+    weights: jax.Array
+    log_q: jax.Array | None
+    queries: Callable[[], jax.Array]
+    best: Callable[[jax.Array, int, jax.Array | None], tuple[jax.Array, jax.Array]]
+
+
+class SampledObjective(Objective, Protocol):
+    """A loss against rows that a step draws."""
+
+    @property
+    def needs_log_q(self) -> bool:
+        """Whether batches must carry the frequencies of their targets."""
+        ...
+
+    @property
+    def mined(self) -> int:
+        """Queries for which a step scans the catalogue."""
+        ...
+
+    def drawn(self, positions: int) -> int:
+        """Rows that a step of so many positions draws."""
+        ...
+
+    def pairs(self, positions: int) -> int:
+        """Scores that a step of so many positions computes."""
+        ...
+
+    def draw(self, key: jax.Array, scene: Scene) -> Negatives:
         """The negatives of one step."""
         ...
 
     def loss_of_rows(self, queries: jax.Array, label_rows: jax.Array, negative_rows: jax.Array,
-                     targets: jax.Array, negatives: Negatives) -> jax.Array:
-        """f32 `[N]` from queries and label rows `[N, d]` and negative rows `[K, d]`."""
+                     task: Task, negatives: Negatives, softmax: Softmax) -> jax.Array:
+        """f32 `[N]` from queries and label rows `[N, d]` and the rows of `negatives.ids`, f32
+        `[K, d]` or `[N, k, d]`. Arrays are global: a position may look at any other's."""
         ...
+
+
+def next_items(targets: jax.Array) -> Task:
+    """Every position of `[B, L]` that has a next item (-1: none) predicts it."""
+    flat = targets.reshape(-1)
+    return Task(None, jnp.maximum(flat, 0), (flat >= 0).astype(jnp.float32))

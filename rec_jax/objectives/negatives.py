@@ -8,31 +8,29 @@ estimates the softmax over the whole catalogue without bias in Z. The label's ow
 sum for certain, not by chance, so it is not corrected; a label that was drawn as well (an
 accidental hit) is masked. Bengio & Senecal (2008) gave the estimate; Yi et al. (2019) use it for
 in-batch negatives.
+
+Nothing here builds an array of positions x negatives: the sum is `softmax_loss` over the drawn
+rows with -log n_j as their bias. The kernel carries one item of each query apart from its sums;
+that is the label where it was drawn, so that taking it out again cancels nothing.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rec_jax.errors import InputError
+from rec_jax.kernels import softmax_loss
 from rec_jax.kernels.rounding import mix
+from rec_jax.objectives.base import Negatives, Softmax
 
 Array = jax.Array
 
 _HIDDEN = -1e30  # exp gives 0, and unlike -inf a difference of two is a number
-
-
-class Negatives(NamedTuple):
-    """ids: int32 `[K]`, shared by all positions; log_expected: f32 `[K]`, log n_j of each (inf:
-    the slot is empty)."""
-
-    ids: Array
-    log_expected: Array
+_NO_LOSS = 1e-30  # below it the other negatives weigh nothing against the label
 
 
 def uniform(key: Array, num_items: int, count: int) -> Negatives:
@@ -101,18 +99,56 @@ def in_batch(targets: Array, weights: Array, log_q: Array) -> Negatives:
 
 
 def sampled_softmax(queries: Array, label_rows: Array, negative_rows: Array, targets: Array,
-                    negatives: Negatives, *, scale: float = 1.0) -> Array:
+                    negatives: Negatives, *, scale: float = 1.0, backend: str = "auto",
+                    softmax: Softmax = softmax_loss) -> Array:
     """Loss of each position, f32 `[N]`; the formula is at the top of this file.
 
-    queries, label_rows: `[N, d]`; negative_rows: `[K, d]`, rows of `negatives.ids`; targets:
-    int32 `[N]`. Scores are `scale * q . w`. Holds one N x K array.
+    queries, label_rows: `[N, d]`; negative_rows: `[K, d]`, rows of `negatives.ids` `[K]`; targets:
+    int32 `[N]`. Scores are `scale * q . w`.
     """
     own = scale * jnp.sum(queries.astype(jnp.float32) * label_rows.astype(jnp.float32), axis=-1)
-    scores = scale * jnp.dot(queries, negative_rows.astype(queries.dtype).T,
-                             preferred_element_type=jnp.float32)
-    scores = jnp.maximum(scores - negatives.log_expected, _HIDDEN)
-    scores = jnp.where(targets[:, None] == negatives.ids, _HIDDEN, scores)
-    return jax.nn.softplus(jax.nn.logsumexp(scores, axis=-1) - own)
+    bias, slots = _merge(negatives, targets)
+    loss, lse = softmax(queries, negative_rows.astype(queries.dtype), slots, bias=bias,
+                        logit_scale=scale, backend=backend)
+    # The kernel's loss is -log p(slot), and its lse has the slot: leave lse + log(1 - p). Where
+    # the label was not drawn, p is 0 and the loss inf.
+    counts = loss > _NO_LOSS
+    share = -jnp.expm1(-jnp.where(counts, loss, 1.0))
+    others = jnp.where(counts, lse + jnp.log(share), _HIDDEN)
+    return jax.nn.softplus(jnp.maximum(others, _HIDDEN) - own)
+
+
+def first_of_each(ids: Array) -> Array:
+    """Bool `[K]`: whether no earlier entry of `ids` int `[K]` is equal."""
+    keys, order = jax.lax.sort((ids, jax.lax.iota(jnp.int32, ids.size)), num_keys=1,
+                               is_stable=True)
+    return jnp.zeros(ids.shape, bool).at[order].set(_begins(keys), unique_indices=True)
+
+
+def _merge(negatives: Negatives, targets: Array) -> tuple[Array, Array]:
+    """Repeated negatives as one, and where each target is among them.
+
+    Returns:
+      bias f32 `[K]`: log sum of exp(-log_expected) over all draws of an item at the first of
+      them, -inf at the others; and slots int32 `[N]` of `targets`, -1 where not drawn.
+    """
+    size = negatives.ids.size
+    ids, order, weight = jax.lax.sort(
+        (negatives.ids, jax.lax.iota(jnp.int32, size), jnp.exp(-negatives.log_expected)),
+        num_keys=1, is_stable=True)
+    first = _begins(ids)
+    run = jnp.cumsum(first.astype(jnp.int32)) - 1
+    total = jnp.zeros(size, jnp.float32).at[run].add(weight, indices_are_sorted=True)
+    sorted_bias = jnp.where(first, jnp.log(total[run]), -jnp.inf)
+    bias = jnp.zeros(size, jnp.float32).at[order].set(sorted_bias, unique_indices=True)
+    place = jnp.minimum(jnp.searchsorted(ids, targets), size - 1)
+    drawn = (ids[place] == targets) & (sorted_bias[place] > -jnp.inf)
+    return bias, jnp.where(drawn, order[place], -1)
+
+
+def _begins(keys: Array) -> Array:
+    """Bool `[K]`: where a run of equal sorted keys begins."""
+    return jnp.concatenate([jnp.ones(1, bool), keys[1:] != keys[:-1]])
 
 
 def _octaves(num_items: int) -> tuple[np.ndarray, np.ndarray]:

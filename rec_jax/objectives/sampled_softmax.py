@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 
 from rec_jax.errors import InputError
-from rec_jax.objectives.base import Task
-from rec_jax.objectives.negatives import Negatives, log_uniform, sampled_softmax, uniform
+from rec_jax.objectives.base import Negatives, Scene, Softmax, Task
+from rec_jax.objectives.negatives import log_uniform, sampled_softmax, uniform
+from rec_jax.objectives.sampled import NextItemAgainstDrawn
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(NextItemAgainstDrawn):
     """Settings of the objective.
 
     negatives: uniform (all different), or log_uniform, for item ids in the order of falling
@@ -25,45 +25,44 @@ class Config:
     count: negatives of a step, shared by all its positions; with uniform at most the catalogue,
       and the catalogue itself makes the loss exact.
     scale: factor on every score.
+    backend: of the kernel: auto, reference, xla, mosaic_gpu, mosaic_tpu.
     """
 
     kind: str = "sampled_softmax"
     negatives: Literal["uniform", "log_uniform"] = "uniform"
     count: int = 8192
     scale: float = 1.0
+    backend: str = "auto"
 
     def __post_init__(self) -> None:
         if self.count < 1:
             raise InputError(f"objective.count is {self.count}; expected at least 1")
 
     @property
-    def causal(self) -> bool:
-        """A position sees only its past."""
-        return True
-
-    @property
     def num_negatives(self) -> int:
         """Negatives of a step."""
         return self.count
 
-    def task(self, items: jax.Array, targets: jax.Array, segments: jax.Array,
-             key: jax.Array) -> Task:
-        """Every position that has a next item predicts it."""
-        del items, segments, key
-        flat = targets.reshape(-1)
-        return Task(None, jnp.maximum(flat, 0), (flat >= 0).astype(jnp.float32))
+    def drawn(self, positions: int) -> int:
+        """Rows a step: the same for any number of positions."""
+        del positions
+        return self.count
 
-    def draw(self, key: jax.Array, num_items: int) -> Negatives:
+    def pairs(self, positions: int) -> int:
+        """Every position is scored against every negative."""
+        return positions * self.count
+
+    def draw(self, key: jax.Array, scene: Scene) -> Negatives:
         """The negatives of one step.
 
         Raises:
           InputError: uniform negatives are different, and `num_items` are too few for it.
         """
         sampler = uniform if self.negatives == "uniform" else log_uniform
-        return sampler(key, num_items, self.count)
+        return sampler(key, scene.num_items, self.count)
 
     def loss_of_rows(self, queries: jax.Array, label_rows: jax.Array, negative_rows: jax.Array,
-                     targets: jax.Array, negatives: Negatives) -> jax.Array:
+                     task: Task, negatives: Negatives, softmax: Softmax) -> jax.Array:
         """f32 `[N]` from queries and label rows `[N, d]` and negative rows `[K, d]`."""
-        return sampled_softmax(queries, label_rows, negative_rows, targets, negatives,
-                               scale=self.scale)
+        return sampled_softmax(queries, label_rows, negative_rows, task.targets, negatives,
+                               scale=self.scale, backend=self.backend, softmax=softmax)

@@ -113,6 +113,21 @@ def full_softmax(mesh: Mesh, queries: Array, rows: Array, targets: Array, *, num
     return island(body, mesh, specs, (P(DATA), P(DATA)), check=True)(queries, rows, targets)
 
 
+def shared_softmax(mesh: Mesh, queries: Array, rows: Array, targets: Array, *, bias: Array,
+                   logit_scale: float = 1.0, backend: str = "auto") -> tuple[Array, Array]:
+    """`softmax_loss` against rows `[K, d]` that every device holds: loss and lse f32 `[N]`.
+
+    Queries are cut over both axes, N a multiple of the device count. Differentiable in queries
+    and rows.
+    """
+    def body(queries: Array, rows: Array, targets: Array, bias: Array) -> tuple[Array, Array]:
+        return softmax_loss(queries, rows, targets, bias=bias, logit_scale=logit_scale,
+                            backend=backend)
+
+    return island(body, mesh, (_CUT, P(), _CUT, P()), (_CUT, _CUT), check=True)(
+        queries, rows, targets, bias)
+
+
 def catalogue_rank(mesh: Mesh, queries: Array, rows: Array, targets: Array,
                    seen: tuple[Array, Array] | None, *, num_items: int) -> Array:
     """`target_rank` against a table over the mesh: int32 `[N]`; queries are on every device."""

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
+import numpy as np
+import numpy.typing as npt
 from jax.sharding import Mesh
 
 from rec_jax.data.batches import BatchStream
 from rec_jax.data.dataset import Dataset
-from rec_jax.encoders import uses_times
+from rec_jax.data.label_frequency import label_counts, log_shares
 from rec_jax.errors import InputError
 from rec_jax.evaluate import Ranker, choose_users, make_ranker, rank_users
 from rec_jax.mesh import make_mesh
@@ -18,7 +20,6 @@ from rec_jax.metrics import rank_metrics
 from rec_jax.model import Encoder, build_encoder
 from rec_jax.optimizer import dense_optimizer, schedule
 from rec_jax.run import RunConfig
-from rec_jax.served import reading_of
 from rec_jax.tables import init_table, row_optimizer
 from rec_jax.tables.choose import Choice, choose_update
 from rec_jax.train.state import TrainState, init_state, served
@@ -35,7 +36,10 @@ class Horizon(NamedTuple):
 
 @dataclass(frozen=True)
 class Built:
-    """The parts of a run; `state` is the one before the first step."""
+    """The parts of a run; `state` is the one before the first step.
+
+    log_share: f32 `[V]`, log of each item's share of all labels, where the objective needs it.
+    """
 
     dataset: Dataset
     stream: BatchStream
@@ -45,6 +49,7 @@ class Built:
     step: Step
     state: TrainState
     validator: Validator
+    log_share: npt.NDArray[np.float32] | None
 
 
 def build(config: RunConfig) -> Built:
@@ -61,9 +66,7 @@ def build(config: RunConfig) -> Built:
     stream = BatchStream(dataset, length=config.data.length,
                          rows=settings.rows // settings.accumulate, pack=config.data.pack,
                          window=config.data.window, seed=config.seed,
-                         share=(jax.process_index(), jax.process_count()),
-                         times=uses_times(config.encoder),
-                         targets="next" if config.objective.causal else "self")
+                         share=(jax.process_index(), jax.process_count()))
     horizon = steps_of(config, stream.rows_per_epoch)
     encoder, params = build_encoder(
         config.encoder, dim=config.table.dim, length=config.data.length,
@@ -79,14 +82,22 @@ def build(config: RunConfig) -> Built:
         table=config.table, mode=choice.mode, mesh=mesh,
         rate=schedule(config.optimizer, horizon.total))
     return Built(dataset, stream, mesh, horizon, choice, step, state,
-                 Validator(config, dataset, encoder, mesh))
+                 Validator(config, dataset, encoder, mesh), _log_share(config, dataset))
+
+
+def _log_share(config: RunConfig, dataset: Dataset) -> npt.NDArray[np.float32] | None:
+    objective = config.objective
+    if objective.num_negatives is None or not objective.needs_log_q:
+        return None
+    return log_shares(label_counts(dataset, length=config.data.length,
+                                   window=config.data.window))
 
 
 def update_of(config: RunConfig, num_items: int) -> Choice:
     """How the item table of a run is updated, and why."""
-    negatives = config.objective.num_negatives
-    touched = (None if negatives is None
-               else 2 * config.train.rows * config.data.length + negatives)
+    positions = config.train.rows * config.data.length
+    touched = (None if config.objective.num_negatives is None
+               else 2 * positions + config.objective.drawn(positions))
     return choose_update(config.table, num_items=num_items, touched=touched,
                          clips_global_norm=config.optimizer.clip is not None)
 
@@ -118,5 +129,5 @@ class Validator:
         params, rows = served(state)
         users, targets, ends = self._chosen
         ranks = rank_users(self._ranker, params, rows, self._dataset, users, targets, ends,
-                           reading=reading_of(self._config), batch=self._config.evaluate.batch)
+                           length=self._config.data.length, batch=self._config.evaluate.batch)
         return rank_metrics(ranks, self._config.evaluate.ks)

@@ -17,12 +17,14 @@ from typing import Any
 
 import jax
 import numpy as np
+import numpy.typing as npt
 from jax.experimental import multihost_utils
 
 from rec_jax.checkpoint import Checkpoints
 from rec_jax.config import save as save_config
 from rec_jax.config import to_mapping
 from rec_jax.data.batches import BatchStream, prefetch
+from rec_jax.data.label_frequency import of_targets
 from rec_jax.errors import Preempted, TrainingError
 from rec_jax.progress import Reporter, Silent
 from rec_jax.run import Run, RunConfig
@@ -94,7 +96,8 @@ class _Loop:
 
     def run(self, state: TrainState, done: int) -> dict[str, Any]:
         settings, horizon = self.config.train, self.built.horizon
-        batches = prefetch(_micro_batches(self.built.stream, settings.accumulate))
+        batches = prefetch(_micro_batches(self.built.stream, settings.accumulate,
+                                          self.built.log_share))
         window = _Window()
         mark = time.perf_counter()
         try:
@@ -200,11 +203,17 @@ class _Window:
                 "bad_ids": float(sum(int(m.bad_ids) for m in host))}
 
 
-def _micro_batches(stream: BatchStream, accumulate: int) -> Iterator[tuple[Batch, int]]:
-    """The next `accumulate` batches as one, `[A, B, L]`, and the number of histories in it."""
+def _micro_batches(stream: BatchStream, accumulate: int,
+                   log_share: npt.NDArray[np.float32] | None) -> Iterator[tuple[Batch, int]]:
+    """The next `accumulate` batches as one, `[A, B, L]`, and the number of histories in it.
+
+    log_share: f32 `[V]`; if given, a batch has f32 `log_q`, that of its targets.
+    """
     while True:
         parts = [next(stream) for _ in range(accumulate)]
         micro = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+        if log_share is not None:
+            micro["log_q"] = of_targets(log_share, micro["targets"])
         yield micro, int(micro["segments"].max(axis=-1).sum())
 
 

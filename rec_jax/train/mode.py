@@ -23,7 +23,8 @@ from rec_jax.train.state import TrainState
 Array = jax.Array
 Batch = dict[str, Any]
 """items, targets (-1: none), segments (0: padding), positions: int32 `[A, B, L]` for A
-micro-batches; times as well where the encoder uses them."""
+micro-batches; times as well where the encoder uses them, and f32 log_q, log of each target's
+share of all labels, where the objective does."""
 
 
 class Setting(NamedTuple):
@@ -59,13 +60,15 @@ class Opened(NamedTuple):
     shared: differentiated, the same for every micro-batch; `encoder`, and `rows` where optax
       trains them, are updated by optax.
     own: differentiated, one slice `[A, ...]` for each micro-batch.
-    fixed: not differentiated.
+    fixed: not differentiated, the same for every micro-batch.
+    each: not differentiated, one slice `[A, ...]` for each; the loss finds it in `fixed`.
     close: the new table.
     """
 
     shared: dict[str, Any]
     own: dict[str, Any]
     fixed: dict[str, Any]
+    each: dict[str, Any]
     close: Callable[[Closing], Table]
 
 
@@ -84,13 +87,17 @@ class Mode(Protocol):
 
 
 def queries_of(setting: Setting, params: Params, vectors: Array, micro: Batch, task: Task,
-               key: Array) -> Array:
-    """Input vectors `[B * L, d]` -> queries `[N, d]` of the task's positions, compute dtype."""
+               key: Array | None) -> Array:
+    """Input vectors `[B * L, d]` -> queries `[N, d]` of the task's positions, compute dtype.
+
+    key: of dropout; None: there is none.
+    """
     batch, length = micro["items"].shape
     vectors = vectors.reshape(batch, length, -1)
+    if task.hidden is not None:
+        vectors = jnp.where(task.hidden[..., None], 0.0, vectors)
     inputs = Inputs(micro["segments"], micro["positions"], micro.get("times"))
-    queries = setting.encoder(params, vectors, inputs, key, task.hidden)
-    flat = queries.reshape(batch * length, -1)
+    flat = setting.encoder(params, vectors, inputs, key).reshape(batch * length, -1)
     return (flat if task.where is None else flat[task.where]).astype(setting.compute)
 
 

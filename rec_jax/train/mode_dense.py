@@ -11,23 +11,28 @@ from rec_jax.objectives.catalogue import mean_of_rows
 from rec_jax.tables import Table
 from rec_jax.tables.on_mesh import full_softmax
 from rec_jax.tables.update_dense import update_dense
+from rec_jax.train import scene
 from rec_jax.train.mode import Array, Batch, Closing, Opened, Setting, queries_of, weighted
 from rec_jax.train.state import TrainState
 
 
 def open(setting: Setting, state: TrainState, batch: Batch, tasks: Task, key: Array) -> Opened:
     """See `Mode.open`."""
-    del batch, tasks
-    table, objective = state.table, setting.objective
+    table = state.table
     fixed: dict[str, Any] = {"num_items": table.num_items}
-    if objective.num_negatives is not None:
-        fixed["negatives"] = objective.draw(key, table.num_items)
+    each: dict[str, Any] = {}
+    if setting.objective.num_negatives is not None:
+        count = batch["items"].shape[0]
+        negatives = scene.draw(
+            setting, state, batch, tasks, key,
+            lambda: _take(table.rows, batch["items"]).reshape(count, -1, table.rows.shape[1]))
+        (fixed if negatives.ids.ndim == 1 else each)["negatives"] = negatives
 
     def close(closing: Closing) -> Table:
         return table.replace(rows=update_dense(table.rows, closing.updates["rows"],
                                                seed=closing.seed))
 
-    return Opened({"encoder": state.encoder, "rows": table.rows}, {}, fixed, close)
+    return Opened({"encoder": state.encoder, "rows": table.rows}, {}, fixed, each, close)
 
 
 def loss(setting: Setting, shared: dict[str, Any], own: dict[str, Any], fixed: dict[str, Any],
@@ -35,14 +40,12 @@ def loss(setting: Setting, shared: dict[str, Any], own: dict[str, Any], fixed: d
     """See `Mode.loss`."""
     del own
     rows, objective = shared["rows"], setting.objective
-    ids = micro["items"].reshape(-1)
-    # A negative id would count from the end; past the end it gives NaN, as all bad ids do.
-    vectors = jnp.take(rows, jnp.where(ids < 0, rows.shape[0], ids), axis=0)
+    vectors = _take(rows, micro["items"])
     queries = queries_of(setting, shared["encoder"], vectors, micro, task, key)
     if "negatives" in fixed:
         negatives = fixed["negatives"]
-        found = objective.loss_of_rows(queries, rows[task.targets], rows[negatives.ids],
-                                       task.targets, negatives)
+        found = scene.loss_of_rows(setting, queries, rows[task.targets], rows[negatives.ids],
+                                   task, negatives)
         return weighted(found, task.weights), ()
     num_items = fixed["num_items"]
     plain, lse = full_softmax(setting.mesh, queries, rows.astype(setting.compute), task.targets,
@@ -50,3 +53,10 @@ def loss(setting: Setting, shared: dict[str, Any], own: dict[str, Any], fixed: d
                               softcap=objective.softcap, backend=objective.backend)
     mean = mean_of_rows(rows, num_items) if objective.needs_mean_row else None
     return weighted(objective.combine(plain, lse, queries, mean), task.weights), ()
+
+
+def _take(rows: Array, ids: Array) -> Array:
+    """Rows of all `ids`, flat: `[ids.size, d]`."""
+    ids = ids.reshape(-1)
+    # A negative id would count from the end; past the end it gives NaN, as all bad ids do.
+    return jnp.take(rows, jnp.where(ids < 0, rows.shape[0], ids), axis=0)

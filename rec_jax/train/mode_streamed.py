@@ -44,7 +44,7 @@ def open(setting: Setting, state: TrainState, batch: Batch, tasks: Task, key: Ar
                               row_optimizer(setting.table.optimizer).update, closing.hyper,
                               seed=closing.seed, **_scoring(setting))
 
-    return Opened({"encoder": state.encoder}, own, fixed, close)
+    return Opened({"encoder": state.encoder}, own, fixed, {}, close)
 
 
 def loss(setting: Setting, shared: dict[str, Any], own: dict[str, Any], fixed: dict[str, Any],

@@ -97,15 +97,15 @@ def make_train_step(encoder: Encoder, objective: Objective,
                                  jax.random.fold_in(key, _NEGATIVES))
 
         def one(carry: Any, each: Any) -> Any:
-            own, micro, task, key = each
-            (loss, left), (to_shared, to_own) = gradient(opened.shared, own, opened.fixed, micro,
-                                                         task, key)
+            own, given, micro, task, key = each
+            (loss, left), (to_shared, to_own) = gradient(
+                opened.shared, own, {**opened.fixed, **given}, micro, task, key)
             sums = (loss, jnp.sum(task.weights), to_shared)
             return jax.tree.map(jnp.add, carry, sums), (to_own, left)
 
         zero = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, opened.shared))
         (loss, weight, to_shared), (to_own, left) = jax.lax.scan(
-            one, zero, (opened.own, batch, tasks, keys))
+            one, zero, (opened.own, opened.each, batch, tasks, keys))
         share = 1.0 / jnp.maximum(weight, 1.0)
         to_shared, to_own = jax.tree.map(lambda leaf: leaf * share, (to_shared, to_own))
 

@@ -1,0 +1,55 @@
+"""What an objective may see of a step when it draws negatives, made only if it looks."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from rec_jax.mesh import replicated
+from rec_jax.objectives import Task
+from rec_jax.objectives.base import Negatives, Scene
+from rec_jax.tables.on_mesh import catalogue_top_k, shared_softmax
+from rec_jax.train.mode import Array, Batch, Setting, queries_of
+from rec_jax.train.state import TrainState
+
+
+def draw(setting: Setting, state: TrainState, batch: Batch, tasks: Task, key: Array,
+         vectors: Callable[[], Array]) -> Negatives:
+    """The negatives of a step; tasks are stacked over micro-batches `[A, ...]`.
+
+    vectors: () -> rows of the inputs `[A, B * L, d]`, asked for only if the objective wants the
+      queries.
+    """
+    table, mesh = state.table, setting.mesh
+
+    def queries() -> Array:
+        def one(_: None, each: tuple[Array, Batch, Task]) -> tuple[None, Array]:
+            # Without dropout: what is near to a query should not depend on chance.
+            return None, queries_of(setting, state.encoder, *each, None)
+
+        return jax.lax.stop_gradient(jax.lax.scan(one, None, (vectors(), batch, tasks))[1])
+
+    def best(queries: Array, k: int, exclude: Any) -> tuple[Array, Array]:
+        queries = jax.lax.with_sharding_constraint(queries, replicated(mesh))
+        return catalogue_top_k(mesh, queries, jax.lax.stop_gradient(table.rows), k, exclude,
+                               num_items=table.num_items)
+
+    log_q = batch.get("log_q")
+    drawn: Negatives = setting.objective.draw(key, Scene(
+        table.num_items, tasks.targets, tasks.weights,
+        None if log_q is None else log_q.reshape(tasks.targets.shape), queries, best))
+    return drawn
+
+
+def loss_of_rows(setting: Setting, queries: Array, label_rows: Array, negative_rows: Array,
+                 task: Task, negatives: Negatives) -> Array:
+    """f32 `[N]`: the objective's loss, with a softmax that knows the mesh."""
+    found: Array = setting.objective.loss_of_rows(
+        queries, label_rows, negative_rows, task, negatives,
+        functools.partial(shared_softmax, setting.mesh))
+    return found
+
+
