@@ -21,6 +21,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
 from rec_jax.devices import Devices
+from rec_jax.encoders import uses_times
 from rec_jax.errors import InputError
 from rec_jax.kernels import Backend
 from rec_jax.kernels.dispatch import load
@@ -68,7 +69,7 @@ def compile_step(config: RunConfig, num_items: int, devices: Devices,
     """
     mesh = Mesh(_topology(devices).reshape(mesh_shape), BOTH,
                 axis_types=(AxisType.Auto, AxisType.Auto))
-    compiled, text = _compile(_lower(config, num_items, mesh))
+    compiled, text = compile_to_text(_lower(config, num_items, mesh))
     memory = compiled.memory_analysis()
     cost = compiled.cost_analysis() or {}
     sizes = collective_bytes(text)
@@ -82,7 +83,7 @@ def compile_step(config: RunConfig, num_items: int, devices: Devices,
                     max((size for _, size in sizes), default=0))
 
 
-def _compile(lowered: Any) -> tuple[Any, str]:
+def compile_to_text(lowered: Any) -> tuple[Any, str]:
     """The program and its text, which libtpu writes: jaxlib may be too old to read it back."""
     with tempfile.TemporaryDirectory() as folder:
         compiled = lowered.compile(
@@ -157,7 +158,8 @@ def _lower(config: RunConfig, num_items: int, mesh: Mesh) -> Any:
     size = (settings.accumulate, settings.rows // settings.accumulate, config.data.length)
     cut = batch_sharding(mesh, axis=1)
     batch = {name: jax.ShapeDtypeStruct(size, jnp.int32, sharding=cut)
-             for name in ("items", "targets", "segments", "positions")}
+             for name in ("items", "targets", "segments", "positions",
+                          *(["times"] if uses_times(config.encoder) else []))}
     if objective.num_negatives is not None and objective.needs_log_q:
         batch["log_q"] = jax.ShapeDtypeStruct(size, jnp.float32, sharding=cut)
     step = make_train_step(

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from rec_jax.data.batches import BatchStream
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.label_frequency import label_counts, log_shares
+from rec_jax.encoders import uses_times
 from rec_jax.errors import InputError
 from rec_jax.evaluate import Ranker, choose_users, make_ranker, rank_users
 from rec_jax.mesh import make_mesh
@@ -20,6 +21,7 @@ from rec_jax.metrics import rank_metrics
 from rec_jax.model import Encoder, build_encoder
 from rec_jax.optimizer import dense_optimizer, schedule
 from rec_jax.run import RunConfig
+from rec_jax.served import reading_of
 from rec_jax.tables import init_table, row_optimizer
 from rec_jax.tables.choose import Choice, choose_update
 from rec_jax.train.state import TrainState, init_state, served
@@ -66,7 +68,9 @@ def build(config: RunConfig) -> Built:
     stream = BatchStream(dataset, length=config.data.length,
                          rows=settings.rows // settings.accumulate, pack=config.data.pack,
                          window=config.data.window, seed=config.seed,
-                         share=(jax.process_index(), jax.process_count()))
+                         share=(jax.process_index(), jax.process_count()),
+                         times=uses_times(config.encoder),
+                         targets="next" if config.objective.causal else "self")
     horizon = steps_of(config, stream.rows_per_epoch)
     encoder, params = build_encoder(
         config.encoder, dim=config.table.dim, length=config.data.length,
@@ -129,5 +133,5 @@ class Validator:
         params, rows = served(state)
         users, targets, ends = self._chosen
         ranks = rank_users(self._ranker, params, rows, self._dataset, users, targets, ends,
-                           length=self._config.data.length, batch=self._config.evaluate.batch)
+                           reading=reading_of(self._config), batch=self._config.evaluate.batch)
         return rank_metrics(ranks, self._config.evaluate.ks)

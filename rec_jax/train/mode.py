@@ -94,10 +94,9 @@ def queries_of(setting: Setting, params: Params, vectors: Array, micro: Batch, t
     """
     batch, length = micro["items"].shape
     vectors = vectors.reshape(batch, length, -1)
-    if task.hidden is not None:
-        vectors = jnp.where(task.hidden[..., None], 0.0, vectors)
     inputs = Inputs(micro["segments"], micro["positions"], micro.get("times"))
-    flat = setting.encoder(params, vectors, inputs, key).reshape(batch * length, -1)
+    queries = setting.encoder(params, vectors, inputs, key, task.hidden)
+    flat = queries.reshape(batch * length, -1)
     return (flat if task.where is None else flat[task.where]).astype(setting.compute)
 
 
