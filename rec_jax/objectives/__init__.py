@@ -7,6 +7,7 @@ is the one line that names it. Objectives see item rows as arrays and never a ta
 from rec_jax.objectives.base import Objective, Task
 
 OBJECTIVES = {
+    "masked_item": "rec_jax.objectives.masked_item",
     "next_item": "rec_jax.objectives.next_item",
     "sampled_softmax": "rec_jax.objectives.sampled_softmax",
 }

@@ -44,7 +44,11 @@ class Objective(Protocol):
 
     def task(self, items: jax.Array, targets: jax.Array, segments: jax.Array,
              key: jax.Array) -> Task:
-        """From `[B, L]` int32 inputs, next items (-1: none) and segments, choose the task."""
+        """From `[B, L]` int32 inputs, targets (-1: none) and segments, choose the task.
+
+        targets: the next items; where the objective is not causal, the inputs themselves, and
+        the newest item is an input too.
+        """
         ...
 
 
