@@ -12,14 +12,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from rec_jax import cli_checkpoint
+from rec_jax import cli_bench, cli_checkpoint
 from rec_jax.errors import InputError, Preempted, TrainingError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Train sequential recommenders with huge catalogues, exactly.")
-bench = typer.Typer(no_args_is_help=True, help="Measure speed on this machine.")
 app.add_typer(cli_checkpoint.app, name="checkpoint")
-app.add_typer(bench, name="bench")
+app.add_typer(cli_bench.app, name="bench")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Set = Annotated[Optional[list[str]], typer.Option(  # noqa: UP045 (typer reads it at run time)
@@ -253,34 +252,6 @@ def plan(
         print(json.dumps(result))
     else:
         _show_plan(result)
-
-
-@bench.command()
-def softmax(
-    queries: Annotated[int, typer.Option(help="Positions, N.")] = 2048,
-    items: Annotated[int, typer.Option(help="Catalogue, V.")] = 100_000,
-    dim: Annotated[int, typer.Option(help="Width, d.")] = 64,
-    rounds: Annotated[int, typer.Option(help="Runs of each contender.")] = 5,
-    torch_python: Annotated[Optional[str], typer.Option(  # noqa: UP045
-        help="Interpreter that has torch, to run it as well.")] = None,
-    out: Annotated[str, typer.Option(help="JSON file to write.")] = "softmax.json",
-    as_json: Json = False,
-) -> None:
-    """Loss, gradients and ranks against materialised scores, in turn."""
-    from rec_jax import bench_record, bench_softmax
-
-    if min(queries, items, dim, rounds) < 1:
-        raise InputError("queries, items, dim and rounds must be at least 1")
-    result = bench_softmax.run(
-        queries=(queries,), items=(items,), dims=(dim,), rounds=rounds,
-        rank=(bench_softmax.Cell(min(queries, 512), items, dim),), torch_python=torch_python)
-    path = bench_record.record(out, result)
-    if as_json:
-        print(json.dumps({"out": str(path), **result}))
-        return
-    for table in bench_softmax.tables(result):
-        Console().print(table)
-    _say(f"written to {path}")
 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,81 @@
+"""This project's own training step and ranker, packed or padded."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import itertools
+import time
+from typing import Any
+
+import numpy as np
+import worker
+
+
+class RecJax:
+    """What `rec-jax train` runs: the batches, the step, the ranker of `rec_jax`."""
+
+    def __init__(self, task: worker.Task) -> None:
+        from rec_jax import config
+        from rec_jax.data.batches import prefetch
+        from rec_jax.evaluate import make_ranker
+        from rec_jax.model import build_encoder
+        from rec_jax.run import RunConfig
+        from rec_jax.train.build import build
+
+        settings = config.build(RunConfig, {
+            "seed": task.seed,
+            "data": {"path": task.dataset, "length": task.length, "pack": task.pack},
+            "table": {"dim": task.dim},
+            "encoder": {"kind": "transformer", "layers": task.layers, "heads": task.heads,
+                        "hidden": 4, "dropout": task.dropout},
+            "optimizer": {"rate": task.rate, "schedule": "constant", "warmup": 0},
+            "train": {"rows": task.batch, "steps": 1_000_000},
+        })
+        self.task, self.settings = task, settings
+        self.built = build(settings)
+        self.state = self.built.state
+        self.batches = prefetch(self.built.stream)
+        encoder, _ = build_encoder(
+            settings.encoder, dim=task.dim, length=task.length,
+            causal=settings.objective.causal, precision=settings.train.precision, seed=task.seed)
+        self.ranker = make_ranker(encoder, self.built.dataset.num_items, self.built.mesh,
+                                  filter_seen=True)
+
+    def about(self) -> dict[str, Any]:
+        layout = "histories share rows" if self.task.pack else "one history a row"
+        return {"version": importlib.metadata.version("rec-jax"),
+                "loss": "softmax over all items, streamed",
+                "targets_per_epoch": self.built.stream.targets_per_epoch,
+                "notes": f"{layout}; table {self.built.choice.mode}"}
+
+    def train(self, steps: int) -> worker.Trained:
+        import jax
+
+        from rec_jax.train.step import place_batch
+
+        measured, sequences = [], 0
+        start = time.perf_counter()
+        for batch in itertools.islice(self.batches, steps):
+            sequences += int(batch["segments"].max(axis=-1).sum())
+            placed = place_batch({name: array[None] for name, array in batch.items()},
+                                 self.built.mesh)
+            self.state, metrics = self.built.step(self.state, placed)
+            measured.append(metrics.positions)
+        jax.block_until_ready(self.state)
+        seconds = time.perf_counter() - start
+        return worker.Trained(seconds, int(sum(map(float, measured))), sequences)
+
+    def ranks(self) -> np.ndarray:
+        from rec_jax.evaluate import choose_users, rank_users
+        from rec_jax.served import reading_of
+        from rec_jax.train.state import served
+
+        dataset = self.built.dataset
+        users, targets, ends = choose_users(dataset, "valid", None, self.task.seed)
+        params, rows = served(self.state)
+        return rank_users(self.ranker, params, rows, dataset, users, targets, ends,
+                          reading=reading_of(self.settings), batch=self.settings.evaluate.batch)
+
+
+if __name__ == "__main__":
+    worker.serve(RecJax)

@@ -1,0 +1,110 @@
+"""`rec-jax bench`: how fast the kernels, a config, and other programs are on this machine."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from rec_jax.errors import InputError
+
+app = typer.Typer(no_args_is_help=True, help="Measure speed on this machine.")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Set = Annotated[Optional[list[str]], typer.Option(  # noqa: UP045 (typer reads it at run time)
+    "--set", help="One line of TOML over the file, such as train.rows=32; may be repeated.")]
+Out = Annotated[Optional[str], typer.Option(help="JSON file to write.")]  # noqa: UP045
+
+
+@app.command()
+def softmax(
+    queries: Annotated[int, typer.Option(help="Positions, N.")] = 2048,
+    items: Annotated[int, typer.Option(help="Catalogue, V.")] = 100_000,
+    dim: Annotated[int, typer.Option(help="Width, d.")] = 64,
+    rounds: Annotated[int, typer.Option(help="Runs of each contender.")] = 5,
+    torch_python: Annotated[Optional[str], typer.Option(  # noqa: UP045
+        help="Interpreter that has torch, to run it as well.")] = None,
+    out: Annotated[str, typer.Option(help="JSON file to write.")] = "softmax.json",
+    as_json: Json = False,
+) -> None:
+    """Loss, gradients and ranks against materialised scores, in turn."""
+    from rec_jax import bench_softmax
+
+    if min(queries, items, dim, rounds) < 1:
+        raise InputError("queries, items, dim and rounds must be at least 1")
+    result = bench_softmax.run(
+        queries=(queries,), items=(items,), dims=(dim,), rounds=rounds,
+        rank=(bench_softmax.Cell(min(queries, 512), items, dim),), torch_python=torch_python)
+    _finish(result, bench_softmax.tables(result), out, as_json)
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="TOML file, see configs/.")],
+    settings: Set = None,
+    vary: Annotated[Optional[list[str]], typer.Option(  # noqa: UP045
+        help="key=value,value,...: measure each; may be repeated, for all combinations.")] = None,
+    steps: Annotated[int, typer.Option(help="Steps of a variant in a round.")] = 20,
+    rounds: Annotated[int, typer.Option(help="Rounds over all variants.")] = 5,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Positions, targets and users a second of a config, and its share of the machine's peak."""
+    from rec_jax import bench_train
+
+    result = bench_train.run(config, overrides=settings or (), variations=vary or (),
+                             steps=steps, rounds=rounds)
+    _finish(result, [bench_train.table(result)], out, as_json)
+
+
+@app.command()
+def peers(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Dataset folder.")],
+    peers: Annotated[Optional[str], typer.Option(  # noqa: UP045
+        help="Names separated by commas; all that are set up by default.")] = None,
+    threads: Annotated[int, typer.Option(help="Cores of each program.")] = 2,
+    rounds: Annotated[int, typer.Option(help="Rounds over all programs.")] = 3,
+    steps: Annotated[int, typer.Option(help="Steps of a program in a round.")] = 10,
+    quality: Annotated[Optional[float], typer.Option(  # noqa: UP045
+        metavar="SECONDS", help="Also train each for so long, and rank along the way.")] = None,
+    settings: Set = None,
+    folder: Annotated[str, typer.Option(
+        help="Runners and environments, see its setup.py.")] = "benchmarks/peers",
+    out: Annotated[str, typer.Option(
+        help="JSON file to write; a table (.md) and a plot (.png) go beside it.")] = "peers.json",
+    as_json: Json = False,
+) -> None:
+    """Other programs beside this one: same data, shapes, loss and threads, in turn."""
+    import logging
+
+    from rec_jax import bench_peers, bench_peers_report, bench_record, config
+
+    if not as_json:
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    shapes = config.build(bench_peers.Shapes,
+                          config.override({"threads": threads}, settings or ()))
+    names = None if peers is None else [name.strip() for name in peers.split(",")]
+    result = bench_peers.run(dataset, folder=folder, peers=names, shapes=shapes, steps=steps,
+                             rounds=rounds, quality=quality)
+    path = bench_record.record(out, result)
+    text = bench_peers_report.markdown(result)
+    path.with_suffix(".md").write_text(text)
+    bench_peers_report.plot(result, path.with_suffix(".png"))
+    print(json.dumps({"out": str(path), **result}) if as_json else text)
+
+
+def _finish(result: dict[str, Any], tables: list[Table], out: str | None, as_json: bool) -> None:
+    from rec_jax import bench_record
+
+    written = {} if out is None else {"out": str(bench_record.record(out, result))}
+    if as_json:
+        print(json.dumps({**written, **result}))
+        return
+    for table in tables:
+        Console(stderr=True).print(table)
+    if written:
+        print(f"written to {written['out']}", file=sys.stderr)

@@ -1,0 +1,96 @@
+"""Throughput of a config: every variant in turn, counted from the data."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from conftest import TinyMapping
+from rich.console import Console
+from typer.testing import CliRunner
+
+from rec_jax import bench_train, config
+from rec_jax.cli import app
+from rec_jax.data.batches import BatchStream
+from rec_jax.data.dataset import Dataset
+from rec_jax.devices import Devices, this_machine
+from rec_jax.errors import InputError
+from rec_jax.plan import make_plan
+from rec_jax.run import RunConfig
+
+STEPS, ROUNDS = 3, 2
+
+
+@pytest.fixture(scope="module")
+def result(tiny_mapping: TinyMapping, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("bench")
+    (folder / "config.toml").write_text(tomli_w.dumps(tiny_mapping("train.accumulate=2")))
+    out = folder / "speed.json"
+    shown = CliRunner().invoke(app, [
+        "bench", "train", str(folder / "config.toml"), "--vary", "data.pack=true,false",
+        "--steps", str(STEPS), "--rounds", str(ROUNDS), "--out", str(out), "--json"])
+    assert shown.exit_code == 0, shown.output
+    found: dict[str, Any] = json.loads(shown.stdout)
+    written = json.loads(Path(found.pop("out")).read_text())
+    assert found.items() <= written.items() and written["machine"]["cores"] >= 1
+    return found
+
+
+def test_every_variant_is_measured_in_every_round(result: dict[str, Any]) -> None:
+    assert [one["name"] for one in result["variants"]] == ["data.pack=true", "data.pack=false"]
+    for one in result["variants"]:
+        assert len(one["rounds"]) == ROUNDS and one["spread"][0] >= 1 >= one["spread"][1]
+        assert one["program_bytes"] > 0 and one["compile_seconds"] > 0
+    assert result["process_peak_bytes"] > 0
+
+
+def test_targets_and_sequences_are_those_of_the_batches(
+        result: dict[str, Any], tiny_dataset: Path) -> None:
+    for one, packed in zip(result["variants"], (True, False), strict=True):
+        stream = BatchStream(Dataset.open(tiny_dataset), length=12, rows=8, pack=packed, seed=3)
+        # Two steps warm up; a step here is two micro-batches of four rows, the same eight rows.
+        for number, measured in enumerate(one["rounds"]):
+            first = 2 + number * STEPS
+            batches = [stream.batch(step) for step in range(first, first + STEPS)]
+            assert measured["targets"] == sum(int((b["targets"] >= 0).sum()) for b in batches)
+            assert measured["sequences"] == sum(
+                int(b["segments"].max(axis=1).sum()) for b in batches)
+
+
+def test_the_share_of_peak_is_operations_over_time_over_the_product(
+        result: dict[str, Any], tiny_mapping: TinyMapping) -> None:
+    settings = config.build(RunConfig, tiny_mapping("train.accumulate=2"))
+    plan = make_plan(settings, result["variants"][0]["items"], Devices(this_machine(), 1))
+    for one in result["variants"]:
+        assert one["operations_per_step"] == pytest.approx(sum(plan.operations.values()))
+        rate = one["operations_per_step"] / one["step_seconds"]
+        assert one["share_of_peak"] == pytest.approx(
+            rate / result["peak_operations_per_second"]["f32"])
+
+
+def test_the_table_shows_every_variant(result: dict[str, Any]) -> None:
+    console = Console(record=True, width=200, file=io.StringIO())
+    console.print(bench_train.table(result))
+    text = console.export_text()
+    assert "data.pack=true" in text and "data.pack=false" in text
+
+
+def test_variations_are_all_combinations() -> None:
+    assert bench_train.vary([]) == [()]
+    assert bench_train.vary(["a.b=1,2", "c=x, y"]) == [
+        ("a.b=1", "c=x"), ("a.b=1", "c=y"), ("a.b=2", "c=x"), ("a.b=2", "c=y")]
+
+
+@pytest.mark.parametrize("line", ["train.rows", "=3", "train.rows=", "train.rows=1,,2"])
+def test_a_variation_that_names_nothing_is_refused(line: str) -> None:
+    with pytest.raises(InputError, match="expected key=value,value"):
+        bench_train.vary([line])
+
+
+def test_impossible_rounds_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="steps = 0"):
+        bench_train.run(tmp_path / "none.toml", steps=0)
