@@ -1,0 +1,75 @@
+"""The page of results is made from the recorded files, and leaves none out."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+STAMP = {"date": "2030-01-02T03:04:05+00:00", "command": "python benchmarks/x.py --fast",
+         "machine": {"cpu": "Some CPU", "cores": 7, "memory_bytes": 2**33, "devices": ["cpu"]},
+         "versions": {"python": "3.11.7", "jax": "0.10.2"}}
+
+
+@pytest.fixture(scope="module")
+def report() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("benchmarks_report", BENCHMARKS / "report.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["benchmarks_report"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def throughput(name: str, targets: float) -> dict[str, Any]:
+    return {"name": name, "items": 3416, "rows": 4, "length": 8, "step_seconds": 0.0125,
+            "positions_per_second": 2560.0, "targets_per_second": targets,
+            "sequences_per_second": 320.0, "share_of_peak": 0.25, "compile_seconds": 3.5}
+
+
+def test_the_committed_page_is_what_the_files_say(report: ModuleType) -> None:
+    text = report.page(report.read_results(BENCHMARKS / "results"))
+    assert (BENCHMARKS / "README.md").read_text() == text, "run python benchmarks/report.py"
+
+
+def test_every_recorded_file_is_on_the_page_with_its_origin(report: ModuleType) -> None:
+    results = report.read_results(BENCHMARKS / "results")
+    lines = report.page(results).splitlines()
+    assert results
+    for name, one in results.items():
+        origin = [line for line in lines if line.startswith(f"- [{name}](results/{name}): ")]
+        assert len(origin) == 1 and f"`{one['command']}`" in origin[0]
+        assert one["date"][:10] in origin[0] and one["machine"]["cpu"] in origin[0]
+
+
+def test_a_result_of_a_known_kind_stands_in_its_section(report: ModuleType) -> None:
+    result = {**STAMP, "peak_operations_per_second": {"f32": 1e11},
+              "variants": [throughput("data.pack=true", 2500.0),
+                           throughput("data.pack=false", 999.5)]}
+    text = report.page({"speed.json": result})
+    section = text.split("## Training throughput")[1]
+    assert "| speed | data.pack=true | 3,416 | 4 x 8 | 12.5 | 2,560 | 2,500 |" in section
+    assert "| 999.5 |" in section and "25%" in section
+    assert "Some CPU, 7 cores, 8 GiB" in section and "2030-01-02" in section
+    assert "## Further results" not in text
+
+
+def test_a_result_that_no_section_knows_is_shown_as_it_is(report: ModuleType) -> None:
+    result = {**STAMP, "seconds": 1.5, "sides": {"left": 3}, "empty": [], "few": [1, 2],
+              "cells": [{"n": number, "parts": [1]} for number in range(30)]}
+    text = report.page({"odd.json": result})
+    assert "## Further results" in text and "### odd" in text
+    for row in ("| seconds | 1.5 |", "| sides, left | 3 |", "| empty | none |", "| few | 1, 2 |",
+                "| 23 |", "and 6 more in the file"):
+        assert row in text
+    assert "| 24 |" not in text and "parts" not in text
+
+
+def test_cells_cannot_break_the_table(report: ModuleType) -> None:
+    rows = report.table(["a", "b"], [["x|y\nz", 1234567], [None, 12345.6]]).splitlines()
+    assert rows == ["| a | b |", "| --- | ---: |", "| x/y z | 1,234,567 |", "|  | 12,346 |"]
