@@ -88,7 +88,7 @@ def compile_to_text(lowered: Any) -> tuple[Any, str]:
     with tempfile.TemporaryDirectory() as folder:
         compiled = lowered.compile(
             compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
-        (path,) = Path(folder).glob("*.after_optimizations.txt")
+        (path,) = Path(folder).glob("*.after_codegen.txt")
         return compiled, path.read_text()
 
 

@@ -38,7 +38,8 @@ def test_rows_are_read_and_written_without_a_copy_of_the_table(
     records = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(records) == 4 * len(DIMS) + 3
     for record in records:
-        assert record["temp"] < 2**19, record
+        # The rows that are read may lie in memory once more, in the kernel's layout.
+        assert record["temp"] < 2**18 + 4 * (COUNT + 128) * record["dim"], record
         if record["op"] == "write":
             assert record["alias"] >= record["table"], record
 
