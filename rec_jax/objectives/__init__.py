@@ -7,9 +7,14 @@ is the one line that names it. Objectives see item rows as arrays and never a ta
 from rec_jax.objectives.base import Objective, Task
 
 OBJECTIVES = {
+    "bce": "rec_jax.objectives.bce",
+    "gbce": "rec_jax.objectives.gbce",
+    "hard_negatives": "rec_jax.objectives.hard_negatives",
+    "in_batch": "rec_jax.objectives.in_batch",
     "masked_item": "rec_jax.objectives.masked_item",
     "next_item": "rec_jax.objectives.next_item",
     "sampled_softmax": "rec_jax.objectives.sampled_softmax",
+    "sce": "rec_jax.objectives.sce",
 }
 
 __all__ = ["OBJECTIVES", "Objective", "Task"]

@@ -141,6 +141,8 @@ def _merge(negatives: Negatives, targets: Array) -> tuple[Array, Array]:
     total = jnp.zeros(size, jnp.float32).at[run].add(weight, indices_are_sorted=True)
     sorted_bias = jnp.where(first, jnp.log(total[run]), -jnp.inf)
     bias = jnp.zeros(size, jnp.float32).at[order].set(sorted_bias, unique_indices=True)
+    # Where no slot is in use the sum must still have a logarithm.
+    bias = jnp.where(jnp.any(bias > -jnp.inf), bias, _HIDDEN)
     place = jnp.minimum(jnp.searchsorted(ids, targets), size - 1)
     drawn = (ids[place] == targets) & (sorted_bias[place] > -jnp.inf)
     return bias, jnp.where(drawn, order[place], -1)

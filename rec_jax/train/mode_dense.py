@@ -26,7 +26,8 @@ def open(setting: Setting, state: TrainState, batch: Batch, tasks: Task, key: Ar
         negatives = scene.draw(
             setting, state, batch, tasks, key,
             lambda: _take(table.rows, batch["items"]).reshape(count, -1, table.rows.shape[1]))
-        (fixed if negatives.ids.ndim == 1 else each)["negatives"] = negatives
+        alike, each = scene.keep(negatives)
+        fixed |= alike
 
     def close(closing: Closing) -> Table:
         return table.replace(rows=update_dense(table.rows, closing.updates["rows"],
@@ -42,8 +43,8 @@ def loss(setting: Setting, shared: dict[str, Any], own: dict[str, Any], fixed: d
     rows, objective = shared["rows"], setting.objective
     vectors = _take(rows, micro["items"])
     queries = queries_of(setting, shared["encoder"], vectors, micro, task, key)
-    if "negatives" in fixed:
-        negatives = fixed["negatives"]
+    if objective.num_negatives is not None:
+        negatives = scene.kept(fixed)
         found = scene.loss_of_rows(setting, queries, rows[task.targets], rows[negatives.ids],
                                    task, negatives)
         return weighted(found, task.weights), ()

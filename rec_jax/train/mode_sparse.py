@@ -25,25 +25,24 @@ def open(setting: Setting, state: TrainState, batch: Batch, tasks: Task, key: Ar
     """See `Mode.open`."""
     table, mesh = state.table, setting.mesh
     count = batch["items"].shape[0]
-    wanted = {"inputs": batch["items"].reshape(count, -1)}
-    masks = {"inputs": batch["segments"].reshape(count, -1) > 0}
+    inputs = {"inputs": batch["items"].reshape(count, -1)}
+    filled = {"inputs": batch["segments"].reshape(count, -1) > 0}
 
-    def fetch_these() -> Fetched:
+    def fetch_these(wanted: dict[str, Array], masks: dict[str, Array]) -> Fetched:
         return fetch(mesh, table, wanted, masks, slack=setting.table.gather_slack)
 
-    def inputs() -> Array:
-        fetched = fetch_these()
-        return spread(mesh, fetched.rows, fetched.unique, wanted)["inputs"]
+    def input_rows() -> Array:
+        fetched = fetch_these(inputs, filled)
+        return spread(mesh, fetched.rows, fetched.unique, inputs)["inputs"]
 
-    negatives = scene.draw(setting, state, batch, tasks, key, inputs)
+    negatives = scene.draw(setting, state, batch, tasks, key, input_rows)
     alike = negatives.ids.ndim == 1  # for all positions
     size = negatives.ids.size
     spare = -size % mesh.size if alike else 0  # the devices share the negatives evenly
     ids, present = (jnp.pad(x.reshape(1 if alike else count, -1), ((0, 0), (0, spare)))
                     for x in (negatives.ids, negatives.log_expected < jnp.inf))
-    wanted |= {"labels": tasks.targets, "negatives": ids}
-    masks |= {"labels": tasks.weights > 0, "negatives": present}
-    fetched = fetch_these()
+    wanted = {**inputs, "labels": tasks.targets, "negatives": ids}
+    fetched = fetch_these(wanted, {**filled, "labels": tasks.weights > 0, "negatives": present})
     vectors, pull = jax.vjp(lambda rows: spread(mesh, rows, fetched.unique, wanted),
                             fetched.rows.astype(jnp.float32))
     shared: dict[str, Any] = {"encoder": state.encoder}
@@ -63,15 +62,14 @@ def open(setting: Setting, state: TrainState, batch: Batch, tasks: Task, key: Ar
                             closing.hyper,
                             seed=closing.seed)
 
-    drawn = {"negatives": negatives}
-    return Opened(shared, vectors, drawn if alike else {}, {} if alike else drawn, close)
+    return Opened(shared, vectors, *scene.keep(negatives), close)
 
 
 def loss(setting: Setting, shared: dict[str, Any], own: dict[str, Any], fixed: dict[str, Any],
          micro: Batch, task: Task, key: Array) -> tuple[Array, Any]:
     """See `Mode.loss`."""
     queries = queries_of(setting, shared["encoder"], own["inputs"], micro, task, key)
-    negatives = fixed["negatives"]
+    negatives = scene.kept(fixed)
     rows = shared["negatives"] if "negatives" in shared else own["negatives"]
     found = scene.loss_of_rows(setting, queries, own["labels"],
                                rows.reshape(*negatives.ids.shape, -1), task, negatives)

@@ -53,3 +53,14 @@ def loss_of_rows(setting: Setting, queries: Array, label_rows: Array, negative_r
     return found
 
 
+def keep(negatives: Negatives) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`negatives` as parts of `Opened.fixed` and `Opened.each`; the inverse is `kept`."""
+    drawn = {"negatives": (negatives.ids, negatives.log_expected)}
+    aux = {"aux": negatives.aux}
+    return ({**drawn, **aux}, {}) if negatives.ids.ndim == 1 else (aux, drawn)
+
+
+def kept(fixed: dict[str, Any]) -> Negatives:
+    """The negatives of one micro-batch, from what the loss gets."""
+    ids, log_expected = fixed["negatives"]
+    return Negatives(ids, log_expected, fixed["aux"])

@@ -1,0 +1,118 @@
+"""Binary cross-entropy: is this item the next one? Asked of the label and of k drawn items.
+
+    loss_i = (-log sigmoid(s_iy) - sum over drawn j of log(1 - sigmoid(s_ij))) / (k + 1)
+
+SASRec (Kang & McAuley, ICDM 2018) draws k = 1 item for each position. Few negatives make a model
+overconfident; `gbce` corrects for that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rec_jax.errors import InputError
+from rec_jax.objectives.base import Negatives, Scene, Softmax, Task
+from rec_jax.objectives.negatives import uniform
+from rec_jax.objectives.sampled import NextItemAgainstDrawn
+
+Array = jax.Array
+
+_CHUNK = 128  # shared negatives that are scored at a time
+
+
+@dataclass(frozen=True)
+class Config(NextItemAgainstDrawn):
+    """Settings of the objective.
+
+    count: k, negatives of a position.
+    shared: whether all positions of a step have the same k different negatives; else each draws
+      its own from all items but its label, with repetition, and a step holds k rows for every
+      position.
+    scale: factor on every score.
+    """
+
+    kind: str = "bce"
+    count: int = 1
+    shared: bool = False
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise InputError(f"objective.count is {self.count}; expected at least 1")
+
+    @property
+    def num_negatives(self) -> int:
+        """Negatives of a step besides those of each position."""
+        return self.count if self.shared else 0
+
+    def drawn(self, positions: int) -> int:
+        """Rows a step."""
+        return self.count if self.shared else positions * self.count
+
+    def pairs(self, positions: int) -> int:
+        """Every position is scored against k items."""
+        return positions * self.count
+
+    def positive_weight(self, num_items: int) -> float:
+        """Factor on the label's term."""
+        del num_items
+        return 1.0
+
+    def draw(self, key: Array, scene: Scene) -> Negatives:
+        """The negatives of one step.
+
+        Raises:
+          InputError: there are too few items for it.
+        """
+        weight = self.positive_weight(scene.num_items)
+        if self.shared:
+            return uniform(key, scene.num_items, self.count)._replace(aux=weight)
+        if scene.num_items < 2:
+            raise InputError("a catalogue of 1 item has no negatives; expected at least 2 items")
+        shape = (*scene.targets.shape, self.count)
+        ids = jax.random.randint(key, shape, 0, scene.num_items - 1, jnp.int32)
+        ids = ids + (ids >= scene.targets[..., None])  # leave the label out
+        empty = jnp.where(scene.weights[..., None] > 0, 0.0, jnp.inf)
+        return Negatives(ids, jnp.broadcast_to(empty, shape), weight)
+
+    def loss_of_rows(self, queries: Array, label_rows: Array, negative_rows: Array, task: Task,
+                     negatives: Negatives, softmax: Softmax) -> Array:
+        """f32 `[N]` from queries and label rows `[N, d]` and negative rows, `[K, d]` if they are
+        shared, else `[N, k, d]`."""
+        del softmax
+        precise = queries.astype(jnp.float32)
+        own = self.scale * jnp.sum(precise * label_rows.astype(jnp.float32), axis=-1)
+        if negatives.ids.ndim == 1:
+            wrong = _sum_over_shared(queries, negative_rows, task.targets, negatives.ids,
+                                     self.scale)
+        else:
+            scores = jnp.einsum("nd,nkd->nk", precise, negative_rows.astype(jnp.float32))
+            wrong = jnp.sum(jax.nn.softplus(self.scale * scores), axis=1)
+        return (negatives.aux * jax.nn.softplus(-own) + wrong) / (self.count + 1)
+
+
+def _sum_over_shared(queries: Array, rows: Array, targets: Array, ids: Array,
+                     scale: float) -> Array:
+    """f32 `[N]`: sum over `rows` `[K, d]` of -log(1 - sigmoid(score)), without the label.
+
+    Holds scores of N x 128, and makes them again for the backward pass.
+    """
+    size = min(_CHUNK, ids.size)
+    spare = -ids.size % size
+    used = jnp.arange(ids.size + spare) < ids.size
+    parts = (jnp.pad(rows, ((0, spare), (0, 0))).reshape(-1, size, rows.shape[1]),
+             jnp.pad(ids, (0, spare)).reshape(-1, size), used.reshape(-1, size))
+
+    @jax.checkpoint
+    def add(total: Array, part: tuple[Array, Array, Array]) -> tuple[Array, Any]:
+        rows, ids, used = part
+        scores = scale * jnp.dot(queries, rows.astype(queries.dtype).T,
+                                 preferred_element_type=jnp.float32)
+        wrong = used & (ids != targets[:, None])
+        return total + jnp.sum(jnp.where(wrong, jax.nn.softplus(scores), 0.0), axis=1), None
+
+    return jax.lax.scan(add, jnp.zeros(queries.shape[0], jnp.float32), parts)[0]

@@ -1,0 +1,103 @@
+"""Hard negatives: the catalogue's best wrong items for queries of the step, and uniform ones.
+
+Some queries of a step are asked for their best items (`rec_jax.kernels.top_k` over the whole
+table, the label excluded). All positions are scored against the union H of what they find and
+against a uniform sample S,
+
+    Z_i = exp(s_iy) + sum over j in H, j != y, of exp(s_ij)
+                    + sum over j in S, not in H, j != y, of exp(s_ij) / n,   n = |S| / V,
+
+so the large terms are there for certain and the many small ones are estimated: given H, Z is an
+unbiased estimate of the whole softmax's. With H or S the catalogue it is the softmax. ANCE
+(Xiong et al., ICLR 2021) mines negatives by the model that is trained; here the index is the
+table itself, so they are never stale.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from rec_jax.errors import InputError
+from rec_jax.objectives.base import Negatives, Scene, Softmax, Task
+from rec_jax.objectives.negatives import first_of_each, sampled_softmax, uniform
+from rec_jax.objectives.sampled import NextItemAgainstDrawn
+
+Array = jax.Array
+
+
+@dataclass(frozen=True)
+class Config(NextItemAgainstDrawn):
+    """Settings of the objective.
+
+    queries: positions of a step, chosen by chance, that look for their best items; at most all.
+    hard: items that each finds.
+    uniform: items that are drawn besides, all different; at most the catalogue, may be 0.
+    scale: factor on every score.
+    backend: of the loss's kernel: auto, reference, xla, mosaic_gpu, mosaic_tpu.
+    """
+
+    kind: str = "hard_negatives"
+    queries: int = 64
+    hard: int = 16
+    uniform: int = 1024
+    scale: float = 1.0
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name, least in (("queries", 1), ("hard", 1), ("uniform", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"objective.{name} is {getattr(self, name)}; "
+                                 f"expected at least {least}")
+        if not self.scale > 0:
+            raise InputError(f"objective.scale is {self.scale}; expected a positive number, so "
+                             "that the best items are the hard ones")
+
+    @property
+    def num_negatives(self) -> int:
+        """Hard and uniform ones."""
+        return self.queries * self.hard + self.uniform
+
+    @property
+    def mined(self) -> int:
+        """Queries that look for their best items."""
+        return self.queries
+
+    def drawn(self, positions: int) -> int:
+        """Rows a step."""
+        return min(self.queries, positions) * self.hard + self.uniform
+
+    def pairs(self, positions: int) -> int:
+        """Every position is scored against all of them."""
+        return positions * self.drawn(positions)
+
+    def draw(self, key: Array, scene: Scene) -> Negatives:
+        """The negatives of one step.
+
+        Raises:
+          InputError: fewer items than `uniform`.
+        """
+        choose, sample = jax.random.split(key)
+        labelled, targets = scene.weights.reshape(-1) > 0, scene.targets.reshape(-1)
+        chance = jnp.where(labelled, jax.random.uniform(choose, targets.shape), -1.0)
+        chance, chosen = jax.lax.top_k(chance, min(self.queries, targets.size))
+        queries = scene.queries()
+        queries = queries.reshape(-1, queries.shape[-1])[chosen]
+        _, found = scene.best(queries, min(self.hard, scene.num_items), targets[chosen][:, None])
+        ids = jnp.where((chance >= 0)[:, None], found, -1).reshape(-1)
+        log_expected = jnp.zeros(ids.shape, jnp.float32)
+        if self.uniform:
+            drawn = uniform(sample, scene.num_items, self.uniform)
+            ids = jnp.concatenate([ids, drawn.ids])
+            log_expected = jnp.concatenate([log_expected, drawn.log_expected])
+        # Of equal items the first counts: a hard one before a uniform one.
+        counts = first_of_each(ids) & (ids >= 0)
+        return Negatives(jnp.maximum(ids, 0), jnp.where(counts, log_expected, jnp.inf))
+
+    def loss_of_rows(self, queries: Array, label_rows: Array, negative_rows: Array, task: Task,
+                     negatives: Negatives, softmax: Softmax) -> Array:
+        """f32 `[N]` from queries and label rows `[N, d]` and negative rows `[K, d]`."""
+        return sampled_softmax(queries, label_rows, negative_rows, task.targets, negatives,
+                               scale=self.scale, backend=self.backend, softmax=softmax)

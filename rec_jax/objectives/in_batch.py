@@ -1,0 +1,71 @@
+"""In-batch negatives: the labels of a step are each other's negatives, corrected for popularity.
+
+No row is drawn that the step does not have anyway. A popular item is a label, and so a negative,
+more often; `objectives.negatives` weighs it by the number of times that was to be expected,
+N q_j with q_j its share of all labels of the data (the logQ correction: Bengio & Senecal, 2008;
+for recommenders Yi et al., RecSys 2019). The label itself is in the sum once, uncorrected: it is
+there for certain. Items that are never a label are never a negative: against them nothing is
+learnt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+
+from rec_jax.errors import InputError
+from rec_jax.objectives import negatives as drawing
+from rec_jax.objectives.base import Negatives, Scene, Softmax, Task
+from rec_jax.objectives.sampled import NextItemAgainstDrawn
+
+
+@dataclass(frozen=True)
+class Config(NextItemAgainstDrawn):
+    """Settings of the objective.
+
+    scale: factor on every score.
+    backend: of the kernel: auto, reference, xla, mosaic_gpu, mosaic_tpu.
+    """
+
+    kind: str = "in_batch"
+    scale: float = 1.0
+    backend: str = "auto"
+
+    @property
+    def num_negatives(self) -> int:
+        """None but the labels of the positions."""
+        return 0
+
+    @property
+    def needs_log_q(self) -> bool:
+        """The correction is by the frequencies of the data."""
+        return True
+
+    def drawn(self, positions: int) -> int:
+        """One row a position: its label."""
+        return positions
+
+    def pairs(self, positions: int) -> int:
+        """Every position is scored against every label."""
+        return positions**2
+
+    def draw(self, key: jax.Array, scene: Scene) -> Negatives:
+        """The labels of all positions of the step, over all micro-batches and devices.
+
+        Raises:
+          InputError: the batch has no log_q.
+        """
+        del key
+        if scene.log_q is None:
+            raise InputError("objective 'in_batch' needs batches with log_q, the log of each "
+                             "target's share of all labels; see rec_jax.data.label_frequency")
+        return drawing.in_batch(scene.targets.reshape(-1), scene.weights.reshape(-1),
+                                scene.log_q.reshape(-1))
+
+    def loss_of_rows(self, queries: jax.Array, label_rows: jax.Array, negative_rows: jax.Array,
+                     task: Task, negatives: Negatives, softmax: Softmax) -> jax.Array:
+        """f32 `[N]` from queries and label rows `[N, d]` and negative rows `[K, d]`."""
+        return drawing.sampled_softmax(queries, label_rows, negative_rows, task.targets,
+                                       negatives, scale=self.scale, backend=self.backend,
+                                       softmax=softmax)

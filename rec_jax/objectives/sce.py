@@ -1,0 +1,123 @@
+"""Scalable cross-entropy: the softmax within buckets of near positions and items.
+
+Random directions are the centres of buckets. A bucket takes the positions and the items with
+the largest products with its centre; the scores that matter in a softmax, the large ones, are
+mostly among pairs that share a bucket. A position's loss in a bucket is
+
+    log(exp(s_iy) + sum over items j != y of the bucket of exp(s_ij)) - s_iy,
+
+a lower bound of the exact one; of its buckets a position keeps the largest. Positions without a
+bucket are left out of the step's mean. Mezentsev et al., RecSys 2024; directions are random
+mixtures of the step's own queries (their "mix"), or plain random vectors.
+
+Items are chosen once a step, by a pass over the table and one more forward pass of the encoder;
+positions within each micro-batch. One bucket is in memory at a time. On a mesh every device
+computes all buckets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from rec_jax.errors import InputError
+from rec_jax.objectives.base import Negatives, Scene, Softmax, Task
+from rec_jax.objectives.sampled import NextItemAgainstDrawn
+
+Array = jax.Array
+
+_HIDDEN = -1e30  # exp gives 0, and unlike -inf a difference of two is a number
+_NOWHERE = -1.0  # below every loss
+
+
+@dataclass(frozen=True)
+class Config(NextItemAgainstDrawn):
+    """Settings of the objective.
+
+    buckets: number of buckets.
+    bucket_positions: positions of a micro-batch that a bucket takes; at most all.
+    bucket_items: items that a bucket takes; at most all.
+    mix: whether centres are random mixtures of the queries, else random vectors.
+    scale: factor on every score.
+    """
+
+    kind: str = "sce"
+    buckets: int = 64
+    bucket_positions: int = 128
+    bucket_items: int = 256
+    mix: bool = True
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("buckets", "bucket_positions", "bucket_items"):
+            if getattr(self, name) < 1:
+                raise InputError(f"objective.{name} is {getattr(self, name)}; "
+                                 f"expected at least 1")
+
+    @property
+    def num_negatives(self) -> int:
+        """Items of all buckets."""
+        return self.buckets * self.bucket_items
+
+    @property
+    def mined(self) -> int:
+        """Every centre looks for its items."""
+        return self.buckets
+
+    def drawn(self, positions: int) -> int:
+        """Rows a step."""
+        del positions
+        return self.num_negatives
+
+    def pairs(self, positions: int) -> int:
+        """Pairs within buckets."""
+        return self.buckets * min(self.bucket_positions, positions) * self.bucket_items
+
+    def draw(self, key: Array, scene: Scene) -> Negatives:
+        """The items of every bucket, `[buckets * items]`; aux: the centres `[buckets, d]`."""
+        queries = scene.queries()
+        queries = queries.reshape(-1, queries.shape[-1]).astype(jnp.float32)
+        if self.mix:
+            shares = jax.random.normal(key, (self.buckets, queries.shape[0]))
+            centres = (shares * (scene.weights.reshape(-1) > 0)) @ queries
+        else:
+            centres = jax.random.normal(key, (self.buckets, queries.shape[1]))
+        _, ids = scene.best(centres, min(self.bucket_items, scene.num_items), None)
+        ids = ids.reshape(-1)
+        # Scores that are no numbers have no best items: such a slot stays empty.
+        log_expected = jnp.where(ids < 0, jnp.inf, 0.0)
+        return Negatives(jnp.maximum(ids, 0), log_expected, centres)
+
+    def loss_of_rows(self, queries: Array, label_rows: Array, negative_rows: Array, task: Task,
+                     negatives: Negatives, softmax: Softmax) -> Array:
+        """f32 `[N]` from queries and label rows `[N, d]` and the buckets' rows `[K, d]`."""
+        del softmax
+        centres, live = negatives.aux, task.weights > 0
+        own = self.scale * jnp.sum(queries.astype(jnp.float32) * label_rows.astype(jnp.float32),
+                                   axis=-1)
+        near = centres @ jax.lax.stop_gradient(queries).astype(jnp.float32).T
+        _, where = jax.lax.top_k(jnp.where(live, near, -jnp.inf),
+                                 min(self.bucket_positions, queries.shape[0]))
+
+        @jax.checkpoint
+        def one(bucket: tuple[Array, Array, Array, Array]) -> Array:
+            where, rows, ids, log_expected = bucket
+            scores = self.scale * jnp.dot(queries[where], rows.astype(queries.dtype).T,
+                                          preferred_element_type=jnp.float32) - log_expected
+            scores = jnp.maximum(scores, _HIDDEN)
+            scores = jnp.where(task.targets[where][:, None] == ids, _HIDDEN, scores)
+            return jax.nn.softplus(jax.nn.logsumexp(scores, axis=1) - own[where])
+
+        by_bucket = (self.buckets, -1)
+        losses = jax.lax.map(one, (
+            where, negative_rows.reshape(*by_bucket, negative_rows.shape[1]),
+            negatives.ids.reshape(by_bucket), negatives.log_expected.reshape(by_bucket)))
+        table = jnp.full(near.shape, _NOWHERE).at[jnp.arange(self.buckets)[:, None], where].set(
+            jnp.where(live[where], losses, _NOWHERE))
+        best = jnp.max(table, axis=0)
+        kept = best >= 0
+        # The step divides by the weight of all positions; the mean is over those with a bucket.
+        share = jnp.sum(task.weights * kept) / jnp.maximum(jnp.sum(task.weights), 1.0)
+        return jnp.where(kept, best, 0.0) / jnp.maximum(share, jnp.finfo(jnp.float32).tiny)
