@@ -1,7 +1,7 @@
 """Relative biases of attention scores: by places between, and by time between.
 
-Both are looked up in small learned tables. Their gradients are written so that no scatter into a
-few addresses is needed, which devices do one after another.
+Both are looked up in small learned tables. Their gradients are written without a scatter into few
+addresses, which some devices do one after another, and others in any order.
 """
 
 from __future__ import annotations
@@ -54,8 +54,9 @@ def _look_up(table: Array, index: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _sum_by_index(kept: tuple[Array, Array], cotangent: Array) -> tuple[Array, None]:
     table, index = kept
-    chosen = index[..., None] == jnp.arange(table.shape[0])  # fused into the sum
-    sums = jnp.sum(jnp.where(chosen, cotangent[..., None], 0), axis=tuple(range(index.ndim)))
+    # A pass for each entry: all at once would be an array of indices x entries on a CPU.
+    sums = jax.lax.map(lambda entry: jnp.sum(jnp.where(index == entry, cotangent, 0)),
+                       jnp.arange(table.shape[0]))
     return sums.astype(table.dtype), None
 
 
