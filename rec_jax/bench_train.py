@@ -24,13 +24,14 @@ import numpy as np
 from rich.table import Table
 
 from rec_jax import config as configs
-from rec_jax.data.batches import BatchStream, prefetch
+from rec_jax.data.batches import prefetch
 from rec_jax.devices import Devices, this_machine
 from rec_jax.errors import InputError, TrainingError
 from rec_jax.model import DTYPES
 from rec_jax.plan import make_plan
 from rec_jax.run import RunConfig
 from rec_jax.train.build import Built, build
+from rec_jax.train.feed import whole_batches
 from rec_jax.train.mode import Batch
 from rec_jax.train.state import TrainState
 from rec_jax.train.step import place_batch
@@ -65,7 +66,7 @@ class _Runner:
     def run(self, steps: int) -> Round:
         """Take `steps` steps, batches made ahead in the background as in training."""
         self.built.stream.seek(self.done * self.config.train.accumulate)
-        batches = prefetch(_whole_batches(self.built.stream, self.config.train.accumulate))
+        batches = prefetch(_batches(self.built, self.config))
         metrics, sequences = [], 0
         start = time.perf_counter()
         try:
@@ -143,7 +144,7 @@ def run(config: Path | str, *, overrides: Sequence[str] = (), variations: Sequen
 def _prepare(path: Path | str, lines: Sequence[str], name: str) -> _Runner:
     config = configs.load(RunConfig, path, lines)
     built = build(config)
-    batch, _ = next(_whole_batches(built.stream, config.train.accumulate))
+    batch, _ = next(_batches(built, config))
     start = time.perf_counter()
     compiled = built.step.lower(built.state, place_batch(batch, built.mesh)).compile()  # type: ignore[attr-defined]
     seconds = time.perf_counter() - start
@@ -154,12 +155,8 @@ def _prepare(path: Path | str, lines: Sequence[str], name: str) -> _Runner:
     return _Runner(name, config, built, compiled, built.state, seconds, needed)
 
 
-def _whole_batches(stream: BatchStream, accumulate: int) -> Iterator[tuple[Batch, int]]:
-    """Batches `[A, B, L]` and the number of histories in each."""
-    while True:
-        parts = [next(stream) for _ in range(accumulate)]
-        batch = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
-        yield batch, int(batch["segments"].max(axis=-1).sum())
+def _batches(built: Built, config: RunConfig) -> Iterator[tuple[Batch, int]]:
+    return whole_batches(built.stream, config.train.accumulate, built.log_share)
 
 
 class _Product:

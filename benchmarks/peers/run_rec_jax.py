@@ -21,6 +21,7 @@ class RecJax:
         from rec_jax.model import build_encoder
         from rec_jax.run import RunConfig
         from rec_jax.train.build import build
+        from rec_jax.train.feed import whole_batches
 
         settings = config.build(RunConfig, {
             "seed": task.seed,
@@ -34,7 +35,7 @@ class RecJax:
         self.task, self.settings = task, settings
         self.built = build(settings)
         self.state = self.built.state
-        self.batches = prefetch(self.built.stream)
+        self.batches = prefetch(whole_batches(self.built.stream, 1, self.built.log_share))
         encoder, _ = build_encoder(
             settings.encoder, dim=task.dim, length=task.length,
             causal=settings.objective.causal, precision=settings.train.precision, seed=task.seed)
@@ -55,11 +56,9 @@ class RecJax:
 
         measured, sequences = [], 0
         start = time.perf_counter()
-        for batch in itertools.islice(self.batches, steps):
-            sequences += int(batch["segments"].max(axis=-1).sum())
-            placed = place_batch({name: array[None] for name, array in batch.items()},
-                                 self.built.mesh)
-            self.state, metrics = self.built.step(self.state, placed)
+        for batch, histories in itertools.islice(self.batches, steps):
+            sequences += histories
+            self.state, metrics = self.built.step(self.state, place_batch(batch, self.built.mesh))
             measured.append(metrics.positions)
         jax.block_until_ready(self.state)
         seconds = time.perf_counter() - start

@@ -11,27 +11,24 @@ counters) or in the config, so a resumed run repeats the bits of one that was le
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
 import numpy as np
-import numpy.typing as npt
 from jax.experimental import multihost_utils
 
 from rec_jax.checkpoint import Checkpoints
 from rec_jax.config import save as save_config
 from rec_jax.config import to_mapping
-from rec_jax.data.batches import BatchStream, prefetch
-from rec_jax.data.label_frequency import of_targets
+from rec_jax.data.batches import prefetch
 from rec_jax.errors import Preempted, TrainingError
 from rec_jax.progress import Reporter, Silent
 from rec_jax.run import Run, RunConfig
 from rec_jax.train.build import Built, build
+from rec_jax.train.feed import whole_batches
 from rec_jax.train.growing import Start, start_from
 from rec_jax.train.log import MetricsLog
-from rec_jax.train.mode import Batch
 from rec_jax.train.preemption import Preemption
 from rec_jax.train.resume import Position, resume
 from rec_jax.train.saving import Saver, make_saver
@@ -96,8 +93,8 @@ class _Loop:
 
     def run(self, state: TrainState, done: int) -> dict[str, Any]:
         settings, horizon = self.config.train, self.built.horizon
-        batches = prefetch(_micro_batches(self.built.stream, settings.accumulate,
-                                          self.built.log_share))
+        batches = prefetch(whole_batches(self.built.stream, settings.accumulate,
+                                         self.built.log_share))
         window = _Window()
         mark = time.perf_counter()
         try:
@@ -201,20 +198,6 @@ class _Window:
                 "gradient_norm": float(np.mean([m.gradient_norm for m in host])),
                 "positions": float(positions.sum()), "sequences": float(self._sequences),
                 "bad_ids": float(sum(int(m.bad_ids) for m in host))}
-
-
-def _micro_batches(stream: BatchStream, accumulate: int,
-                   log_share: npt.NDArray[np.float32] | None) -> Iterator[tuple[Batch, int]]:
-    """The next `accumulate` batches as one, `[A, B, L]`, and the number of histories in it.
-
-    log_share: f32 `[V]`; if given, a batch has f32 `log_q`, that of its targets.
-    """
-    while True:
-        parts = [next(stream) for _ in range(accumulate)]
-        micro = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
-        if log_share is not None:
-            micro["log_q"] = of_targets(log_share, micro["targets"])
-        yield micro, int(micro["segments"].max(axis=-1).sum())
 
 
 def _headline(config: RunConfig) -> list[str]:
