@@ -30,7 +30,7 @@ class Sizes:
     """
 
     scores: int = 1 << 20
-    queries: int = 2048
+    queries: int = 1024
     rows: int = 8192
 
 
