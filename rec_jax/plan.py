@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 
 from rec_jax.devices import (
     BANDWIDTH_EFFICIENCY,
@@ -88,12 +89,13 @@ def make_plan(config: RunConfig, num_items: int, devices: Devices) -> Plan:
     width = {"f32": 4, "bf16": 2}[table.dtype]
     compute = {"f32": 4, "bf16": 2}[settings.precision]
     positions = settings.rows * config.data.length
+    predicted = _predicted(config)
     micro = positions / settings.accumulate / count
     parameters = _encoder_parameters(config)
     objective = config.objective
     sampled = objective.num_negatives is not None
     drawn = objective.drawn(positions) if sampled else 0
-    pairs = objective.pairs(positions) if sampled else positions * rows
+    pairs = objective.pairs(positions) if sampled else predicted * rows
     mined = objective.mined if sampled else 0  # each device's shard is scanned for all of them
 
     per_row, constant = _STATE[table.optimizer.kind]
@@ -107,7 +109,7 @@ def make_plan(config: RunConfig, num_items: int, devices: Devices) -> Plan:
         "encoder and its optimizer": parameters * 4 * (3 + copies),
         "activations": micro * _activation_bytes(config, compute),
         "gathered rows": 0.0 if mode == "dense" else fetched * dim * 4 * 3,
-        "queries and expected rows": positions / data * dim * (compute + 3 * 4),
+        "queries and expected rows": predicted / data * dim * (compute + 3 * 4),
     }
     layers, length = getattr(config.encoder, "layers", 2), config.data.length
     operations = {
@@ -117,7 +119,7 @@ def make_plan(config: RunConfig, num_items: int, devices: Devices) -> Plan:
         "search": 2.0 * mined * local_rows * dim,
     }
     exps = 2.0 * pairs / count
-    passes = max(1.0, positions / data / _QUERY_TILE)
+    passes = max(1.0, predicted / data / _QUERY_TILE)
     state_bytes = per_row * dim + constant
     traffic = (fetched * (3 * dim * width + 2 * state_bytes)
                + (local_rows * dim * width if mined else 0.0) if sampled else
@@ -126,8 +128,8 @@ def make_plan(config: RunConfig, num_items: int, devices: Devices) -> Plan:
     communication = {
         "rows and their gradients": 0.0 if mode == "dense" else
         fetched * dim * (width + 4) * others,
-        "queries": 0.0 if sampled else positions / data * dim * (compute + 2 * 4) * others,
-        "second pass": positions * dim * (compute + 4) * (count - 1) / count
+        "queries": 0.0 if sampled else predicted / data * dim * (compute + 2 * 4) * others,
+        "second pass": predicted * dim * (compute + 4) * (count - 1) / count
         if mode == "streamed" else 0.0,
         "encoder gradient": 2.0 * parameters * 4 * (count - 1) / count,
         "row gradient": 2 * local_rows * dim * 4 * (data - 1) / data if mode == "dense" else 0.0,
@@ -201,15 +203,28 @@ def _encoder_parameters(config: RunConfig) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
 
 
+def _predicted(config: RunConfig) -> int:
+    """Positions of a step whose queries reach the loss, from shapes alone."""
+    settings = config.train
+    place = jax.ShapeDtypeStruct((settings.rows // settings.accumulate, config.data.length),
+                                 jnp.int32)
+    task = jax.eval_shape(lambda *batch: config.objective.task(*batch, jax.random.key(0)),
+                          place, place, place)
+    return settings.accumulate * math.prod(task.targets.shape)
+
+
 def _activation_bytes(config: RunConfig, compute: int) -> float:
     """Bytes that one position keeps for the backward pass.
 
     A pre-norm block keeps two normalised inputs, q, k, v, the mixed values, both residual sums,
     the two sides of the feed-forward layer's activation, and a row of attention weights a head
-    (scores in f32 and weights).
+    (scores in f32 and weights). HSTU's has no feed-forward layer, but two sides of an activation
+    of u, v, q and k. Of a row in pieces one piece of weights lives at a time.
     """
     encoder, dim = config.encoder, config.table.dim
-    layers, hidden = getattr(encoder, "layers", 2), getattr(encoder, "hidden", 4)
+    layers, hidden = getattr(encoder, "layers", 2), getattr(encoder, "hidden", 1)
     heads, length = getattr(encoder, "heads", 1), config.data.length
-    block = dim * (10 + 3 * hidden) * compute + heads * length * (4 + 2 * compute)
-    return layers * block + dim * 4 * 4
+    piece = getattr(encoder, "query_chunk", length)
+    weights = heads * min(piece, length) * (4 + 2 * compute)
+    block = dim * (10 + 3 * hidden) * compute
+    return layers * block + (layers if piece >= length else 1) * weights + dim * 4 * 4

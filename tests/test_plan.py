@@ -87,3 +87,22 @@ def test_a_plan_that_fits_proposes_nothing() -> None:
 
 def test_chips_are_named_by_their_key() -> None:
     assert all(name == chip.name and chip.memory > 2**33 for name, chip in CHIPS.items())
+
+
+def test_masked_items_score_hidden_places_only() -> None:
+    plain, masked = (make_plan(run_config("table.update=streamed", *lines), 10**6,
+                               parse_devices("v5p:4x4x4"))
+                     for lines in ([], ["objective.kind=masked_item", "objective.share=0.25"]))
+    for name in ("softmax", "encoder"):
+        share = masked.operations[name] / plain.operations[name]
+        assert 0.25 < share < 0.3 if name == "softmax" else share == pytest.approx(1, rel=0.01)
+    assert masked.exps < 0.3 * plain.exps and masked.needed < plain.needed
+
+
+def test_a_row_in_pieces_needs_less_memory_for_its_scores() -> None:
+    for kind in ("transformer", "hstu"):
+        whole, pieces = (make_plan(run_config(
+            "data.length=2048", f"encoder={{kind='{kind}', query_chunk={chunk}}}"), 1000,
+            parse_devices("h100")).memory["activations"] for chunk in (2048, 256))
+        scores = 64 * 2048 * 2 * 2048 * (4 + 2 * 4)  # a layer: rows, queries, heads, keys
+        assert whole - pieces == pytest.approx(scores * (2 - 256 / 2048))
