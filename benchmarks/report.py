@@ -26,6 +26,10 @@ _INTRO = """# Benchmarks
 Every number on this page was read from a file in [results/](results) by `python
 benchmarks/report.py`; under each table stand the command, the machine and the date of its
 measurement. Compare within a table: other tables met other days, machines and loads.
+
+To measure here: `rec-jax bench softmax`, `rec-jax bench train CONFIG --vary data.pack=true,false`,
+and beside other programs `python benchmarks/peers/setup.py rectools recbole torch` (environments
+of their own) with `rec-jax bench peers DATASET`; the scripts of this folder say the rest.
 """
 _MOST_ROWS = 24  # of a list that is shown as it is
 

@@ -3,7 +3,7 @@
 Each contender is a process in an environment of its own (`benchmarks/peers/`), so that versions
 do not meet; all are started first, and then each trains some steps and ranks the held-out items
 in turn, round after round. Ranks come back as files, and the metrics are counted here for all.
-A contender that fails is reported as failed, and the others go on.
+A contender that fails is reported as failed, and the others go on. Everything runs on the CPU.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ _PROTOCOL = {
     "targets": "positions that have a next item, counted from the data; padding never counts",
     "held_out": "the validation item of each user, ranked among all items, seen items left out",
     "metrics": "counted here from ranks or lists of ten that each program wrote",
-    "rounds": "each contender trains and ranks in turn; one round warms up; medians",
+    "rounds": "each contender trains and ranks in turn on the CPU; one round warms up; medians",
 }
 
 

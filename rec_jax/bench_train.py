@@ -219,7 +219,11 @@ def _peak_bytes() -> int:
 
 def table(result: dict[str, Any]) -> Table:
     """The result for people; rates are medians, the step's spread beside it."""
-    shown = Table(title=f"{result['steps_a_round']} steps a round")
+    peaks = ", ".join(f"{name} {value / 1e9:,.0f}" for name, value in
+                      result["peak_operations_per_second"].items())
+    shown = Table(title=f"{result['steps_a_round']} steps a round",
+                  caption=f"matrix product: {peaks} Gop/s a device; peak memory "
+                          f"{result['process_peak_bytes'] / 2**20:,.0f} MiB, all variants together")
     for name in ("variant", "table", "ms a step", "positions/s", "targets/s", "sequences/s",
                  "share of peak", "program MiB", "compile s"):
         shown.add_column(name, justify="left" if name in ("variant", "table") else "right")

@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from rec_jax import bench_peers, bench_peers_report
 from rec_jax.bench_peers import Shapes, choose_peers, figures, write_interchange
+from rec_jax.cli import app
 from rec_jax.data.batches import BatchStream
 from rec_jax.data.dataset import Dataset
 from rec_jax.errors import InputError
@@ -214,6 +216,26 @@ def test_the_plot_is_written_with_and_without_curves(
     assert sizes[0] > sizes[1]  # the curves stand beside the bars
 
 
+def test_the_verb_writes_json_table_and_plot(
+        result: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def run(dataset: str, **settings: Any) -> dict[str, Any]:
+        asked.update(settings, dataset=dataset)
+        return result
+
+    monkeypatch.setattr(bench_peers, "run", run)
+    shown = CliRunner().invoke(app, [
+        "bench", "peers", "somewhere", "--peers", "torch, recbole", "--threads", "3",
+        "--set", "length=50", "--out", str(tmp_path / "x.json"), "--json"])
+    assert shown.exit_code == 0, shown.output
+    assert json.loads(shown.stdout)["contenders"] == result["contenders"]
+    assert asked["peers"] == ["torch", "recbole"]
+    assert asked["shapes"] == Shapes(length=50, threads=3)
+    assert (tmp_path / "x.md").read_text() == bench_peers_report.markdown(result)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.json", "x.md", "x.png"]
+
+
 def test_peers_are_those_set_up_unless_named(peers: Path, tmp_path: Path) -> None:
     assert choose_peers(peers, None) == ["broken", "popular"]
     assert choose_peers(peers, ["popular"]) == ["popular"]
@@ -223,6 +245,12 @@ def test_peers_are_those_set_up_unless_named(peers: Path, tmp_path: Path) -> Non
         choose_peers(peers, ["nobody"])
     with pytest.raises(InputError, match="holds no runners"):
         choose_peers(tmp_path, None)
+
+
+def test_every_peer_that_can_be_set_up_has_a_runner() -> None:
+    wanted = {path.stem for path in (RUNNERS / "requirements").glob("*.txt")}
+    runners = {path.stem.removeprefix("run_") for path in RUNNERS.glob("run_*.py")}
+    assert wanted and runners == wanted | {"rec_jax"}
 
 
 @pytest.mark.parametrize("settings", [{"length": 0}, {"threads": 0}, {"heads": 3, "dim": 8}])
