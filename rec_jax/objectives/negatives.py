@@ -133,9 +133,11 @@ def _merge(negatives: Negatives, targets: Array) -> tuple[Array, Array]:
       them, -inf at the others; and slots int32 `[N]` of `targets`, -1 where not drawn.
     """
     size = negatives.ids.size
-    ids, order, weight = jax.lax.sort(
-        (negatives.ids, jax.lax.iota(jnp.int32, size), jnp.exp(-negatives.log_expected)),
-        num_keys=1, is_stable=True)
+    weights = jnp.exp(-negatives.log_expected)
+    # An empty slot may have no row, so it must not stand for an item.
+    known = jnp.where(weights > 0, negatives.ids, -1)
+    ids, order, weight = jax.lax.sort((known, jax.lax.iota(jnp.int32, size), weights),
+                                      num_keys=1, is_stable=True)
     first = _begins(ids)
     run = jnp.cumsum(first.astype(jnp.int32)) - 1
     total = jnp.zeros(size, jnp.float32).at[run].add(weight, indices_are_sorted=True)
@@ -144,8 +146,7 @@ def _merge(negatives: Negatives, targets: Array) -> tuple[Array, Array]:
     # Where no slot is in use the sum must still have a logarithm.
     bias = jnp.where(jnp.any(bias > -jnp.inf), bias, _HIDDEN)
     place = jnp.minimum(jnp.searchsorted(ids, targets), size - 1)
-    drawn = (ids[place] == targets) & (sorted_bias[place] > -jnp.inf)
-    return bias, jnp.where(drawn, order[place], -1)
+    return bias, jnp.where(ids[place] == targets, order[place], -1)
 
 
 def _begins(keys: Array) -> Array:

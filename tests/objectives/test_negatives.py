@@ -119,6 +119,17 @@ def test_in_batch_negatives_leave_out_positions_without_a_label():
     np.testing.assert_allclose(loss, sampled_loss(QUERIES, TABLE, only), rtol=1e-6)
 
 
+def test_the_row_of_an_empty_slot_is_not_read():
+    """Whether it comes before or after the slot of the same item that is in use."""
+    ids = jnp.array([3, 3, 5, 3, 3, 7])
+    drawn = negatives.Negatives(ids, jnp.array([jnp.inf, 0.5, 0.0, 0.2, jnp.inf, jnp.inf]))
+    rows = jnp.where(jnp.isinf(drawn.log_expected)[:, None], 0.0, TABLE[ids])
+    wanted = sampled_loss(QUERIES, TABLE, negatives.Negatives(
+        jnp.array([3, 3, 5]), jnp.array([0.5, 0.2, 0.0])))
+    found = negatives.sampled_softmax(QUERIES, TABLE[TARGETS], rows, TARGETS, drawn)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
 def test_more_different_negatives_than_items_are_refused():
     with pytest.raises(InputError, match="41 different negatives of 40 items"):
         negatives.uniform(KEY, V, V + 1)
