@@ -28,8 +28,12 @@ import numpy as np
 from rec_jax.errors import InputError
 
 FORMAT = 2
-BLOCK_BYTES = 32 * 2**20
-"""Most bytes of an array that are read or written at once."""
+BLOCK_BYTES = 16 * 2**20
+"""Most bytes of an array that are read or written at once.
+
+Below 32 MiB glibc takes a buffer from memory that it holds already; a larger one is mapped anew
+each time, and touching its pages costs more than the reading.
+"""
 PACKED_BYTES = 2**18
 """Largest leaf that lies in `packed.bin`."""
 
