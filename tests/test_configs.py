@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rec_jax import config
+from rec_jax import api, config
 from rec_jax.encoders import uses_times
 from rec_jax.model import build_encoder
 from rec_jax.run import RunConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 ALL = sorted(CONFIGS.glob("*.toml"))
+LOSSES = ["bce", "gbce", "hard_negatives", "in_batch", "sce"]
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
@@ -38,3 +42,28 @@ def test_configs_of_one_data_set_share_data_and_protocol(path: Path) -> None:
 def test_only_data_with_times_is_read_with_times() -> None:
     reads = {path.stem for path in ALL if uses_times(config.load(RunConfig, path).encoder)}
     assert reads == {"ml100k_hstu"}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_configs_of_losses_differ_in_the_objective_alone(loss: str) -> None:
+    base = config.load(RunConfig, CONFIGS / "ml100k.toml")
+    own = config.load(RunConfig, CONFIGS / f"ml100k_{loss}.toml")
+    assert own.objective.kind == loss
+    assert dataclasses.replace(own, objective=base.objective) == base
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_their_objectives_train_and_validate(loss: str, tiny_mapping: Any,
+                                             tmp_path: Path) -> None:
+    """Three steps on the tiny data, with as many negatives as its items allow."""
+    settings = dataclasses.asdict(config.load(RunConfig, CONFIGS / f"ml100k_{loss}.toml").objective)
+    small = {name: min(value, 16) if isinstance(value, int) and not isinstance(value, bool)
+             else value for name, value in settings.items()}
+    mapping = {**tiny_mapping("train.steps=3", "train.log_every=1", "evaluate.users=8"),
+               "objective": small}
+    found = api.train(config.build(RunConfig, mapping), run=tmp_path / "run")
+    assert found["steps"] == 3 and 0 <= found["best"] <= 1
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text()
+             .splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses) == 3 and all(0 < loss < 20 for loss in losses)
