@@ -191,7 +191,8 @@ class _Contender:
         self._trained: list[dict[str, Any]] = []
         self._ranked: list[dict[str, Any]] = []
         self._curve: list[dict[str, float]] = []
-        self._steps = self._memory = 0
+        self._pace = float("inf")  # seconds of a step, when last measured
+        self._memory = 0
 
     def begin(self) -> None:
         """Start the process and wait until it is ready."""
@@ -210,24 +211,25 @@ class _Contender:
     def round(self, steps: int, *, counted: bool) -> None:
         """Train `steps` steps and rank once."""
         with self._watched():
-            trained = self._ask(op="train", steps=steps)
+            trained = self._train(steps)
             ranked, metrics = self._rank()
             log.info("%s: %.0f targets/s, %s", self.name,
                      trained["targets"] / trained["seconds"], metrics)
-            self._steps = steps
             if counted:
                 self._trained.append(trained)
                 self._ranked.append(ranked)
 
     def learn(self, seconds: float) -> None:
-        """Train for about `seconds`, by the speed measured so far, and rank once."""
+        """Train for about `seconds`, by the speed measured last, and rank once."""
         with self._watched():
-            pace = median(one["seconds"] for one in self._trained) / self._steps
-            trained = self._ask(op="train", steps=max(1, round(seconds / pace)))
-            before = self._curve[-1] if self._curve else {"seconds": 0.0, "targets": 0}
-            _, metrics = self._rank()
-            self._curve.append({"seconds": before["seconds"] + trained["seconds"],
-                                "targets": before["targets"] + trained["targets"], **metrics})
+            point = dict(self._curve[-1]) if self._curve else self._so_far()
+            until = point["seconds"] + seconds
+            while point["seconds"] < until - 0.1 * seconds:
+                steps = max(1, round((until - point["seconds"]) / self._pace))
+                trained = self._train(steps)
+                point["seconds"] += trained["seconds"]
+                point["targets"] += trained["targets"]
+            self._curve.append({**point, **self._rank()[1]})
             log.info("%s: %s", self.name, self._curve[-1])
 
     def result(self) -> dict[str, Any]:
@@ -269,6 +271,17 @@ class _Contender:
             raise _Failed(said[-1] if said else "its process ended early")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+    def _so_far(self) -> dict[str, float]:
+        """What the rounds have trained; the first one at the others' speed, without compiling."""
+        rounds = len(self._trained)
+        return {name: sum(one[name] for one in self._trained) * (rounds + 1) / rounds
+                for name in ("seconds", "targets")}
+
+    def _train(self, steps: int) -> dict[str, Any]:
+        trained = self._ask(op="train", steps=steps)
+        self._pace = trained["seconds"] / steps
+        return trained
 
     def _rank(self) -> tuple[dict[str, Any], dict[str, float]]:
         path = self._folder / "ranks.npy"

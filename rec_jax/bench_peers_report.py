@@ -50,6 +50,7 @@ def _best_of(one: dict[str, Any]) -> list[str]:
 def plot(result: dict[str, Any], path: Path) -> Path:
     """Targets a second as bars and, where it was measured, NDCG@10 against training time."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     done = sorted((one for one in result["contenders"] if "failed" not in one),
                   key=lambda one: one["targets_per_second"])
@@ -62,6 +63,8 @@ def plot(result: dict[str, Any], path: Path) -> Path:
                         color=[colors[one["name"]] for one in done])
     axes[0].bar_label(bars, fmt="{:,.0f}", padding=3)
     axes[0].set_xlabel("targets a second")
+    axes[0].xaxis.set_major_locator(MaxNLocator(4))
+    axes[0].xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes[0].margins(x=0.2)
     for one in curves:
         axes[1].plot([point["seconds"] for point in one["curve"]],
