@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from rec_jax.errors import InputError
-from rec_jax.objectives import negatives
+from rec_jax.kernels import softmax_loss
+from rec_jax.objectives import Task, bce, negatives, sampled_softmax
+from rec_jax.objectives.base import Negatives
 
 V, N, DIM = 40, 16, 5
 KEY = jax.random.key(0)
@@ -133,3 +135,21 @@ def test_the_row_of_an_empty_slot_is_not_read():
 def test_more_different_negatives_than_items_are_refused():
     with pytest.raises(InputError, match="41 different negatives of 40 items"):
         negatives.uniform(KEY, V, V + 1)
+
+
+@pytest.mark.parametrize("config", [
+    sampled_softmax.Config(), bce.Config(count=8192, shared=True)], ids=lambda config: config.kind)
+def test_no_array_of_positions_times_negatives_exists(config):
+    positions, count, dim = 4096, 8192, 16
+    queries, rows = (jax.ShapeDtypeStruct((n, dim), jnp.float32) for n in (positions, count))
+    ids = jax.ShapeDtypeStruct((count,), jnp.int32)
+
+    def total(queries, labels, rows, targets, ids):
+        drawn = Negatives(ids, jnp.zeros(count), 1.0)
+        task = Task(None, targets, jnp.ones(positions))
+        return jnp.sum(config.loss_of_rows(queries, labels, rows, task, drawn, softmax_loss))
+
+    step = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
+    targets = jax.ShapeDtypeStruct((positions,), jnp.int32)
+    memory = step.lower(queries, queries, rows, targets, ids).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < positions * count  # a quarter of the scores in f32
