@@ -221,6 +221,8 @@ class _Contender:
 
     def learn(self, seconds: float) -> None:
         """Train for about `seconds`, by the speed measured last, and rank once."""
+        if self.failure:
+            return
         with self._watched():
             point = dict(self._curve[-1]) if self._curve else self._so_far()
             until = point["seconds"] + seconds
