@@ -36,7 +36,7 @@ _MOST_ROWS = 24  # of a list that is shown as it is
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table; numbers are shown to three or four digits and stand on the right."""
-    right = [all(isinstance(row[index], int | float) for row in rows) and bool(rows)
+    right = [bool(rows) and all(isinstance(row[index], int | float | None) for row in rows)
              for index in range(len(head))]
     lines = [list(head), ["---:" if one else "---" for one in right],
              *([show(cell) for cell in row] for row in rows)]
@@ -127,7 +127,7 @@ def table_updates(results: Mapping[str, Result]) -> str:
         for one in result["runs"]:
             both = in_turn.get(str(one["items"])) if one["mode"] == result["workload"] else None
             rows.append([one["mode"], one["items"], result["dim"], one["dtype"],
-                         one["median_step_seconds"] * 1e3, "" if both is None else show(both * 1e3),
+                         one["median_step_seconds"] * 1e3, None if both is None else both * 1e3,
                          one["table_and_state_bytes"] / 2**20,
                          one["peak_over_table_bytes"] / 2**20])
         parts.append(table(["table", "items", "d", "type", "ms a step", "ms, sizes in turn",
@@ -153,13 +153,24 @@ def as_it_is(results: Mapping[str, Result]) -> str:
         if values:
             parts.append(table(["what", "value"], values))
         for path, records in lists:
-            shown = [key for key in records[0] if all(
-                not isinstance(one.get(key), dict | list) for one in records)]
-            rows = [[one.get(key) for key in shown] for one in records[:_MOST_ROWS]]
+            flat = [dict(_plain(one)) for one in records]
+            shown = list(dict.fromkeys(key for one in flat for key in one))
+            rows = [[one.get(key) for key in shown] for one in flat[:_MOST_ROWS]]
             more = len(records) - len(rows)
             parts.append(f"{path}:\n\n" + table(shown, rows) + (
                 f"\n\nand {more} more in the file" if more else ""))
     return "\n\n".join(parts)
+
+
+def _plain(record: Result, path: str = "") -> list[tuple[str, object]]:
+    """The plain values of one record, nested ones too; lists stay in the file."""
+    found: list[tuple[str, object]] = []
+    for key, below in record.items():
+        if isinstance(below, dict):
+            found += _plain(below, f"{path}{key}, ")
+        elif not isinstance(below, list):
+            found.append((f"{path}{key}".replace("_", " "), below))
+    return found
 
 
 def _flatten(value: Result, path: str) -> tuple[list[list[object]], list[tuple[str, Any]]]:

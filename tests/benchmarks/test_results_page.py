@@ -61,15 +61,23 @@ def test_a_result_of_a_known_kind_stands_in_its_section(report: ModuleType) -> N
 
 def test_a_result_that_no_section_knows_is_shown_as_it_is(report: ModuleType) -> None:
     result = {**STAMP, "seconds": 1.5, "sides": {"left": 3}, "empty": [], "few": [1, 2],
-              "cells": [{"n": number, "parts": [1]} for number in range(30)]}
+              "cells": [{"n": number, "side": {"left": -number}, "parts": [1]}
+                        for number in range(30)]}
     text = report.page({"odd.json": result})
     assert "## Further results" in text and "### odd" in text
     for row in ("| seconds | 1.5 |", "| sides, left | 3 |", "| empty | none |", "| few | 1, 2 |",
-                "| 23 |", "and 6 more in the file"):
+                "| n | side, left |", "| 23 | -23 |", "and 6 more in the file"):
         assert row in text
-    assert "| 24 |" not in text and "parts" not in text
+    assert "| 24 | -24 |" not in text and "parts" not in text
+
+
+@pytest.mark.parametrize(("value", "shown"), [
+    (12345.6, "12,346"), (0.123456, "0.1235"), (7, "7"), (True, "yes"), (None, ""), ("a", "a")])
+def test_numbers_are_shown_to_a_few_digits(
+        report: ModuleType, value: object, shown: str) -> None:
+    assert report.show(value) == shown
 
 
 def test_cells_cannot_break_the_table(report: ModuleType) -> None:
-    rows = report.table(["a", "b"], [["x|y\nz", 1234567], [None, 12345.6]]).splitlines()
-    assert rows == ["| a | b |", "| --- | ---: |", "| x/y z | 1,234,567 |", "|  | 12,346 |"]
+    rows = report.table(["a", "b"], [["x|y\nz", 1234567], ["", None]]).splitlines()
+    assert rows == ["| a | b |", "| --- | ---: |", "| x/y z | 1,234,567 |", "|  |  |"]
