@@ -63,6 +63,17 @@ def test_a_sampled_step_costs_the_same_at_any_size() -> None:
     assert small.step_seconds == large.step_seconds
 
 
+@pytest.mark.parametrize(("kind", "searches"), [
+    ("in_batch", False), ("bce", False), ("gbce", False), ("sce", True), ("hard_negatives", True)])
+def test_only_objectives_that_search_the_table_cost_more_for_a_larger_one(
+        kind: str, searches: bool) -> None:
+    settings = run_config("table.update=sparse", f"objective.kind={kind}")
+    small, large = (make_plan(settings, items, parse_devices("h100x8")) for items in (10**6, 10**9))
+    assert small.operations["softmax"] == large.operations["softmax"] > 0
+    assert (large.step_seconds > small.step_seconds) is searches
+    assert (large.operations["search"] > 0) is searches
+
+
 def test_what_a_plan_proposes_fits() -> None:
     settings = run_config("table.dim=256", "table.update=streamed", "table.optimizer.kind=adam")
     devices = parse_devices("h100x2")
