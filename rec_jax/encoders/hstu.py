@@ -22,7 +22,7 @@ from flax import nnx
 
 from rec_jax.encoders.attention import attention_mask, by_queries
 from rec_jax.encoders.base import Inputs
-from rec_jax.encoders.layers import dropout, split_keys
+from rec_jax.encoders.layers import dropout, project, split_keys
 from rec_jax.encoders.relative import TIME_BUCKETS, look_up, place_bias, time_bucket
 from rec_jax.errors import InputError
 
@@ -90,9 +90,9 @@ class Block(nnx.Module):
 
     def __call__(self, x: Array, inputs: Inputs, key: Array | None) -> Array:
         """x `[B, L, d]` -> `[B, L, d]`."""
-        u, v, q, k = jnp.split(jax.nn.silu(self.uvqk(self.norm(x))), 4, axis=-1)
+        u, v, q, k = jnp.split(jax.nn.silu(project(self.uvqk, self.norm(x))), 4, axis=-1)
         gated = self.norm_mixed(self._attend(q, k, v, inputs)) * u
-        return x + self.project(dropout(gated, self.config.dropout, key))
+        return x + project(self.project, dropout(gated, self.config.dropout, key))
 
     def _attend(self, q: Array, k: Array, v: Array, inputs: Inputs) -> Array:
         batch, length, dim = q.shape

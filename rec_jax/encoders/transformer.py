@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rec_jax.encoders.attention import attention_mask, by_queries
+from rec_jax.encoders.attention import attention_mask, by_queries, masked_attention
 from rec_jax.encoders.base import Inputs
-from rec_jax.encoders.layers import dropout, rotated, split_keys
+from rec_jax.encoders.layers import dropout, project, rotated, split_keys
 from rec_jax.errors import InputError
 
 
@@ -95,9 +95,9 @@ class Block(nnx.Module):
         config = self.config
         keys = split_keys(key, 3)
         attended = self._attend(self.norm_attention(x), inputs, keys[0])
-        x = x + dropout(self.project(attended), config.dropout, keys[1])
-        hidden = self._activate(self.up(self.norm_mlp(x)))
-        return x + dropout(self.down(hidden), config.dropout, keys[2])
+        x = x + dropout(project(self.project, attended), config.dropout, keys[1])
+        hidden = self._activate(project(self.up, self.norm_mlp(x)))
+        return x + dropout(project(self.down, hidden), config.dropout, keys[2])
 
     def _activate(self, x: jax.Array) -> jax.Array:
         if self.config.activation == "swiglu":
@@ -108,7 +108,7 @@ class Block(nnx.Module):
     def _attend(self, x: jax.Array, inputs: Inputs, key: jax.Array | None) -> jax.Array:
         batch, length, dim = x.shape
         heads, rate = self.config.heads, self.config.attention_dropout
-        qkv = self.qkv(x).reshape(batch, length, 3, heads, dim // heads)
+        qkv = project(self.qkv, x).reshape(batch, length, 3, heads, dim // heads)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [B, L, h, d/h]
         if self.config.positions == "rotary":
             q, k = (rotated(part, inputs.positions) for part in (q, k))
@@ -117,7 +117,7 @@ class Block(nnx.Module):
             q, own = queries  # [B, C, h, d/h], [B, C]
             mask = attention_mask(own, inputs.segments, places, causal=self.causal)
             if key is None or rate == 0.0:
-                return jax.nn.dot_product_attention(q, k, v, mask=mask)
+                return masked_attention(q, k, v, mask)
             logits = jnp.einsum("bqhc,bkhc->bhqk", q, k, preferred_element_type=jnp.float32)
             # A finite one: behind the row's end stand queries that may attend nothing.
             logits = jnp.where(mask, logits * (dim // heads) ** -0.5, -1e30)
