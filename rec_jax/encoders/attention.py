@@ -33,9 +33,10 @@ def attention_mask(of_queries: Array, of_keys: Array, places: Array, *, causal: 
 
 @jax.custom_vjp
 def masked_attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
-    """Softmax attention `[B, C, h, c]` of queries `[B, C, h, c]` over keys and values `[B, L, h, c]`.
+    """Softmax attention of queries `[B, C, h, c]` over keys and values `[B, L, h, c]`.
 
-    mask: bool `[B, 1, C, L]`, true where a query may attend. Scores are scaled by c^-1/2 and f32.
+    Gives `[B, C, h, c]` in the type of the queries. mask: bool `[B, 1, C, L]`, true where a query
+    may attend. Scores are scaled by c^-1/2 and f32.
 
     The backward pass makes the weights again from the log-normalisers (flash attention, Dao et
     al., 2022), with keys before queries: of its four products only one then has a transposed left
