@@ -45,8 +45,7 @@ class Tiles(NamedTuple):
     segments: int32 `[G, T, L]`, 1 for an item or a hidden place, 0 for padding.
     last: int32 `[G, T]`, place of the query.
     hidden: bool `[G, T, L]`, true in a hidden place; None where there are none.
-    times: int32 `[G, T, L]`, see `rec_jax.encoders.Inputs`; None where nobody reads them. A
-      hidden place has the newest item's, since when somebody will return is not known.
+    times: int32 `[G, T, L]`, see `rec_jax.encoders.Inputs`; None where nobody reads them.
     targets: int32 `[G, T]`.
     seen_offsets: int32 `[G, T + 1]`, seen_items: int32 `[G, E]`: the whole history of user t
       is `seen_items[seen_offsets[t]:seen_offsets[t + 1]]`.
@@ -122,8 +121,7 @@ def make_tiles(histories: Sequence[np.ndarray], targets: np.ndarray | None, *, g
         segments[place, :len(recent) + reading.hidden_next] = 1
         if reading.times and times is not None and len(recent):
             when = times[place][-len(recent):]
-            since = seconds_after(when, when[:1])
-            seconds[place, :len(recent)], seconds[place, len(recent):] = since, since[-1]
+            seconds[place, :len(recent)] = seconds_after(when, when[:1])
         tile, row = divmod(place, TILE)
         seen_items[tile, seen_offsets[tile, row]:seen_offsets[tile, row + 1]] = history
     if targets is not None:

@@ -35,13 +35,28 @@ class Encoder(NamedTuple):
                  key: jax.Array | None = None, hidden: jax.Array | None = None) -> jax.Array:
         """Item vectors `[B, L, d]` -> queries `[B, L, d]`; no key, no dropout.
 
-        hidden: bool `[B, L]`, places whose vector the encoder may not see; not for causal ones.
+        hidden: bool `[B, L]`, places whose item the encoder may not see; not for causal ones.
         """
         if hidden is not None:
             vectors = jnp.where(hidden[..., None], params[MASK].astype(vectors.dtype), vectors)
+            if inputs.times is not None:
+                inputs = inputs._replace(times=visible_times(inputs, hidden))
         leaves = [params[path] for path in self.paths]
         state = jax.tree.unflatten(jax.tree.structure(self.template), leaves)
         return nnx.merge(self.graph, state)(vectors, inputs, key)
+
+
+def visible_times(inputs: Inputs, hidden: jax.Array) -> jax.Array:
+    """Times int32 `[B, L]` of which a hidden item has that of the last one seen before it.
+
+    When an item that is not known yet will come is not known either; and what is hidden in
+    training must look like what is asked afterwards. Before a segment's first seen item it is 0.
+    """
+    assert inputs.times is not None
+    place = jnp.arange(hidden.shape[1])
+    # Places rise from segment to segment, so the largest seen so far is never another's.
+    seen = jax.lax.cummax(jnp.where(hidden, place - inputs.positions, place), axis=1)
+    return jnp.take_along_axis(inputs.times, seen, axis=1)
 
 
 def build_encoder(config: EncoderConfig, *, dim: int, length: int, causal: bool, precision: str,

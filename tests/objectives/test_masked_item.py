@@ -11,7 +11,7 @@ import pytest
 
 from rec_jax.encoders import Inputs, transformer
 from rec_jax.errors import InputError
-from rec_jax.model import build_encoder
+from rec_jax.model import build_encoder, visible_times
 from rec_jax.objectives import Task
 from rec_jax.objectives.masked_item import Config
 from rec_jax.objectives.next_item import Config as NextItem
@@ -163,6 +163,26 @@ def test_what_is_hidden_does_not_leak_into_any_query_and_what_is_seen_does() -> 
                        for place in range(LENGTH)] for row in range(4)])
     assert (np.abs(seen - before).max(axis=-1) > 1e-4)[hidden & ~alone].all()
     assert (np.abs(queries(vectors, -50.0) - before).max(axis=-1) > 1e-4)[hidden].all()
+
+
+def test_a_hidden_item_has_the_time_of_the_last_one_seen_before_it() -> None:
+    items, targets, segments = layout(seed=4, rows=6)
+    hidden = np.asarray(drawn(Config(share=0.6), (items, targets, segments), 1).hidden[0])
+    positions, times = np.zeros_like(segments), np.zeros_like(segments)
+    random, expected = np.random.default_rng(5), np.zeros_like(segments)
+    for row in range(len(segments)):
+        for number in range(1, segments[row].max() + 1):
+            own = np.flatnonzero(segments[row] == number)
+            positions[row, own] = np.arange(len(own))
+            times[row, own[1:]] = np.cumsum(random.integers(1, 1000, len(own) - 1))
+            latest = 0
+            for place in own:
+                latest = latest if hidden[row, place] else times[row, place]
+                expected[row, place] = latest
+    inputs = Inputs(*map(jnp.asarray, (segments, positions, times)))
+    found = np.asarray(visible_times(inputs, jnp.asarray(hidden)))
+    np.testing.assert_array_equal(found[segments > 0], expected[segments > 0])
+    assert (found != times)[hidden].any()
 
 
 def test_the_loss_is_that_of_the_next_item() -> None:
