@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 export JAX_PLATFORMS ?= cpu
+# Two test processes, a file to each: compiling, which is most of it, uses one core.
+JOBS ?= -n 2 --dist loadfile
 
 .PHONY: quickstart test test-fast check clean
 
@@ -29,11 +31,11 @@ quickstart: $(VENV)/.installed
 	@echo "next        $(BIN)/rec-jax recommend runs/quickstart --user 1"
 
 test: $(VENV)/.installed-dev check
-	$(BIN)/python -m pytest --durations=15
+	$(BIN)/python -m pytest $(JOBS) --durations=15
 
 # Without the long proofs; `make test-fast PYTHON=python3.12 VENV=.venv-newest` for another JAX.
 test-fast: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(JOBS) -m "not slow"
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check rec_jax kernels benchmarks tests
