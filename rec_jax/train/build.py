@@ -35,6 +35,11 @@ class Horizon(NamedTuple):
     total: int
     validate_every: int
 
+    def validates(self, done: int) -> bool:
+        """Whether to validate after `done` steps: regularly and at the end, but not twice there."""
+        left = self.total - done
+        return left == 0 or (done % self.validate_every == 0 and 2 * left > self.validate_every)
+
 
 @dataclass(frozen=True)
 class Built:

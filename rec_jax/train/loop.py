@@ -104,7 +104,7 @@ class _Loop:
                 done += 1
                 window.add(metrics, sequences)
                 last = done == horizon.total
-                validate = last or done % horizon.validate_every == 0
+                validate = horizon.validates(done)
                 stop = None if last else self.preemption.asked(done)
                 save = validate or stop is not None or (settings.checkpoint_every is not None
                                     and done % settings.checkpoint_every == 0)
