@@ -5,11 +5,10 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import tomli_w
-from conftest import TinyMapping
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -21,6 +20,9 @@ from rec_jax.devices import Devices, this_machine
 from rec_jax.errors import InputError
 from rec_jax.plan import make_plan
 from rec_jax.run import RunConfig
+
+if TYPE_CHECKING:
+    from conftest import TinyMapping
 
 STEPS, ROUNDS = 3, 2
 
