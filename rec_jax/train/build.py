@@ -38,7 +38,7 @@ class Horizon(NamedTuple):
     def validates(self, done: int) -> bool:
         """Whether to validate after `done` steps: regularly and at the end, but not twice there."""
         left = self.total - done
-        return left == 0 or (done % self.validate_every == 0 and 2 * left > self.validate_every)
+        return left == 0 or (done % self.validate_every == 0 and 2 * left >= self.validate_every)
 
 
 @dataclass(frozen=True)
