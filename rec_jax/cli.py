@@ -93,6 +93,9 @@ def prepare(
         help="Repeated pairs: all, first or last.")] = None,
     split: Annotated[Optional[str], typer.Option(  # noqa: UP045
         help="leave_one_out or time.")] = None,
+    item_feature: Annotated[Optional[list[str]], typer.Option(  # noqa: UP045
+        metavar="COLUMN", help="Categorical column of the items to keep, of the item file or else "
+                               "of the interactions; may be repeated.")] = None,
     overwrite: Annotated[bool, typer.Option(
         "--overwrite", help="Replace the output folder.")] = False,
     settings: Set = None,
@@ -108,7 +111,8 @@ def prepare(
         "columns": _without_none({"user": user, "item": item, "time": time, "rating": rating}),
         "filters": _without_none({"min_rating": min_rating, "user_core": core, "item_core": core,
                                   "duplicates": duplicates}),
-        "split": _without_none({"kind": split}), "overwrite": overwrite or None})
+        "split": _without_none({"kind": split}), "overwrite": overwrite or None,
+        "item_features": [{"column": name} for name in item_feature] if item_feature else None})
     report = run(config.read(PrepareConfig, config_path, flags, settings or ()))
     _show(_without_none(report.to_dict()), as_json, "dataset")
     for line in report.bad_lines:

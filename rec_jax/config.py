@@ -135,7 +135,8 @@ def to_mapping(config: Any) -> dict[str, Any]:
         if dataclasses.is_dataclass(value):
             value = to_mapping(value)
         elif isinstance(value, tuple):
-            value = list(value)
+            value = [to_mapping(item) if dataclasses.is_dataclass(item) else item
+                     for item in value]
         result[field.name] = value
     return result
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rec_jax.data.dataset import Dataset, seconds_after
+from rec_jax.data.features import Codes, FeatureConfig, find_features, read_codes
 from rec_jax.errors import InputError
 
 TILE = 32
@@ -25,12 +26,13 @@ class Reading(NamedTuple):
 
     length: L. hidden_next: the place after the newest item is the query's, and hidden, as the
       places that a bidirectional encoder learned to fill; otherwise the newest item's own place.
-    times: the encoder reads times.
+    times: the encoder, or a time gap, reads times. features: what it reads beside the items.
     """
 
     length: int
     hidden_next: bool = False
     times: bool = False
+    features: tuple[FeatureConfig, ...] = ()
 
     @property
     def room(self) -> int:
@@ -45,7 +47,8 @@ class Tiles(NamedTuple):
     segments: int32 `[G, T, L]`, 1 for an item or a hidden place, 0 for padding.
     last: int32 `[G, T]`, place of the query.
     hidden: bool `[G, T, L]`, true in a hidden place; None where there are none.
-    times: int32 `[G, T, L]`, see `rec_jax.encoders.Inputs`; None where nobody reads them.
+    times: int32 `[G, T, L]`, features: int32 `[G, T, L, K]` by path, see
+      `rec_jax.encoders.Inputs`; None where nobody reads them.
     targets: int32 `[G, T]`.
     seen_offsets: int32 `[G, T + 1]`, seen_items: int32 `[G, E]`: the whole history of user t
       is `seen_items[seen_offsets[t]:seen_offsets[t + 1]]`.
@@ -60,6 +63,7 @@ class Tiles(NamedTuple):
     seen_items: Array
     hidden: Array | None = None
     times: Array | None = None
+    features: dict[str, Array] | None = None
 
 
 def iterate_tiles(dataset: Dataset, users: np.ndarray, ends: np.ndarray,
@@ -71,8 +75,9 @@ def iterate_tiles(dataset: Dataset, users: np.ndarray, ends: np.ndarray,
     targets: int32 `[M]` or None.
 
     Raises:
-      InputError: `reading` wants times, and the dataset has none.
+      InputError: `reading` wants times or features that the dataset does not have.
     """
+    find_features(reading.features, dataset)
     if reading.times and dataset.times is None:
         raise InputError(f"{dataset.folder} has no times; prepare it with columns.time")
     group = max(1, -(-batch // TILE))
@@ -84,9 +89,24 @@ def iterate_tiles(dataset: Dataset, users: np.ndarray, ends: np.ndarray,
         histories = [dataset.items[start:end] for start, end in bounds]
         times = None if dataset.times is None or not reading.times else [
             dataset.times[max(start, end - reading.room):end] for start, end in bounds]
+        codes = None if not reading.features else [
+            recent_codes(dataset, reading, history, end)
+            for history, (_, end) in zip(histories, bounds, strict=True)]
         wanted = None if targets is None else targets[chosen]
         yield make_tiles(histories, wanted, group=group, reading=reading, capacity=capacity,
-                         times=times), len(histories)
+                         times=times, codes=codes), len(histories)
+
+
+def recent_codes(dataset: Dataset, reading: Reading, history: np.ndarray,
+                 end: int | None) -> Codes:
+    """Codes of the features of a history's newest items.
+
+    history: int `[n]`, all of it; end: where it ends in the dataset's arrays; None: it is not
+      from there.
+    """
+    recent = history[max(0, len(history) - reading.room):]
+    places = None if end is None else slice(end - len(recent), end)
+    return read_codes(reading.features, dataset, recent, places)
 
 
 def seen_capacity(lengths: np.ndarray) -> int:
@@ -97,16 +117,20 @@ def seen_capacity(lengths: np.ndarray) -> int:
 
 def make_tiles(histories: Sequence[np.ndarray], targets: np.ndarray | None, *, group: int,
                reading: Reading, capacity: int,
-               times: Sequence[np.ndarray] | None = None) -> Tiles:
+               times: Sequence[np.ndarray] | None = None,
+               codes: Sequence[Codes] | None = None) -> Tiles:
     """At most `group * TILE` whole histories (int `[n]` each) as `group` tiles.
 
     capacity: E, at least the sum of the lengths in each tile; times: int64 seconds of each
-    history's items, or of its newest ones; needed where `reading` wants them.
+    history's items, or of its newest ones; codes: of its newest items, see `recent_codes`; both
+    needed where `reading` wants them.
     """
     places, length = group * TILE, reading.length
     items = np.zeros((places, length), np.int32)
     segments = np.zeros((places, length), np.int32)
     seconds = np.zeros((places, length), np.int32)
+    features = {path: np.zeros((places, length, each.shape[1]), np.int32)
+                for path, each in (codes[0] if codes else {}).items()}
     last = np.zeros(places, np.int32)
     wanted = np.zeros(places, np.int32)
     seen_items = np.full((group, capacity), -1, np.int32)
@@ -122,6 +146,9 @@ def make_tiles(histories: Sequence[np.ndarray], targets: np.ndarray | None, *, g
         if reading.times and times is not None and len(recent):
             when = times[place][-len(recent):]
             seconds[place, :len(recent)] = seconds_after(when, when[:1])
+        for path, array in features.items():
+            assert codes is not None
+            array[place, :len(recent)] = codes[place][path]
         tile, row = divmod(place, TILE)
         seen_items[tile, seen_offsets[tile, row]:seen_offsets[tile, row + 1]] = history
     if targets is not None:
@@ -132,4 +159,6 @@ def make_tiles(histories: Sequence[np.ndarray], targets: np.ndarray | None, *, g
     return Tiles(items.reshape(shape), segments.reshape(shape), positions, asked,
                  wanted.reshape(group, TILE), seen_offsets, seen_items,
                  hidden=positions == asked[..., None] if reading.hidden_next else None,
-                 times=seconds.reshape(shape) if reading.times else None)
+                 times=seconds.reshape(shape) if reading.times else None,
+                 features={path: array.reshape(*shape, -1) for path, array in features.items()}
+                 if reading.features else None)

@@ -7,13 +7,16 @@ an encoder that sees the future gets the vector that stands for a hidden item.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rec_jax.data.features import Feature
 from rec_jax.encoders import EncoderConfig, Inputs
+from rec_jax.features import add_features, init_tables
 
 Params = dict[str, jax.Array]
 """Encoder parameters by path, such as `blocks/0/qkv/kernel`."""
@@ -30,6 +33,7 @@ class Encoder(NamedTuple):
     graph: nnx.GraphDef
     template: Any  # nnx.State of shapes, in the order of `paths`
     paths: tuple[str, ...]
+    features: tuple[Feature, ...] = ()
 
     def __call__(self, params: Params, vectors: jax.Array, inputs: Inputs,
                  key: jax.Array | None = None, hidden: jax.Array | None = None) -> jax.Array:
@@ -39,11 +43,12 @@ class Encoder(NamedTuple):
         """
         if hidden is not None:
             vectors = jnp.where(hidden[..., None], params[MASK].astype(vectors.dtype), vectors)
-            if inputs.times is not None:
-                inputs = inputs._replace(times=visible_times(inputs, hidden))
+        vectors = add_features(self.features, params, vectors, inputs, hidden)
+        if hidden is not None and inputs.times is not None:
+            inputs = inputs._replace(times=visible_times(inputs, hidden))
         leaves = [params[path] for path in self.paths]
         state = jax.tree.unflatten(jax.tree.structure(self.template), leaves)
-        return nnx.merge(self.graph, state)(vectors, inputs, key)
+        return nnx.merge(self.graph, state)(vectors, inputs._replace(features=None), key)
 
 
 def visible_times(inputs: Inputs, hidden: jax.Array) -> jax.Array:
@@ -60,10 +65,11 @@ def visible_times(inputs: Inputs, hidden: jax.Array) -> jax.Array:
 
 
 def build_encoder(config: EncoderConfig, *, dim: int, length: int, causal: bool, precision: str,
-                  seed: int) -> tuple[Encoder, Params]:
+                  seed: int, features: Sequence[Feature] = ()) -> tuple[Encoder, Params]:
     """The encoder of `config` and its initial parameters (f32), drawn from `seed`.
 
-    One that is not causal has a parameter `mask` more, for the places that are hidden from it.
+    One that is not causal has a parameter `mask` more, for the places that are hidden from it;
+    and there is one table more for each of `features`.
     """
     module = config.build(dim=dim, length=length, causal=causal, dtype=DTYPES[precision],
                           rngs=nnx.Rngs(seed))
@@ -74,7 +80,8 @@ def build_encoder(config: EncoderConfig, *, dim: int, length: int, causal: bool,
     params = dict(zip(paths, (leaf for _, leaf in flat), strict=True))
     if not causal:
         params[MASK] = 0.02 * jax.random.normal(jax.random.key(seed), (dim,))
-    return Encoder(graph, template, paths), params
+    params |= init_tables(features, dim, seed)
+    return Encoder(graph, template, paths, tuple(features)), params
 
 
 def encode(encoder: Encoder, params: Params, rows: jax.Array, items: jax.Array,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from rec_jax.data.features import planned_features
 from rec_jax.devices import (
     BANDWIDTH_EFFICIENCY,
     MATMUL_EFFICIENCY,
@@ -199,7 +200,8 @@ def _encoder_parameters(config: RunConfig) -> int:
     """Number of encoder parameters, from shapes alone."""
     shapes = jax.eval_shape(lambda: build_encoder(
         config.encoder, dim=config.table.dim, length=config.data.length,
-        causal=config.objective.causal, precision=config.train.precision, seed=0)[1])
+        causal=config.objective.causal, precision=config.train.precision, seed=0,
+        features=planned_features(config.features))[1])
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
 
 

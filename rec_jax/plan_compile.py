@@ -20,8 +20,8 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
+from rec_jax.data.features import planned_features
 from rec_jax.devices import Devices
-from rec_jax.encoders import uses_times
 from rec_jax.errors import InputError
 from rec_jax.kernels import Backend
 from rec_jax.kernels.dispatch import load
@@ -29,6 +29,7 @@ from rec_jax.mesh import BOTH, batch_sharding
 from rec_jax.model import build_encoder
 from rec_jax.optimizer import dense_optimizer, schedule
 from rec_jax.run import RunConfig
+from rec_jax.served import reading_of
 from rec_jax.tables import Table, row_optimizer
 from rec_jax.tables.table import DTYPES, padded_size
 from rec_jax.train.build import update_of
@@ -139,7 +140,8 @@ def _lower(config: RunConfig, num_items: int, mesh: Mesh) -> Any:
         objective = replace(objective, backend=_kernels())
     encoder, params = build_encoder(
         config.encoder, dim=table_config.dim, length=config.data.length,
-        causal=objective.causal, precision=settings.precision, seed=config.seed)
+        causal=objective.causal, precision=settings.precision, seed=config.seed,
+        features=planned_features(config.features))
     mode = update_of(config, num_items).mode
     optimizer = dense_optimizer(config.optimizer, _TOTAL_STEPS)
     shape = (padded_size(num_items), table_config.dim)
@@ -159,7 +161,9 @@ def _lower(config: RunConfig, num_items: int, mesh: Mesh) -> Any:
     cut = batch_sharding(mesh, axis=1)
     batch = {name: jax.ShapeDtypeStruct(size, jnp.int32, sharding=cut)
              for name in ("items", "targets", "segments", "positions",
-                          *(["times"] if uses_times(config.encoder) else []))}
+                          *(["times"] if reading_of(config).times else []))}
+    batch |= {feature.path: jax.ShapeDtypeStruct((*size, feature.values), jnp.int32, sharding=cut)
+              for feature in encoder.features if feature.kind != "time_gap"}
     if objective.num_negatives is not None and objective.needs_log_q:
         batch["log_q"] = jax.ShapeDtypeStruct(size, jnp.float32, sharding=cut)
     step = make_train_step(

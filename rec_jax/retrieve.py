@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from rec_jax.errors import InputError
-from rec_jax.histories import TILE, make_tiles, seen_capacity
+from rec_jax.histories import TILE, make_tiles, recent_codes, seen_capacity
 from rec_jax.kernels import top_k
 from rec_jax.served import Served, tile_queries
 
@@ -32,7 +32,8 @@ def recommend(served: Served, *, user: str | None = None, history: Sequence[str]
 
     user: a user of the dataset, whose whole history is used; or history: item ids, oldest
     first. Exactly one of both.
-    times: seconds of the items of `history`; needed where the encoder reads times.
+    times: seconds of the items of `history`; needed where the model reads times. Ratings of such
+      a history are unknown to a model that reads them.
 
     Raises:
       InputError: unknown user or item, an empty history, times that are missing or not as many
@@ -46,19 +47,22 @@ def recommend(served: Served, *, user: str | None = None, history: Sequence[str]
     reading = served.reading
     if user is not None:
         index = int(dataset.user_index([user])[0])
+        end = int(dataset.offsets[index + 1])
         items = np.asarray(dataset.history(index))
         when = None if dataset.times is None else np.asarray(
-            dataset.times[dataset.offsets[index]:dataset.offsets[index + 1]])
+            dataset.times[dataset.offsets[index]:end])
     else:
+        end = None
         items = np.asarray(dataset.item_index(list(history or ())))
         when = None if times is None else np.asarray(times, np.int64)
     if items.size == 0:
         raise InputError("the history is empty; expected at least one item id")
     if reading.times and (when is None or len(when) != items.size):
-        raise InputError(f"the encoder reads times: {'no' if when is None else len(when)} times "
+        raise InputError(f"the model reads times: {'no' if when is None else len(when)} times "
                          f"for {items.size} items; expected one in seconds for each")
     tiles = make_tiles([items], None, group=1, reading=reading,
                        times=None if when is None else [when],
+                       codes=[recent_codes(dataset, reading, items, end)],
                        capacity=seen_capacity(np.array([items.size])))
     scores, best = _best(served, tiles, k, filter_seen)
     ids, titles = dataset.item_ids(), dataset.titles()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rec_jax import config
+from rec_jax.data.features import FeatureConfig, check_different
 from rec_jax.encoders import ENCODERS
 from rec_jax.errors import InputError
 from rec_jax.mesh import MeshConfig
@@ -139,7 +140,10 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides a run's numbers."""
+    """Everything that decides a run's numbers.
+
+    features: side features whose vectors are added to the items', each once.
+    """
 
     data: DataConfig
     table: TableConfig = field(default_factory=TableConfig)
@@ -149,8 +153,12 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    features: tuple[FeatureConfig, ...] = ()
     mesh: MeshConfig = field(default_factory=MeshConfig)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_different(self.features)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from rec_jax.checkpoint import Checkpoints, Source
 from rec_jax.data.dataset import Dataset
+from rec_jax.data.features import find_features, uses_gaps
 from rec_jax.encoders import Inputs, uses_times
 from rec_jax.errors import InputError
 from rec_jax.histories import Reading, Tiles
@@ -55,7 +56,8 @@ class StoredRows:
 def reading_of(config: RunConfig) -> Reading:
     """What the model of a run reads of a history."""
     return Reading(config.data.length, hidden_next=not config.objective.causal,
-                   times=uses_times(config.encoder))
+                   times=uses_times(config.encoder) or uses_gaps(config.features),
+                   features=config.features)
 
 
 def open_rows(folder: Run, *, step: int | None = None,
@@ -95,7 +97,8 @@ def load_served(folder: Run, *, step: int | None = None,
         check_dataset(dataset, str(checkpoints.extra(chosen).get("dataset")))
         encoder, params = build_encoder(
             config.encoder, dim=config.table.dim, length=config.data.length,
-            causal=config.objective.causal, precision=config.train.precision, seed=config.seed)
+            causal=config.objective.causal, precision=config.train.precision, seed=config.seed,
+            features=find_features(config.features, dataset))
         rows = jax.eval_shape(
             lambda: init_table(config.table, dataset.num_items, config.seed)).rows
         name = "average" if config.train.ema is not None else "model"
@@ -129,7 +132,7 @@ def check_dataset(dataset: Dataset, expected: str) -> None:
 
 def tile_queries(encoder: Encoder, params: Params, rows: jax.Array, tile: Tiles) -> jax.Array:
     """Queries f32 `[T, d]` of one tile (arrays without the G axis), each at its `last` place."""
-    inputs = Inputs(tile.segments, tile.positions, tile.times)
+    inputs = Inputs(tile.segments, tile.positions, tile.times, tile.features)
     queries = encode(encoder, params, rows, tile.items, inputs, hidden=tile.hidden)  # [T, L, d]
     picked = jnp.take_along_axis(queries, tile.last[:, None, None], axis=1)[:, 0]
     return picked.astype(jnp.float32)

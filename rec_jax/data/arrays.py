@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,37 +18,63 @@ import numpy.typing as npt
 CHUNK_ROWS = 4_000_000
 
 
+class Interactions(NamedTuple):
+    """Some interactions in memory. users, items: int32 codes `[n]`; times: int64 seconds `[n]`
+    and ratings: f32 `[n]`, each None where the source has none."""
+
+    users: npt.NDArray[np.int32]
+    items: npt.NDArray[np.int32]
+    times: npt.NDArray[np.int64] | None = None
+    ratings: npt.NDArray[np.float32] | None = None
+
+    def take(self, which: npt.NDArray[Any]) -> Interactions:
+        """Those of a mask or in an order."""
+        return Interactions(
+            self.users[which], self.items[which],
+            None if self.times is None else self.times[which],
+            None if self.ratings is None else self.ratings[which])
+
+
 @dataclass(frozen=True)
 class Rows:
-    """Interactions as headerless little files of one type.
-
-    users: int32 codes; items: int32 codes; times: int64 seconds, or None.
-    """
+    """Interactions as headerless little files of one type, in the types of `Interactions`."""
 
     users: Path
     items: Path
-    times: Path | None
+    times: Path | None = None
+    ratings: Path | None = None
 
     @classmethod
-    def named(cls, folder: Path, name: str, times: bool) -> Rows:
+    def named(cls, folder: Path, name: str, times: bool, ratings: bool = False) -> Rows:
         return cls(folder / f"{name}.users", folder / f"{name}.items",
-                   folder / f"{name}.times" if times else None)
+                   folder / f"{name}.times" if times else None,
+                   folder / f"{name}.ratings" if ratings else None)
+
+    def like(self, folder: Path, name: str) -> Rows:
+        """Files of another name with the same columns."""
+        return Rows.named(folder, name, self.times is not None, self.ratings is not None)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files that there are, in the order of `Interactions`."""
+        every = (self.users, self.items, self.times, self.ratings)
+        return [path for path in every if path is not None]
 
     def count(self) -> int:
         """Number of rows."""
         return self.users.stat().st_size // 4
 
-    def read(self, start: int, stop: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32],
-                                                   npt.NDArray[np.int64] | None]:
-        """(users, items, times) of rows [start, stop)."""
-        return (read_flat(self.users, np.int32, start, stop),
-                read_flat(self.items, np.int32, start, stop),
-                read_flat(self.times, np.int64, start, stop) if self.times else None)
+    def read(self, start: int, stop: int) -> Interactions:
+        """Rows [start, stop)."""
+        return Interactions(
+            read_flat(self.users, np.int32, start, stop),
+            read_flat(self.items, np.int32, start, stop),
+            read_flat(self.times, np.int64, start, stop) if self.times else None,
+            read_flat(self.ratings, np.float32, start, stop) if self.ratings else None)
 
     def delete(self) -> None:
-        for path in (self.users, self.items, self.times):
-            if path:
-                path.unlink(missing_ok=True)
+        for path in self.paths:
+            path.unlink(missing_ok=True)
 
 
 def read_flat(path: Path, dtype: Any, start: int, stop: int) -> npt.NDArray[Any]:
@@ -70,16 +96,17 @@ def counting(numbers: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
 
 
 class NpyWriter:
-    """A one-dimensional `.npy` file of known length, written chunk by chunk and hashed."""
+    """A `.npy` file of known length, written chunk by chunk and hashed; `[length]`, or with
+    `width` `[length, width]`."""
 
-    def __init__(self, path: Path, dtype: Any, length: int) -> None:
+    def __init__(self, path: Path, dtype: Any, length: int, width: int | None = None) -> None:
         self._dtype = np.dtype(dtype)
         self._left = length
         self._hash = hashlib.sha256()
         self._file = path.open("wb")
         np.lib.format.write_array_header_1_0(self._file, {
             "descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False,
-            "shape": (length,)})
+            "shape": (length,) if width is None else (length, width)})
 
     def write(self, values: npt.NDArray[Any]) -> None:
         data = np.ascontiguousarray(values, self._dtype)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from rec_jax.data.arrays import counting
 from rec_jax.data.dataset import Dataset, seconds_after
+from rec_jax.data.features import FeatureConfig, find_features, read_codes
 from rec_jax.data.packing import Packing, no_packing, pack
 from rec_jax.data.permutation import key, permuted
 from rec_jax.data.segments import (
@@ -46,6 +47,8 @@ class BatchStream(Iterator[Batch]):
       positions: int32, 0, 1, .. within a segment; 0 where there is none.
       times: int32, seconds from the segment's first input to this one, at most 2^31 - 1; only
         with `times=True`; 0 where there is no input.
+      features/NAME: int32 [rows / share count, length, K], codes of the input's side features
+        (see `rec_jax.data.features`); 0, unknown, where there is no input.
 
     An epoch uses each target once. Epochs follow each other without a gap: a batch at the border
     holds the last rows of one and the first of the next, so every batch is full. Users with a
@@ -55,7 +58,8 @@ class BatchStream(Iterator[Batch]):
     def __init__(self, dataset: Dataset, *, length: int, rows: int, pack: bool = True,
                  window: Window = "last", seed: int = 0, shuffle: bool = True,
                  split: Part = "train", share: tuple[int, int] = (0, 1),
-                 times: bool = False, targets: Targets = "next") -> None:
+                 times: bool = False, targets: Targets = "next",
+                 features: Sequence[FeatureConfig] = ()) -> None:
         """Settings; nothing large is read before the first batch.
 
         length: positions in a row, L.
@@ -68,9 +72,10 @@ class BatchStream(Iterator[Batch]):
         share: (index, count): this process makes rows [index, index + 1) * rows / count.
         targets: "next": each input's next item; "self": the inputs themselves, for an objective
           that hides them, so that a user's newest item is an input as well.
+        features: side features that batches carry; time gaps ask for `times`.
 
         Raises:
-          InputError: impossible settings, or a dataset without any target.
+          InputError: impossible settings, or a dataset without any target or such a feature.
         """
         index, count = share
         if length < 1 or rows < 1:
@@ -83,6 +88,7 @@ class BatchStream(Iterator[Batch]):
                              "the count, and a count that divides the rows")
         if times and dataset.times is None:
             raise InputError(f"{dataset.folder} has no times; prepare it with columns.time")
+        find_features(features, dataset)
         if seed < 0:
             raise InputError(f"seed is {seed}; expected 0 or more")
         self.dataset = dataset
@@ -93,6 +99,7 @@ class BatchStream(Iterator[Batch]):
         if targets != "next":
             self._settings["targets"] = targets
         self._share, self._times, self._step = share, times, 0
+        self._features = tuple(features)
         self._targets, self._shift = targets, int(targets == "next")
         self._histogram = count_lengths(dataset, length, window, split, targets)
         self._packing = _pack(self._histogram, length, pack)
@@ -174,11 +181,13 @@ class BatchStream(Iterator[Batch]):
         if self._times and self.dataset.times is not None:
             started = np.repeat(self.dataset.times[begin], size)
             filled["times"] = (0, np.int32, seconds_after(self.dataset.times[source], started))
+        codes = read_codes(self._features, self.dataset, filled["items"][2], source)
+        filled |= {path: (0, np.int32, values) for path, values in codes.items()}
         batch: Batch = {}
         for name, (empty, dtype, values) in filled.items():
-            array = np.full(own * self.length, empty, dtype)
+            array = np.full((own * self.length, *values.shape[1:]), empty, dtype)
             array[at] = values
-            batch[name] = array.reshape(own, self.length)
+            batch[name] = array.reshape(own, self.length, *values.shape[1:])
         return batch
 
     @cached_property

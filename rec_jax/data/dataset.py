@@ -3,6 +3,10 @@
     items.npy             int32 [N]    item index, sorted by user, then by time (stable)
     offsets.npy           int64 [U+1]  the interactions of user u are [offsets[u], offsets[u+1])
     times.npy             int64 [N]    seconds; only where the source has times
+    ratings.npy           uint8 [N]    number of the rating among meta's `ratings`, from 1; only
+                                       where the source has ratings, of at most 255 values
+    item_features/*.npy   int32 [V, K] codes of an item's categories, 0: none; only those asked
+                                       for (see `rec_jax.data.item_features`)
     train_end.npy         int64 [U]    absolute position at which user u's training part ends
     valid_end.npy         int64 [U]    absolute position at which user u's validation part ends
     item_vocab.parquet    index, id, count, train_count[, title][, text]
@@ -17,8 +21,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from rec_jax.data.item_features import FOLDER
 from rec_jax.errors import InputError
 
 FORMAT_VERSION = 1
@@ -43,6 +48,8 @@ class Dataset:
 
     items: int32 [N]; offsets: int64 [U+1]; times: int64 [N] seconds or None;
     train_end, valid_end: int64 [U], absolute positions in `items`.
+    ratings: uint8 [N] or None; entry i of `rating_values` has code i + 1.
+    item_features: name -> int32 [V, K], codes of each item's categories, 0 where it has none.
     """
 
     folder: Path
@@ -52,6 +59,8 @@ class Dataset:
     train_end: Int64s
     valid_end: Int64s
     times: Int64s | None = None
+    ratings: npt.NDArray[np.uint8] | None = None
+    item_features: Mapping[str, Int32s] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path | str) -> Dataset:
@@ -79,6 +88,11 @@ class Dataset:
             train_end=_open_array(folder, "train_end", np.int64, users),
             valid_end=_open_array(folder, "valid_end", np.int64, users),
             times=_open_array(folder, "times", np.int64, count) if meta["has_times"] else None,
+            ratings=_open_array(folder, "ratings", np.uint8, count) if meta["ratings"] else None,
+            item_features={
+                name: _open_array(folder, f"{FOLDER}/{name}", np.int32, int(meta["num_items"]),
+                                  int(about["values"]))
+                for name, about in meta["item_features"].items()},
         )
 
     @property
@@ -95,8 +109,18 @@ class Dataset:
 
     @property
     def split_hash(self) -> str:
-        """Hash of ids, interactions and both ends of the split: part of every protocol."""
+        """Hash of ids, interactions, both ends of the split, and of ratings and attributes of
+        items where they are kept: part of every protocol."""
         return str(self.meta["split_hash"])
+
+    @property
+    def rating_values(self) -> Sequence[float]:
+        """The different ratings, rising; empty where none are kept."""
+        return list(self.meta["ratings"] or ())
+
+    def categories(self, name: str) -> int:
+        """How many categories the attribute `name` of the items has: codes are 1 to that."""
+        return int(self.meta["item_features"][name]["categories"])
 
     def history(self, user: int) -> Int32s:
         """All items of user `user` in time order: int32 [n]."""
@@ -201,7 +225,14 @@ def _read_meta(folder: Path) -> dict[str, Any]:
         for key, kind in _META_TYPES.items():
             if type(meta[key]) is not kind or (kind is int and not 0 <= meta[key] < 2**62):
                 raise ValueError(f"{key} is {str(meta[key])[:40]!r}")
-    except (ValueError, KeyError, TypeError) as error:
+        # Folders of before these were kept lack them.
+        meta = {"ratings": None, "item_features": {}, **meta}
+        if not isinstance(meta["ratings"], list | None):
+            raise ValueError(f"ratings is {str(meta['ratings'])[:40]!r}")
+        for name, about in meta["item_features"].items():
+            if min(int(about["categories"]), int(about["values"])) < 1:
+                raise ValueError(f"item feature {name[:40]!r} is {str(about)[:40]!r}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({error}); prepare the dataset again") from None
     if version != FORMAT_VERSION:
         raise InputError(f"{folder} has format version {version}, expected {FORMAT_VERSION}; "
@@ -209,7 +240,7 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     return dict(meta)
 
 
-def _open_array(folder: Path, name: str, dtype: type[np.generic], length: int) -> Any:
+def _open_array(folder: Path, name: str, dtype: type[np.generic], *shape: int) -> Any:
     path = folder / f"{name}.npy"
     try:
         array = np.load(path, mmap_mode="r")
@@ -217,9 +248,9 @@ def _open_array(folder: Path, name: str, dtype: type[np.generic], length: int) -
         cause = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path} is missing or truncated ({cause}); "
                          "prepare the dataset again") from None
-    if array.dtype != dtype or array.shape != (length,):
+    if array.dtype != dtype or array.shape != shape:
         raise InputError(f"{path} holds {array.dtype} {list(array.shape)}, expected "
-                         f"{np.dtype(dtype)} [{length}]; prepare the dataset again")
+                         f"{np.dtype(dtype)} {list(shape)}; prepare the dataset again")
     return array
 
 

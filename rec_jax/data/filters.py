@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rec_jax.data.arrays import Rows, chunks
+from rec_jax.data.arrays import Interactions, Rows, chunks
 
 Mask = npt.NDArray[np.bool_]
 Codes = npt.NDArray[np.int32]
@@ -25,24 +25,20 @@ class Kept:
     users: Mask
     items: Mask
 
-    def walk(self) -> Iterator[tuple[Codes, Codes, npt.NDArray[np.int64] | None]]:
-        """(users, items, times) of the kept rows, chunk by chunk, in order."""
+    def walk(self) -> Iterator[Interactions]:
+        """The kept rows, chunk by chunk, in order."""
         whole = bool(self.users.all() and self.items.all())
         for start, stop in chunks(self.rows.count()):
-            users, items, times = self.rows.read(start, stop)
-            if whole:
-                yield users, items, times
-                continue
-            keep = self.users[users] & self.items[items]
-            yield users[keep], items[keep], None if times is None else times[keep]
+            part = self.rows.read(start, stop)
+            yield part if whole else part.take(self.users[part.users] & self.items[part.items])
 
     def counts(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Kept interactions of each user code and of each item code: int64."""
         by_user = np.zeros(len(self.users), np.int64)
         by_item = np.zeros(len(self.items), np.int64)
-        for users, items, _ in self.walk():
-            add_counts(by_user, users)
-            add_counts(by_item, items)
+        for part in self.walk():
+            add_counts(by_user, part.users)
+            add_counts(by_item, part.items)
         return by_user, by_item
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from rec_jax.data.arrays import Rows
@@ -18,6 +19,8 @@ from rec_jax.errors import InputError
 
 BAD_LINES_KEPT = 5
 _EARLY_STOP_ROWS = 1_000_000
+MOST_RATINGS = 255
+"""Different ratings that are kept: one byte an interaction, and 0 for an unknown one."""
 _ROLES = ("user", "item", "time", "rating")
 
 
@@ -35,12 +38,30 @@ class Counts:
 
 @dataclass(frozen=True)
 class Ingested:
-    """rows: in file order, spilled; users, items: the ids by code."""
+    """rows: in file order, spilled; users, items: the ids by code; ratings: the different ones."""
 
     rows: Rows
     users: Vocabulary
     items: Vocabulary
     counts: Counts
+    ratings: RatingValues
+
+
+class RatingValues:
+    """The different ratings of a source, as long as there are at most `MOST_RATINGS`."""
+
+    def __init__(self) -> None:
+        self._values: npt.NDArray[np.float32] | None = np.zeros(0, np.float32)
+
+    def add(self, ratings: npt.NDArray[np.float32]) -> None:
+        if self._values is not None:
+            found = np.union1d(self._values, ratings)
+            self._values = found if len(found) <= MOST_RATINGS else None
+
+    @property
+    def values(self) -> npt.NDArray[np.float32] | None:
+        """Rising, f32; None where there are none or too many of them."""
+        return self._values if self._values is not None and len(self._values) else None
 
 
 def ingest(config: PrepareConfig, folder: Path) -> Ingested:
@@ -51,24 +72,27 @@ def ingest(config: PrepareConfig, folder: Path) -> Ingested:
     """
     columns = config.columns
     users, items, counts = Vocabulary("user"), Vocabulary("item"), Counts()
-    rows = Rows.named(folder, "read", times=columns.time is not None)
-    with rows.users.open("wb") as user_file, rows.items.open("wb") as item_file:
-        time_file = rows.times.open("wb") if rows.times else None
-        try:
-            for source in config.sources:
-                for frame in _frames(config, source):
-                    good = _clean(frame, config, counts, source)
-                    if counts.rows >= _EARLY_STOP_ROWS:
-                        check_bad_share(counts, config.max_bad_share)
-                    users.encode(good["user"]).tofile(user_file)
-                    items.encode(good["item"]).tofile(item_file)
-                    if time_file:
-                        _write_times(good, time_file)
-        finally:
-            if time_file:
-                time_file.close()
+    ratings = RatingValues()
+    rows = Rows.named(folder, "read", times=columns.time is not None,
+                      ratings=columns.rating is not None)
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(path.open("wb")) for path in rows.paths]
+        for source in config.sources:
+            for frame in _frames(config, source):
+                good = _clean(frame, config, counts, source)
+                if counts.rows >= _EARLY_STOP_ROWS:
+                    check_bad_share(counts, config.max_bad_share)
+                parts = [users.encode(good["user"]), items.encode(good["item"])]
+                if rows.times:
+                    parts.append(good["time"].to_numpy().astype(np.int64, copy=False))
+                if rows.ratings:
+                    found = good["rating"].cast(pl.Float32).to_numpy()
+                    ratings.add(found)
+                    parts.append(found)
+                for part, file in zip(parts, files, strict=True):
+                    part.tofile(file)
     check_bad_share(counts, config.max_bad_share)
-    return Ingested(rows, users, items, counts)
+    return Ingested(rows, users, items, counts, ratings)
 
 
 def check_bad_share(counts: Counts, limit: float) -> None:
@@ -187,7 +211,3 @@ def _count_bad(raw: pl.DataFrame, parsed: pl.DataFrame, roles: list[str], config
     room = BAD_LINES_KEPT - len(counts.bad_lines)
     lines = zip(raw["line"].head(room), reason.head(room), strict=True)
     counts.bad_lines.extend(f"{Path(source).name}:{line}: {text}" for line, text in lines)
-
-
-def _write_times(good: pl.DataFrame, file: BinaryIO) -> None:
-    good["time"].to_numpy().astype(np.int64, copy=False).tofile(file)

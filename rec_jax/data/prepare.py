@@ -29,13 +29,22 @@ from rec_jax.data.arrays import NpyWriter, chunks
 from rec_jax.data.dataset import FORMAT_VERSION
 from rec_jax.data.filters import Kept, add_counts, k_core
 from rec_jax.data.ingest import Counts, Ingested, ingest
+from rec_jax.data.item_features import write_item_features
 from rec_jax.data.item_text import read_item_text
-from rec_jax.data.prepare_config import Columns, Filters, ItemFile, PrepareConfig, Split
+from rec_jax.data.prepare_config import (
+    Columns,
+    Filters,
+    ItemFeature,
+    ItemFile,
+    PrepareConfig,
+    Split,
+)
 from rec_jax.data.sorting import sort_rows
 from rec_jax.data.split import by_time, leave_one_out, split_instants
 from rec_jax.errors import InputError
 
-__all__ = ["Columns", "Filters", "ItemFile", "PrepareConfig", "Report", "Split", "prepare"]
+__all__ = ["Columns", "Filters", "ItemFeature", "ItemFile", "PrepareConfig", "Report", "Split",
+           "prepare"]
 
 Int64s = npt.NDArray[np.int64]
 
@@ -116,13 +125,17 @@ def _write(config: PrepareConfig, found: Ingested, kept: Kept, folder: Path) -> 
     items = np.flatnonzero(kept.items)
     items = items[np.argsort(-in_training[items], kind="stable")]
 
-    hashes = _write_arrays(kept, items, offsets, train_end, valid_end, folder)
+    ratings = found.ratings.values
+    hashes = _write_arrays(kept, items, offsets, train_end, valid_end, ratings, folder)
     user_ids, ids = found.users.ids().gather(users), found.items.ids().gather(items)
     hashes |= {"user_ids": _ids_hash(user_ids), "item_ids": _ids_hash(ids)}
     _write_vocab(folder / "user_vocab.parquet", user_ids)
     columns = {"count": by_item[items], "train_count": in_training[items]}
     text = read_item_text(config.item_file, ids) if config.item_file else pl.DataFrame()
     vocab = _write_vocab(folder / "item_vocab.parquet", ids, columns, text)
+    features, feature_hashes = write_item_features(config, ids, folder)
+    hashes |= feature_hashes | {f"categories of {name}": about["hash"]
+                                for name, about in features.items()}
     return {
         "format_version": FORMAT_VERSION,
         "num_users": len(users),
@@ -131,6 +144,8 @@ def _write(config: PrepareConfig, found: Ingested, kept: Kept, folder: Path) -> 
         "num_valid": int(((valid_end > train_end) & (train_end > offsets[:-1])).sum()),
         "num_test": int(((offsets[1:] > valid_end) & (valid_end > offsets[:-1])).sum()),
         "has_times": kept.rows.times is not None,
+        "ratings": None if ratings is None else ratings.tolist(),
+        "item_features": features,
         "item_columns": vocab.columns,
         "split": split,
         "split_hash": _split_hash(hashes),
@@ -158,28 +173,38 @@ def _training_counts(kept: Kept, users: Int64s, offsets: Int64s, train_end: Int6
     ends = np.zeros(len(kept.users), np.int64)
     ends[users] = train_end
     position = 0
-    for codes, items, _ in kept.walk():
-        at = np.arange(position, position + len(codes))
-        add_counts(counts, items[at < ends[codes]])
-        position += len(codes)
+    for part in kept.walk():
+        at = np.arange(position, position + len(part.users))
+        add_counts(counts, part.items[at < ends[part.users]])
+        position += len(part.users)
     return counts
 
 
 def _write_arrays(kept: Kept, items: Int64s, offsets: Int64s, train_end: Int64s,
-                  valid_end: Int64s, folder: Path) -> dict[str, str]:
-    """The `.npy` files; returns the sha256 of each one's values."""
+                  valid_end: Int64s, ratings: npt.NDArray[np.float32] | None,
+                  folder: Path) -> dict[str, str]:
+    """The `.npy` files; returns the sha256 of each one's values.
+
+    ratings: the different ones, rising; none: they are not kept.
+    """
     count = int(offsets[-1])
     index = np.zeros(len(kept.items), np.int32)
     index[items] = np.arange(len(items), dtype=np.int32)
     item_file = NpyWriter(folder / "items.npy", np.int32, count)
     time_file = (NpyWriter(folder / "times.npy", np.int64, count) if kept.rows.times else None)
-    for _, codes, times in kept.walk():
-        item_file.write(index[codes])
-        if time_file and times is not None:
-            time_file.write(times)
+    rating_file = (None if ratings is None
+                   else NpyWriter(folder / "ratings.npy", np.uint8, count))
+    for part in kept.walk():
+        item_file.write(index[part.items])
+        if time_file and part.times is not None:
+            time_file.write(part.times)
+        if rating_file and ratings is not None and part.ratings is not None:
+            rating_file.write(np.searchsorted(ratings, part.ratings) + 1)
     hashes = {"items": item_file.close()}
     if time_file:
         hashes["times"] = time_file.close()
+    if rating_file:
+        hashes["ratings"] = rating_file.close()
     for name, values in (("offsets", offsets), ("train_end", train_end),
                          ("valid_end", valid_end)):
         file = NpyWriter(folder / f"{name}.npy", np.int64, len(values))
@@ -200,8 +225,10 @@ def _write_vocab(path: Path, ids: pl.Series, counts: dict[str, Int64s] | None = 
 
 
 def _split_hash(hashes: dict[str, str]) -> str:
-    names = ("items", "offsets", "train_end", "valid_end", "item_ids", "user_ids")
-    parts = [hashes[name] for name in names]
+    names = ["items", "offsets", "train_end", "valid_end", "item_ids", "user_ids"]
+    # Ratings and attributes, where there are any, with their names: none stands for another.
+    more = sorted(hashes.keys() - {*names, "times"})
+    parts = [hashes[name] for name in names] + [name + hashes[name] for name in more]
     return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -42,6 +43,46 @@ class ItemFile:
     names: tuple[str, ...] = ()
     separator: str | None = None
     encoding: str = "utf-8"
+
+
+@dataclass(frozen=True)
+class ItemFeature:
+    """A categorical attribute of the items, kept for models that read it.
+
+    It is read from the item file if there is one, and otherwise from the interactions, where the
+    first row of an item that has a value counts.
+
+    column: whose text is the category; empty: `flags` are given instead.
+    name: what it is called from here on; none: as the column.
+    separator: between the values of a field that has several, of which the first eight are kept;
+      none: the field is one value.
+    flags: columns that hold 1 (or true) where an item is of the category that they are named by.
+    """
+
+    column: str = ""
+    name: str | None = None
+    separator: str | None = None
+    flags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if bool(self.column) == bool(self.flags):
+            raise InputError("an item feature needs a column, or flags, and not both")
+        if self.separator == "" or (self.separator and self.flags):
+            raise InputError(f"item feature {self.label!r}: expected a separator of at least one "
+                             "character, and none where there are flags")
+        if not re.fullmatch(r"\w[\w-]*", self.label):
+            raise InputError(f"item feature {self.label!r} needs a `name` of letters, digits, "
+                             "'_' and '-'")
+
+    @property
+    def label(self) -> str:
+        """Its name."""
+        return self.column if self.name is None else self.name
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns that are read for it."""
+        return self.flags or (self.column,)
 
 
 @dataclass(frozen=True)
@@ -105,6 +146,8 @@ class PrepareConfig:
       compressed (.gz). auto: by the suffix.
     separator, quote, encoding: of text files; none: by the format.
     names: column names in order, for a text file without a header.
+    item_features: categorical attributes of the items that are kept, see `ItemFeature`. Times and
+      (at most 255 different) ratings are kept wherever their columns are given.
     max_bad_share: rows that cannot be read (a field missing, a number unparsable) are counted
       and skipped; more than this share of them stops the job.
     memory_rows: rows sorted in memory at once; it bounds memory, not the result.
@@ -119,6 +162,7 @@ class PrepareConfig:
     encoding: str = "utf-8"
     names: tuple[str, ...] = ()
     item_file: ItemFile | None = None
+    item_features: tuple[ItemFeature, ...] = ()
     filters: Filters = field(default_factory=Filters)
     split: Split = field(default_factory=Split)
     max_bad_share: float = 0.01
@@ -134,6 +178,10 @@ class PrepareConfig:
             raise InputError(f"memory_rows is {self.memory_rows}; expected at least 1")
         if self.filters.min_rating is not None and self.columns.rating is None:
             raise InputError("filters.min_rating needs columns.rating")
+        labels = [feature.label for feature in self.item_features]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise InputError(f"item feature {label!r} is given twice; expected different names")
 
     @property
     def sources(self) -> tuple[str, ...]:

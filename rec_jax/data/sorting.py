@@ -7,6 +7,7 @@ the order of the file breaks ties.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from pathlib import Path
@@ -16,9 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from rec_jax.data.arrays import Rows, chunks
+from rec_jax.data.arrays import Interactions, Rows, chunks
 
-Codes = npt.NDArray[np.int32]
 Duplicates = Literal["all", "first", "last"]
 
 
@@ -31,22 +31,16 @@ def sort_rows(rows: Rows, num_users: int, folder: Path, memory_rows: int,
     """
     starts, users = user_ranges(count_users(rows, num_users), memory_rows)
     dealt = rows if len(starts) == 2 else _deal(rows, starts, users, folder)
-    result = Rows.named(folder, "sorted", times=rows.times is not None)
+    result = rows.like(folder, "sorted")
     dropped = 0
-    with result.users.open("wb") as user_file, result.items.open("wb") as item_file:
-        time_file = result.times.open("wb") if result.times else None
-        try:
-            for start, stop in itertools.pairwise(starts):
-                part = _sorted(*dealt.read(int(start), int(stop)))
-                user, item, time = _without_duplicates(*part, duplicates)
-                dropped += int(stop - start) - len(user)
-                user.tofile(user_file)
-                item.tofile(item_file)
-                if time_file and time is not None:
-                    time.tofile(time_file)
-        finally:
-            if time_file:
-                time_file.close()
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(path.open("wb")) for path in result.paths]
+        for start, stop in itertools.pairwise(starts):
+            part = _without_duplicates(_sorted(dealt.read(int(start), int(stop))), duplicates)
+            dropped += int(stop - start) - len(part.users)
+            columns = [column for column in part if column is not None]
+            for column, file in zip(columns, files, strict=True):
+                column.tofile(file)
     dealt.delete()
     return result, dropped
 
@@ -55,8 +49,7 @@ def count_users(rows: Rows, num_users: int) -> npt.NDArray[np.int64]:
     """Interactions of each user: int64 [num_users]."""
     counts = np.zeros(num_users, np.int64)
     for start, stop in chunks(rows.count()):
-        users, _, _ = rows.read(start, stop)
-        counts += np.bincount(users, minlength=num_users)
+        counts += np.bincount(rows.read(start, stop).users, minlength=num_users)
     return counts
 
 
@@ -82,9 +75,8 @@ def user_ranges(counts: npt.NDArray[np.int64], memory_rows: int,
 def _deal(rows: Rows, starts: npt.NDArray[np.int64], last: npt.NDArray[np.int64], folder: Path,
           ) -> Rows:
     """Rows of one range of users beside each other, file order kept within a range."""
-    result = Rows.named(folder, "dealt", times=rows.times is not None)
-    paths = [path for path in (result.users, result.items, result.times) if path]
-    files = [os.open(path, os.O_CREAT | os.O_WRONLY, 0o644) for path in paths]
+    result = rows.like(folder, "dealt")
+    files = [os.open(path, os.O_CREAT | os.O_WRONLY, 0o644) for path in result.paths]
     cursor = starts[:-1].copy()
     try:
         for begin, end in chunks(rows.count()):
@@ -113,28 +105,25 @@ def _write_at(file: int, values: npt.NDArray[Any], offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def _sorted(users: Codes, items: Codes, times: npt.NDArray[np.int64] | None,
-            ) -> tuple[Codes, Codes, npt.NDArray[np.int64] | None]:
-    step = np.diff(users)
+def _sorted(part: Interactions) -> Interactions:
+    step = np.diff(part.users)
     in_order = step > 0
-    if times is None:
+    if part.times is None:
         in_order |= step == 0
     else:
-        in_order |= (step == 0) & (np.diff(times) >= 0)
+        in_order |= (step == 0) & (np.diff(part.times) >= 0)
     if in_order.all():
-        return users, items, times
-    if times is None:
-        order = np.argsort(users, kind="stable")
-        return users[order], items[order], None
-    frame = pl.DataFrame({"user": users, "time": times})
+        return part
+    if part.times is None:
+        return part.take(np.argsort(part.users, kind="stable"))
+    frame = pl.DataFrame({"user": part.users, "time": part.times})
     order = frame.select(pl.arg_sort_by("user", "time", maintain_order=True)).to_series().to_numpy()
-    return users[order], items[order], times[order]
+    return part.take(order)
 
 
-def _without_duplicates(users: Codes, items: Codes, times: npt.NDArray[np.int64] | None,
-                        rule: Duplicates) -> tuple[Codes, Codes, npt.NDArray[np.int64] | None]:
+def _without_duplicates(part: Interactions, rule: Duplicates) -> Interactions:
     if rule == "all":
-        return users, items, times
-    pair = pl.Series((users.astype(np.int64) << 31) | items)
-    keep = (pair.is_first_distinct() if rule == "first" else pair.is_last_distinct()).to_numpy()
-    return users[keep], items[keep], None if times is None else times[keep]
+        return part
+    pair = pl.Series((part.users.astype(np.int64) << 31) | part.items)
+    return part.take(
+        (pair.is_first_distinct() if rule == "first" else pair.is_last_distinct()).to_numpy())

@@ -10,7 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rec_jax.data.prepare_config import Columns, Filters, Format, ItemFile, PrepareConfig
+from rec_jax.data.prepare_config import (
+    Columns,
+    Filters,
+    Format,
+    ItemFeature,
+    ItemFile,
+    PrepareConfig,
+)
 
 _GROUPLENS = (
     "GroupLens terms: for research; no redistribution and no commercial use without permission; "
@@ -33,6 +40,7 @@ class Reading:
     separator: str | None = None
     names: tuple[str, ...] = ()
     item_file: ItemFile | None = None
+    item_features: tuple[ItemFeature, ...] = ()
     filters: Filters = field(default_factory=Filters)
     max_bad_share: float = 0.01
 
@@ -44,7 +52,8 @@ class Reading:
         return PrepareConfig(
             source=str(folder / self.interactions), out=str(out), format=self.format,
             columns=self.columns, separator=self.separator, names=self.names,
-            item_file=item_file, filters=self.filters, max_bad_share=self.max_bad_share)
+            item_file=item_file, item_features=self.item_features,
+            filters=self.filters, max_bad_share=self.max_bad_share)
 
 
 @dataclass(frozen=True)
@@ -103,10 +112,17 @@ _DAT_COLUMNS = Columns("user_id", "item_id", "timestamp", "rating")
 _DAT = Reading(
     "ratings.dat", _DAT_COLUMNS, format="tsv", separator="::", names=_DAT_NAMES,
     item_file=ItemFile("movies.dat", title="title", text=("genres",), separator="::",
-                       names=("item_id", "title", "genres"), encoding="latin-1"))
+                       names=("item_id", "title", "genres"), encoding="latin-1"),
+    item_features=(ItemFeature("genres", name="genre", separator="|"),))
 _CSV = Reading(
     "ratings.csv", Columns("userId", "movieId", "timestamp", "rating"),
-    item_file=ItemFile("movies.csv", id="movieId", title="title", text=("genres",)))
+    item_file=ItemFile("movies.csv", id="movieId", title="title", text=("genres",)),
+    item_features=(ItemFeature("genres", name="genre", separator="|"),))
+# The columns of u.item, of which the last ones are 1 where a film is of that genre.
+_FILM = ("item_id", "title", "release_date", "video_date", "url")
+_GENRES = ("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime",
+           "Documentary", "Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery",
+           "Romance", "Sci-Fi", "Thriller", "War", "Western")
 
 _RECBOLE = Wheel(
     package="recbole", version="1.2.1",
@@ -119,7 +135,8 @@ _RECBOLE = Wheel(
     },
     reading=Reading(
         "ml-100k.inter", _DAT_COLUMNS,
-        item_file=ItemFile("ml-100k.item", title="movie_title", text=("class",))),
+        item_file=ItemFile("ml-100k.item", title="movie_title", text=("class",)),
+        item_features=(ItemFeature("class", name="genre", separator=" "),)),
 )
 
 SOURCES: Mapping[str, Source] = {
@@ -129,7 +146,8 @@ SOURCES: Mapping[str, Source] = {
             "ml-100k", "0e33842e24a9c977be4e0107933c0723", ("ml-100k/u.data", "ml-100k/u.item"),
             Reading("u.data", _DAT_COLUMNS, format="tsv", names=_DAT_NAMES,
                     item_file=ItemFile("u.item", title="title", separator="|",
-                                       names=("item_id", "title"), encoding="latin-1"))),
+                                       names=(*_FILM, *_GENRES), encoding="latin-1"),
+                    item_features=(ItemFeature(name="genre", flags=_GENRES),))),
          _RECBOLE)),
     "ml-1m": Source(
         "MovieLens 1M: 6,040 users, 3,706 films, 1,000,209 ratings of 2000-03", _GROUPLENS,

@@ -30,10 +30,10 @@ def by_time(kept: Kept, users: Int64s, offsets: Int64s, instants: tuple[int, int
     users: codes of the kept users in the order of `offsets`; instants: seconds.
     """
     before = [np.zeros(len(kept.users), np.int64) for _ in instants]
-    for codes, _, times in kept.walk():
-        assert times is not None
+    for part in kept.walk():
+        assert part.times is not None
         for counts, instant in zip(before, instants, strict=True):
-            add_counts(counts, codes[times < instant])
+            add_counts(counts, part.users[part.times < instant])
     return offsets[:-1] + before[0][users], offsets[:-1] + before[1][users]
 
 
@@ -62,7 +62,8 @@ def time_at_rank(kept: Kept, rank: int) -> int:
         width = (high - low) // _BINS + 1
         counts = np.zeros((high - low) // width + 1, np.int64)
         below = 0
-        for _, _, times in kept.walk():
+        for part in kept.walk():
+            times = part.times
             assert times is not None
             below += int((times < low).sum())
             inside = times[(times >= low) & (times <= high)]
@@ -75,8 +76,8 @@ def time_at_rank(kept: Kept, rank: int) -> int:
 
 def _range(kept: Kept) -> tuple[int, int]:
     lows, highs = [], []
-    for _, _, times in kept.walk():
-        if times is not None and len(times):
-            lows.append(int(times.min()))
-            highs.append(int(times.max()))
+    for part in kept.walk():
+        if part.times is not None and len(part.times):
+            lows.append(int(part.times.min()))
+            highs.append(int(part.times.max()))
     return min(lows), max(highs)

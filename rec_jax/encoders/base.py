@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 import jax
@@ -16,12 +16,15 @@ class Inputs(NamedTuple):
       side, and attention stays inside one.
     positions: int32, restart at 0 for each segment.
     times: int32, seconds from the segment's first item to each, at most 2^31 - 1; None where the
-      encoder's config does not say `uses_times`.
+      encoder's config does not say `uses_times` and no feature needs them.
+    features: codes int32 `[B, L, K]` of side features by path; added to the item vectors before
+      an encoder sees them, see `rec_jax.features`.
     """
 
     segments: jax.Array
     positions: jax.Array
     times: jax.Array | None = None
+    features: Mapping[str, jax.Array] | None = None
 
 
 Encoder = Callable[..., jax.Array]

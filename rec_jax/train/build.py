@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 
 from rec_jax.data.batches import BatchStream
 from rec_jax.data.dataset import Dataset
+from rec_jax.data.features import find_features
 from rec_jax.data.label_frequency import label_counts, log_shares
-from rec_jax.encoders import uses_times
 from rec_jax.errors import InputError
 from rec_jax.evaluate import Ranker, choose_users, make_ranker, rank_users
 from rec_jax.mesh import make_mesh
@@ -74,12 +74,13 @@ def build(config: RunConfig) -> Built:
                          rows=settings.rows // settings.accumulate, pack=config.data.pack,
                          window=config.data.window, seed=config.seed,
                          share=(jax.process_index(), jax.process_count()),
-                         times=uses_times(config.encoder),
+                         times=reading_of(config).times, features=config.features,
                          targets="next" if config.objective.causal else "self")
     horizon = steps_of(config, stream.rows_per_epoch)
     encoder, params = build_encoder(
         config.encoder, dim=config.table.dim, length=config.data.length,
-        causal=config.objective.causal, precision=settings.precision, seed=config.seed)
+        causal=config.objective.causal, precision=settings.precision, seed=config.seed,
+        features=find_features(config.features, dataset))
     choice = update_of(config, dataset.num_items)
     optimizer = dense_optimizer(config.optimizer, horizon.total)
     table = init_table(config.table, dataset.num_items, config.seed, mesh, optimizer=(

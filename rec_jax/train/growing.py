@@ -20,9 +20,10 @@ from rec_jax.checkpoint import Checkpoints, Opened, Source, blocks
 from rec_jax.checkpoint.layout import named_leaves
 from rec_jax.checkpoint.read import place
 from rec_jax.data.dataset import Dataset
+from rec_jax.data.features import find_features, vocabularies
 from rec_jax.errors import InputError
 from rec_jax.progress import Reporter
-from rec_jax.run import Run
+from rec_jax.run import Run, RunConfig
 from rec_jax.served import check_dataset
 from rec_jax.train.build import Built
 from rec_jax.train.state import TrainState, from_items, to_items
@@ -76,6 +77,7 @@ def start_from(start: Start, built: Built, target: Run, reporter: Reporter) -> T
             raise InputError(f"run {start.run.folder} has no checkpoint yet")
         opened = checkpoints.open(step)
     check_dataset(old, str(opened.info.extra.get("dataset")))
+    _check_meanings(config, old, built.dataset)
     matched = match_items(old.item_ids(), built.dataset.item_ids())
     fresh = to_items(built.state)
     rows = built.state.table.rows.shape[0]
@@ -90,6 +92,17 @@ def start_from(start: Start, built: Built, target: Run, reporter: Reporter) -> T
     if matched.retired and jax.process_index() == 0:
         (target.folder / "retired_items.txt").write_text("\n".join(matched.retired) + "\n")
     return from_items({**fresh, **taken}, built.dataset.num_items)
+
+
+def _check_meanings(config: RunConfig, old: Dataset, new: Dataset) -> None:
+    """Rows of side features are taken by their codes, which must mean the same in both."""
+    find_features(config.features, new)
+    before, after = (vocabularies(config.features, dataset) for dataset in (old, new))
+    for path, meaning in before.items():
+        if after[path] != meaning:
+            raise InputError(f"{path.partition('/')[2]!r} has other values in {new.folder} than in "
+                             f"{old.folder}; expected the same for a run that reads it and starts "
+                             "from another")
 
 
 def _take(name: str, opened: Opened, fresh: Any, rows: int, new_of_old: np.ndarray) -> Any:

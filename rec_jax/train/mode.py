@@ -23,8 +23,9 @@ from rec_jax.train.state import TrainState
 Array = jax.Array
 Batch = dict[str, Any]
 """items, targets (-1: none), segments (0: padding), positions: int32 `[A, B, L]` for A
-micro-batches; times as well where the encoder uses them, and f32 log_q, log of each target's
-share of all labels, where the objective does."""
+micro-batches; times as well where the model uses them, features/NAME `[A, B, L, K]` where it
+has side features, and f32 log_q, log of each target's share of all labels, where the objective
+does."""
 
 
 class Setting(NamedTuple):
@@ -94,7 +95,9 @@ def queries_of(setting: Setting, params: Params, vectors: Array, micro: Batch, t
     """
     batch, length = micro["items"].shape
     vectors = vectors.reshape(batch, length, -1)
-    inputs = Inputs(micro["segments"], micro["positions"], micro.get("times"))
+    inputs = Inputs(micro["segments"], micro["positions"], micro.get("times"),
+                    {feature.path: micro[feature.path] for feature in setting.encoder.features
+                     if feature.path in micro})
     queries = setting.encoder(params, vectors, inputs, key, task.hidden)
     flat = queries.reshape(batch * length, -1)
     return (flat if task.where is None else flat[task.where]).astype(setting.compute)

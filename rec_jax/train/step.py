@@ -130,7 +130,7 @@ def make_train_step(encoder: Encoder, objective: Objective,
 
 
 def place_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """A process's rows `[A, B / processes, L]` as arrays `[A, B, L]` cut over B."""
+    """A process's rows `[A, B / processes, L, ..]` as arrays `[A, B, L, ..]` cut over B."""
     sharding = batch_sharding(mesh, axis=1)
     return {name: jax.make_array_from_process_local_data(sharding, value)
             for name, value in batch.items()}

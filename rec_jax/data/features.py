@@ -1,0 +1,138 @@
+"""Side features: what is known of an interaction beside its item, as small codes.
+
+A feature of a place is one code or a few, and each code a row of a small table (see
+`rec_jax.features`); code 0 is "unknown". Here is what a run may ask for, whether a dataset has
+it, and its codes. A time gap has none here: it is made from the batch's times.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from rec_jax.data.dataset import Dataset
+from rec_jax.errors import InputError
+
+Codes = Mapping[str, npt.NDArray[np.int32]]
+"""int32 `[n, K]` by the path of a feature, for n interactions."""
+
+_PLANNED_CATEGORIES, _PLANNED_VALUES = 1024, 4
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """One `[[features]]` entry of a run.
+
+    kind: item_category, a categorical attribute of the item that the dataset keeps (an item of
+      several categories has the mean of their vectors); time_gap, seconds since the item before
+      it in the row, in logarithmic buckets, unknown for the first; rating, of the interaction.
+    name: of the attribute, for item_category alone.
+    """
+
+    kind: Literal["item_category", "time_gap", "rating"]
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.kind == "item_category") != bool(self.name):
+            raise InputError(f"a feature of kind {self.kind!r} "
+                             f"{'needs' if not self.name else 'has no'} `name`; expected one for "
+                             "'item_category' alone")
+
+    @property
+    def path(self) -> str:
+        """Of its table among the encoder's parameters, and of its codes in a batch."""
+        return f"features/{self.name or self.kind}"
+
+
+class Feature(NamedTuple):
+    """A feature as a dataset has it. categories: codes are 1 to that; 0 for a time gap, whose
+    buckets are fixed; values: K, codes of a place."""
+
+    kind: str
+    path: str
+    categories: int
+    values: int = 1
+
+
+def check_different(features: Sequence[FeatureConfig]) -> None:
+    """Raises InputError where two features have one name."""
+    paths = [feature.path for feature in features]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise InputError(f"features: {path.partition('/')[2]!r} is given twice; expected "
+                             "different names")
+
+
+def uses_gaps(features: Sequence[FeatureConfig]) -> bool:
+    """Whether batches must carry times for their sake."""
+    return any(feature.kind == "time_gap" for feature in features)
+
+
+def find_features(features: Sequence[FeatureConfig], dataset: Dataset) -> tuple[Feature, ...]:
+    """The features that `dataset` has of those that are asked for, which must be all.
+
+    Raises:
+      InputError: the dataset keeps no such attribute, no ratings or no times.
+    """
+    return tuple(_find(feature, dataset) for feature in features)
+
+
+def planned_features(features: Sequence[FeatureConfig]) -> tuple[Feature, ...]:
+    """Stand-ins for a plan, which knows no dataset: attributes of 1,024 categories."""
+    return tuple(Feature(feature.kind, feature.path, _PLANNED_CATEGORIES if feature.name else 0,
+                         _PLANNED_VALUES if feature.name else 1) for feature in features)
+
+
+def read_codes(features: Sequence[FeatureConfig], dataset: Dataset, items: npt.NDArray[Any],
+               places: npt.NDArray[np.int64] | slice | None) -> Codes:
+    """Codes of n interactions, but for time gaps.
+
+    items: int `[n]`; places: of the interactions in the dataset's arrays; None: they are not
+      from there, and their ratings are unknown.
+    """
+    found: dict[str, npt.NDArray[np.int32]] = {}
+    for feature in features:
+        if feature.kind == "item_category":
+            # Ids past the end are left for the step to count as bad.
+            found[feature.path] = np.take(dataset.item_features[feature.name], items, axis=0,
+                                          mode="clip")
+        elif feature.kind == "rating":
+            codes = (np.zeros(len(items), np.int32) if places is None or dataset.ratings is None
+                     else dataset.ratings[places].astype(np.int32))
+            found[feature.path] = codes[:, None]
+    return found
+
+
+def vocabularies(features: Sequence[FeatureConfig], dataset: Dataset) -> dict[str, Any]:
+    """What the codes of each feature stand for, by its path: equal if and only if they agree."""
+    meanings = {"item_category": lambda name: dataset.meta["item_features"][name]["hash"],
+                "rating": lambda name: list(dataset.rating_values)}
+    return {feature.path: meanings[feature.kind](feature.name) for feature in features
+            if feature.kind in meanings}
+
+
+def _find(feature: FeatureConfig, dataset: Dataset) -> Feature:
+    if feature.kind == "time_gap":
+        if dataset.times is None:
+            raise InputError(f"feature 'time_gap': {dataset.folder} has no times; prepare it with "
+                             "columns.time")
+        return Feature(feature.kind, feature.path, 0)
+    if feature.kind == "rating":
+        if dataset.ratings is None:
+            raise InputError(f"feature 'rating': {dataset.folder} has no ratings, or more than "
+                             "255 different ones; prepare it with columns.rating")
+        return Feature(feature.kind, feature.path, len(dataset.rating_values))
+    known = dataset.item_features
+    if feature.name not in known:
+        near = difflib.get_close_matches(feature.name, known, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"feature {feature.name!r}: {dataset.folder} keeps no such attribute of "
+                         f"its items; it has {', '.join(map(repr, known)) or 'none'}{hint} "
+                         "(rec-jax prepare --item-feature keeps one)")
+    return Feature(feature.kind, feature.path, dataset.categories(feature.name),
+                   known[feature.name].shape[1])
