@@ -96,7 +96,7 @@ def recommend(run: Source, *, user: str | None = None, history: Sequence[str] | 
               step: int | None = None, data: str | None = None) -> list[Recommendation]:
     """The k best items for a user of the dataset, or after any history of item ids.
 
-    times: seconds of the items of `history`, where the encoder reads times.
+    times: seconds of the items of `history`, where the model reads times.
     """
     served = load_served(Run(Path(run)), step=step, dataset_path=data)
     return recommend_served(served, user=user, history=history, times=times, k=k,

@@ -86,6 +86,21 @@ def test_a_missing_column_is_named(rec_jax: Command, tiny_csv: Path) -> None:
     assert files() == []
 
 
+def test_attributes_of_items_are_kept_by_name(rec_jax: Command, tiny_csv: Path,
+                                              config_file: Path) -> None:
+    asked = ("prepare", tiny_csv, "--set", f"item_file.path='{tiny_csv.with_name('items.csv')}'")
+    line = refused(rec_jax(*asked, "--out", "d", "--item-feature", "titel"))
+    assert "has no column 'titel'" in line and "did you mean 'title'" in line
+    assert rec_jax(*asked, "--out", "kept", "--item-feature", "title").code == 0
+    assert Path("kept/item_features/title.npy").is_file()
+    line = refused(rec_jax("train", config_file, "--run", "r", "--set", "data.path=kept", "--set",
+                           "features=[{kind='item_category', name='brand'}]"))
+    assert "'brand': kept keeps no such attribute of its items; it has 'title'" in line
+    line = refused(rec_jax("train", config_file, "--run", "r",
+                           "--set", "features=[{kind='rating'}]"))
+    assert "no ratings" in line and "columns.rating" in line
+
+
 @pytest.mark.parametrize("content", ["user_id,item_id\n", ""])
 def test_an_empty_dataset_is_refused(rec_jax: Command, tmp_path: Path, content: str) -> None:
     (tmp_path / "a.csv").write_text(content)

@@ -117,3 +117,9 @@ def test_a_row_in_pieces_needs_less_memory_for_its_scores() -> None:
             parse_devices("h100")).memory["activations"] for chunk in (2048, 256))
         scores = 64 * 2048 * 2 * 2048 * (4 + 2 * 4)  # a layer: rows, queries, heads, keys
         assert whole - pieces == pytest.approx(scores * (2 - 256 / 2048))
+
+
+def test_tables_of_side_features_are_counted() -> None:
+    plain, featured = (make_plan(run_config(line), 5000, parse_devices("cpu")) for line in (
+        "seed=0", "features=[{kind='item_category', name='genre'}, {kind='time_gap'}]"))
+    assert featured.needed > plain.needed
