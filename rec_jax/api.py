@@ -22,7 +22,7 @@ from rec_jax.report import write_report
 from rec_jax.retrieve import Recommendation
 from rec_jax.retrieve import recommend as recommend_served
 from rec_jax.run import Run, RunConfig
-from rec_jax.served import load_served, open_rows
+from rec_jax.served import Served, StoredRows, load_served, open_rows
 from rec_jax.train.growing import Start
 from rec_jax.train.loop import run_training
 from rec_jax.train.opening import open_run
@@ -83,10 +83,14 @@ def evaluate(run: Source, *, split: Split = "test", step: int | None = None,
 
 def export(run: Source, *, out: Source, what: What = "items", format: str = "npy",
            step: int | None = None, data: str | None = None, progress: bool = False) -> Path:
-    """Write the embeddings of items or users, with the source's ids; see `load_embeddings`."""
+    """Write the embeddings of items, users or inputs, with the source's ids; see
+    `load_embeddings`."""
     # Item rows go from the checkpoint to the file in blocks; only queries need the model.
-    load = open_rows if what == "items" else load_served
-    served = load(Run(Path(run)), step=step, dataset_path=data)
+    served: Served | StoredRows
+    if what == "users":
+        served = load_served(Run(Path(run)), step=step, dataset_path=data)
+    else:
+        served = open_rows(Run(Path(run)), step=step, dataset_path=data, inputs=what == "inputs")
     with _reporter("export", progress) as reporter:
         return export_served(served, out, what=what, format=format, reporter=reporter)
 

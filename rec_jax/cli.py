@@ -190,7 +190,7 @@ def evaluate(
 def export(
     run: RunDir,
     out: Annotated[str, typer.Option(help="New folder for the files.")],
-    what: Annotated[str, typer.Option(help="items or users.")] = "items",
+    what: Annotated[str, typer.Option(help="items, users, or inputs (untied tables).")] = "items",
     format: Annotated[str, typer.Option(help="npy, safetensors, parquet or zarr.")] = "npy",
     step: Step = None,
     data: Data = None,
@@ -199,8 +199,8 @@ def export(
     """Write embeddings with the ids of the source."""
     from rec_jax import api
 
-    if what not in ("items", "users"):
-        raise InputError(f"--what is {what!r}; expected items or users")
+    if what not in ("items", "users", "inputs"):
+        raise InputError(f"--what is {what!r}; expected items, users or inputs")
     folder = api.export(run, out=out, what=what, format=format,  # type: ignore[arg-type]
                         step=step, data=data, progress=not as_json)
     about = json.loads((folder / "export.json").read_text())

@@ -27,10 +27,11 @@ import tensorstore as ts
 from rec_jax.checkpoint import blocks as read_blocks
 from rec_jax.errors import InputError
 from rec_jax.histories import Tiles, iterate_tiles
+from rec_jax.model import INPUTS
 from rec_jax.progress import Reporter, Silent
 from rec_jax.served import Served, StoredRows, tile_queries
 
-What = Literal["items", "users"]
+What = Literal["items", "users", "inputs"]
 BLOCK = 65536  # rows
 ZARR_CHUNK_BYTES = 4 * 2**20
 
@@ -56,11 +57,12 @@ def export(served: Served | StoredRows, out: Path | str, *, what: What = "items"
     """Write the embeddings of one checkpoint into the new folder `out`.
 
     served: rows left on disk are enough for items; users need a model that is loaded.
-    what: rows of the table, or queries after each user's whole history.
+    what: rows of the table, queries after each user's whole history, or the rows that feed the
+      encoder where tables are untied.
     format: npy, safetensors, parquet or zarr.
 
     Raises:
-      InputError: unknown `what` or format, or `out` exists.
+      InputError: unknown `what` or format, `served` does not have it, or `out` exists.
     """
     out = Path(out)
     if format not in WRITERS:
@@ -71,9 +73,9 @@ def export(served: Served | StoredRows, out: Path | str, *, what: What = "items"
                          f"{', '.join(get_args(What))}")
     if out.exists():
         raise InputError(f"export folder {out} exists already; choose another one")
-    ids = served.dataset.item_ids() if what == "items" else served.dataset.user_ids()
-    if what == "items":
-        blocks = _item_blocks(served)
+    ids = served.dataset.user_ids() if what == "users" else served.dataset.item_ids()
+    if what != "users":
+        blocks = _item_blocks(served, what)
     elif isinstance(served, Served):
         blocks = _user_blocks(served)
     else:
@@ -117,14 +119,20 @@ def load_embeddings(folder: Path | str) -> Embeddings:
     return Embeddings(ids, vectors, about)
 
 
-def _item_blocks(served: Served | StoredRows) -> Blocks:
+def _item_blocks(served: Served | StoredRows, what: What) -> Blocks:
     total = served.dataset.num_items
     if isinstance(served, StoredRows):
-        for _, rows in read_blocks(served.source, 0, total):
-            yield rows.astype(np.float32)
+        if served.inputs != (what == "inputs"):
+            raise InputError(f"an export of {what} needs other rows than those that were opened")
+        for _, block in read_blocks(served.source, 0, total):
+            yield block.astype(np.float32)
         return
+    rows = served.rows if what == "items" else served.params.get(INPUTS)
+    if rows is None:
+        raise InputError("an export of inputs needs untied tables (table.tied = false); expected "
+                         "what = 'items'")
     for first in range(0, total, BLOCK):
-        yield np.asarray(served.rows[first:min(first + BLOCK, total)]).astype(np.float32)
+        yield np.asarray(rows[first:min(first + BLOCK, total)]).astype(np.float32)
 
 
 def _user_blocks(served: Served) -> Blocks:

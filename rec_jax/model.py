@@ -24,6 +24,10 @@ Params = dict[str, jax.Array]
 MASK = "mask"
 """Path of the vector `[d]` that an encoder reads in place of a hidden item's."""
 
+INPUTS = "inputs"
+"""Name beside them of the item rows `[V_padded, d]` that feed the encoder, where they are not the
+softmax's (untied tables)."""
+
 DTYPES: dict[str, Any] = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 
 
@@ -87,7 +91,9 @@ def build_encoder(config: EncoderConfig, *, dim: int, length: int, causal: bool,
 def encode(encoder: Encoder, params: Params, rows: jax.Array, items: jax.Array,
            inputs: Inputs, key: jax.Array | None = None,
            hidden: jax.Array | None = None) -> jax.Array:
-    """Histories `[B, L]` of items -> queries `[B, L, d]`, rows gathered from `[V_padded, d]`."""
+    """Histories `[B, L]` of items -> queries `[B, L, d]`, rows gathered from `[V_padded, d]`, or
+    from `params[INPUTS]` where the model has it."""
+    rows = params.get(INPUTS, rows)
     return encoder(params, jnp.take(rows, items, axis=0), inputs, key, hidden)
 
 

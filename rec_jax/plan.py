@@ -101,12 +101,13 @@ def make_plan(config: RunConfig, num_items: int, devices: Devices) -> Plan:
 
     per_row, constant = _STATE[table.optimizer.kind]
     local_rows = rows / items
+    kept_rows = local_rows * (1 if table.tied else 2)  # of both tables
     copies = 2 if settings.ema is not None else 1
     fetched = positions / count * (2 if sampled else 1) + drawn
     memory = {
-        "rows": copies * local_rows * dim * width,
-        "row optimizer": local_rows * (8 * dim if mode == "dense" else per_row * dim + constant),
-        "row gradient": local_rows * dim * 4 if mode == "dense" else 0.0,
+        "rows": copies * kept_rows * dim * width,
+        "row optimizer": kept_rows * (8 * dim if mode == "dense" else per_row * dim + constant),
+        "row gradient": kept_rows * dim * 4 if mode == "dense" else 0.0,
         "encoder and its optimizer": parameters * 4 * (3 + copies),
         "activations": micro * _activation_bytes(config, compute),
         "gathered rows": 0.0 if mode == "dense" else fetched * dim * 4 * 3,
@@ -125,15 +126,18 @@ def make_plan(config: RunConfig, num_items: int, devices: Devices) -> Plan:
     traffic = (fetched * (3 * dim * width + 2 * state_bytes)
                + (local_rows * dim * width if mined else 0.0) if sampled else
                local_rows * (passes * dim * width + 2 * (dim * width + state_bytes)))
+    if not table.tied and not sampled:  # a second one, of which a step reads its inputs
+        moved = local_rows if mode == "dense" else fetched
+        traffic += fetched * dim * width + moved * 2 * (dim * width + state_bytes)
     others = (items - 1) / items
     communication = {
         "rows and their gradients": 0.0 if mode == "dense" else
         fetched * dim * (width + 4) * others,
         "queries": 0.0 if sampled else predicted / data * dim * (compute + 2 * 4) * others,
-        "second pass": predicted * dim * (compute + 4) * (count - 1) / count
+        "second pass": predicted * dim * (compute + (4 if table.tied else 0)) * (count - 1) / count
         if mode == "streamed" else 0.0,
         "encoder gradient": 2.0 * parameters * 4 * (count - 1) / count,
-        "row gradient": 2 * local_rows * dim * 4 * (data - 1) / data if mode == "dense" else 0.0,
+        "row gradient": 2 * kept_rows * dim * 4 * (data - 1) / data if mode == "dense" else 0.0,
     }
     chip = devices.chip
     rate = (chip.bf16 if settings.precision == "bf16" else chip.f32) * MATMUL_EFFICIENCY
@@ -159,6 +163,8 @@ def nearest_fit(config: RunConfig, num_items: int, devices: Devices) -> list[str
         changes.append((text, lambda: make_plan(dataclasses.replace(config, table=changed),
                                                 num_items, devices)))
 
+    if not table.tied:
+        with_table("table.tied = true", tied=True)
     if table.dtype == "f32":
         with_table('table.dtype = "bf16"', dtype="bf16")
     for kind in ("row_adam", "adagrad"):

@@ -33,7 +33,7 @@ from rec_jax.served import reading_of
 from rec_jax.tables import Table, row_optimizer
 from rec_jax.tables.table import DTYPES, padded_size
 from rec_jax.train.build import update_of
-from rec_jax.train.state import TrainState, state_shardings
+from rec_jax.train.state import TrainState, state_shardings, weights
 from rec_jax.train.step import make_train_step
 
 _COLLECTIVE = re.compile(
@@ -148,13 +148,17 @@ def _lower(config: RunConfig, num_items: int, mesh: Mesh) -> Any:
     rows = jax.ShapeDtypeStruct(shape, DTYPES[table_config.dtype])
     row_state = () if mode == "dense" else jax.eval_shape(
         lambda: row_optimizer(table_config.optimizer).init(shape))
-    trained = {"encoder": params} | ({"rows": rows} if mode == "dense" else {})
-    average: Any = (params, rows) if settings.ema is not None else None
+    trained: dict[str, Any] = {"encoder": params}
+    if mode == "dense":
+        trained |= {"rows": rows} if table_config.tied else {"rows": rows, "inputs": rows}
     shapes: Any = (jax.ShapeDtypeStruct((), jnp.int32), rows,
                    jax.ShapeDtypeStruct((2,), jnp.uint32))
     counter, table_rows, key = shapes
-    state = TrainState(counter, params, Table(table_rows, row_state, num_items),
-                       jax.eval_shape(optimizer.init, trained), average, key)
+    table = Table(table_rows, row_state, num_items)
+    inputs = None if table_config.tied else table  # of the same shapes
+    average = weights(params, table, inputs) if settings.ema is not None else None
+    state = TrainState(counter, params, table, jax.eval_shape(optimizer.init, trained), average,
+                       key, inputs)
     state = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=sharding), state, state_shardings(state, mesh))
     size = (settings.accumulate, settings.rows // settings.accumulate, config.data.length)

@@ -13,7 +13,7 @@ from rec_jax.data.features import find_features, uses_gaps
 from rec_jax.encoders import Inputs, uses_times
 from rec_jax.errors import InputError
 from rec_jax.histories import Reading, Tiles
-from rec_jax.model import Encoder, Params, build_encoder, encode
+from rec_jax.model import INPUTS, Encoder, Params, build_encoder, encode
 from rec_jax.run import Run, RunConfig
 from rec_jax.tables import init_table
 
@@ -22,6 +22,7 @@ from rec_jax.tables import init_table
 class Served:
     """Weights of one checkpoint with the dataset that they were trained on.
 
+    params: of the encoder, and its rows `INPUTS` if tables are untied.
     rows: `[V_padded, d]`; the rows from `dataset.num_items` on are padding.
     """
 
@@ -44,6 +45,7 @@ class StoredRows:
     """Item rows of one checkpoint, left on disk: what an export of items needs.
 
     source: `[V_padded, d]`, read in ranges of rows.
+    inputs: these rows feed the encoder, and are not the items'.
     """
 
     run: Run
@@ -51,6 +53,7 @@ class StoredRows:
     dataset: Dataset
     source: Source
     step: int
+    inputs: bool = False
 
 
 def reading_of(config: RunConfig) -> Reading:
@@ -60,25 +63,31 @@ def reading_of(config: RunConfig) -> Reading:
                    features=config.features)
 
 
-def open_rows(folder: Run, *, step: int | None = None,
-              dataset_path: str | None = None) -> StoredRows:
+def open_rows(folder: Run, *, step: int | None = None, dataset_path: str | None = None,
+              inputs: bool = False) -> StoredRows:
     """The item rows of the best checkpoint of a run, or of that of `step`; nothing is loaded.
 
+    inputs: those that feed the encoder, of a run with untied tables.
+
     Raises:
-      InputError: as `load_served`.
+      InputError: as `load_served`, or tied tables have no such inputs.
     """
     config = folder.config()
+    if inputs and config.table.tied:
+        raise InputError(f"run {folder.folder} has one table for inputs and items (table.tied); "
+                         "expected an export of items")
     dataset = Dataset.open(dataset_path or config.data.path)
     with _reading(folder) as checkpoints:
         chosen = _choose(folder, checkpoints, step)
         check_dataset(dataset, str(checkpoints.extra(chosen).get("dataset")))
         name = "average" if config.train.ema is not None else "model"
-        source = checkpoints.open(chosen).items.get(name, {}).get("['rows']")
+        source = checkpoints.open(chosen).items.get(name, {}).get(
+            "['inputs']" if inputs else "['rows']")
     if source is None or source.shape[1:] != (config.table.dim,) \
             or source.shape[0] < dataset.num_items:
         raise InputError(f"checkpoint of step {chosen} in {folder.folder} has no item rows of "
                          f"{dataset.num_items} x {config.table.dim}")
-    return StoredRows(folder, config, dataset, source, chosen)
+    return StoredRows(folder, config, dataset, source, chosen, inputs)
 
 
 def load_served(folder: Run, *, step: int | None = None,
@@ -102,7 +111,10 @@ def load_served(folder: Run, *, step: int | None = None,
         rows = jax.eval_shape(
             lambda: init_table(config.table, dataset.num_items, config.seed)).rows
         name = "average" if config.train.ema is not None else "model"
-        model = checkpoints.restore(chosen, {name: {"encoder": params, "rows": rows}})[name]
+        like = {"encoder": params, "rows": rows} | ({} if config.table.tied else {INPUTS: rows})
+        model = checkpoints.restore(chosen, {name: like})[name]
+        if not config.table.tied:
+            model["encoder"][INPUTS] = model[INPUTS]
     return Served(folder, config, dataset, encoder, model["encoder"], model["rows"], chosen)
 
 

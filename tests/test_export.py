@@ -105,7 +105,7 @@ def test_an_unknown_choice_is_refused(trained: Served, tmp_path: Path,
 @pytest.mark.parametrize("form", FORMATS)
 def test_nothing_is_left_behind_after_a_failure(trained: Served, tmp_path: Path, form: str,
                                                 monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(served: Served) -> Iterator[np.ndarray]:
+    def broken(served: Served, what: str) -> Iterator[np.ndarray]:
         yield np.zeros((3, 16), np.float32)
         raise OSError("the disk is full")
 

@@ -8,7 +8,7 @@ import pytest
 from rec_jax import config
 from rec_jax.devices import CHIPS, parse_devices
 from rec_jax.errors import InputError
-from rec_jax.plan import make_plan, nearest_fit
+from rec_jax.plan import Plan, make_plan, nearest_fit
 from rec_jax.run import RunConfig
 from rec_jax.tables import TableConfig, init_table, row_optimizer
 from rec_jax.tables.row_optimizers import RowOptimizerConfig
@@ -45,6 +45,24 @@ def test_bytes_of_rows_and_state_are_those_of_the_table(kind: str, dtype: str) -
     assert plan.memory["rows"] == table.rows.nbytes
     assert plan.memory["row optimizer"] == sum(
         leaf.nbytes for leaf in jax.tree.leaves(table.state))
+
+
+@pytest.mark.parametrize("mode", ["dense", "streamed"])
+def test_a_second_table_doubles_rows_and_state_and_what_is_sent_does_not_grow(mode: str) -> None:
+    def plans(*lines: str) -> list[Plan]:
+        return [make_plan(run_config(f"table.update={mode}", *lines), items,
+                          parse_devices("v5p:4x4x4")) for items in (2**24, 2**28)]
+
+    tied, untied = plans(), plans("table.tied=false")
+    for one, two in zip(tied, untied, strict=True):
+        for part in ("rows", "row optimizer", "row gradient"):
+            assert two.memory[part] == 2 * one.memory[part]
+        assert two.traffic > one.traffic
+        assert {name: size for name, size in two.memory.items() if not name.startswith("row")} == {
+            name: size for name, size in one.memory.items() if not name.startswith("row")}
+    assert mode == "dense" or untied[0].communication == untied[1].communication
+    assert "table.tied = true" in " ".join(nearest_fit(
+        run_config("table.update=streamed", "table.tied=false"), 2**30, parse_devices("h100x8")))
 
 
 def test_rows_are_cut_over_the_devices_and_nothing_sent_grows_with_them() -> None:

@@ -32,12 +32,13 @@ def test_collectives_are_read_from_a_programs_text() -> None:
 
 
 @functools.cache
-def planned(name: str, items: int, devices: str) -> dict[str, Any]:
+def planned(name: str, items: int, devices: str, *lines: str) -> dict[str, Any]:
     """`rec-jax plan --compile` in a process of its own: libtpu serves one topology at a time."""
     chips = {"v5p:4x4x4": 64, "v5p:4x8x8": 256}[devices]
     command = [sys.executable, "-m", "rec_jax.cli", "plan", str(CONFIGS / name),
                "--items", str(items), "--devices", devices, "--compile", "--json",
                "--set", f"mesh.items={chips}", "--set", "train.rows=256"]
+    command += [part for line in lines for part in ("--set", line)]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900,
                           check=False)
@@ -71,3 +72,19 @@ def test_no_copy_of_the_rows_is_made(name: str, states: int) -> None:
         ("compiled", "temporary"), ("memory_bytes", "row optimizer")))
     assert grown < states * state + 2**20
     assert large["compiled"]["temporary"] < large["memory_bytes"]["rows"] / 8
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "mode"), [
+    ("billion.toml", "streamed"), ("billion_sampled.toml", "sparse")])
+def test_two_tables_of_a_billion_rows_are_twice_one_and_messages_stay(name: str, mode: str) -> None:
+    small, large = (planned(name, items, "v5p:4x4x4", "table.tied=false")
+                    for items in (2**24, 2**30))
+    tied = planned(name, 2**30, "v5p:4x4x4")
+    assert large["mode"] == mode
+    assert large["memory_bytes"]["rows"] == 2 * tied["memory_bytes"]["rows"]
+    assert large["memory_bytes"]["rows"] <= large["compiled"]["aliased"]
+    assert large["compiled"]["temporary"] < tied["memory_bytes"]["rows"] / 8  # no copy of either
+    assert large["compiled"]["needed"] < 1.5 * large["needed_bytes"]
+    assert small["compiled"]["collectives"] == large["compiled"]["collectives"]

@@ -10,7 +10,8 @@ from rec_jax.tables.table import TableConfig, padded_size
 Mode = Literal["dense", "sparse", "streamed"]
 
 DENSE_VALUES = 2**24
-"""Largest V x d whose gradient is made as an array: 64 MiB in f32, and twice that in moments."""
+"""Most values of the table, or of both, whose gradient is made as an array: 64 MiB in f32, and
+twice that in moments."""
 
 
 class Choice(NamedTuple):
@@ -22,7 +23,7 @@ class Choice(NamedTuple):
 
 def choose_update(config: TableConfig, *, num_items: int, touched: int | None,
                   clips_global_norm: bool = False) -> Choice:
-    """The update mode of a table.
+    """The update mode of a table, or of both where they are untied.
 
     Args:
       touched: most rows that a step can touch (inputs, targets and negatives of the whole
@@ -32,7 +33,7 @@ def choose_update(config: TableConfig, *, num_items: int, touched: int | None,
     Raises:
       InputError: the mode that is asked for cannot do what the objective or the clipping needs.
     """
-    rows = padded_size(num_items)
+    rows = padded_size(num_items) * (1 if config.tied else 2)
     values = rows * config.dim
     if config.update == "auto":
         choice = _by_size(rows, values, touched)

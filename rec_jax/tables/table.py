@@ -1,7 +1,7 @@
 """A table: rows of item vectors, their optimizer state, and how both come to be.
 
 Rows are sharded by contiguous ranges over the mesh axis `items`. Row r starts as a hash of
-(seed, r), so that any shard makes its own rows, on any device count the same bits.
+(seed, table, r), so that any shard makes its own rows, on any device count the same bits.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ class TableConfig:
     """Settings of a table.
 
     dim: width d of a row.
+    tied: one table is the encoder's input and the softmax's weights; false: a second one of the
+      same shape and settings is the input, which doubles rows and their state.
     init_scale: standard deviation of the first values.
     dtype: storage of the rows, f32 or bf16 (written with stochastic rounding; sums and
       optimizer state stay f32). On a CPU, JAX before 0.12 widens a whole bf16 table to write
@@ -45,6 +47,7 @@ class TableConfig:
     """
 
     dim: int = 64
+    tied: bool = True
     init_scale: float = 0.02
     dtype: Literal["f32", "bf16"] = "f32"
     update: Literal["auto", "dense", "sparse", "streamed"] = "auto"
@@ -97,6 +100,12 @@ def padded_size(num_items: int) -> int:
     return -(-num_items // multiple) * multiple
 
 
+def other_stream(seed: Array) -> Array:
+    """The seed of the second table, uint32 `[]`, where `seed` is that of the first: neither its
+    first values nor its stochastic rounding share bits with it."""
+    return mix(seed ^ jnp.uint32(0x2545F491))
+
+
 def first_rows(seed: Array, ids: Array, *, dim: int, scale: float, num_items: int) -> Array:
     """The first value of rows `ids` int32 `[T]`: f32 `[T, dim]`, normal; 0 from `num_items` on.
 
@@ -111,10 +120,11 @@ def first_rows(seed: Array, ids: Array, *, dim: int, scale: float, num_items: in
 
 
 def init_table(config: TableConfig, num_items: int, seed: int, mesh: Mesh | None = None, *,
-               optimizer: RowOptimizer | None = None) -> Table:
+               optimizer: RowOptimizer | None = None, second: bool = False) -> Table:
     """A new table; each device makes its rows alone, and nothing else of size V x d exists.
 
     optimizer: gives the state; none for a table that is trained densely.
+    second: of two tables of a run, the one that is the encoder's input.
 
     Raises:
       InputError: `num_items` is out of range, or the device count does not divide the rows.
@@ -127,6 +137,7 @@ def init_table(config: TableConfig, num_items: int, seed: int, mesh: Mesh | None
 
     def make(seed: Array) -> tuple[Array, Any]:
         ids = jax.lax.iota(jnp.int32, total)
+        seed = other_stream(seed) if second else seed
         rows = first_rows(seed, ids, dim=config.dim, scale=config.init_scale,
                           num_items=num_items).astype(dtype)
         return rows, () if optimizer is None else optimizer.init((total, config.dim))

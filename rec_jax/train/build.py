@@ -83,10 +83,14 @@ def build(config: RunConfig) -> Built:
         features=find_features(config.features, dataset))
     choice = update_of(config, dataset.num_items)
     optimizer = dense_optimizer(config.optimizer, horizon.total)
-    table = init_table(config.table, dataset.num_items, config.seed, mesh, optimizer=(
-        None if choice.mode == "dense" else row_optimizer(config.table.optimizer)))
+    row_state = None if choice.mode == "dense" else row_optimizer(config.table.optimizer)
+    table, *inputs = (
+        init_table(config.table, dataset.num_items, config.seed, mesh, optimizer=row_state,
+                   second=second)
+        for second in ((False,) if config.table.tied else (False, True)))
     state = init_state(params, table, optimizer, average=settings.ema is not None,
-                       seed=config.seed, mode=choice.mode, mesh=mesh)
+                       seed=config.seed, mode=choice.mode, mesh=mesh,
+                       inputs=inputs[0] if inputs else None)
     step = make_train_step(
         encoder, config.objective, optimizer, precision=settings.precision, ema=settings.ema,
         table=config.table, mode=choice.mode, mesh=mesh,

@@ -111,7 +111,7 @@ def _take(name: str, opened: Opened, fresh: Any, rows: int, new_of_old: np.ndarr
     if sources.keys() != leaves.keys():
         other = min(sources.keys() ^ leaves.keys())
         raise InputError(f"checkpoint {opened.name} does not fit: {name}{other} is in one of the "
-                         f"two only; encoder and optimizer must be the same")
+                         f"two only; encoder and optimizer must be the same, and table.tied")
     _check_shapes(name, opened, sources, leaves, rows)
     found = [_lay_rows(leaf, sources[path], new_of_old) if leaf.shape[:1] == (rows,)
              else place(sources[path], leaf) for path, leaf in leaves.items()]

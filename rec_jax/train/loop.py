@@ -57,7 +57,8 @@ def run_training(run: Run, config: RunConfig, reporter: Reporter | None = None, 
         run.create(config)  # only now: a config that fits nothing leaves no folder
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("run folder")
-    reporter.say(f"item table: {built.choice.mode}, {built.choice.reason}")
+    tables = "item table" if config.table.tied else "item tables, inputs apart"
+    reporter.say(f"{tables}: {built.choice.mode}, {built.choice.reason}")
     settings = config.checkpoint
     with (Preemption(config.train.log_every) as preemption,
           Checkpoints(run.checkpoints, keep=settings.keep, keep_every=settings.keep_every,

@@ -55,22 +55,29 @@ class Closing(NamedTuple):
     seed: Array
 
 
+class Tables(NamedTuple):
+    """The tables after a step; inputs: the second one, None if tied."""
+
+    table: Table
+    inputs: Table | None = None
+
+
 class Opened(NamedTuple):
     """A table in one step.
 
     shared: differentiated, the same for every micro-batch; `encoder`, and `rows` where optax
-      trains them, are updated by optax.
+      trains them (and `inputs`, the second table's), are updated by optax.
     own: differentiated, one slice `[A, ...]` for each micro-batch.
     fixed: not differentiated, the same for every micro-batch.
     each: not differentiated, one slice `[A, ...]` for each; the loss finds it in `fixed`.
-    close: the new table.
+    close: the new tables.
     """
 
     shared: dict[str, Any]
     own: dict[str, Any]
     fixed: dict[str, Any]
     each: dict[str, Any]
-    close: Callable[[Closing], Table]
+    close: Callable[[Closing], Tables]
 
 
 class Mode(Protocol):

@@ -8,32 +8,49 @@ import jax.numpy as jnp
 
 from rec_jax.objectives import Task
 from rec_jax.objectives.catalogue import mean_of_rows
-from rec_jax.tables import Table
+from rec_jax.tables import other_stream
 from rec_jax.tables.on_mesh import full_softmax
 from rec_jax.tables.update_dense import update_dense
 from rec_jax.train import scene
-from rec_jax.train.mode import Array, Batch, Closing, Opened, Setting, queries_of, weighted
+from rec_jax.train.mode import (
+    Array,
+    Batch,
+    Closing,
+    Opened,
+    Setting,
+    Tables,
+    queries_of,
+    weighted,
+)
 from rec_jax.train.state import TrainState
 
 
 def open(setting: Setting, state: TrainState, batch: Batch, tasks: Task, key: Array) -> Opened:
     """See `Mode.open`."""
-    table = state.table
+    table, inputs = state.table, state.inputs
+    read = (table if inputs is None else inputs).rows
     fixed: dict[str, Any] = {"num_items": table.num_items}
     each: dict[str, Any] = {}
     if setting.objective.num_negatives is not None:
         count = batch["items"].shape[0]
         negatives = scene.draw(
             setting, state, batch, tasks, key,
-            lambda: _take(table.rows, batch["items"]).reshape(count, -1, table.rows.shape[1]))
+            lambda: _take(read, batch["items"]).reshape(count, -1, read.shape[1]))
         alike, each = scene.keep(negatives)
         fixed |= alike
 
-    def close(closing: Closing) -> Table:
-        return table.replace(rows=update_dense(table.rows, closing.updates["rows"],
-                                               seed=closing.seed))
+    def close(closing: Closing) -> Tables:
+        new = table.replace(rows=update_dense(table.rows, closing.updates["rows"],
+                                              seed=closing.seed))
+        if inputs is None:
+            return Tables(new)
+        return Tables(new, inputs.replace(rows=update_dense(
+            inputs.rows, closing.updates["inputs"], seed=other_stream(closing.seed))))
 
-    return Opened({"encoder": state.encoder, "rows": table.rows}, {}, fixed, each, close)
+    shared = {"encoder": state.encoder, "rows": table.rows}
+    if inputs is not None:
+        shared["inputs"] = inputs.rows
+    return Opened(shared, {}, fixed, each, close)
 
 
 def loss(setting: Setting, shared: dict[str, Any], own: dict[str, Any], fixed: dict[str, Any],
@@ -41,7 +58,7 @@ def loss(setting: Setting, shared: dict[str, Any], own: dict[str, Any], fixed: d
     """See `Mode.loss`."""
     del own
     rows, objective = shared["rows"], setting.objective
-    vectors = _take(rows, micro["items"])
+    vectors = _take(shared.get("inputs", rows), micro["items"])
     queries = queries_of(setting, shared["encoder"], vectors, micro, task, key)
     if objective.num_negatives is not None:
         negatives = scene.kept(fixed)

@@ -1,8 +1,9 @@
 """What a training saves, and when a delta will do.
 
 In a sparse table only the rows that steps touched have moved, so that between two full
-checkpoints their rows and state are enough. In a dense or a streamed table every step moves
-every row (the full softmax gives each a gradient): there every checkpoint is full.
+checkpoints their rows and state are enough; of untied tables each has its own. In a dense or a
+streamed table every step moves every row (the full softmax gives each a gradient): there every
+checkpoint is full.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from rec_jax.progress import Reporter
 from rec_jax.run import CheckpointConfig
 from rec_jax.tables.choose import Mode
 from rec_jax.tables.marks import mark, touched_ids, unmark
-from rec_jax.train.state import TrainState, to_items
+from rec_jax.train.state import TrainState, each_table, to_items
 
 WORTH_IT = 0.5
 """Share of touched rows above which a delta would save too little to be worth its chain."""
@@ -44,23 +45,25 @@ class Saver:
             return state
         while last is not None and (last := self.checkpoints.info(last).base) is not None:
             self.deltas += 1
-        return state._replace(table=mark(state.table))
+        return each_table(state, mark)
 
     def save(self, step: int, state: TrainState, extra: Mapping[str, Any],
              metric: float | None) -> TrainState:
         """Start to save; the state to go on with. Raises what `Checkpoints.save` raises."""
-        items, base = to_items(state._replace(table=unmark(state.table))), None
+        items, base = to_items(each_table(state, unmark)), None
         if self.marks and self.last is not None and self.deltas + 1 < self.settings.full_every:
-            ids = touched_ids(state.table)
-            if len(ids) <= WORTH_IT * state.table.num_items:
+            tables = {"rows": state.table, "inputs": state.inputs}
+            ids = {name: touched_ids(table) for name, table in tables.items() if table is not None}
+            if sum(map(len, ids.values())) <= WORTH_IT * len(ids) * state.table.num_items:
                 base = self.last
-                for item in items.values():
-                    item["rows"] = jax.tree.map(
-                        lambda rows: touched_rows(rows, ids, self.settings.delta_values),
-                        item["rows"])
+                for name, of_table in ids.items():
+                    for item in items.values():
+                        item[name] = jax.tree.map(
+                            lambda rows, ids=of_table: touched_rows(
+                                rows, ids, self.settings.delta_values), item[name])
         self.checkpoints.save(step, items, extra, metric, base=base)
         self.last, self.deltas = step, 0 if base is None else self.deltas + 1
-        return state._replace(table=mark(state.table)) if self.marks else state
+        return each_table(state, mark) if self.marks else state
 
 
 def make_saver(checkpoints: Checkpoints, settings: CheckpointConfig, mode: Mode,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,8 +12,17 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from rec_jax.mesh import MeshConfig, make_mesh, replicated, row_sharding
-from rec_jax.model import Params
+from rec_jax.model import INPUTS, Params
 from rec_jax.tables import Table
+
+
+class Weights(NamedTuple):
+    """What a model is: encoder parameters, item rows `[V_padded, d]`, and those of the second
+    table, None if tied."""
+
+    encoder: Params
+    rows: jax.Array
+    inputs: jax.Array | None = None
 
 
 class TrainState(NamedTuple):
@@ -23,33 +32,38 @@ class TrainState(NamedTuple):
     encoder: f32 parameters by path.
     table: item rows `[V_padded, d]` and their per-row optimizer state.
     optimizer: optax state of the dense parameters.
-    average: moving average of (encoder, rows), or None.
+    average: moving average of the weights, or None.
     key: uint32 `[2]`, raw key of the run; step k draws from fold_in(key, k).
+    inputs: the table that feeds the encoder, None where `table` does (tied).
     """
 
     step: jax.Array
     encoder: Params
     table: Table
     optimizer: optax.OptState
-    average: tuple[Params, jax.Array] | None
+    average: Weights | None
     key: jax.Array
+    inputs: Table | None = None
 
 
 def init_state(encoder: Params, table: Table, optimizer: optax.GradientTransformation, *,
                seed: int, average: bool = False, mode: str = "dense",
-               mesh: Mesh | None = None) -> TrainState:
+               mesh: Mesh | None = None, inputs: Table | None = None) -> TrainState:
     """The state before the first step, placed on the mesh: rows cut, all else replicated.
 
-    table: with row-optimizer state unless `mode` is dense, see `init_table`.
+    table, inputs: with row-optimizer state unless `mode` is dense, see `init_table`.
     """
     mesh = mesh or make_mesh(MeshConfig())
     trained: dict[str, Any] = {"encoder": encoder}
     if mode == "dense":
         trained["rows"] = table.rows
+        if inputs is not None:
+            trained["inputs"] = inputs.rows
     # Donated buffers must be distinct, so the average starts as a copy.
-    copy: Any = jax.tree.map(jnp.copy, (encoder, table.rows)) if average else None
+    copy = jax.tree.map(jnp.copy, weights(encoder, table, inputs)) if average else None
     state = TrainState(jnp.zeros((), jnp.int32), encoder, table, jax.jit(optimizer.init)(trained),
-                       copy, jax.random.key_data(jax.random.key(seed, impl="threefry2x32")))
+                       copy, jax.random.key_data(jax.random.key(seed, impl="threefry2x32")),
+                       inputs)
     return jax.tree.map(_place, state, state_shardings(state, mesh))
 
 
@@ -70,23 +84,41 @@ def _place(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
     return jax.device_put(leaf, sharding)
 
 
+def weights(encoder: Params, table: Table, inputs: Table | None) -> Weights:
+    """The weights that are in these parts of a state."""
+    return Weights(encoder, table.rows, None if inputs is None else inputs.rows)
+
+
+def each_table(state: TrainState, change: Callable[[Table], Table]) -> TrainState:
+    """The state with `change` made to its table, or to both."""
+    return state._replace(table=change(state.table),
+                          inputs=None if state.inputs is None else change(state.inputs))
+
+
 def served(state: TrainState) -> tuple[Params, jax.Array]:
-    """The (encoder, rows) that evaluation, export and recommendation use."""
-    return state.average if state.average is not None else (state.encoder, state.table.rows)
+    """The (encoder, rows) that evaluation, export and recommendation use; what feeds an encoder
+    from another table is among its parameters, see `rec_jax.model.INPUTS`."""
+    encoder, rows, inputs = state.average or weights(state.encoder, state.table, state.inputs)
+    return encoder if inputs is None else {**encoder, INPUTS: inputs}, rows
 
 
 def to_items(state: TrainState) -> dict[str, Any]:
     """The state as a checkpoint's named pytrees.
 
-    model, average: encoder and rows, which a reader takes alone; training: the rest.
+    model, average: encoder and rows (and inputs if untied), which a reader takes alone;
+    training: the rest.
     """
     items: dict[str, Any] = {
         "model": {"encoder": state.encoder, "rows": state.table.rows},
         "training": {"step": state.step, "rows": state.table.state,
                      "optimizer": state.optimizer, "key": state.key},
     }
+    if state.inputs is not None:
+        items["model"]["inputs"] = state.inputs.rows
+        items["training"]["inputs"] = state.inputs.state
     if state.average is not None:
-        items["average"] = {"encoder": state.average[0], "rows": state.average[1]}
+        items["average"] = {name: tree for name, tree in state.average._asdict().items()
+                            if tree is not None}
     return items
 
 
@@ -97,5 +129,7 @@ def from_items(items: Mapping[str, Any], num_items: int) -> TrainState:
         step=training["step"], encoder=model["encoder"],
         table=Table(model["rows"], training["rows"], num_items),
         optimizer=training["optimizer"],
-        average=None if average is None else (average["encoder"], average["rows"]),
-        key=training["key"])
+        average=None if average is None else Weights(**average),
+        key=training["key"],
+        inputs=(Table(model["inputs"], training["inputs"], num_items) if "inputs" in model
+                else None))

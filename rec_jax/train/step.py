@@ -24,7 +24,7 @@ from rec_jax.tables import Hyper, TableConfig
 from rec_jax.tables.choose import Mode as ModeName
 from rec_jax.train import mode_dense, mode_sparse, mode_streamed
 from rec_jax.train.mode import Array, Batch, Closing, Mode, Setting
-from rec_jax.train.state import TrainState, state_shardings
+from rec_jax.train.state import TrainState, state_shardings, weights
 
 MODES: dict[str, Mode] = {
     "dense": cast(Mode, mode_dense),
@@ -64,7 +64,7 @@ def make_train_step(encoder: Encoder, objective: Objective,
     The gradient of the mean over all micro-batches is exact: sums of weighted losses and of
     weights are accumulated, and divided once.
 
-    optimizer: of the encoder, and of the rows where `mode` is dense.
+    optimizer: of the encoder, and of the rows (of both tables) where `mode` is dense.
     table: its `optimizer` is that of the rows in the other modes; `rate` gives its learning rate
       by step unless it has its own.
 
@@ -109,19 +109,21 @@ def make_train_step(encoder: Encoder, objective: Objective,
         share = 1.0 / jnp.maximum(weight, 1.0)
         to_shared, to_own = jax.tree.map(lambda leaf: leaf * share, (to_shared, to_own))
 
-        names = [name for name in ("encoder", "rows") if name in opened.shared]
+        names = [name for name in ("encoder", "rows", "inputs") if name in opened.shared]
         grads = {name: to_shared[name] for name in names}
         updates, opt_state = optimizer.update(grads, state.optimizer,
                                               {name: opened.shared[name] for name in names})
         own_rate = table.optimizer.rate
         hyper = Hyper(jnp.asarray(rate(state.step) if own_rate is None else own_rate, jnp.float32))
         seed = jax.random.bits(jax.random.fold_in(key, _ROUNDING), (), jnp.uint32)
-        new_table = opened.close(Closing(to_shared, to_own, left, updates, hyper, seed))
+        new_table, new_inputs = opened.close(Closing(to_shared, to_own, left, updates, hyper, seed))
         new_encoder = optax.apply_updates(state.encoder, updates["encoder"])
         average = state.average
         if average is not None and ema is not None:
-            average = optax.incremental_update((new_encoder, new_table.rows), average, 1.0 - ema)
-        new = TrainState(state.step + 1, new_encoder, new_table, opt_state, average, state.key)
+            average = optax.incremental_update(
+                weights(new_encoder, new_table, new_inputs), average, 1.0 - ema)
+        new = TrainState(state.step + 1, new_encoder, new_table, opt_state, average, state.key,
+                         new_inputs)
         metrics = StepMetrics(loss * share, weight, optax.tree.norm(grads),
                               _count_bad(batch, state.table.num_items))
         return jax.lax.with_sharding_constraint(new, state_shardings(new, mesh)), metrics

@@ -13,6 +13,7 @@ import pytest
 
 from rec_jax import config
 from rec_jax.checkpoint import Checkpoints
+from rec_jax.checkpoint.read import Chained
 from rec_jax.errors import Preempted
 from rec_jax.progress import Silent
 from rec_jax.run import Run, RunConfig
@@ -54,10 +55,12 @@ def arrays(run: Run) -> dict[str, bytes]:
                 for path, source in sources.items()}
 
 
+@pytest.mark.parametrize("tied", [True, False])
 def test_full_checkpoints_and_deltas_end_with_the_same_bits(
-        tiny_mapping: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    full = finished(tiny_mapping(*SPARSE), tmp_path / "full")
-    mapping = tiny_mapping(*SPARSE, "checkpoint.full_every=5")
+        tiny_mapping: Callable[..., dict[str, Any]], tmp_path: Path, tied: bool) -> None:
+    settings = (*SPARSE, f"table.tied={str(tied).lower()}")
+    full = finished(tiny_mapping(*settings), tmp_path / "full")
+    mapping = tiny_mapping(*settings, "checkpoint.full_every=5")
     deltas = finished(mapping, tmp_path / "deltas")
     stopped = finished(mapping, tmp_path / "stopped", stops=(3, 6))
     assert arrays(deltas) == arrays(full) == arrays(stopped)
@@ -69,6 +72,25 @@ def test_full_checkpoints_and_deltas_end_with_the_same_bits(
     assert sizes[13] < max(sizes.values())
     with Checkpoints(stopped.checkpoints, read_only=True) as checkpoints:
         assert any(info.base is not None for info in checkpoints.infos().values())
+
+
+def test_of_untied_tables_a_delta_has_the_rows_that_each_was_touched_in(
+        tiny_mapping: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    run = finished(tiny_mapping(*SPARSE, "table.tied=false", "checkpoint.full_every=5"),
+                   tmp_path / "run")
+    with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
+        assert checkpoints.info(13).base == 12
+        before, after = checkpoints.open(12).items["model"], checkpoints.open(13).items["model"]
+        touched = {}
+        for path in ("['rows']", "['inputs']"):
+            source = after[path]
+            assert isinstance(source, Chained)
+            one, other = (leaves[path].read(0, 50) for leaves in (before, after))
+            touched[path] = source._ids.tolist()
+            assert touched[path] == np.flatnonzero(np.any(one != other, axis=1)).tolist()
+    # One step of one row: 12 inputs; targets and 4 negatives.
+    assert 0 < len(touched["['inputs']"]) <= 12 and 0 < len(touched["['rows']"]) <= 16
+    assert touched["['inputs']"] != touched["['rows']"]
 
 
 def test_only_a_sparse_table_has_deltas_and_the_others_say_why(

@@ -16,6 +16,13 @@ def test_sizes_and_objective_choose_the_mode(num_items, touched, mode):
     assert choice.reason
 
 
+@pytest.mark.parametrize(("touched", "large"), [(None, "streamed"), (100, "sparse")])
+def test_two_tables_are_large_where_one_is_not(touched, large):
+    tied, untied = (choose_update(TableConfig(tied=tied), num_items=200_000, touched=touched)
+                    for tied in (True, False))
+    assert (tied.mode, untied.mode) == ("dense", large)
+
+
 @pytest.mark.parametrize("touched", [None, 100])
 def test_a_mode_that_is_asked_for_is_taken(touched):
     choice = choose_update(TableConfig(update="dense"), num_items=10**7, touched=touched)

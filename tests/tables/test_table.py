@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from rec_jax.errors import InputError
+from rec_jax.kernels.rounding import random_bits
 from rec_jax.mesh import MeshConfig, make_mesh
 from rec_jax.tables import (
     RowOptimizerConfig,
     TableConfig,
     init_table,
+    other_stream,
     padded_size,
     row_optimizer,
 )
@@ -64,6 +66,25 @@ def test_first_rows_are_normal_with_the_scale_asked_for_and_padding_is_zero():
 def test_another_seed_gives_other_rows():
     first, second = (init_table(TableConfig(dim=8), 100, seed).rows[:100] for seed in (0, 1))
     assert not np.any(np.asarray(first) == np.asarray(second))
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**32 - 1])
+def test_the_second_table_of_a_run_has_rows_of_its_own_on_every_mesh(seed: int):
+    first = init_table(TableConfig(dim=8), 300, seed)
+    second, cut = (init_table(TableConfig(dim=8), 300, seed, mesh, second=True)
+                   for mesh in (None, make_mesh(MeshConfig(2, 4))))
+    one, other = np.asarray(first.rows)[:300], np.asarray(second.rows)[:300]
+    assert not np.any(one == other)
+    assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 4 / one.size**0.5
+    np.testing.assert_array_equal(second.rows, cut.rows)
+
+
+def test_two_tables_are_not_rounded_by_the_same_bits():
+    seeds = jnp.arange(50, dtype=jnp.uint32)
+    ids = jnp.arange(20, dtype=jnp.int32)
+    one, other = (jax.vmap(lambda seed: random_bits(seed, ids, 4))(of) & 0xFFFF
+                  for of in (seeds, other_stream(seeds)))
+    assert np.mean(np.asarray(one) == np.asarray(other)) < 0.01
 
 
 def test_a_device_count_that_does_not_divide_the_rows_is_refused():

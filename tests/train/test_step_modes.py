@@ -43,9 +43,9 @@ def batches(count: int, accumulate: int = 1):
 
 @functools.cache
 def setup(mode, data=1, items=1, objective=None, rows=RowOptimizerConfig(), dtype="f32",  # noqa: B008
-          dropout=0.1, num_items=ITEMS):
+          dropout=0.1, num_items=ITEMS, tied=True):
     mesh = make_mesh(MeshConfig(data, items))
-    table = TableConfig(dim=DIM, dtype=dtype, optimizer=rows)
+    table = TableConfig(dim=DIM, tied=tied, dtype=dtype, optimizer=rows)
     encoder, params = build_encoder(
         transformer.Config(layers=1, heads=1, hidden=2, dropout=dropout), dim=DIM, length=LENGTH,
         causal=True, precision="f32", seed=0)
@@ -54,10 +54,12 @@ def setup(mode, data=1, items=1, objective=None, rows=RowOptimizerConfig(), dtyp
                            mode=mode, mesh=mesh, rate=optax.constant_schedule(1e-2))
 
     def start():
-        made = init_table(table, num_items, 0, mesh, optimizer=(
-            None if mode == "dense" else row_optimizer(table.optimizer)))
+        own = None if mode == "dense" else row_optimizer(table.optimizer)
+        made = init_table(table, num_items, 0, mesh, optimizer=own)
+        inputs = None if tied else init_table(table, num_items, 0, mesh, optimizer=own,
+                                              second=True)
         return init_state(jax.tree.map(jnp.copy, params), made, optimizer, seed=0, mode=mode,
-                          mesh=mesh)
+                          mesh=mesh, inputs=inputs)
 
     return mesh, step, start
 
@@ -100,8 +102,9 @@ def test_bf16_tables_learn_the_same_on_a_mesh(mode):
 @pytest.mark.parametrize("where", ["items", "targets"])
 @pytest.mark.parametrize("bad", [ITEMS, -7])
 @pytest.mark.parametrize("mode", ["dense", "sparse", "streamed"])
-def test_a_bad_id_is_counted_and_refused(mode, where, bad):
-    mesh, step, start = setup(mode)
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_bad_id_is_counted_and_refused(tied, mode, where, bad):
+    mesh, step, start = setup(mode, tied=tied)
     batch = next(batches(1))
     batch[where][0, 2, 1] = bad
     _, metrics = step(start(), place_batch(batch, mesh))
@@ -120,13 +123,15 @@ def test_ids_under_padding_are_not_read():
     np.testing.assert_array_equal(clean.table.rows, dirty.table.rows)
 
 
-@pytest.mark.parametrize(("mode", "kind"), [
-    ("sparse", "row_adam"), ("streamed", "row_adam"), ("streamed", "adam")])
-def test_the_step_updates_a_large_table_in_place(mode, kind):
+@pytest.mark.parametrize(("mode", "kind", "tied"), [
+    ("sparse", "row_adam", True), ("streamed", "row_adam", True), ("streamed", "adam", True),
+    ("sparse", "row_adam", False), ("streamed", "adam", False)])
+def test_the_step_updates_large_tables_in_place(mode, kind, tied):
     num_items = 500_000
-    mesh, step, start = setup(mode, num_items=num_items, rows=RowOptimizerConfig(kind=kind))
+    mesh, step, start = setup(mode, num_items=num_items, rows=RowOptimizerConfig(kind=kind),
+                              tied=tied)
     state = start()
     memory = step.lower(state, place_batch(next(batches(1)), mesh)).compile().memory_analysis()
-    table = sum(leaf.nbytes for leaf in jax.tree.leaves(state.table))
-    assert memory.alias_size_in_bytes >= table
+    tables = sum(leaf.nbytes for leaf in jax.tree.leaves((state.table, state.inputs)))
+    assert memory.alias_size_in_bytes >= tables
     assert memory.temp_size_in_bytes < num_items * DIM * 4 / 2

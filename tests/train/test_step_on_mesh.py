@@ -37,9 +37,11 @@ def batches(count: int, accumulate: int = 1):
 
 
 @functools.cache
-def setup(mode: str, data: int, items: int, kind: str = "row_adam", dtype: str = "f32"):
+def setup(mode: str, data: int, items: int, kind: str = "row_adam", dtype: str = "f32",
+          tied: bool = True):
     mesh = make_mesh(MeshConfig(data, items))
-    config = TableConfig(dim=DIM, dtype=dtype, optimizer=RowOptimizerConfig(kind=kind))
+    config = TableConfig(dim=DIM, tied=tied, dtype=dtype,
+                         optimizer=RowOptimizerConfig(kind=kind))
     encoder, params = build_encoder(
         transformer.Config(layers=1, heads=1, hidden=2, dropout=0.1), dim=DIM, length=LENGTH,
         causal=True, precision="f32", seed=0)
@@ -48,10 +50,11 @@ def setup(mode: str, data: int, items: int, kind: str = "row_adam", dtype: str =
                            mesh=mesh, rate=optax.constant_schedule(1e-2))
 
     def start():
-        table = init_table(config, ITEMS, 0, mesh, optimizer=(
-            None if mode == "dense" else row_optimizer(config.optimizer)))
+        rows = None if mode == "dense" else row_optimizer(config.optimizer)
+        table = init_table(config, ITEMS, 0, mesh, optimizer=rows)
+        inputs = None if tied else init_table(config, ITEMS, 0, mesh, optimizer=rows, second=True)
         return init_state(jax.tree.map(jnp.copy, params), table, optimizer, mode=mode, mesh=mesh,
-                          seed=0)
+                          seed=0, inputs=inputs)
 
     return mesh, step, start
 
@@ -81,3 +84,21 @@ def test_fifty_steps_give_the_same_losses_and_rows_on_every_mesh(mode, data, ite
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     np.testing.assert_allclose(state.table.rows, rows, atol=1e-4)
     assert not state.table.rows.is_fully_replicated or items == 1
+
+
+@functools.cache
+def untied_alone(mode: str):
+    losses, state = train(mode, 1, 1, 6, tied=False)
+    return losses, np.asarray(state.table.rows), np.asarray(state.inputs.rows)
+
+
+@pytest.mark.parametrize(("data", "items"), MESHES[1:])
+@pytest.mark.parametrize("mode", ["dense", "sparse", "streamed"])
+def test_untied_tables_train_the_same_on_every_mesh(mode, data, items):
+    losses, state = train(mode, data, items, 6, tied=False)
+    expected, rows, inputs = untied_alone(mode)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    np.testing.assert_allclose(state.table.rows, rows, atol=1e-4)
+    np.testing.assert_allclose(state.inputs.rows, inputs, atol=1e-4)
+    for table in (state.table, state.inputs):
+        assert not table.rows.is_fully_replicated or items == 1
