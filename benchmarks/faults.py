@@ -292,8 +292,10 @@ def disk_full(settings: RunConfig, scratch: Path, expected: dict[str, str],
     """Run into the end of a small tmpfs, make room, go on."""
     disk = scratch / "disk"
     disk.mkdir()
-    # Two checkpoints and a part of the third.
-    mount = ["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", str(disk)]
+    # A checkpoint and half of another one, of which the first must stay until the second stands.
+    whole = next((scratch / "alone" / "checkpoints").glob("step_*"))
+    size = int(1.5 * sum(file.stat().st_size for file in whole.rglob("*") if file.is_file()))
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         return {"ran": False, "why": "no right to mount a tmpfs"}
     try:

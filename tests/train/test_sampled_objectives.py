@@ -49,10 +49,14 @@ def batch_of(step: int, accumulate: int = 1) -> dict[str, np.ndarray]:
     return {**split, "log_q": of_targets(shares, split["targets"])}
 
 
-def mean_so_far(params: Any, vectors: jax.Array, *_: Any) -> jax.Array:
+class MeanSoFar:
     """The smallest encoder: histories' running means, times a matrix."""
-    count = jnp.arange(1.0, LENGTH + 1)[:, None]
-    return jnp.cumsum(vectors, axis=1) / count @ params["kernel"]
+
+    features = ()
+
+    def __call__(self, params: Any, vectors: jax.Array, *_: Any) -> jax.Array:
+        count = jnp.arange(1.0, LENGTH + 1)[:, None]
+        return jnp.cumsum(vectors, axis=1) / count @ params["kernel"]
 
 
 @functools.cache
@@ -61,7 +65,7 @@ def setup(name: str, mode: str, data: int = 1, items: int = 1) -> tuple[Any, Ste
     table = TableConfig(dim=DIM, optimizer=ADAM, init_scale=0.3)
     params = {"kernel": jnp.eye(DIM)}
     optimizer = optax.adam(1e-2)
-    step = make_train_step(cast(Encoder, mean_so_far), SETTINGS[name], optimizer, table=table,
+    step = make_train_step(cast(Encoder, MeanSoFar()), SETTINGS[name], optimizer, table=table,
                            mode=mode, mesh=mesh, rate=optax.constant_schedule(1e-2))
 
     def start() -> Any:
