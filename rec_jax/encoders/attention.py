@@ -48,8 +48,7 @@ def masked_attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
 def _attention_forward(q: Array, k: Array, v: Array, mask: Array) -> tuple[Array, Any]:
     heads = q.shape[2]
     q, k, v = (by_head(x) for x in (q, k, v))
-    scores = head_product(q, k, 2, 2) * q.shape[-1] ** -0.5
-    scores = jnp.where(_of_heads(mask, heads), scores, _HIDDEN)
+    scores = masked_scores(q, k, mask)
     peak = jnp.max(scores, axis=2, keepdims=True)
     weights = jnp.exp(scores - peak)
     total = jnp.sum(weights, axis=2, keepdims=True)
@@ -62,8 +61,7 @@ def _attention_backward(kept: Any, gradient: Array) -> tuple[Array, Array, Array
     q, k, v, mask, log_total, out = kept
     heads, scale = gradient.shape[2], q.shape[-1] ** -0.5
     g = by_head(gradient)
-    scores = jnp.where(_of_heads(mask.swapaxes(2, 3), heads),
-                       head_product(k, q, 2, 2) * scale, _HIDDEN)
+    scores = masked_scores(k, q, mask.swapaxes(2, 3))
     weights = jnp.exp(scores - log_total[:, None])  # [B * h, L, C]
     mean = jnp.sum(g * out, axis=2)[:, None]  # [B * h, 1, C]
     of_scores = (weights * (head_product(v, g, 2, 2) - mean) * scale).astype(q.dtype)
@@ -93,10 +91,13 @@ def head_product(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
                                preferred_element_type=jnp.float32)
 
 
-def _of_heads(mask: Array, heads: int) -> Array:
-    """`[B, 1, C, L]` as `[B * h, C, L]`."""
-    batch, _, *rest = mask.shape
-    return jnp.broadcast_to(mask, (batch, heads, *rest)).reshape(-1, *rest)
+def masked_scores(q: Array, k: Array, mask: Array) -> Array:
+    """Scores f32 `[B * h, C, L]` of q `[B * h, C, c]` and k `[B * h, L, c]`, scaled by c^-1/2; of
+    pairs that mask `[B, 1, C, L]` hides, a large negative number."""
+    heads = q.shape[0] // mask.shape[0]
+    shown = jnp.broadcast_to(mask, (mask.shape[0], heads, *mask.shape[2:]))
+    scores = head_product(q, k, 2, 2) * q.shape[-1] ** -0.5
+    return jnp.where(shown.reshape(scores.shape), scores, _HIDDEN)
 
 
 def by_queries(attend: Callable[[Any, Array], Array], queries: Any, size: int) -> Array:

@@ -20,7 +20,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rec_jax.encoders.attention import attention_mask, by_queries
+from rec_jax.encoders.attention import (
+    attention_mask,
+    by_head,
+    by_place,
+    by_queries,
+    head_product,
+)
 from rec_jax.encoders.base import Inputs
 from rec_jax.encoders.layers import dropout, project, split_keys
 from rec_jax.encoders.relative import TIME_BUCKETS, look_up, place_bias, time_bucket
@@ -95,21 +101,23 @@ class Block(nnx.Module):
         return x + project(self.project, dropout(gated, self.config.dropout, key))
 
     def _attend(self, q: Array, k: Array, v: Array, inputs: Inputs) -> Array:
-        batch, length, dim = q.shape
-        q, k, v = (part.reshape(batch, length, self.config.heads, -1) for part in (q, k, v))
+        (batch, length, dim), heads = q.shape, self.config.heads
+        q, k, v = (part.reshape(batch, length, heads, -1) for part in (q, k, v))
         segments, place = inputs.segments, self.place[...]
         time = None if self.time is None else self.time[...]
 
         def attend(queries: tuple[Array, Array, Array | None], places: Array) -> Array:
             q, own, when = queries  # [B, C, h, d / h], [B, C], [B, C]
-            scores = jnp.einsum("bchd,blhd->bhcl", q, k, preferred_element_type=jnp.float32)
+            scores = head_product(by_head(q), by_head(k), 2, 2)
+            scores = scores.reshape(batch, heads, places.size, length)
             scores += place_bias(place, places[0], places.size, self.length)[:, :, :length]
             if time is not None and when is not None and inputs.times is not None:
                 between = jnp.abs(when[:, :, None] - inputs.times[:, None, :])
                 scores += look_up(time, time_bucket(between))[:, None]
             mask = attention_mask(own, segments, places, causal=self.causal)
             weights = jnp.where(mask, jax.nn.silu(scores), 0.0) / self.length
-            return jnp.einsum("bhcl,blhd->bchd", weights.astype(v.dtype), v)
+            weights = weights.astype(v.dtype).reshape(-1, places.size, length)
+            return by_place(head_product(weights, by_head(v), 2, 1), heads).astype(v.dtype)
 
         found = by_queries(attend, (q, segments, inputs.times), self.config.query_chunk)
         return found.reshape(batch, length, dim)

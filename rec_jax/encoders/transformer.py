@@ -15,7 +15,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rec_jax.encoders.attention import attention_mask, by_queries, masked_attention
+from rec_jax.encoders.attention import (
+    attention_mask,
+    by_head,
+    by_place,
+    by_queries,
+    head_product,
+    masked_attention,
+    masked_scores,
+)
 from rec_jax.encoders.base import Inputs
 from rec_jax.encoders.layers import dropout, project, rotated, split_keys
 from rec_jax.errors import InputError
@@ -118,11 +126,10 @@ class Block(nnx.Module):
             mask = attention_mask(own, inputs.segments, places, causal=self.causal)
             if key is None or rate == 0.0:
                 return masked_attention(q, k, v, mask)
-            logits = jnp.einsum("bqhc,bkhc->bhqk", q, k, preferred_element_type=jnp.float32)
-            # A finite one: behind the row's end stand queries that may attend nothing.
-            logits = jnp.where(mask, logits * (dim // heads) ** -0.5, -1e30)
-            weights = dropout(jax.nn.softmax(logits), rate, jax.random.fold_in(key, places[0]))
-            return jnp.einsum("bhqk,bkhc->bqhc", weights.astype(v.dtype), v)
+            weights = jax.nn.softmax(masked_scores(by_head(q), by_head(k), mask))
+            weights = dropout(weights, rate, jax.random.fold_in(key, places[0]))
+            mixed = head_product(weights.astype(v.dtype), by_head(v), 2, 1)
+            return by_place(mixed, heads).astype(v.dtype)
 
         mixed = by_queries(attend, (q, inputs.segments), self.config.query_chunk)
         return mixed.reshape(batch, length, dim)

@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from stopping import StopAfter, Stopped
 
 from rec_jax import api, config
 from rec_jax.checkpoint import Checkpoints
@@ -20,7 +21,6 @@ from rec_jax.errors import InputError
 from rec_jax.evaluate import choose_users, evaluate_served
 from rec_jax.metrics import rank_metrics
 from rec_jax.model import encode
-from rec_jax.progress import Silent
 from rec_jax.retrieve import recommend
 from rec_jax.run import Run, RunConfig
 from rec_jax.served import Served, load_served
@@ -207,20 +207,6 @@ def test_packed_and_padded_rows_have_one_loss(mapping: Any) -> None:
         positions.append(int(metrics.positions))
     assert positions[0] == positions[1] > 500
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-
-
-class Stopped(Exception):
-    """Thrown out of the loop, as a lost machine would."""
-
-
-class StopAfter(Silent):
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def advance(self, count: int = 1, note: str = "") -> None:
-        self.left -= count
-        if count and self.left <= 0:
-            raise Stopped
 
 
 def test_a_stopped_and_resumed_run_repeats_every_bit(mapping: Any, tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stopping import StopAfter, Stopped
 
 from rec_jax import api, config
 from rec_jax.checkpoint import Checkpoints
 from rec_jax.errors import InputError, TrainingError
-from rec_jax.progress import Silent
 from rec_jax.run import Run, RunConfig
 from rec_jax.train.log import keep_until, read_metrics
 from rec_jax.train.loop import run_training
@@ -26,22 +26,6 @@ CLOCKS = ("seconds", "positions_per_second", "sequences_per_second")
 EVERYTHING = ("train.accumulate=2", "train.ema=0.8", "train.patience=2", "encoder.dropout=0.3",
               "train.checkpoint_every=3", "train.steps=80", "train.evaluate_every=1",
               "optimizer.rate=0.1")
-
-
-class Stopped(Exception):
-    """Thrown out of the loop, as a lost machine would."""
-
-
-class StopAfter(Silent):
-    """Lets so many steps pass."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def advance(self, count: int = 1, note: str = "") -> None:
-        self.left -= count
-        if count and self.left <= 0:
-            raise Stopped
 
 
 def start(mapping: dict[str, Any], folder: Path) -> tuple[Run, RunConfig]:
