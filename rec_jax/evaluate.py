@@ -20,7 +20,7 @@ from rec_jax.metrics import Coverage, rank_metrics
 from rec_jax.model import Encoder, Params
 from rec_jax.progress import Reporter, Silent
 from rec_jax.run import EvaluateConfig
-from rec_jax.served import Served, tile_queries
+from rec_jax.served import Served, map_tiles, tile_queries
 from rec_jax.tables.on_mesh import catalogue_rank, catalogue_top_k
 
 Split = Literal["valid", "test"]
@@ -55,7 +55,7 @@ def make_ranker(encoder: Encoder, num_items: int, mesh: Mesh, *, filter_seen: bo
                                       num_items=num_items)
             return Ranked(ranks, best)
 
-        return jax.lax.map(one, tiles)
+        return map_tiles(one, tiles)
 
     return ranker
 
@@ -67,15 +67,16 @@ def rank_users(ranker: Ranker, params: Params, rows: jax.Array, dataset: Dataset
     """Ranks int32 `[M]` of `targets` for `users` with histories that end at `ends`."""
     reporter = reporter or Silent()
     reporter.begin(len(users))
-    ranks = []
-    for tiles, count in iterate_tiles(dataset, users, ends, targets, reading=reading, batch=batch):
+    ranks = np.zeros(len(users), np.int32)
+    for tiles, chosen in iterate_tiles(dataset, users, ends, targets, reading=reading,
+                                       batch=batch):
         answer = ranker(params, rows, tiles)
-        ranks.append(np.asarray(answer.ranks).reshape(-1)[:count])
+        ranks[chosen] = np.asarray(answer.ranks).reshape(-1)[:len(chosen)]
         if coverage is not None and answer.best is not None:
             best = np.asarray(answer.best)
-            coverage.add(best.reshape(-1, best.shape[-1])[:count])
-        reporter.advance(count)
-    return np.concatenate(ranks) if ranks else np.zeros(0, np.int32)
+            coverage.add(best.reshape(-1, best.shape[-1])[:len(chosen)])
+        reporter.advance(len(chosen))
+    return ranks
 
 
 def choose_users(dataset: Dataset, split: Split, limit: int | None,

@@ -29,7 +29,7 @@ from rec_jax.errors import InputError
 from rec_jax.histories import Tiles, iterate_tiles
 from rec_jax.model import INPUTS
 from rec_jax.progress import Reporter, Silent
-from rec_jax.served import Served, StoredRows, tile_queries
+from rec_jax.served import Served, StoredRows, map_tiles, tile_queries
 
 What = Literal["items", "users", "inputs"]
 BLOCK = 65536  # rows
@@ -142,12 +142,17 @@ def _user_blocks(served: Served) -> Blocks:
 
     @jax.jit
     def encode(params: Any, rows: jax.Array, tiles: Tiles) -> jax.Array:
-        return jax.lax.map(lambda tile: tile_queries(served.encoder, params, rows, tile), tiles)
+        return map_tiles(lambda tile: tile_queries(served.encoder, params, rows, tile), tiles)
 
-    for tiles, count in iterate_tiles(dataset, users, ends, None, reading=served.reading,
-                                      batch=served.config.evaluate.batch):
-        found = encode(served.params, served.rows, jax.tree.map(jnp.asarray, tiles))
-        yield np.asarray(found).reshape(-1, found.shape[-1])[:count]
+    for first in range(0, len(users), BLOCK):
+        part = slice(first, first + BLOCK)
+        block = np.zeros((len(users[part]), served.config.table.dim), np.float32)
+        for tiles, chosen in iterate_tiles(dataset, users[part], ends[part], None,
+                                           reading=served.reading,
+                                           batch=served.config.evaluate.batch):
+            found = encode(served.params, served.rows, jax.tree.map(jnp.asarray, tiles))
+            block[chosen] = np.asarray(found).reshape(-1, found.shape[-1])[:len(chosen)]
+        yield block
 
 
 def _counted(blocks: Blocks, reporter: Reporter) -> Blocks:

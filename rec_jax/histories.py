@@ -1,8 +1,9 @@
 """Histories of chosen users as fixed-size tiles: what evaluation and export feed an encoder.
 
-A tile is `TILE` users, whatever batch size a caller asks for. Users are cut into tiles by their
-order alone and each tile is computed in one static shape, so that no number can depend on how
-many tiles are computed together.
+A tile is a fixed number of users, whatever batch size a caller asks for: `TILE` with histories of
+up to the full length, and more where those are shorter (`tile_shapes`). Users are cut into tiles
+by the length of their histories and their order alone, and each tile is computed in one static
+shape, so that no number can depend on how many tiles are computed together.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from rec_jax.data.features import Codes, FeatureConfig, find_features, read_code
 from rec_jax.errors import InputError
 
 TILE = 32
+_LEVELS, _SHORTEST = 4, 16
 
 Array = Any  # numpy on the host, JAX inside a jitted function
 
@@ -40,9 +42,33 @@ class Reading(NamedTuple):
         return self.length - self.hidden_next
 
 
-class Tiles(NamedTuple):
-    """`G` tiles of `T` users with histories of at most `L` places; unused ones are empty users.
+class TileShape(NamedTuple):
+    """users: T; length: L, places of each."""
 
+    users: int
+    length: int
+
+
+def tile_shapes(length: int) -> list[TileShape]:
+    """Shapes for histories of at most `length` places, half, a quarter and an eighth of it.
+
+    The shorter ones have as many more users, so that all cost about the same.
+    """
+    shapes = [TileShape(TILE << level, -(-length // (1 << level))) for level in range(_LEVELS)]
+    return [shape for shape in shapes if shape.users == TILE or shape.length >= _SHORTEST]
+
+
+def choose_shapes(reading: Reading, counts: np.ndarray) -> np.ndarray:
+    """For whole histories of `counts` items, int `[M]`: which of `tile_shapes` each fits best."""
+    places = np.minimum(counts, reading.room) + reading.hidden_next
+    lengths = np.array([shape.length for shape in tile_shapes(reading.length)])
+    return np.sum(places[:, None] <= lengths, axis=1) - 1
+
+
+class Tiles(NamedTuple):
+    """`G` tiles of `T` users with histories of at most `L` places; spare ones are empty users.
+
+    used: bool `[G]`, false for tiles of spare users alone.
     items, positions: int32 `[G, T, L]`, the newest items, from place 0.
     segments: int32 `[G, T, L]`, 1 for an item or a hidden place, 0 for padding.
     last: int32 `[G, T]`, place of the query.
@@ -54,6 +80,7 @@ class Tiles(NamedTuple):
       is `seen_items[seen_offsets[t]:seen_offsets[t + 1]]`.
     """
 
+    used: Array
     items: Array
     segments: Array
     positions: Array
@@ -68,11 +95,11 @@ class Tiles(NamedTuple):
 
 def iterate_tiles(dataset: Dataset, users: np.ndarray, ends: np.ndarray,
                   targets: np.ndarray | None, *, reading: Reading,
-                  batch: int) -> Iterator[tuple[Tiles, int]]:
-    """Cut `users` into tiles; give about `batch` users at a time, with their number.
+                  batch: int) -> Iterator[tuple[Tiles, np.ndarray]]:
+    """Cut `users` into tiles; give about `batch` users at a time, with their places in `users`.
 
     users: `[M]`; ends: int64 `[M]`, absolute end of each history in `dataset.items`;
-    targets: int32 `[M]` or None.
+    targets: int32 `[M]` or None. Long histories come first; all places come once.
 
     Raises:
       InputError: `reading` wants times or features that the dataset does not have.
@@ -80,21 +107,24 @@ def iterate_tiles(dataset: Dataset, users: np.ndarray, ends: np.ndarray,
     find_features(reading.features, dataset)
     if reading.times and dataset.times is None:
         raise InputError(f"{dataset.folder} has no times; prepare it with columns.time")
-    group = max(1, -(-batch // TILE))
     starts = np.asarray(dataset.offsets)[users]
-    capacity = seen_capacity(ends - starts)
-    for first in range(0, len(users), group * TILE):
-        chosen = slice(first, first + group * TILE)
-        bounds = list(zip(starts[chosen].tolist(), ends[chosen].tolist(), strict=True))
-        histories = [dataset.items[start:end] for start, end in bounds]
-        times = None if dataset.times is None or not reading.times else [
-            dataset.times[max(start, end - reading.room):end] for start, end in bounds]
-        codes = None if not reading.features else [
-            recent_codes(dataset, reading, history, end)
-            for history, (_, end) in zip(histories, bounds, strict=True)]
-        wanted = None if targets is None else targets[chosen]
-        yield make_tiles(histories, wanted, group=group, reading=reading, capacity=capacity,
-                         times=times, codes=codes), len(histories)
+    fitting = choose_shapes(reading, ends - starts)
+    for number, shape in enumerate(tile_shapes(reading.length)):
+        own = np.flatnonzero(fitting == number)
+        capacity = seen_capacity((ends - starts)[own], shape.users)
+        group = max(1, -(-batch // shape.users))
+        for first in range(0, len(own), group * shape.users):
+            chosen = own[first:first + group * shape.users]
+            bounds = list(zip(starts[chosen].tolist(), ends[chosen].tolist(), strict=True))
+            histories = [dataset.items[start:end] for start, end in bounds]
+            times = None if dataset.times is None or not reading.times else [
+                dataset.times[max(start, end - reading.room):end] for start, end in bounds]
+            codes = None if not reading.features else [
+                recent_codes(dataset, reading, history, end)
+                for history, (_, end) in zip(histories, bounds, strict=True)]
+            wanted = None if targets is None else targets[chosen]
+            yield make_tiles(histories, wanted, group=group, shape=shape, reading=reading,
+                             capacity=capacity, times=times, codes=codes), chosen
 
 
 def recent_codes(dataset: Dataset, reading: Reading, history: np.ndarray,
@@ -109,23 +139,25 @@ def recent_codes(dataset: Dataset, reading: Reading, history: np.ndarray,
     return read_codes(reading.features, dataset, recent, places)
 
 
-def seen_capacity(lengths: np.ndarray) -> int:
-    """Room for the histories of the fullest tile, rounded up so that shapes rarely change."""
-    sums = np.add.reduceat(lengths, np.arange(0, lengths.size, TILE)) if lengths.size else [0]
+def seen_capacity(lengths: np.ndarray, users: int) -> int:
+    """Room for the whole histories of the fullest tile of so many users, rounded up so that
+    shapes rarely change."""
+    sums = np.add.reduceat(lengths, np.arange(0, lengths.size, users)) if lengths.size else [0]
     return int(-(-max(int(np.max(sums)), 1) // 1024) * 1024)
 
 
 def make_tiles(histories: Sequence[np.ndarray], targets: np.ndarray | None, *, group: int,
-               reading: Reading, capacity: int,
+               shape: TileShape, reading: Reading, capacity: int,
                times: Sequence[np.ndarray] | None = None,
                codes: Sequence[Codes] | None = None) -> Tiles:
-    """At most `group * TILE` whole histories (int `[n]` each) as `group` tiles.
+    """At most `group * T` whole histories (int `[n]` each) as `group` tiles of `shape`.
 
     capacity: E, at least the sum of the lengths in each tile; times: int64 seconds of each
     history's items, or of its newest ones; codes: of its newest items, see `recent_codes`; both
     needed where `reading` wants them.
     """
-    places, length = group * TILE, reading.length
+    users, length = shape
+    places = group * users
     items = np.zeros((places, length), np.int32)
     segments = np.zeros((places, length), np.int32)
     seconds = np.zeros((places, length), np.int32)
@@ -136,8 +168,8 @@ def make_tiles(histories: Sequence[np.ndarray], targets: np.ndarray | None, *, g
     seen_items = np.full((group, capacity), -1, np.int32)
     counts = np.zeros(places, np.int32)
     counts[:len(histories)] = [len(history) for history in histories]
-    seen_offsets = np.zeros((group, TILE + 1), np.int32)
-    seen_offsets[:, 1:] = np.cumsum(counts.reshape(group, TILE), axis=1)
+    seen_offsets = np.zeros((group, users + 1), np.int32)
+    seen_offsets[:, 1:] = np.cumsum(counts.reshape(group, users), axis=1)
     for place, history in enumerate(histories):
         recent = history[max(0, len(history) - reading.room):]
         items[place, :len(recent)] = recent
@@ -149,16 +181,17 @@ def make_tiles(histories: Sequence[np.ndarray], targets: np.ndarray | None, *, g
         for path, array in features.items():
             assert codes is not None
             array[place, :len(recent)] = codes[place][path]
-        tile, row = divmod(place, TILE)
+        tile, row = divmod(place, users)
         seen_items[tile, seen_offsets[tile, row]:seen_offsets[tile, row + 1]] = history
     if targets is not None:
         wanted[:len(targets)] = targets
-    shape = (group, TILE, length)
-    positions = np.broadcast_to(np.arange(length, dtype=np.int32), shape)
-    asked = last.reshape(group, TILE)
-    return Tiles(items.reshape(shape), segments.reshape(shape), positions, asked,
-                 wanted.reshape(group, TILE), seen_offsets, seen_items,
+    full = (group, users, length)
+    positions = np.broadcast_to(np.arange(length, dtype=np.int32), full)
+    asked = last.reshape(group, users)
+    return Tiles(np.arange(group) * users < len(histories), items.reshape(full),
+                 segments.reshape(full), positions, asked, wanted.reshape(group, users),
+                 seen_offsets, seen_items,
                  hidden=positions == asked[..., None] if reading.hidden_next else None,
-                 times=seconds.reshape(shape) if reading.times else None,
-                 features={path: array.reshape(*shape, -1) for path, array in features.items()}
+                 times=seconds.reshape(full) if reading.times else None,
+                 features={path: array.reshape(*full, -1) for path, array in features.items()}
                  if reading.features else None)

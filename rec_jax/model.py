@@ -40,10 +40,12 @@ class Encoder(NamedTuple):
     features: tuple[Feature, ...] = ()
 
     def __call__(self, params: Params, vectors: jax.Array, inputs: Inputs,
-                 key: jax.Array | None = None, hidden: jax.Array | None = None) -> jax.Array:
+                 key: jax.Array | None = None, hidden: jax.Array | None = None,
+                 at: jax.Array | None = None) -> jax.Array:
         """Item vectors `[B, L, d]` -> queries `[B, L, d]`; no key, no dropout.
 
         hidden: bool `[B, L]`, places whose item the encoder may not see; not for causal ones.
+        at: int32 `[B, C]`, places whose queries `[B, C, d]` are wanted, without dropout.
         """
         if hidden is not None:
             vectors = jnp.where(hidden[..., None], params[MASK].astype(vectors.dtype), vectors)
@@ -52,7 +54,7 @@ class Encoder(NamedTuple):
             inputs = inputs._replace(times=visible_times(inputs, hidden))
         leaves = [params[path] for path in self.paths]
         state = jax.tree.unflatten(jax.tree.structure(self.template), leaves)
-        return nnx.merge(self.graph, state)(vectors, inputs._replace(features=None), key)
+        return nnx.merge(self.graph, state)(vectors, inputs._replace(features=None), key, at)
 
 
 def visible_times(inputs: Inputs, hidden: jax.Array) -> jax.Array:
@@ -90,11 +92,11 @@ def build_encoder(config: EncoderConfig, *, dim: int, length: int, causal: bool,
 
 def encode(encoder: Encoder, params: Params, rows: jax.Array, items: jax.Array,
            inputs: Inputs, key: jax.Array | None = None,
-           hidden: jax.Array | None = None) -> jax.Array:
+           hidden: jax.Array | None = None, at: jax.Array | None = None) -> jax.Array:
     """Histories `[B, L]` of items -> queries `[B, L, d]`, rows gathered from `[V_padded, d]`, or
-    from `params[INPUTS]` where the model has it."""
+    from `params[INPUTS]` where the model has it; `hidden`, `at`: see `Encoder`."""
     rows = params.get(INPUTS, rows)
-    return encoder(params, jnp.take(rows, items, axis=0), inputs, key, hidden)
+    return encoder(params, jnp.take(rows, items, axis=0), inputs, key, hidden, at)
 
 
 def _name(path: tuple[Any, ...]) -> str:

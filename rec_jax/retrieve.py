@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from rec_jax.errors import InputError
-from rec_jax.histories import TILE, make_tiles, recent_codes, seen_capacity
+from rec_jax.histories import choose_shapes, make_tiles, recent_codes, seen_capacity, tile_shapes
 from rec_jax.kernels import top_k
 from rec_jax.served import Served, tile_queries
 
@@ -60,10 +60,12 @@ def recommend(served: Served, *, user: str | None = None, history: Sequence[str]
     if reading.times and (when is None or len(when) != items.size):
         raise InputError(f"the model reads times: {'no' if when is None else len(when)} times "
                          f"for {items.size} items; expected one in seconds for each")
-    tiles = make_tiles([items], None, group=1, reading=reading,
+    count = np.array([items.size])
+    shape = tile_shapes(reading.length)[choose_shapes(reading, count)[0]]
+    tiles = make_tiles([items], None, group=1, shape=shape, reading=reading,
                        times=None if when is None else [when],
                        codes=[recent_codes(dataset, reading, items, end)],
-                       capacity=seen_capacity(np.array([items.size])))
+                       capacity=seen_capacity(count, shape.users))
     scores, best = _best(served, tiles, k, filter_seen)
     ids, titles = dataset.item_ids(), dataset.titles()
     return [
@@ -85,6 +87,5 @@ def _best(served: Served, tiles: Any, k: int,
         return top_k(queries, rows, k, exclude=seen, num_items=num_items)
 
     tile = jax.tree.map(lambda leaf: leaf[0], tiles)
-    assert tile.items.shape[0] == TILE
     scores, items = best(served.params, served.rows, tile)
     return np.asarray(scores)[0], np.asarray(items)[0]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,8 @@ from rec_jax.histories import Reading, Tiles
 from rec_jax.model import INPUTS, Encoder, Params, build_encoder, encode
 from rec_jax.run import Run, RunConfig
 from rec_jax.tables import init_table
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -142,9 +146,20 @@ def check_dataset(dataset: Dataset, expected: str) -> None:
                          f"trained on {expected[:12]}; prepare it as it was, or start a new run")
 
 
+def map_tiles(one: Callable[[Tiles], Answer], tiles: Tiles) -> Answer:
+    """`one` of each tile (arrays without the G axis), stacked; zeros for tiles without users."""
+
+    def nothing(tile: Tiles) -> Answer:
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+                            jax.eval_shape(one, tile))
+
+    found: Answer = jax.lax.map(lambda tile: jax.lax.cond(tile.used, one, nothing, tile), tiles)
+    return found
+
+
 def tile_queries(encoder: Encoder, params: Params, rows: jax.Array, tile: Tiles) -> jax.Array:
     """Queries f32 `[T, d]` of one tile (arrays without the G axis), each at its `last` place."""
     inputs = Inputs(tile.segments, tile.positions, tile.times, tile.features)
-    queries = encode(encoder, params, rows, tile.items, inputs, hidden=tile.hidden)  # [T, L, d]
-    picked = jnp.take_along_axis(queries, tile.last[:, None, None], axis=1)[:, 0]
-    return picked.astype(jnp.float32)
+    queries = encode(encoder, params, rows, tile.items, inputs, hidden=tile.hidden,
+                     at=tile.last[:, None])  # [T, 1, d]
+    return queries[:, 0].astype(jnp.float32)

@@ -14,8 +14,9 @@ import pytest
 from rec_jax.data.dataset import Dataset
 from rec_jax.encoders import Inputs
 from rec_jax.evaluate import choose_users, evaluate_served, popularity_ranks
+from rec_jax.histories import choose_shapes
 from rec_jax.metrics import rank_metrics
-from rec_jax.model import encode
+from rec_jax.model import build_encoder, encode
 from rec_jax.run import EvaluateConfig, Run
 from rec_jax.served import Served, load_served
 
@@ -78,6 +79,25 @@ def test_metrics_equal_those_of_a_dense_evaluation(trained: Served, split: Any) 
         found = evaluate_served(trained, split=split, settings=settings(filter_seen=filter_seen))
         expected = rank_metrics(ranks, (5, 10, 20))
         assert {name: found["metrics"][name] for name in expected} == expected
+
+
+def test_long_and_short_histories_are_ranked_alike(trained: Served) -> None:
+    length = 32
+    config = dataclasses.replace(trained.config, data=dataclasses.replace(
+        trained.config.data, length=length))
+    encoder, params = build_encoder(config.encoder, dim=config.table.dim, length=length,
+                                    causal=True, precision="f32", seed=0)
+    served = dataclasses.replace(trained, config=config, encoder=encoder, params=params)
+    users, targets, ends = choose_users(served.dataset, "test", None, 0)
+    fitting = choose_shapes(served.reading, ends - np.asarray(served.dataset.offsets)[users])
+    assert len(set(fitting.tolist())) == 2
+    ranks = dense_ranks(dense_scores(served, ends, users), served.dataset, users, targets, ends,
+                        True)
+    found, again = (evaluate_served(served, settings=settings(batch=batch))
+                    for batch in (512, 40))
+    assert found == again
+    expected = rank_metrics(ranks, (5, 10, 20))
+    assert {name: found["metrics"][name] for name in expected} == expected
 
 
 def test_the_seen_filter_changes_the_numbers_and_only_for_the_better(trained: Served) -> None:

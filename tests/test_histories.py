@@ -10,7 +10,16 @@ import pytest
 
 from rec_jax.data.dataset import Dataset
 from rec_jax.errors import InputError
-from rec_jax.histories import TILE, Reading, Tiles, iterate_tiles, make_tiles
+from rec_jax.histories import (
+    TILE,
+    Reading,
+    Tiles,
+    TileShape,
+    choose_shapes,
+    iterate_tiles,
+    make_tiles,
+    tile_shapes,
+)
 
 LENGTH = 6
 HISTORIES = [np.arange(10, 10 + count, dtype=np.int32) for count in (1, 4, 5, 6, 7, 20)]
@@ -18,7 +27,8 @@ TIMES = [1_700_000_000 + np.cumsum(np.arange(len(items))) for items in HISTORIES
 
 
 def tiles(reading: Reading, times: list[np.ndarray] | None = None) -> Tiles:
-    return make_tiles(HISTORIES, None, group=1, reading=reading, capacity=64, times=times)
+    return make_tiles(HISTORIES, None, group=1, shape=TileShape(TILE, LENGTH), reading=reading,
+                      capacity=64, times=times)
 
 
 @pytest.mark.parametrize("user", range(len(HISTORIES)))
@@ -69,16 +79,50 @@ def test_times_of_users_are_those_of_their_items(dataset: Dataset) -> None:
     assert dataset.times is not None
     users, targets, ends = dataset.targets("test")
     reading = Reading(LENGTH, times=True)
-    seen = 0
-    for made, count in iterate_tiles(dataset, users, ends, targets, reading=reading, batch=8):
+    seen: list[int] = []
+    for made, chosen in iterate_tiles(dataset, users, ends, targets, reading=reading, batch=8):
         assert made.times is not None
-        for place in range(count):
-            user, end = users[seen], ends[seen]
+        for place, number in enumerate(chosen.tolist()):
+            user, end = users[number], ends[number]
             own = dataset.times[max(dataset.offsets[user], end - LENGTH):end]
             found = made.times.reshape(-1, LENGTH)[place, :len(own)]
             assert found.tolist() == (own - own[0]).tolist()
-            seen += 1
-    assert seen == len(users)
+        seen += chosen.tolist()
+    assert seen == list(range(len(users)))
+
+
+def test_shorter_histories_have_tiles_of_more_users() -> None:
+    assert tile_shapes(200) == [(32, 200), (64, 100), (128, 50), (256, 25)]
+    assert tile_shapes(50) == [(32, 50), (64, 25)]  # nothing below sixteen places
+    assert tile_shapes(6) == [(32, 6)]
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_history_is_in_the_shortest_tile_that_holds_it(hidden: bool) -> None:
+    counts = np.array([0, 24, 25, 26, 50, 51, 199, 200, 5000])
+    found = choose_shapes(Reading(200, hidden_next=hidden), counts)
+    assert found.tolist() == [3, 3, 2 if hidden else 3, 2, 1 if hidden else 2, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("batch", [1, 100])
+def test_tiles_of_all_shapes_hold_every_user_once(dataset: Dataset, hidden: bool,
+                                                  batch: int) -> None:
+    users, targets, ends = dataset.targets("test")
+    reading = Reading(32, hidden_next=hidden)
+    seen: list[int] = []
+    shapes = set()
+    for made, chosen in iterate_tiles(dataset, users, ends, targets, reading=reading,
+                                      batch=batch):
+        groups, room, length = made.items.shape
+        shapes.add((room, length))
+        assert made.used.sum() == -(-len(chosen) // room) and len(made.used) == groups
+        assert made.targets.reshape(-1)[:len(chosen)].tolist() == targets[chosen].tolist()
+        for row, number in zip(made.items.reshape(-1, length), chosen.tolist(), strict=False):
+            start, end = int(dataset.offsets[users[number]]), int(ends[number])
+            assert row[:end - start].tolist() == dataset.items[start:end].tolist()
+        seen += chosen.tolist()
+    assert sorted(seen) == list(range(len(users))) and shapes == {(32, 32), (64, 16)}
 
 
 def test_a_dataset_without_times_has_none_to_read(dataset: Dataset) -> None:

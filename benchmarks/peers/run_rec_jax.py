@@ -16,6 +16,7 @@ class RecJax:
 
     def __init__(self, task: worker.Task) -> None:
         from rec_jax import config
+        from rec_jax.allocator import keep_freed_memory
         from rec_jax.data.batches import prefetch
         from rec_jax.evaluate import make_ranker
         from rec_jax.model import build_encoder
@@ -23,6 +24,7 @@ class RecJax:
         from rec_jax.train.build import build
         from rec_jax.train.feed import whole_batches
 
+        keep_freed_memory()  # as the command line does
         settings = config.build(RunConfig, {
             "seed": task.seed,
             "data": {"path": task.dataset, "length": task.length, "pack": task.pack},

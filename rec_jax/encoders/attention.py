@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rec_jax.kernels.xla_exp import exp
+
 Array = jax.Array
 
 _HIDDEN = -1e30  # finite: behind the end of a row stand queries that may attend nothing
@@ -20,14 +22,15 @@ _HIDDEN = -1e30  # finite: behind the end of a row stand queries that may attend
 def attention_mask(of_queries: Array, of_keys: Array, places: Array, *, causal: bool) -> Array:
     """Who may look at whom: bool `[B, 1, C, L]`, true where a query may attend key j.
 
-    of_queries: segments `[B, C]` of the queries, which stand in `places` `[C]` of the row;
+    of_queries: segments `[B, C]` of the queries, which stand in `places` `[C]` of every row, or
+    in `[B, C]`, those of their own;
     of_keys: segments `[B, L]` of the row.
 
     Padding attends padding only, so that no row is empty and no softmax is 0/0.
     """
     same = of_queries[:, :, None] == of_keys[:, None, :]
     if causal:
-        same &= places[:, None] >= jnp.arange(of_keys.shape[1])[None, :]
+        same &= places[..., None] >= jnp.arange(of_keys.shape[1])
     return same[:, None]
 
 
@@ -50,7 +53,7 @@ def _attention_forward(q: Array, k: Array, v: Array, mask: Array) -> tuple[Array
     q, k, v = (by_head(x) for x in (q, k, v))
     scores = masked_scores(q, k, mask)
     peak = jnp.max(scores, axis=2, keepdims=True)
-    weights = jnp.exp(scores - peak)
+    weights = exp(scores - peak)
     total = jnp.sum(weights, axis=2, keepdims=True)
     out = head_product(weights.astype(v.dtype), v, 2, 1) / total
     log_total = (peak + jnp.log(total))[..., 0]  # [B * h, C]
@@ -62,11 +65,12 @@ def _attention_backward(kept: Any, gradient: Array) -> tuple[Array, Array, Array
     heads, scale = gradient.shape[2], q.shape[-1] ** -0.5
     g = by_head(gradient)
     scores = masked_scores(k, q, mask.swapaxes(2, 3))
-    weights = jnp.exp(scores - log_total[:, None])  # [B * h, L, C]
+    weights = exp(scores - log_total[:, None]).astype(q.dtype)  # [B * h, L, C]
     mean = jnp.sum(g * out, axis=2)[:, None]  # [B * h, 1, C]
-    of_scores = (weights * (head_product(v, g, 2, 2) - mean) * scale).astype(q.dtype)
-    found = (head_product(of_scores, k, 1, 1), head_product(of_scores, q, 2, 1),
-             head_product(weights.astype(g.dtype), g, 2, 1))
+    of_scores = (weights * (head_product(v, g, 2, 2) - mean)).astype(q.dtype)
+    # Scaled when they are small: a constant in front of products becomes an array on a CPU.
+    found = (head_product(of_scores, k, 1, 1) * scale, head_product(of_scores, q, 2, 1) * scale,
+             head_product(weights, g, 2, 1))
     dq, dk, dv = (by_place(x, heads).astype(q.dtype) for x in found)
     return dq, dk, dv, None
 

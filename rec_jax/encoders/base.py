@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 
@@ -28,7 +29,11 @@ class Inputs(NamedTuple):
 
 
 Encoder = Callable[..., jax.Array]
-"""`encoder(vectors [B, L, d], inputs, key=None) -> queries [B, L, d]`; no key, no dropout."""
+"""`encoder(vectors [B, L, d], inputs, key=None, at=None) -> queries [B, L, d]`.
+
+No key, no dropout. at: int32 `[B, C]`, the places whose queries are wanted, `[B, C, d]`: the last
+block then computes no others. Without dropout only.
+"""
 
 
 class EncoderConfig(Protocol):
@@ -48,6 +53,13 @@ class EncoderConfig(Protocol):
           InputError: where the settings do not fit `dim`.
         """
         ...
+
+
+def at_places(x: jax.Array, at: jax.Array | None) -> jax.Array:
+    """x `[B, L, ...]` at places `at` `[B, C]` as `[B, C, ...]`; all of it where `at` is None."""
+    if at is None:
+        return x
+    return jnp.take_along_axis(x, at.reshape(*at.shape, *[1] * (x.ndim - 2)), axis=1)
 
 
 def uses_times(config: EncoderConfig) -> bool:

@@ -27,7 +27,7 @@ from rec_jax.encoders.attention import (
     by_queries,
     head_product,
 )
-from rec_jax.encoders.base import Inputs
+from rec_jax.encoders.base import Inputs, at_places
 from rec_jax.encoders.layers import dropout, project, split_keys
 from rec_jax.encoders.relative import TIME_BUCKETS, look_up, place_bias, time_bucket
 from rec_jax.errors import InputError
@@ -94,33 +94,44 @@ class Block(nnx.Module):
         self.time = None if not config.time_bias else nnx.Param(
             0.02 * jax.random.normal(rngs.params(), (TIME_BUCKETS,)))
 
-    def __call__(self, x: Array, inputs: Inputs, key: Array | None) -> Array:
-        """x `[B, L, d]` -> `[B, L, d]`."""
+    def __call__(self, x: Array, inputs: Inputs, key: Array | None,
+                 at: Array | None = None) -> Array:
+        """x `[B, L, d]` -> `[B, L, d]`, or `[B, C, d]`: at places `at` `[B, C]` alone."""
         u, v, q, k = jnp.split(jax.nn.silu(project(self.uvqk, self.norm(x))), 4, axis=-1)
-        gated = self.norm_mixed(self._attend(q, k, v, inputs)) * u
-        return x + project(self.project, dropout(gated, self.config.dropout, key))
+        u, q = at_places(u, at), at_places(q, at)
+        gated = self.norm_mixed(self._attend(q, k, v, inputs, at)) * u
+        return at_places(x, at) + project(self.project, dropout(gated, self.config.dropout, key))
 
-    def _attend(self, q: Array, k: Array, v: Array, inputs: Inputs) -> Array:
-        (batch, length, dim), heads = q.shape, self.config.heads
-        q, k, v = (part.reshape(batch, length, heads, -1) for part in (q, k, v))
+    def _attend(self, q: Array, k: Array, v: Array, inputs: Inputs, at: Array | None) -> Array:
+        (batch, length, dim), heads = k.shape, self.config.heads
+        q, k, v = (part.reshape(*part.shape[:2], heads, -1) for part in (q, k, v))
         segments, place = inputs.segments, self.place[...]
         time = None if self.time is None else self.time[...]
 
         def attend(queries: tuple[Array, Array, Array | None], places: Array) -> Array:
             q, own, when = queries  # [B, C, h, d / h], [B, C], [B, C]
+            count = q.shape[1]
             scores = head_product(by_head(q), by_head(k), 2, 2)
-            scores = scores.reshape(batch, heads, places.size, length)
-            scores += place_bias(place, places[0], places.size, self.length)[:, :, :length]
+            scores = scores.reshape(batch, heads, count, length)
+            if places.ndim == 1:  # side by side
+                bias = place_bias(place, places[0], count, self.length)
+            else:
+                bias = jax.vmap(jax.vmap(lambda own: place_bias(place, own, 1, self.length)[:, 0],
+                                         out_axes=1))(places)  # [B, h, C, L]
+            scores += bias[..., :length]
             if time is not None and when is not None and inputs.times is not None:
                 between = jnp.abs(when[:, :, None] - inputs.times[:, None, :])
                 scores += look_up(time, time_bucket(between))[:, None]
             mask = attention_mask(own, segments, places, causal=self.causal)
             weights = jnp.where(mask, jax.nn.silu(scores), 0.0) / self.length
-            weights = weights.astype(v.dtype).reshape(-1, places.size, length)
+            weights = weights.astype(v.dtype).reshape(-1, count, length)
             return by_place(head_product(weights, by_head(v), 2, 1), heads).astype(v.dtype)
 
-        found = by_queries(attend, (q, segments, inputs.times), self.config.query_chunk)
-        return found.reshape(batch, length, dim)
+        times = None if inputs.times is None else at_places(inputs.times, at)
+        asked = (q, at_places(segments, at), times)
+        found = (by_queries(attend, asked, self.config.query_chunk) if at is None
+                 else attend(asked, at))
+        return found.reshape(batch, -1, dim)
 
 
 class HSTU(nnx.Module):
@@ -134,8 +145,9 @@ class HSTU(nnx.Module):
                                 for _ in range(config.layers)])
         self.norm = nnx.LayerNorm(dim, dtype=dtype, rngs=rngs)
 
-    def __call__(self, vectors: Array, inputs: Inputs, key: Array | None = None) -> Array:
-        """vectors `[B, L, d]` -> queries `[B, L, d]` in the compute dtype.
+    def __call__(self, vectors: Array, inputs: Inputs, key: Array | None = None,
+                 at: Array | None = None) -> Array:
+        """vectors `[B, L, d]` -> queries `[B, L, d]` in the compute dtype; see `Encoder`.
 
         Raises:
           InputError: there is a bias by time, and `inputs` have no times.
@@ -144,6 +156,6 @@ class HSTU(nnx.Module):
             raise InputError("encoder.time_bias needs the times of the items; there are none")
         keys = split_keys(key, len(self.blocks) + 1)
         x = dropout(vectors.astype(self.dtype), self.config.dropout, keys[0])
-        for block, block_key in zip(self.blocks, keys[1:], strict=True):
-            x = block(x, inputs, block_key)
+        for number, block in enumerate(self.blocks, 1):
+            x = block(x, inputs, keys[number], at if number == len(self.blocks) else None)
         return self.norm(x)

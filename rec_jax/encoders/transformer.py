@@ -24,7 +24,7 @@ from rec_jax.encoders.attention import (
     masked_attention,
     masked_scores,
 )
-from rec_jax.encoders.base import Inputs
+from rec_jax.encoders.base import Inputs, at_places
 from rec_jax.encoders.layers import dropout, project, rotated, split_keys
 from rec_jax.errors import InputError
 
@@ -98,28 +98,35 @@ class Block(nnx.Module):
         self.up = nnx.Linear(dim, width * (1 + gated), kernel_init=init, dtype=dtype, rngs=rngs)
         self.down = nnx.Linear(width, dim, kernel_init=out, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, inputs: Inputs, key: jax.Array | None) -> jax.Array:
-        """x `[B, L, d]` -> `[B, L, d]`."""
+    def __call__(self, x: jax.Array, inputs: Inputs, key: jax.Array | None,
+                 at: jax.Array | None = None) -> jax.Array:
+        """x `[B, L, d]` -> `[B, L, d]`, or `[B, C, d]`: at places `at` `[B, C]` alone."""
         config = self.config
         keys = split_keys(key, 3)
-        attended = self._attend(self.norm_attention(x), inputs, keys[0])
-        x = x + dropout(project(self.project, attended), config.dropout, keys[1])
+        attended = self._attend(self.norm_attention(x), inputs, keys[0], at)
+        x = at_places(x, at) + dropout(project(self.project, attended), config.dropout, keys[1])
         hidden = self._activate(project(self.up, self.norm_mlp(x)))
         return x + dropout(project(self.down, hidden), config.dropout, keys[2])
 
     def _activate(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
         if self.config.activation == "swiglu":
-            gate, values = jnp.split(x, 2, axis=-1)
-            return jax.nn.silu(gate) * values
-        return getattr(jax.nn, self.config.activation)(x)
+            gate, values = jnp.split(wide, 2, axis=-1)
+            return (jax.nn.silu(gate) * values).astype(x.dtype)
+        return getattr(jax.nn, self.config.activation)(wide).astype(x.dtype)
 
-    def _attend(self, x: jax.Array, inputs: Inputs, key: jax.Array | None) -> jax.Array:
-        batch, length, dim = x.shape
-        heads, rate = self.config.heads, self.config.attention_dropout
-        qkv = project(self.qkv, x).reshape(batch, length, 3, heads, dim // heads)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [B, L, h, d/h]
+    def _attend(self, x: jax.Array, inputs: Inputs, key: jax.Array | None,
+                at: jax.Array | None) -> jax.Array:
+        dim, heads, rate = x.shape[-1], self.config.heads, self.config.attention_dropout
+        if at is None:
+            parts = jnp.split(project(self.qkv, x), 3, axis=-1)
+        else:
+            asked = project(self.qkv, at_places(x, at), slice(dim))
+            parts = [asked, *jnp.split(project(self.qkv, x, slice(dim, None)), 2, axis=-1)]
+        q, k, v = (part.reshape(*part.shape[:2], heads, -1) for part in parts)  # [B, L, h, d/h]
+        own, positions = (at_places(each, at) for each in (inputs.segments, inputs.positions))
         if self.config.positions == "rotary":
-            q, k = (rotated(part, inputs.positions) for part in (q, k))
+            q, k = rotated(q, positions), rotated(k, inputs.positions)
 
         def attend(queries: tuple[jax.Array, jax.Array], places: jax.Array) -> jax.Array:
             q, own = queries  # [B, C, h, d/h], [B, C]
@@ -131,8 +138,9 @@ class Block(nnx.Module):
             mixed = head_product(weights.astype(v.dtype), by_head(v), 2, 1)
             return by_place(mixed, heads).astype(v.dtype)
 
-        mixed = by_queries(attend, (q, inputs.segments), self.config.query_chunk)
-        return mixed.reshape(batch, length, dim)
+        mixed = (by_queries(attend, (q, own), self.config.query_chunk) if at is None
+                 else attend((q, own), at))
+        return mixed.reshape(*own.shape, dim)
 
 
 class Transformer(nnx.Module):
@@ -149,15 +157,15 @@ class Transformer(nnx.Module):
         self.norm = _norm(config, dim, dtype, rngs)
 
     def __call__(self, vectors: jax.Array, inputs: Inputs,
-                 key: jax.Array | None = None) -> jax.Array:
-        """vectors `[B, L, d]` -> queries `[B, L, d]` in the compute dtype."""
+                 key: jax.Array | None = None, at: jax.Array | None = None) -> jax.Array:
+        """vectors `[B, L, d]` -> queries `[B, L, d]` in the compute dtype; see `Encoder`."""
         keys = split_keys(key, len(self.blocks) + 1)
         x = vectors
         if self.position is not None:
             x = x + self.position[...][inputs.positions]
         x = dropout(x.astype(self.dtype), self.config.dropout, keys[0])
-        for block, block_key in zip(self.blocks, keys[1:], strict=True):
-            x = block(x, inputs, block_key)
+        for number, block in enumerate(self.blocks, 1):
+            x = block(x, inputs, keys[number], at if number == len(self.blocks) else None)
         return self.norm(x)
 
 

@@ -97,11 +97,11 @@ def test_a_tile_has_the_codes_of_the_newest_items(tagged: Dataset, hidden_next: 
     users, targets, ends = tagged.targets("test")
     assert tagged.ratings is not None
     done = 0
-    for tiles, count in iterate_tiles(tagged, users, ends, targets, reading=reading, batch=32):
+    for tiles, chosen in iterate_tiles(tagged, users, ends, targets, reading=reading, batch=32):
         tags, ratings = (tiles.features[path].reshape(-1, 6, width)
                          for path, width in (("features/tags", 3), ("features/rating", 1)))
-        for place in range(count):
-            start, end = int(tagged.offsets[users[done]]), int(ends[done])
+        for place, user in enumerate(chosen):
+            start, end = int(tagged.offsets[users[user]]), int(ends[user])
             start = max(start, end - reading.room)
             size = end - start
             np.testing.assert_array_equal(
