@@ -5,7 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export JAX_PLATFORMS ?= cpu
 # Two test processes, a file to each: compiling, which is most of it, uses one core.
-JOBS ?= -n 2 --dist loadfile
+# One that crashes ends the tests; it is not started again.
+JOBS ?= -n 2 --dist loadfile --max-worker-restart 0
 
 .PHONY: quickstart test test-fast check clean
 

@@ -29,8 +29,12 @@ from rec_jax.metrics import rank_metrics
 
 log = logging.getLogger("rec_jax.bench")
 
-OURS = {"rec_jax packed": True, "rec_jax padded": False}
-"""Our own contenders, and whether histories share rows."""
+OURS: dict[str, dict[str, Any]] = {
+    "rec_jax packed": {"pack": True, "precision": "f32"},
+    "rec_jax packed bf16": {"pack": True, "precision": "bf16"},
+    "rec_jax padded": {"pack": False, "precision": "f32"},
+}
+"""Our own contenders: whether histories share rows, and the type of products."""
 
 _K = 10  # the cut-off of the metrics; runners promise exact ranks up to it
 _SLICES = 10  # measurements along a quality curve
@@ -144,7 +148,7 @@ def run(dataset_path: Path | str, *, folder: Path | str = "benchmarks/peers",
                 "dataset": str(dataset.folder.resolve()), **asdict(shapes)}
         contenders = [
             *(_Contender(name, [sys.executable, str(folder / "run_rec_jax.py")],
-                         {**task, "pack": OURS[name]}, Path(work)) for name in ours),
+                         {**task, **OURS[name]}, Path(work)) for name in ours),
             *(_Contender(name, [str(folder / "envs" / name / "bin" / "python"),
                                 str(folder / f"run_{name}.py")], task, Path(work))
               for name in names)]

@@ -70,7 +70,7 @@ def test_no_copy_of_the_rows_is_made(name: str, states: int) -> None:
     small, large = (planned(name, items, "v5p:4x4x4") for items in (2**24, 2**30))
     grown, state = (large[part][key] - small[part][key] for part, key in (
         ("compiled", "temporary"), ("memory_bytes", "row optimizer")))
-    assert grown < states * state + 2**20
+    assert grown < (states + 1 / 8) * state  # the compiler orders other arrays as it likes
     assert large["compiled"]["temporary"] < large["memory_bytes"]["rows"] / 8
 
 

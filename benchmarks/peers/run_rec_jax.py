@@ -1,4 +1,4 @@
-"""This project's own training step and ranker, packed or padded."""
+"""This project's own training step and ranker: packed or padded, f32 or bf16."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class RecJax:
             "encoder": {"kind": "transformer", "layers": task.layers, "heads": task.heads,
                         "hidden": 4, "dropout": task.dropout},
             "optimizer": {"rate": task.rate, "schedule": "constant", "warmup": 0},
-            "train": {"rows": task.batch, "steps": 1_000_000},
+            "train": {"rows": task.batch, "steps": 1_000_000, "precision": task.precision},
         })
         self.task, self.settings = task, settings
         self.built = build(settings)
@@ -49,7 +49,7 @@ class RecJax:
         return {"version": importlib.metadata.version("rec-jax"),
                 "loss": "softmax over all items, streamed",
                 "targets_per_epoch": self.built.stream.targets_per_epoch,
-                "notes": f"{layout}; table {self.built.choice.mode}"}
+                "notes": f"{layout}; {self.task.precision}; table {self.built.choice.mode}"}
 
     def train(self, steps: int) -> worker.Trained:
         import jax

@@ -32,7 +32,7 @@ import numpy as np
 class Task:
     """What to run: the interchange folder, the dataset it was made from, shapes and settings.
 
-    pack: histories share rows, where the program can do that.
+    pack, precision: of our own contenders: whether histories share rows, and of products.
     """
 
     data: str
@@ -47,6 +47,7 @@ class Task:
     threads: int
     seed: int
     pack: bool = False
+    precision: str = "f32"
 
 
 class Trained(NamedTuple):

@@ -55,6 +55,7 @@ def arrays(run: Run) -> dict[str, bytes]:
                 for path, source in sources.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 def test_full_checkpoints_and_deltas_end_with_the_same_bits(
         tiny_mapping: Callable[..., dict[str, Any]], tmp_path: Path, tied: bool) -> None:

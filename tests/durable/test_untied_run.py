@@ -138,6 +138,7 @@ def test_a_tied_run_has_no_inputs_to_export(tiny_run: Path, tmp_path: Path) -> N
         export(load_served(Run(tiny_run)), tmp_path / "out", what="inputs")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", sorted(MODES))
 def test_a_run_that_is_resumed_on_the_way_ends_with_the_same_bits(
         tiny_mapping: Mapping, tmp_path: Path, mode: str) -> None:
@@ -163,6 +164,7 @@ def test_a_run_that_is_resumed_on_the_way_ends_with_the_same_bits(
     assert last() == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", sorted(MODES))
 def test_both_tables_are_restored_on_any_mesh(
         tiny_mapping: Mapping, tmp_path: Path, mode: str) -> None:
@@ -191,6 +193,7 @@ def numbered(state: TrainState) -> TrainState:
             leaf.dtype), leaf.sharding) for place, leaf in enumerate(leaves)])
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_both_tables_of_another(tiny_mapping: Mapping, tmp_path: Path) -> None:
     lines = (UNTIED, *MODES["streamed"], "table.optimizer.kind='adam'")
     settings = config.build(RunConfig, tiny_mapping(*lines))

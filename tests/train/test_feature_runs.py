@@ -129,6 +129,7 @@ def query(served: Served, user: int, end: int) -> np.ndarray:
     return np.asarray(queries, np.float64)[0, last]
 
 
+@pytest.mark.slow
 def test_what_only_the_category_tells_is_learned(train: Callable[[str], Served], mapping: Any,
                                                  tmp_path: Path) -> None:
     """The last item of every history is an answer; without the kind it is one of four."""
@@ -209,6 +210,7 @@ def test_packed_and_padded_rows_have_one_loss(mapping: Any) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_stopped_and_resumed_run_repeats_every_bit(mapping: Any, tmp_path: Path) -> None:
     settings = config.build(RunConfig, mapping(
         ALL, "train.steps=8", "train.checkpoint_every=3", "train.ema=0.8",
@@ -228,6 +230,7 @@ def test_a_stopped_and_resumed_run_repeats_every_bit(mapping: Any, tmp_path: Pat
         np.testing.assert_array_equal(found[name], values, err_msg=name)
 
 
+@pytest.mark.slow
 def test_any_update_and_mesh_gives_the_same_features(mapping: Any) -> None:
     tables = []
     for lines in ((), ("mesh.data=2", "mesh.items=2"), ("table.update=streamed",)):
@@ -243,6 +246,7 @@ def test_any_update_and_mesh_gives_the_same_features(mapping: Any) -> None:
             np.testing.assert_allclose(other[name], values, atol=2e-3, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_one_whose_codes_mean_the_same(
         mapping: Any, train: Callable[[str], Served], tmp_path: Path) -> None:
     run = train("next item").run

@@ -69,6 +69,7 @@ def left_alone(tiny_mapping: Mapping,
     return run, run_training(run, settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stops", [(13,), (7, 1, 6, 5)], ids=["once", "four times"])
 def test_a_stopped_and_resumed_run_repeats_every_bit(
         tiny_mapping: Mapping, tmp_path: Path, left_alone: tuple[Run, dict[str, Any]],
@@ -105,6 +106,7 @@ def test_a_finished_run_that_is_resumed_does_nothing(
     assert figures(run) == before
 
 
+@pytest.mark.slow
 def test_no_step_stands_twice_in_the_metrics_of_a_resumed_run(
         tiny_mapping: Mapping, tmp_path: Path) -> None:
     run, settings = start(tiny_mapping("train.steps=12"), tmp_path / "run")
