@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -37,27 +38,34 @@ Ranker = Callable[[Params, jax.Array, Tiles], Ranked]
 
 
 def make_ranker(encoder: Encoder, num_items: int, mesh: Mesh, *, filter_seen: bool,
-                list_length: int = 0) -> Ranker:
+                cold: np.ndarray | None = None, list_length: int = 0) -> Ranker:
     """A jitted `(params, rows, tiles) -> Ranked`; with `list_length` k it recommends k items.
 
-    Build it once: it is traced once for each number of tiles.
+    Build it once: it is traced once for each shape and number of tiles.
+
+    cold: bool `[num_items]`, items that do not compete.
     """
+    out = None if cold is None else jnp.asarray(cold)
 
     @jax.jit
-    def ranker(params: Params, rows: jax.Array, tiles: Tiles) -> Ranked:
+    def ranker(params: Params, rows: jax.Array, tiles: Tiles, out: jax.Array | None) -> Ranked:
+        bias = None if out is None else jnp.pad(
+            jnp.where(out, -jnp.inf, jnp.float32(0)), (0, rows.shape[0] - num_items))
+
         def one(tile: Tiles) -> Ranked:
             queries = tile_queries(encoder, params, rows, tile)
             seen = (tile.seen_offsets, tile.seen_items) if filter_seen else None
-            ranks = catalogue_rank(mesh, queries, rows, tile.targets, seen, num_items=num_items)
+            ranks = catalogue_rank(mesh, queries, rows, tile.targets, seen, num_items=num_items,
+                                   bias=bias)
             if not list_length:
                 return Ranked(ranks, None)
             _, best = catalogue_top_k(mesh, queries, rows, list_length, seen,
-                                      num_items=num_items)
+                                      num_items=num_items, bias=bias)
             return Ranked(ranks, best)
 
         return map_tiles(one, tiles)
 
-    return ranker
+    return lambda params, rows, tiles: ranker(params, rows, tiles, out)
 
 
 def rank_users(ranker: Ranker, params: Params, rows: jax.Array, dataset: Dataset,
@@ -79,10 +87,20 @@ def rank_users(ranker: Ranker, params: Params, rows: jax.Array, dataset: Dataset
     return ranks
 
 
-def choose_users(dataset: Dataset, split: Split, limit: int | None,
-                 seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Users, targets and history ends of a split; `limit` of them by a seeded shuffle."""
+def cold_items(dataset: Dataset, settings: EvaluateConfig) -> np.ndarray | None:
+    """Items that never occur in the training part, bool `[V]`, if they are not to compete."""
+    return dataset.popularity() == 0 if settings.filter_cold else None
+
+
+def choose_users(dataset: Dataset, split: Split, limit: int | None, seed: int,
+                 cold: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Users, targets and history ends of a split; `limit` of them by a seeded shuffle.
+
+    cold: bool `[V]`; users whose target is such an item are left out.
+    """
     users, targets, ends = dataset.targets(split)
+    if cold is not None:
+        users, targets, ends = (each[~cold[targets]] for each in (users, targets, ends))
     if limit is not None and limit < len(users):
         chosen = np.sort(np.random.default_rng(seed).permutation(len(users))[:limit])
         users, targets, ends = users[chosen], targets[chosen], ends[chosen]
@@ -99,12 +117,13 @@ def evaluate_served(served: Served, *, split: Split = "test",
     """
     settings = settings or served.config.evaluate
     dataset = served.dataset
-    users, targets, ends = choose_users(dataset, split, None, served.config.seed)
+    cold = cold_items(dataset, settings)
+    users, targets, ends = choose_users(dataset, split, None, served.config.seed, cold)
     popularity = dataset.popularity()
     k = max(settings.ks)
     coverage = Coverage(popularity)
     ranker = make_ranker(served.encoder, dataset.num_items, make_mesh(MeshConfig()),
-                         filter_seen=settings.filter_seen,
+                         filter_seen=settings.filter_seen, cold=cold,
                          list_length=min(k, dataset.num_items))
     ranks = rank_users(ranker, served.params, served.rows, dataset, users, targets, ends,
                        reading=served.reading, batch=settings.batch, reporter=reporter,
@@ -126,7 +145,8 @@ def protocol(dataset: Dataset, split: Split, settings: EvaluateConfig,
     return {
         "split": split, "split_rule": dataset.meta["split"], "split_hash": dataset.split_hash,
         "candidates": dataset.num_items, "users": users, "target": "first item of the split",
-        "seen_items_filtered": settings.filter_seen, "ties": "against the target",
+        "seen_items_filtered": settings.filter_seen,
+        "cold_items_filtered": settings.filter_cold, "ties": "against the target",
         "ranking": "full catalogue",
     }
 

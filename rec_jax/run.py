@@ -115,6 +115,8 @@ class EvaluateConfig:
 
     ks: cut-offs of HR and NDCG.
     filter_seen: items of the history cannot be recommended again.
+    filter_cold: items that the training part does not have do not compete, and users whose
+      target is such an item are left out.
     metric: decides early stopping and the best checkpoint, such as `ndcg@10`.
     batch: users ranked at once; it changes speed only.
     users: validate on the first so many users of a seeded shuffle; none: all.
@@ -122,6 +124,7 @@ class EvaluateConfig:
 
     ks: tuple[int, ...] = (5, 10, 20)
     filter_seen: bool = True
+    filter_cold: bool = False
     metric: str = "ndcg@10"
     batch: int = 512
     users: int | None = None

@@ -16,7 +16,7 @@ from rec_jax.run import RunConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 ALL = sorted(CONFIGS.glob("*.toml"))
-LOSSES = ["bce", "gbce", "hard_negatives", "in_batch", "sce"]
+LOSSES = ["bce", "gbce", "hard_negatives", "in_batch", "sampled_softmax", "sce"]
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
@@ -30,7 +30,7 @@ def test_a_config_builds_its_model_and_comes_back_from_a_run(path: Path, tmp_pat
     assert config.load(RunConfig, tmp_path / "saved.toml") == loaded
 
 
-@pytest.mark.parametrize("path", [path for path in ALL if path.stem.startswith("ml")],
+@pytest.mark.parametrize("path", [path for path in ALL if path.stem.startswith(("ml", "beauty"))],
                          ids=lambda path: path.stem)
 def test_configs_of_one_data_set_share_data_and_protocol(path: Path) -> None:
     base = config.load(RunConfig, CONFIGS / f"{path.stem.split('_')[0]}.toml")

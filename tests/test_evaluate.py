@@ -180,6 +180,26 @@ def test_a_limit_of_users_is_a_seeded_choice(trained: Served) -> None:
     assert len(choose_users(dataset, "test", 10_000, 0)[0]) == len(everybody)
 
 
+@pytest.mark.parametrize("split", SPLITS)
+def test_cold_items_neither_compete_nor_are_asked_for(trained: Served, split: Any) -> None:
+    popularity = trained.dataset.popularity()
+    rare = np.flatnonzero(popularity <= np.sort(popularity)[12])  # call these cold
+    without = dataclasses.replace(trained.dataset)
+    cold = np.isin(np.arange(trained.dataset.num_items), rare)
+    vars(without)["popularity"] = lambda: np.where(cold, 0, popularity)
+    served = dataclasses.replace(trained, dataset=without)
+    every, targets, ends = choose_users(trained.dataset, split, None, 0)
+    warm = ~cold[targets]
+    assert 0 < warm.sum() < len(warm)
+    scores = dense_scores(trained, ends, every)
+    scores[:, cold] = -np.inf
+    ranks = dense_ranks(scores, trained.dataset, every, targets, ends, True)[warm]
+    found = evaluate_served(served, split=split, settings=settings(filter_cold=True))
+    expected = rank_metrics(ranks, (5, 10, 20))
+    assert {name: found["metrics"][name] for name in expected} == expected
+    assert found["protocol"]["users"] == warm.sum() and found["protocol"]["cold_items_filtered"]
+
+
 def test_cut_offs_may_be_larger_than_the_catalogue(trained: Served) -> None:
     found = evaluate_served(trained, settings=settings(ks=(10, 1000)))["metrics"]
     assert found["hr@1000"] == 1.0 and 0 < found["coverage@1000"] <= 1

@@ -129,26 +129,34 @@ def shared_softmax(mesh: Mesh, queries: Array, rows: Array, targets: Array, *, b
 
 
 def catalogue_rank(mesh: Mesh, queries: Array, rows: Array, targets: Array,
-                   seen: tuple[Array, Array] | None, *, num_items: int) -> Array:
-    """`target_rank` against a table over the mesh: int32 `[N]`; queries are on every device."""
+                   seen: tuple[Array, Array] | None, *, num_items: int,
+                   bias: Array | None = None) -> Array:
+    """`target_rank` against a table over the mesh: int32 `[N]`; queries are on every device.
+
+    bias: f32 `[V_padded]`, added to the scores of all queries.
+    """
     axis = ITEMS if shards_of(mesh).items > 1 else None
 
-    def body(queries: Array, rows: Array, targets: Array, seen: Any) -> Array:
-        return target_rank(queries, rows, targets, exclude=seen, num_items=num_items,
+    def body(queries: Array, rows: Array, targets: Array, seen: Any, bias: Any) -> Array:
+        return target_rank(queries, rows, targets, exclude=seen, bias=bias, num_items=num_items,
                            axis_name=axis)
 
-    return island(body, mesh, (P(), P(ITEMS), P(), P()), P())(queries, rows, targets, seen)
+    return island(body, mesh, (P(), P(ITEMS), P(), P(), P(ITEMS)), P())(
+        queries, rows, targets, seen, bias)
 
 
 def catalogue_top_k(mesh: Mesh, queries: Array, rows: Array, k: int,
-                    seen: tuple[Array, Array] | None, *, num_items: int) -> tuple[Array, Array]:
+                    seen: tuple[Array, Array] | None, *, num_items: int,
+                    bias: Array | None = None) -> tuple[Array, Array]:
     """`top_k` over a table on the mesh: scores f32 `[N, k]` and ids int32 `[N, k]`."""
     axis = ITEMS if shards_of(mesh).items > 1 else None
 
-    def body(queries: Array, rows: Array, seen: Any) -> tuple[Array, Array]:
-        return top_k(queries, rows, k, exclude=seen, num_items=num_items, axis_name=axis)
+    def body(queries: Array, rows: Array, seen: Any, bias: Any) -> tuple[Array, Array]:
+        return top_k(queries, rows, k, exclude=seen, bias=bias, num_items=num_items,
+                     axis_name=axis)
 
-    return island(body, mesh, (P(), P(ITEMS), P()), (P(), P()))(queries, rows, seen)
+    return island(body, mesh, (P(), P(ITEMS), P(), P(ITEMS)), (P(), P()))(
+        queries, rows, seen, bias)
 
 
 def apply_sparse(mesh: Mesh, table: Table, fetched: Fetched, grads: Array, update: RowUpdate,

@@ -15,7 +15,7 @@ from rec_jax.data.dataset import Dataset
 from rec_jax.data.features import find_features
 from rec_jax.data.label_frequency import label_counts, log_shares
 from rec_jax.errors import InputError
-from rec_jax.evaluate import Ranker, choose_users, make_ranker, rank_users
+from rec_jax.evaluate import Ranker, choose_users, cold_items, make_ranker, rank_users
 from rec_jax.mesh import make_mesh
 from rec_jax.metrics import rank_metrics
 from rec_jax.model import Encoder, build_encoder
@@ -131,13 +131,14 @@ class Validator:
                  mesh: Mesh) -> None:
         """Raises InputError where the dataset has nobody to validate on."""
         self._config, self._dataset = config, dataset
-        self._chosen = choose_users(dataset, "valid", config.evaluate.users, config.seed)
+        cold = cold_items(dataset, config.evaluate)
+        self._chosen = choose_users(dataset, "valid", config.evaluate.users, config.seed, cold)
         if not len(self._chosen[0]):
             raise InputError(f"dataset {dataset.folder} has no user to validate on; expected "
                              "users with at least three items, or a time split with a period "
                              "for it")
         self._ranker: Ranker = make_ranker(encoder, dataset.num_items, mesh,
-                                           filter_seen=config.evaluate.filter_seen)
+                                           filter_seen=config.evaluate.filter_seen, cold=cold)
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         params, rows = served(state)
