@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from rec_jax import bench_peers_report
 
 HERE = Path(__file__).resolve().parent
@@ -62,14 +64,31 @@ def quality(results: Mapping[str, Result]) -> str:
         rows.append([
             f"[{name}](results/{name})", config["data"]["path"], config["encoder"]["kind"],
             config["objective"]["kind"], config["table"]["update"], config["table"]["dim"],
-            test["hr@10"], test["ndcg@10"], one["popularity_baseline"]["ndcg@10"],
-            one["seconds_per_epoch"], one["seconds_to_best"]])
+            config["seed"], test["hr@10"], test["ndcg@10"],
+            one["popularity_baseline"]["ndcg@10"], one["seconds_per_epoch"],
+            one["seconds_to_best"], one["protocol"].get("cold_items_filtered", False)])
     protocol = next(iter(results.values()))["protocol"]
     seen = "left out" if protocol["seen_items_filtered"] else "kept"
-    return table(["result", "data", "encoder", "objective", "table", "d", "HR@10", "NDCG@10",
-                  "popularity NDCG@10", "s an epoch", "s to the best"], rows) + (
+    return table(["result", "data", "encoder", "objective", "table", "d", "seed", "HR@10",
+                  "NDCG@10", "popularity NDCG@10", "s an epoch", "s to the best",
+                  "cold items left out"], rows) + (
         f"\n\nThe whole catalogue is ranked, seen items {seen}, ties {protocol['ties']}; "
-        f"{protocol['target']}.")
+        f"{protocol['target']}.") + over_seeds(results)
+
+
+def over_seeds(results: Mapping[str, Result]) -> str:
+    """Mean and range of runs that differ in their seed alone; nothing where there are none."""
+    groups: dict[str, list[tuple[str, Result]]] = {}
+    for name, one in results.items():
+        same = json.dumps({key: value for key, value in one["config"].items() if key != "seed"})
+        groups.setdefault(same, []).append((name, one["test"]))
+    rows = [[Path(runs[0][0]).stem, len(runs), *(f"{np.mean(found):.4f} ({min(found):.4f} to "
+                                                f"{max(found):.4f})" for found in (
+                [test[metric] for _, test in runs] for metric in ("hr@10", "ndcg@10")))]
+            for runs in groups.values() if len(runs) > 1]
+    if not rows:
+        return ""
+    return "\n\n" + table(["runs that differ in the seed", "seeds", "HR@10", "NDCG@10"], rows)
 
 
 def peers(results: Mapping[str, Result]) -> str:

@@ -47,6 +47,24 @@ def test_every_recorded_file_is_on_the_page_with_its_origin(report: ModuleType) 
         assert one["date"][:10] in origin[0] and one["machine"]["cpu"] in origin[0]
 
 
+def trained(seed: int, ndcg: float, rows: int = 8) -> dict[str, Any]:
+    return {**STAMP, "test": {"hr@10": 0.25, "ndcg@10": ndcg},
+            "popularity_baseline": {"ndcg@10": 0.05}, "seconds_per_epoch": 2.0,
+            "seconds_to_best": 30.0, "protocol": {"seen_items_filtered": True, "ties": "lose",
+                                                  "target": "the last item"},
+            "config": {"seed": seed, "data": {"path": "films"}, "encoder": {"kind": "hstu"},
+                       "objective": {"kind": "bce"}, "table": {"update": "dense", "dim": 4},
+                       "train": {"rows": rows}}}
+
+
+def test_runs_that_differ_in_the_seed_alone_have_a_mean(report: ModuleType) -> None:
+    results = {"a.json": trained(0, 0.1), "b.json": trained(1, 0.2), "c.json": trained(0, 0.9, 4)}
+    lines = report.page(results).splitlines()
+    assert "| a | 2 | 0.2500 (0.2500 to 0.2500) | 0.1500 (0.1000 to 0.2000) |" in lines
+    assert not any("differ in the seed" in line
+                   for line in report.page({"c.json": results["c.json"]}).splitlines())
+
+
 def test_a_result_of_a_known_kind_stands_in_its_section(report: ModuleType) -> None:
     result = {**STAMP, "peak_operations_per_second": {"f32": 1e11},
               "variants": [throughput("data.pack=true", 2500.0),
