@@ -53,7 +53,7 @@ def command_line() -> str:
 
 def without_folders(argument: str) -> str:
     """`argument` with absolute paths cut to their last part: a record names no machine."""
-    return re.sub(r"(^|=)/(?:[^/\s=]+/)+", r"\1", argument)
+    return re.sub(r"(^|=|=['\"])/(?:[^/\s='\"]+/)+", r"\1", argument)
 
 
 def record(path: Path | str, payload: Mapping[str, Any]) -> Path:

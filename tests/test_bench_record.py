@@ -22,6 +22,7 @@ def test_a_record_is_stamped_and_whole(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(("argument", "shown"), [
     ("/a/b/c.json", "c.json"), ("data.path=/mnt/x/ml-1m", "data.path=ml-1m"),
+    ('data.path="/mnt/x/ml-1m"', 'data.path="ml-1m"'),
     ("configs/ml1m.toml", "configs/ml1m.toml"), ("a/b", "a/b"), ("3", "3")])
 def test_absolute_paths_are_cut_to_their_last_part(argument: str, shown: str) -> None:
     assert bench_record.without_folders(argument) == shown
