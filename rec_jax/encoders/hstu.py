@@ -108,29 +108,33 @@ class Block(nnx.Module):
         segments, place = inputs.segments, self.place[...]
         time = None if self.time is None else self.time[...]
 
-        def attend(queries: tuple[Array, Array, Array | None], places: Array) -> Array:
+        def attend(queries: tuple[Array, Array, Array | None], places: Array,
+                   seen: int) -> Array:
             q, own, when = queries  # [B, C, h, d / h], [B, C], [B, C]
             count = q.shape[1]
-            scores = head_product(by_head(q), by_head(k), 2, 2)
-            scores = scores.reshape(batch, heads, count, length)
+            scores = head_product(by_head(q), by_head(k[:, :seen]), 2, 2)
+            scores = scores.reshape(batch, heads, count, seen)
             if places.ndim == 1:  # side by side
                 bias = place_bias(place, places[0], count, self.length)
             else:
                 bias = jax.vmap(jax.vmap(lambda own: place_bias(place, own, 1, self.length)[:, 0],
                                          out_axes=1))(places)  # [B, h, C, L]
-            scores += bias[..., :length]
+            scores += bias[..., :seen]
             if time is not None and when is not None and inputs.times is not None:
-                between = jnp.abs(when[:, :, None] - inputs.times[:, None, :])
+                between = jnp.abs(when[:, :, None] - inputs.times[:, None, :seen])
                 scores += look_up(time, time_bucket(between))[:, None]
-            mask = attention_mask(own, segments, places, causal=self.causal)
+            mask = attention_mask(own, segments[:, :seen], places, causal=self.causal)
             weights = jnp.where(mask, jax.nn.silu(scores), 0.0) / self.length
-            weights = weights.astype(v.dtype).reshape(-1, count, length)
-            return by_place(head_product(weights, by_head(v), 2, 1), heads).astype(v.dtype)
+            weights = weights.astype(v.dtype).reshape(-1, count, seen)
+            mixed = head_product(weights, by_head(v[:, :seen]), 2, 1)
+            return by_place(mixed, heads).astype(v.dtype)
 
         times = None if inputs.times is None else at_places(inputs.times, at)
         asked = (q, at_places(segments, at), times)
-        found = (by_queries(attend, asked, self.config.query_chunk) if at is None
-                 else attend(asked, at))
+        if at is None:
+            found = by_queries(attend, asked, self.config.query_chunk, causal=self.causal)
+        else:
+            found = attend(asked, at, length)
         return found.reshape(batch, -1, dim)
 
 

@@ -128,18 +128,22 @@ class Block(nnx.Module):
         if self.config.positions == "rotary":
             q, k = rotated(q, positions), rotated(k, inputs.positions)
 
-        def attend(queries: tuple[jax.Array, jax.Array], places: jax.Array) -> jax.Array:
+        def attend(queries: tuple[jax.Array, jax.Array], places: jax.Array,
+                   seen: int) -> jax.Array:
             q, own = queries  # [B, C, h, d/h], [B, C]
-            mask = attention_mask(own, inputs.segments, places, causal=self.causal)
+            keys, values, segments = (x[:, :seen] for x in (k, v, inputs.segments))
+            mask = attention_mask(own, segments, places, causal=self.causal)
             if key is None or rate == 0.0:
-                return masked_attention(q, k, v, mask)
-            weights = jax.nn.softmax(masked_scores(by_head(q), by_head(k), mask))
+                return masked_attention(q, keys, values, mask)
+            weights = jax.nn.softmax(masked_scores(by_head(q), by_head(keys), mask))
             weights = dropout(weights, rate, jax.random.fold_in(key, places[0]))
-            mixed = head_product(weights.astype(v.dtype), by_head(v), 2, 1)
+            mixed = head_product(weights.astype(v.dtype), by_head(values), 2, 1)
             return by_place(mixed, heads).astype(v.dtype)
 
-        mixed = (by_queries(attend, (q, own), self.config.query_chunk) if at is None
-                 else attend((q, own), at))
+        if at is None:
+            mixed = by_queries(attend, (q, own), self.config.query_chunk, causal=self.causal)
+        else:
+            mixed = attend((q, own), at, x.shape[1])
         return mixed.reshape(*own.shape, dim)
 
 
