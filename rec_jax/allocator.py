@@ -1,31 +1,32 @@
-"""Host memory that a step frees stays with the process, for the next step.
+"""Host memory that a step frees stays with the process, for the next step, in huge pages.
 
 XLA:CPU takes the temporary arrays of a program from malloc at every call. glibc hands blocks of
-that size back to the system when they are freed, so each step pays for every page again: a sixth
-of a training step on MovieLens-1M (`docs/architecture.md`).
+that size back to the system when they are freed, and takes them again page by page: a sixth to a
+fifth of a training step on MovieLens-1M (`docs/architecture.md`). glibc reads what changes that
+when a program starts, so the program has to start once more.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
+import platform
 import sys
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
-KEPT = 1 << 30  # bytes
+KEPT = 1 << 30
+"""Bytes of free memory that stay, and the size from which on a block goes back at once."""
+
+_TUNABLES = (f"glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold={KEPT}:"
+             f"glibc.malloc.trim_threshold={KEPT}")
 
 
-def keep_freed_memory() -> bool:
-    """Let glibc keep up to 1 GiB that is free; for programs that own their process.
+def restart_with_kept_memory() -> None:
+    """Replace this process by the same command with a tuned malloc; for programs alone.
 
-    False where there is no glibc, or the environment tunes malloc already.
+    Call it first: whatever the process has done is forgotten. Does nothing in the process that
+    it started, without glibc, or where the environment tunes malloc already.
     """
-    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        return False
-    if sys.platform != "linux":
-        return False
-    return bool(mallopt(_MMAP_THRESHOLD, KEPT)) and bool(mallopt(_TRIM_THRESHOLD, KEPT))
+    tuned = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    if tuned or not sys.executable or platform.libc_ver()[0] != "glibc":
+        return
+    os.environ["GLIBC_TUNABLES"] = _TUNABLES
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rec_jax import cli_bench, cli_checkpoint
-from rec_jax.allocator import keep_freed_memory
+from rec_jax.allocator import restart_with_kept_memory
 from rec_jax.errors import InputError, Preempted, TrainingError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -341,8 +341,8 @@ def _show_metrics(result: Mapping[str, Any]) -> None:
 def main() -> None:
     """Entry point. Exit codes: 0 done, 2 bad input or config, 75 stopped by a signal after
     saving, 1 anything else."""
+    restart_with_kept_memory()
     sys.unraisablehook = _unraisable
-    keep_freed_memory()
     try:
         app(standalone_mode=True)
     except InputError as error:

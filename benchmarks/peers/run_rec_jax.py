@@ -16,7 +16,6 @@ class RecJax:
 
     def __init__(self, task: worker.Task) -> None:
         from rec_jax import config
-        from rec_jax.allocator import keep_freed_memory
         from rec_jax.data.batches import prefetch
         from rec_jax.evaluate import make_ranker
         from rec_jax.model import build_encoder
@@ -24,7 +23,6 @@ class RecJax:
         from rec_jax.train.build import build
         from rec_jax.train.feed import whole_batches
 
-        keep_freed_memory()  # as the command line does
         settings = config.build(RunConfig, {
             "seed": task.seed,
             "data": {"path": task.dataset, "length": task.length, "pack": task.pack},
@@ -79,4 +77,7 @@ class RecJax:
 
 
 if __name__ == "__main__":
+    from rec_jax.allocator import restart_with_kept_memory
+
+    restart_with_kept_memory()  # as the command line does
     worker.serve(RecJax)
