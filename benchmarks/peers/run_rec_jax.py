@@ -11,6 +11,11 @@ import numpy as np
 import worker
 
 
+def micro_batches(rows: int) -> int:
+    """Equal parts of about 32 rows, whose arrays the caches of a CPU can hold."""
+    return next(count for count in range(max(1, rows // 32), 0, -1) if rows % count == 0)
+
+
 class RecJax:
     """What `rec-jax train` runs: the batches, the step, the ranker of `rec_jax`."""
 
@@ -30,12 +35,14 @@ class RecJax:
             "encoder": {"kind": "transformer", "layers": task.layers, "heads": task.heads,
                         "hidden": 4, "dropout": task.dropout},
             "optimizer": {"rate": task.rate, "schedule": "constant", "warmup": 0},
-            "train": {"rows": task.batch, "steps": 1_000_000, "precision": task.precision},
+            "train": {"rows": task.batch, "accumulate": micro_batches(task.batch),
+                      "steps": 1_000_000, "precision": task.precision},
         })
         self.task, self.settings = task, settings
         self.built = build(settings)
         self.state = self.built.state
-        self.batches = prefetch(whole_batches(self.built.stream, 1, self.built.log_share))
+        self.batches = prefetch(whole_batches(self.built.stream, micro_batches(task.batch),
+                                              self.built.log_share))
         encoder, _ = build_encoder(
             settings.encoder, dim=task.dim, length=task.length,
             causal=settings.objective.causal, precision=settings.train.precision, seed=task.seed)
@@ -47,7 +54,8 @@ class RecJax:
         return {"version": importlib.metadata.version("rec-jax"),
                 "loss": "softmax over all items, streamed",
                 "targets_per_epoch": self.built.stream.targets_per_epoch,
-                "notes": f"{layout}; {self.task.precision}; table {self.built.choice.mode}"}
+                "notes": f"{layout}; {self.task.precision}; table {self.built.choice.mode}; a step "
+                         f"in {micro_batches(self.task.batch)} micro-batches, the same update"}
 
     def train(self, steps: int) -> worker.Trained:
         import jax
