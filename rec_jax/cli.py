@@ -338,10 +338,15 @@ def _show_metrics(result: Mapping[str, Any]) -> None:
                   f"checkpoint of step {result['step']}", highlight=False)
 
 
-def main() -> None:
-    """Entry point. Exit codes: 0 done, 2 bad input or config, 75 stopped by a signal after
-    saving, 1 anything else."""
+def start() -> None:
+    """Entry point of the command: `main` in a process whose malloc keeps freed memory."""
     restart_with_kept_memory()
+    main()
+
+
+def main() -> None:
+    """All of the command line. Exit codes: 0 done, 2 bad input or config, 75 stopped by a signal
+    after saving, 1 anything else."""
     sys.unraisablehook = _unraisable
     try:
         app(standalone_mode=True)
@@ -367,4 +372,4 @@ def _unraisable(found: Any) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start()
