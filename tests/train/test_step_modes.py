@@ -69,7 +69,7 @@ def train(mode, *mesh_shape, steps, accumulate=1, **settings):
     state, losses = start(), []
     for batch in batches(steps, accumulate):
         state, metrics = step(state, place_batch(batch, mesh))
-        losses.append(metrics.loss)
+        losses.append(float(metrics.loss))  # one step at a time on the fake devices
     check_ids(int(metrics.bad_ids))
     return np.asarray(losses), np.asarray(state.table.rows, np.float32)
 

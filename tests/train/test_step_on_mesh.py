@@ -64,7 +64,7 @@ def train(mode: str, data: int, items: int, steps: int, accumulate: int = 1, **s
     state, losses = start(), []
     for batch in batches(steps, accumulate):
         state, metrics = step(state, place_batch(batch, mesh))
-        losses.append(metrics.loss)
+        losses.append(float(metrics.loss))  # one step at a time on the fake devices
     check_ids(int(metrics.bad_ids))
     return np.asarray(losses), state
 
