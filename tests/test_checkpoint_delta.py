@@ -35,6 +35,12 @@ def advance(state: dict[str, np.ndarray], seed: int, count: int) -> np.ndarray:
     return ids
 
 
+def copied(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What `advance` cannot reach: an array on a CPU device may share memory with numpy's, and
+    it is saved in the background."""
+    return {name: value.copy() for name, value in state.items()}
+
+
 def delta(state: dict[str, np.ndarray], ids: np.ndarray, stored: Any = "exact") -> dict[str, Any]:
     mesh = make_mesh(MeshConfig(1, 4))
     return {name: touched_rows(jax.device_put(value, row_sharding(mesh)), ids, stored)
@@ -56,13 +62,13 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str
     """A full checkpoint (step 0) and 20 deltas, with the states they stand for."""
     folder = tmp_path_factory.mktemp("chain") / "checkpoints"
     state = first_state()
-    states = [{name: value.copy() for name, value in state.items()}]
+    states = [copied(state)]
     with Checkpoints(folder, keep=2) as checkpoints:
-        checkpoints.save(0, {"state": jax.tree.map(jnp.asarray, state)}, {})
+        checkpoints.save(0, {"state": jax.tree.map(jnp.asarray, states[0])}, {})
         for step in range(1, CHAIN + 1):
             ids = advance(state, step, ROWS // 100 if step != 5 else 0)
-            checkpoints.save(step, {"state": delta(state, ids)}, {}, base=step - 1)
-            states.append({name: value.copy() for name, value in state.items()})
+            states.append(copied(state))
+            checkpoints.save(step, {"state": delta(states[-1], ids)}, {}, base=step - 1)
     return folder, states
 
 
@@ -131,7 +137,7 @@ def test_a_quantised_delta_is_smaller_and_off_by_no_more_than_it_says(
     state, sizes = first_state(), {}
     ids = np.arange(0, ROWS, 100)
     with Checkpoints(tmp_path / "c", keep=9) as checkpoints:
-        checkpoints.save(0, {"state": jax.tree.map(jnp.asarray, state)}, {})
+        checkpoints.save(0, {"state": jax.tree.map(jnp.asarray, copied(state))}, {})
         state["rows"][ids] *= 3
         for step, how in ((1, "exact"), (2, stored)):
             checkpoints.save(step, {"state": delta(state, ids, how)}, {}, base=0)
