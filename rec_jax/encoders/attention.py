@@ -107,7 +107,7 @@ def masked_scores(q: Array, k: Array, mask: Array) -> Array:
 
 
 def by_queries(attend: Callable[[Any, Array, int], Array], queries: Any, size: int, *,
-               causal: bool) -> Array:
+               length: int, causal: bool, at: Array | None = None) -> Array:
     """`attend(queries, places, seen)` of a row of at most `size` places, or of one piece after
     another.
 
@@ -118,8 +118,11 @@ def by_queries(attend: Callable[[Any, Array, int], Array], queries: Any, size: i
 
     A causal row of one piece is cut in halves, of which the first need not look at the second:
     a quarter of the scores less, and a third of the time of attention on a CPU.
+
+    length: L; at: int32 `[B, C]`, where the queries are those of few places alone, `[B, C, ...]`.
     """
-    length = jax.tree.leaves(queries)[0].shape[1]
+    if at is not None:
+        return attend(queries, at, length)
     if length <= size:
         bounds = [0, length // 2, length] if causal and length >= _HALVED else [0, length]
         parts = [attend(jax.tree.map(lambda x: x[:, begin:end], queries),  # noqa: B023

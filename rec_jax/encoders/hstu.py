@@ -131,10 +131,8 @@ class Block(nnx.Module):
 
         times = None if inputs.times is None else at_places(inputs.times, at)
         asked = (q, at_places(segments, at), times)
-        if at is None:
-            found = by_queries(attend, asked, self.config.query_chunk, causal=self.causal)
-        else:
-            found = attend(asked, at, length)
+        found = by_queries(attend, asked, self.config.query_chunk, length=length,
+                           causal=self.causal, at=at)
         return found.reshape(batch, -1, dim)
 
 

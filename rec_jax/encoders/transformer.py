@@ -140,10 +140,8 @@ class Block(nnx.Module):
             mixed = head_product(weights.astype(v.dtype), by_head(values), 2, 1)
             return by_place(mixed, heads).astype(v.dtype)
 
-        if at is None:
-            mixed = by_queries(attend, (q, own), self.config.query_chunk, causal=self.causal)
-        else:
-            mixed = attend((q, own), at, x.shape[1])
+        mixed = by_queries(attend, (q, own), self.config.query_chunk, length=x.shape[1],
+                           causal=self.causal, at=at)
         return mixed.reshape(*own.shape, dim)
 
 
