@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 Array = jax.Array
 Tree = TypeVar("Tree")
@@ -32,6 +33,15 @@ def vary(x: Array, axes: Iterable[str]) -> Array:
 def vary_like(x: Array, *others: Array) -> Array:
     """`x`, typed as varying wherever the others do: what a loop's carry needs at its start."""
     return vary(x, varying_axes(*others))
+
+
+def result_like(x: Array, shape: tuple[int, ...], dtype: Any = jnp.float32
+                ) -> jax.ShapeDtypeStruct:
+    """Type of a result of a foreign function that varies over mesh axes as `x` does."""
+    kind = jax.typeof(x)
+    place = NamedSharding(kind.sharding.mesh, PartitionSpec(*[None] * len(shape)))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=place,
+                                manual_axis_type=kind.manual_axis_type)
 
 
 def materialise(tree: Tree, opaque: Array) -> Tree:

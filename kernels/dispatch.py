@@ -12,13 +12,14 @@ from .primitives import Array, Backend, Problem
 BACKENDS = {
     "reference": ".reference",
     "xla": ".xla",
+    "native": ".native",
     "mosaic_gpu": ".mosaic_gpu",
     "mosaic_tpu": ".mosaic_tpu",
 }
 """Name of a backend and the module (of this package) whose `BACKEND` it is."""
 
 PREFERENCE = {
-    "cpu": ("xla",),
+    "cpu": ("native", "xla"),
     # mosaic_gpu is compiled for Hopper and interpreted in the tests, but no run on the hardware is
     # recorded yet (benchmarks/gpu_softmax.py makes it): until then it is taken by name only.
     "gpu": ("xla",),

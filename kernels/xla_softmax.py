@@ -7,6 +7,8 @@ matrix products; both products of a pass therefore keep the layout in which they
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -33,6 +35,9 @@ from .xla_tiles import (
 )
 
 _SPARSE_CHUNK = 256
+
+TileGrad = Callable[[Tile], tuple[Array, Array | None]]
+"""Gradient f32 `[T, d]` of a tile's rows and f32 `[T]` of its bias (None without one)."""
 
 
 def forward(queries: Array, items: Array, targets: Array, scores: Scores, *,
@@ -130,17 +135,28 @@ def item_update(queries: Array, items: Array, state: Any, targets: Array, lse: A
                 sizes: Sizes = DEFAULT) -> tuple[Array, Any, Array | None]:
     """See `primitives.ItemUpdate`. The loop carries the table, so that XLA updates it in place."""
     side = _side(sizes, queries, targets, lse, weight, label_weight)
-    size = tile_rows(side.queries.shape[1], items.shape[0], sizes)
+    return update_tiles(
+        items, state, scores, partial(_tile_grad, side, scores), side.targets[0, 0],
+        size=tile_rows(side.queries.shape[1], items.shape[0], sizes), update=update, hyper=hyper,
+        sparse=sparse, seed=seed)
+
+
+def update_tiles(items: Array, state: Any, scores: Scores, tile_grad: TileGrad, opaque: Array, *,
+                 size: int, update: RowUpdate, hyper: Any, sparse: SparseRows | None,
+                 seed: Array | None) -> tuple[Array, Any, Array | None]:
+    """`primitives.ItemUpdate` over tiles of `size` rows, whose gradient is `tile_grad(tile)`.
+
+    `opaque`: see `compat.materialise`.
+    """
 
     def fold(tile: Tile, carry: Any) -> Any:
         items, state, d_bias = carry
-        grad, grad_bias = _tile_grad(side, scores, tile)
+        grad, grad_bias = tile_grad(tile)
         if sparse is not None:
             grad = _add_sparse(grad, sparse, tile.ids[0])
         # A read of the table that is fused into another operation than the write makes XLA
         # copy the whole table first.
-        old, old_state = materialise(_slices((items, state), tile),
-                                     side.targets[0, 0])
+        old, old_state = materialise(_slices((items, state), tile), opaque)
         rows, new_state = update(old.astype(jnp.float32), grad, old_state, hyper)
         rows = store_rows(rows, items.dtype, tile.ids, seed)
         items, state = _put((items, state), (rows, new_state), (old, old_state), tile)

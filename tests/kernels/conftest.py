@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rec_jax.kernels import Backend, reference, xla
+from rec_jax.kernels import Backend, native, native_build, reference, xla
 from rec_jax.kernels.xla_tiles import Sizes
 
 TINY = Sizes(scores=1 << 12, queries=32, rows=128)
@@ -123,13 +123,34 @@ BACKENDS: dict[str, Backend] = {
     "reference": reference.BACKEND,
     "xla": xla.BACKEND,
     "xla-tiny-tiles": xla.make_backend(TINY),
+    "native": native.make_backend(),
+    "native-vector": native.make_backend(amx=False, rows=128),
 }
+
+
+def runnable(name: str) -> Backend:
+    """The backend of this name, or a skip where the machine cannot have it."""
+    if name.startswith("native") and (reason := native_build.problem()):
+        pytest.skip(f"no native backend: {reason}")
+    return BACKENDS[name]
 
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Backend:
-    """Every backend that runs here, the tiled one also with many small tiles."""
-    return BACKENDS[request.param]
+    """Every backend that runs here, the tiled ones also with many small tiles."""
+    return runnable(request.param)
+
+
+@pytest.fixture(params=["reference", "xla", "xla-tiny-tiles"])
+def ranking(request: pytest.FixtureRequest) -> Backend:
+    """The backends with ranks and best items."""
+    return runnable(request.param)
+
+
+@pytest.fixture(params=["xla-tiny-tiles", "native", "native-vector"])
+def streaming(request: pytest.FixtureRequest) -> Backend:
+    """The backends of the softmax that never hold all scores."""
+    return runnable(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import jax.numpy as jnp
 import pytest
 
-from rec_jax.kernels import Backend, Problem, dispatch, explain, softmax_loss, top_k
+from rec_jax.kernels import (
+    Backend,
+    Problem,
+    dispatch,
+    explain,
+    native_build,
+    softmax_loss,
+    top_k,
+)
 from rec_jax.kernels.dispatch import BACKENDS, PREFERENCE, choose, load
 from rec_jax.kernels.primitives import Backend as BackendType
 
@@ -25,8 +34,10 @@ def test_preferences_name_backends_and_end_with_one_that_always_runs() -> None:
         assert order[-1] == "xla"
 
 
-def test_cpu_takes_xla() -> None:
-    assert explain(CPU) == ("xla", [])
+def test_cpu_takes_the_native_backend_where_it_can_be_built() -> None:
+    reason = native_build.problem()
+    assert explain(CPU) == (("native", []) if reason is None else ("xla", [f"native: {reason}"]))
+    assert explain(replace(CPU, op="target_rank"))[0] == "xla"
 
 
 def test_a_refusal_is_passed_over_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,6 +66,7 @@ def test_a_device_backend_that_is_asked_for_on_cpu_fails_loudly(name: str) -> No
 
 
 def test_the_choice_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    chosen = explain(CPU)[0]
     with caplog.at_level(logging.DEBUG, logger="rec_jax.kernels"):
         softmax_loss(jnp.ones((2, 4)), jnp.ones((9, 4)), jnp.zeros(2, jnp.int32))
-    assert "softmax_loss on cpu [9 x 4, 2 queries, float32]: xla" in caplog.text
+    assert f"softmax_loss on cpu [9 x 4, 2 queries, float32]: {chosen}" in caplog.text

@@ -57,32 +57,32 @@ def plain_rank(scores: np.ndarray, targets: np.ndarray, lists: list[np.ndarray])
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_ranks_equal_those_of_all_scores(backend: Backend, dtype: Any) -> None:
+def test_ranks_equal_those_of_all_scores(ranking: Backend, dtype: Any) -> None:
     queries, items, targets = whole_numbers(45, 500, 6)
     exclude, lists = ragged(45, 500)
     targets = targets % 490
     bias = np.random.default_rng(2).integers(-1, 2, 500).astype(np.float32)
     found = ranks(jnp.asarray(queries, dtype), jnp.asarray(items, dtype), targets,
-                  exclude=exclude, bias=bias, num_items=490, logit_scale=2.0, backend=backend)
+                  exclude=exclude, bias=bias, num_items=490, logit_scale=2.0, backend=ranking)
     scores = (2 * queries @ items.T + bias)[:, :490]
     np.testing.assert_array_equal(found, plain_rank(scores, targets, lists))
 
 
-def test_an_excluded_target_is_ranked_all_the_same(backend: Backend) -> None:
+def test_an_excluded_target_is_ranked_all_the_same(ranking: Backend) -> None:
     queries, items, targets = whole_numbers(45, 500, 6)
     np.testing.assert_array_equal(
-        ranks(queries, items, targets, exclude=jnp.asarray(targets[:, None]), backend=backend),
-        ranks(queries, items, targets, backend=backend))
+        ranks(queries, items, targets, exclude=jnp.asarray(targets[:, None]), backend=ranking),
+        ranks(queries, items, targets, backend=ranking))
 
 
-def test_both_forms_of_exclusion_agree(backend: Backend) -> None:
+def test_both_forms_of_exclusion_agree(ranking: Backend) -> None:
     queries, items, targets = whole_numbers(45, 500, 6)
     exclude, lists = ragged(45, 500)
-    found = ranks(queries, items, targets, exclude=exclude, backend=backend)
+    found = ranks(queries, items, targets, exclude=exclude, backend=ranking)
     np.testing.assert_array_equal(found, plain_rank(queries @ items.T, targets, lists))
     np.testing.assert_array_equal(
         found, ranks(queries, items, targets, exclude=jnp.asarray(padded(lists)),
-                     backend=backend))
+                     backend=ranking))
 
 
 def test_pairs_are_sorted_distinct_and_end_with_the_unused() -> None:
@@ -96,14 +96,14 @@ def test_pairs_are_sorted_distinct_and_end_with_the_unused() -> None:
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("shape", [(7, 1000, 64), (40, 1111, 50), (64, 130, 8)])
 def test_the_target_has_the_bits_that_the_count_sees(shape: tuple[int, int, int],
-                                                     backend: Backend, dtype: Any) -> None:
+                                                     ranking: Backend, dtype: Any) -> None:
     # All rows are equal, so every item ties with the target, wherever both stand in a tile.
     count, rows, dim = shape
     draw = np.random.default_rng(0)
     queries = jnp.asarray(draw.normal(size=(count, dim)), dtype)
     items = jnp.broadcast_to(jnp.asarray(draw.normal(size=dim), dtype), (rows, dim))
     targets = jnp.asarray(draw.integers(0, rows, count), jnp.int32)
-    found = ranks(queries, items, targets, logit_scale=0.37, backend=backend)
+    found = ranks(queries, items, targets, logit_scale=0.37, backend=ranking)
     np.testing.assert_array_equal(found, rows)
 
 
@@ -123,30 +123,30 @@ def test_tiles_do_not_change_ranks() -> None:
         found[0], plain_rank(exact, targets, [np.zeros(0, np.int64)] * 32))
 
 
-def test_a_model_that_scores_all_alike_ranks_last_and_so_does_nan(backend: Backend) -> None:
+def test_a_model_that_scores_all_alike_ranks_last_and_so_does_nan(ranking: Backend) -> None:
     targets = jnp.array([0, 150, 299])
-    same = ranks(jnp.zeros((3, 4)), jnp.ones((300, 4)), targets, backend=backend)
+    same = ranks(jnp.zeros((3, 4)), jnp.ones((300, 4)), targets, backend=ranking)
     np.testing.assert_array_equal(same, 300)
-    lost = ranks(jnp.full((3, 4), jnp.nan), jnp.ones((300, 4)), targets, backend=backend)
+    lost = ranks(jnp.full((3, 4), jnp.nan), jnp.ones((300, 4)), targets, backend=ranking)
     np.testing.assert_array_equal(lost, 300)
     items = np.zeros((300, 4), np.float32)
     items[[5, 200]] = np.nan  # two diverged rows are ahead of everything
     items[targets] = 1.0
-    found = ranks(jnp.ones((3, 4)), jnp.asarray(items), targets, backend=backend)
+    found = ranks(jnp.ones((3, 4)), jnp.asarray(items), targets, backend=ranking)
     np.testing.assert_array_equal(found, 3 + 2)
 
 
-def test_a_target_that_is_no_item_ranks_behind_all_candidates(backend: Backend) -> None:
+def test_a_target_that_is_no_item_ranks_behind_all_candidates(ranking: Backend) -> None:
     found = ranks(jnp.ones((3, 4)), -jnp.ones((300, 4)), jnp.array([-1, 250, 999]),
-                  exclude=jnp.full((3, 1), 7), num_items=200, backend=backend)
+                  exclude=jnp.full((3, 1), 7), num_items=200, backend=ranking)
     np.testing.assert_array_equal(found, 200)
 
 
 @pytest.mark.parametrize("k", [1, 5, 400])
-def test_best_items_are_those_of_a_stable_sort(k: int, backend: Backend) -> None:
+def test_best_items_are_those_of_a_stable_sort(k: int, ranking: Backend) -> None:
     queries, items, _ = whole_numbers(45, 300, 6)
     exclude, lists = ragged(45, 300)
-    scores, ids = best(queries, items, k=k, exclude=exclude, num_items=290, backend=backend)
+    scores, ids = best(queries, items, k=k, exclude=exclude, num_items=290, backend=ranking)
     assert scores.shape == ids.shape == (45, k)
     for row, seen, got_scores, got_ids in zip(queries @ items.T, lists, scores, ids,
                                               strict=True):

@@ -40,11 +40,11 @@ def case(make_case: Callable[..., Any]) -> Any:
 
 
 @pytest.mark.parametrize("shape", MESHES)
-def test_loss_and_all_gradients(shape: tuple[int, int], tiny_tiles: Backend, case: Any,
+def test_loss_and_all_gradients(shape: tuple[int, int], streaming: Backend, case: Any,
                                 dense: Callable[..., Any]) -> None:
     def local(queries: Any, items: Any, bias: Any, scale: Any, targets: Any) -> Any:
         return softmax_loss(queries, items, targets, bias=bias, logit_scale=scale, softcap=4.0,
-                            num_items=301, axis_name="items", backend=tiny_tiles)
+                            num_items=301, axis_name="items", backend=streaming)
 
     whole = on_mesh(local, mesh_of(*shape),
                     (P("data"), P("items"), P("items"), P(), P("data")), P("data"))
@@ -66,13 +66,13 @@ def test_loss_and_all_gradients(shape: tuple[int, int], tiny_tiles: Backend, cas
 
 
 @pytest.mark.parametrize("shape", [(1, 2), (1, 8)])
-def test_gradients_inside_an_unchecked_shard_map(shape: tuple[int, int], tiny_tiles: Backend,
+def test_gradients_inside_an_unchecked_shard_map(shape: tuple[int, int], streaming: Backend,
                                                  case: Any, dense: Callable[..., Any]) -> None:
     def local(queries: Any, items: Any, bias: Any) -> Any:
         def objective(queries: Any, items: Any, bias: Any) -> Any:
             loss, lse = softmax_loss(
                 queries, items, jnp.asarray(case.targets), bias=bias, logit_scale=case.scale,
-                softcap=4.0, num_items=301, axis_name="items", backend=tiny_tiles)
+                softcap=4.0, num_items=301, axis_name="items", backend=streaming)
             return jnp.sum(case.g * loss) + jnp.sum(case.z * lse)
 
         return jax.grad(objective, (0, 1, 2))(queries, items, bias)
@@ -92,13 +92,13 @@ def sgd(rows: Any, grads: Any, state: Any, hyper: Any) -> Any:
 
 
 @pytest.mark.parametrize("items", [1, 4, 8])
-def test_the_update_of_shards_is_the_update_of_the_table(items: int, tiny_tiles: Backend,
+def test_the_update_of_shards_is_the_update_of_the_table(items: int, streaming: Backend,
                                                          case: Any) -> None:
     sparse = SparseRows(jnp.array([0, 39, 40, 40, 319], jnp.int32), jnp.ones((5, 8)))
 
     def local(rows: Any, state: Any, axis_name: str | None) -> Any:
         rule: dict[str, Any] = {"logit_scale": 1.3, "num_items": 301, "axis_name": axis_name,
-                                "backend": tiny_tiles}
+                                "backend": streaming}
         queries, targets = jnp.asarray(case.queries), jnp.asarray(case.targets)
         loss, lse = softmax_loss(queries, rows, targets, **rule)
         return softmax_item_update(rows, state, queries, targets, loss, lse,

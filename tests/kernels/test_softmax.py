@@ -112,7 +112,7 @@ def test_bf16_is_as_exact_as_dense_products_of_bf16(
 
 @pytest.mark.parametrize("miss", [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6])
 def test_a_nearly_certain_label_keeps_exact_gradients(
-        miss: float, tiny_tiles: Backend, make_case: Callable[..., Any],
+        miss: float, streaming: Backend, make_case: Callable[..., Any],
         dense: Callable[..., Any]) -> None:
     case = make_case(8, 300, 32, spread=1.0)
     bias = np.zeros(300, np.float32)
@@ -123,7 +123,7 @@ def test_a_nearly_certain_label_keeps_exact_gradients(
                       g=np.ones(8, np.float32))
     expected = dense(case)
     assert miss / 30 < np.median(-np.expm1(-expected.loss)) < miss * 30
-    found = solve(case, tiny_tiles)
+    found = solve(case, streaming)
     for name in ("loss", "d_queries"):
         want = getattr(expected, name)
         error = np.linalg.norm(found[name] - want) / np.linalg.norm(want)
@@ -151,9 +151,9 @@ def test_large_scores_keep_a_distribution(size: float, backend: Backend,
 
 
 def test_gradients_of_the_bias_add_up_to_the_cotangents_of_lse(
-        tiny_tiles: Backend, make_case: Callable[..., Any]) -> None:
+        streaming: Backend, make_case: Callable[..., Any]) -> None:
     case = make_case(33, 301, 16, bias=True)
-    found = solve(case, tiny_tiles)
+    found = solve(case, streaming)
     np.testing.assert_allclose(found["d_bias"].sum(), case.z.sum(dtype=np.float64), atol=2e-5)
 
 
@@ -179,13 +179,13 @@ def test_a_bias_of_minus_infinity_takes_an_item_out(backend: Backend,
     assert_close(found, expected)
 
 
-def test_garbage_in_padding_rows_changes_nothing(tiny_tiles: Backend,
+def test_garbage_in_padding_rows_changes_nothing(streaming: Backend,
                                                  make_case: Callable[..., Any]) -> None:
     case = make_case(9, 300, 8, num_items=200)
-    clean = solve(case, tiny_tiles)
+    clean = solve(case, streaming)
     items = case.items.copy()
     items[200:] = 1e6
-    assert_close(solve(case.with_(items=items), tiny_tiles), type("Expected", (), clean), rtol=0)
+    assert_close(solve(case.with_(items=items), streaming), type("Expected", (), clean), rtol=0)
 
 
 def test_a_lonely_item_has_no_loss(backend: Backend) -> None:
@@ -216,10 +216,10 @@ def test_tiles_do_not_change_results(make_case: Callable[..., Any]) -> None:
                                        err_msg=name)
 
 
-def test_a_second_run_gives_the_same_bits(tiny_tiles: Backend,
+def test_a_second_run_gives_the_same_bits(streaming: Backend,
                                           make_case: Callable[..., Any]) -> None:
     case = make_case(50, 700, 16, bias=True)
-    first, second = solve(case, tiny_tiles), solve(case, tiny_tiles)
+    first, second = solve(case, streaming), solve(case, streaming)
     for name in NAMES:
         np.testing.assert_array_equal(first[name], second[name])
 
@@ -232,13 +232,13 @@ def test_numpy_arrays_and_batches_of_batches_are_taken(make_case: Callable[..., 
     np.testing.assert_allclose(both, np.stack([loss] * 2), rtol=1e-6)
 
 
-def test_num_items_may_be_traced(tiny_tiles: Backend, make_case: Callable[..., Any]) -> None:
+def test_num_items_may_be_traced(streaming: Backend, make_case: Callable[..., Any]) -> None:
     case = make_case(9, 300, 8, num_items=200)
 
     def gradient(num_items: Any) -> Any:
         return jax.value_and_grad(lambda queries: jnp.sum(softmax_loss(
             queries, jnp.asarray(case.items), jnp.asarray(case.targets), num_items=num_items,
-            backend=tiny_tiles)[0]))(jnp.asarray(case.queries))
+            backend=streaming)[0]))(jnp.asarray(case.queries))
 
     traced = jax.jit(gradient)(jnp.int32(200))
     fixed = jax.jit(lambda: gradient(200))()

@@ -11,8 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
-from rec_jax.kernels import Backend, SparseRows, softmax_item_update, softmax_loss
+from rec_jax.kernels import (
+    Backend,
+    SparseRows,
+    native,
+    native_build,
+    softmax_item_update,
+    softmax_loss,
+)
 from rec_jax.kernels.xla import make_backend
 from rec_jax.kernels.xla_tiles import Sizes
 
@@ -144,9 +152,13 @@ def test_a_seed_gives_the_same_bits_whatever_the_tiles(make_case: Callable[..., 
     np.testing.assert_array_equal(bits[0], bits[2])
 
 
-def test_the_table_is_updated_in_place_without_a_second_one() -> None:
+@pytest.mark.parametrize("name", ["xla", "native"])
+def test_the_table_is_updated_in_place_without_a_second_one(name: str) -> None:
     count, rows, dim = 64, 20000, 16
-    backend = make_backend(Sizes(1 << 12, 64, 64))
+    if name == "native" and (reason := native_build.problem()):
+        pytest.skip(f"no native backend: {reason}")
+    backend = (make_backend(Sizes(1 << 12, 64, 64)) if name == "xla"
+               else native.make_backend(rows=64))
 
     def step(items: Any, state: Any, queries: Any, targets: Any, sparse: Any) -> Any:
         loss, lse = softmax_loss(queries, items, targets, backend=backend)

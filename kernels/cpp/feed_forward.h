@@ -1,0 +1,79 @@
+// The feed-forward layer of a transformer: activation(x W1 + b1) W2 + b2.
+//
+// The columns of W1 are to a place what keys are to a query, and the rows of W2 what values are, with
+// an activation in place of the softmax: the hidden layer of a group of places stays in the cache.
+#pragma once
+
+#include "attention.h"
+
+namespace rec_jax {
+
+enum class Activation : int32_t { kGelu = 0, kRelu = 1, kSilu = 2 };
+
+// 1 / x, within 2e-7 of it.
+inline Vec reciprocal(Vec x) {
+#if defined(__AVX512F__)
+  const Vec near = (Vec)_mm512_rcp14_ps((__m512)x);
+  return near * (2.0f - x * near);
+#else
+  return 1.0f / x;
+#endif
+}
+
+// x times the logistic function of y. Where exp(-y) would be inf the product is 0 in any case.
+inline Vec gated(Vec x, Vec y) {
+  return x * reciprocal(1.0f + exp(max(splat(-88.0f), min(splat(88.0f), -y))));
+}
+
+inline Vec activate(Activation kind, Vec x) {
+  if (kind == Activation::kRelu) return x > 0 ? x : Vec{};
+  if (kind == Activation::kSilu) return gated(x, x);
+  // As jax.nn.gelu: x/2 (1 + tanh y) is x times the logistic function of 2 y.
+  return gated(x, 1.5957691216057308f * (x + 0.044715f * x * x * x));
+}
+
+struct FeedForwardShape {
+  int64_t places, dim, hidden;
+};
+
+// x `[N, d]`, up `[e, d]` (W1 transposed), up_bias `[e]`, down `[e, d]`, down_bias `[d]`;
+// out `[N, d]`; before: what is activated, `[N, e]`, or null.
+template <class Engine, class T>
+void feed_forward(xla::ffi::ThreadPool& pool, FeedForwardShape s, Activation kind, const T* x,
+                  const T* up, const float* up_bias, const T* down, const float* down_bias, T* out,
+                  T* before) {
+  const int64_t width = round_up(s.dim, 32), size = round_up(s.hidden, 32);
+  const int64_t groups = ceil_div(s.places, kGroup), together = 4;
+  Buffer keys(Engine::tile_bytes(size, width)), values(Engine::values_bytes(size, width));
+  Engine::pack_tile({up, s.dim, s.dim}, s.hidden, size, width, keys.at());
+  Engine::pack_values({down, s.dim, s.dim}, s.hidden, size, width, values.at());
+  parallel_for(pool, ceil_div(groups, together), [&](int64_t unit) {
+    Buffer places(Engine::query_bytes(width)), sums(width * kGroup * 4);
+    Buffer scores_buffer(size * kGroup * 4), weights(Engine::weights_bytes(size, 1));
+    float *scores = scores_buffer.at<float>(), *o = sums.at<float>();
+    const Span all = {0, size};
+    Vec ones[2] = {splat(1), splat(1)};
+    Engine::enter();
+    for (int64_t g = unit * together; g < std::min(groups, (unit + 1) * together); ++g) {
+      const int64_t first = g * kGroup, count = std::min(kGroup, s.places - first);
+      Engine::pack_queries({x + first * s.dim, s.dim, s.dim}, count, width, places.at());
+      Engine::score(places.at(), keys.at(), size, width, all, scores);
+      for (int64_t j = 0; j < s.hidden; ++j)
+        for (int half = 0; half < 2; ++half) {
+          float* at = scores + j * kGroup + half * 16;
+          store(at, load(at) + up_bias[j]);
+        }
+      if (before) store_group(scores, size, ones, count, s.hidden, before + first * s.hidden, s.hidden);
+      for (int64_t k = 0; k < width; ++k)
+        for (int half = 0; half < 2; ++half)
+          store(o + k * kGroup + half * 16, splat(k < s.dim ? down_bias[k] : 0));
+      // Columns that pad the hidden layer have scores and rows of 0.
+      Engine::fold_items(values.at(), size, width, all, scores, weights.at(), o,
+                         [&](int64_t, int, Vec h) { return activate(kind, h); });
+      store_group(o, width, ones, count, s.dim, out + first * s.dim, s.dim);
+    }
+    Engine::leave();
+  });
+}
+
+}  // namespace rec_jax

@@ -1,0 +1,366 @@
+// The two folds of the softmax over tiles of items; `primitives.py` says what they compute.
+//
+// An engine is a struct of static functions that packs operands as its products want them:
+//   enter, leave            before and after a thread's work
+//   pack_queries, score     scores [size][32] of a tile of items and a group of 32 queries
+//   pack_tile, pack_values  a tile of items for `score`, and for `fold_items`
+//   fold_items              expected [width][32] += items^T * weight(scores)
+//   pack_weights, pack_side, fold_queries
+//                           grad [size][width] += weight(scores) * queries, over several groups
+// Only the items of a span take part. Sizes and widths are padded to multiples of 32; what pads a
+// row or a group is 0.
+// How the work is cut depends on the problem alone, so that the result does not depend on threads.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <new>
+
+#include "parallel.h"
+#include "vector.h"
+
+namespace rec_jax {
+
+constexpr int64_t kGroup = 32;        // queries whose scores are computed together
+constexpr int64_t kForwardTile = 128;  // items of a tile
+constexpr int64_t kGradTile = 64;
+constexpr int64_t kGradGroups = 8;   // groups between additions to a tile's gradient
+
+struct Rule {
+  float scale = 1;
+  const float* bias = nullptr;  // of this shard's rows, or null
+  float softcap = 0;            // 0: none
+  int64_t offset = 0;           // global id of row 0
+  int64_t items = 0;            // rows from here on are no items
+};
+
+// Aligned memory; all of it that is held at once is counted.
+class Buffer {
+ public:
+  explicit Buffer(int64_t bytes) : bytes_(round_up(std::max<int64_t>(bytes, 1), 4096)) {
+    data_ = static_cast<char*>(std::aligned_alloc(4096, bytes_));
+    if (data_ == nullptr) throw std::bad_alloc();
+    const int64_t now = held() += bytes_;
+    int64_t before = peak();
+    while (before < now && !peak().compare_exchange_weak(before, now)) {
+    }
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() {
+    held() -= bytes_;
+    std::free(data_);
+  }
+  template <class T = char>
+  T* at(int64_t byte = 0) const {
+    return reinterpret_cast<T*>(data_ + byte);
+  }
+  static std::atomic<int64_t>& held() {
+    static std::atomic<int64_t> bytes{0};
+    return bytes;
+  }
+  static std::atomic<int64_t>& peak() {
+    static std::atomic<int64_t> bytes{0};
+    return bytes;
+  }
+
+ private:
+  int64_t bytes_;
+  char* data_;
+};
+
+// Raw products [size][32] to scores, in place; a row that is no item scores -inf.
+inline void finish_scores(const Rule& rule, int64_t first, int64_t size, float* scores) {
+  const int64_t valid = std::clamp<int64_t>(rule.items - first, 0, size);
+  for (int64_t j = 0; j < valid; ++j) {
+    const float bias = rule.bias ? rule.bias[first + j] : 0.0f;
+    for (int half = 0; half < 2; ++half) {
+      float* at = scores + j * kGroup + half * 16;
+      Vec s = load(at) * rule.scale + bias;
+      if (rule.softcap > 0) s = rule.softcap * tanh(s / rule.softcap);
+      store(at, s);
+    }
+  }
+  std::fill(scores + valid * kGroup, scores + size * kGroup, -kInfinity);
+}
+
+inline bool plain(const Rule& rule) { return rule.scale == 1 && !rule.bias && rule.softcap <= 0; }
+
+inline Vec slope_of(const Rule& rule, Vec s) {
+  Vec bent = s / rule.softcap;
+  return 1.0f - bent * bent;
+}
+
+// The labels of a group that lie in a tile score -inf; returns whether there is one.
+inline bool mask_labels(const int32_t* targets, int64_t first_id, int64_t size, float* scores) {
+  bool any = false;
+  for (int q = 0; q < kGroup; ++q) {
+    const int64_t row = int64_t(targets[q]) - first_id;
+    if (row < 0 || row >= size) continue;
+    scores[row * kGroup + q] = -kInfinity;
+    any = true;
+  }
+  return any;
+}
+
+// Arguments of both folds. rows, queries: `[V, dim]`, `[N, dim]`; targets: `[N]`, global ids.
+template <class Query, class Item>
+struct Arguments {
+  const Query* queries;
+  const Item* items;
+  const int32_t* targets;
+  int64_t num_queries, num_rows, dim;
+  Rule rule;
+  int64_t width() const { return round_up(dim, 32); }
+  int64_t groups() const { return ceil_div(num_queries, kGroup); }
+  int64_t in_group(int64_t group) const { return std::min(kGroup, num_queries - group * kGroup); }
+};
+
+// The queries of a problem, packed by groups, and their targets, -1 where there is none.
+template <class Engine, class Query, class Item>
+class Packed {
+ public:
+  Packed(xla::ffi::ThreadPool& pool, const Arguments<Query, Item>& a, bool with_side)
+      : of_query_(Engine::query_bytes(a.width())),
+        of_side_(with_side ? Engine::side_bytes(a.width()) : 0),
+        queries_(a.groups() * of_query_),
+        side_(a.groups() * of_side_),
+        targets_(a.groups() * kGroup * 4) {
+    std::fill_n(targets_.template at<int32_t>(), a.groups() * kGroup, -1);
+    std::copy_n(a.targets, a.num_queries, targets_.template at<int32_t>());
+    parallel_for(pool, ceil_div(a.groups(), 8), [&](int64_t unit) {
+      for (int64_t g = unit * 8; g < std::min(a.groups(), unit * 8 + 8); ++g) {
+        const Rows<Query> rows = {a.queries + g * kGroup * a.dim, a.dim, a.dim};
+        Engine::pack_queries(rows, a.in_group(g), a.width(), queries_.at(g * of_query_));
+        if (with_side) Engine::pack_side(rows, a.in_group(g), a.width(), side_.at(g * of_side_));
+      }
+    });
+  }
+  const void* queries(int64_t group) const { return queries_.at(group * of_query_); }
+  const void* side(int64_t group) const { return side_.at(group * of_side_); }
+  const int32_t* targets(int64_t group) const {
+    return targets_.template at<int32_t>() + group * kGroup;
+  }
+
+ private:
+  int64_t of_query_, of_side_;
+  Buffer queries_, side_, targets_;
+};
+
+// m, sum: `[N]`; expected: `[N, dim]` or null. Written by `forward`.
+struct Sums {
+  float *m, *sum, *expected;
+};
+
+// Flash attention's running maximum and sums of one block of groups over items [begin, end).
+// m, sum `[groups * 32]`, expected `[groups][width][32]` or null.
+template <class Engine, class Query, class Item>
+void forward_unit(const Arguments<Query, Item>& a, const Packed<Engine, Query, Item>& packed,
+                  int64_t first_group, int64_t groups, int64_t begin, int64_t end, Sums out) {
+  constexpr int64_t size = kForwardTile;
+  const int64_t width = a.width();
+  const bool expected = out.expected != nullptr;
+  const Span all = {0, size};
+  Buffer tile(Engine::tile_bytes(size, width));
+  Buffer values(expected ? Engine::values_bytes(size, width) : 0);
+  Buffer scores_buffer(size * kGroup * 4), weights(Engine::weights_bytes(size, 1));
+  float* scores = scores_buffer.at<float>();
+  std::fill_n(out.m, groups * kGroup, kLowest);
+  std::fill_n(out.sum, groups * kGroup, 0.0f);
+  if (expected) std::fill_n(out.expected, groups * kGroup * width, 0.0f);
+  Engine::enter();
+  for (int64_t start = begin; start < end; start += size) {
+    const int64_t rows = std::min(size, end - start);
+    const Rows<Item> items = {a.items + start * a.dim, a.dim, a.dim};
+    Engine::pack_tile(items, rows, size, width, tile.at());
+    if (expected) Engine::pack_values(items, rows, size, width, values.at());
+    Rule rule = a.rule;
+    rule.items = std::min(rule.items, start + rows);
+    const bool as_is = plain(rule) && start + size <= rule.items;
+    for (int64_t g = 0; g < groups; ++g) {
+      Engine::score(packed.queries(first_group + g), tile.at(), size, width, all, scores);
+      if (!as_is) finish_scores(rule, start, size, scores);
+      mask_labels(packed.targets(first_group + g), rule.offset + start, size, scores);
+      Vec m[2], sum[2], shrink[2];
+      for (int half = 0; half < 2; ++half) {
+        float* at = out.m + g * kGroup + half * 16;
+        const Vec before = load(at);
+        Vec top[4] = {before, before, before, before};
+        for (int64_t j = 0; j < size; j += 4)
+          for (int i = 0; i < 4; ++i)
+            top[i] = max(load(scores + (j + i) * kGroup + half * 16), top[i]);
+        m[half] = max(max(top[0], top[1]), max(top[2], top[3]));
+        store(at, m[half]);
+        shrink[half] = exp(before - m[half]);
+        sum[half] = load(out.sum + g * kGroup + half * 16) * shrink[half];
+      }
+      if (expected) {
+        float* o = out.expected + g * kGroup * width;
+        for (int64_t k = 0; k < width; ++k)
+          for (int half = 0; half < 2; ++half)
+            store(o + k * kGroup + half * 16, load(o + k * kGroup + half * 16) * shrink[half]);
+        if (rule.softcap > 0) {
+          Engine::fold_items(values.at(), size, width, all, scores, weights.at(), o,
+                             [&](int64_t, int half, Vec s) {
+                               Vec p = exp(s - m[half]);
+                               sum[half] += p;
+                               return p * slope_of(rule, max(s, splat(-rule.softcap)));
+                             });
+        } else {
+          Engine::fold_items(values.at(), size, width, all, scores, weights.at(), o,
+                             [&](int64_t, int half, Vec s) {
+                               Vec p = exp(s - m[half]);
+                               sum[half] += p;
+                               return p;
+                             });
+        }
+      } else {
+        for (int64_t j = 0; j < size; ++j)
+          for (int half = 0; half < 2; ++half)
+            sum[half] += exp(load(scores + j * kGroup + half * 16) - m[half]);
+      }
+      for (int half = 0; half < 2; ++half) store(out.sum + g * kGroup + half * 16, sum[half]);
+    }
+  }
+  Engine::leave();
+}
+
+// See `primitives.Forward`.
+template <class Engine, class Query, class Item>
+void forward(xla::ffi::ThreadPool& pool, const Arguments<Query, Item>& a, Sums out) {
+  const int64_t width = a.width(), groups = a.groups();
+  const Packed<Engine, Query, Item> packed(pool, a, false);
+  // A block of queries is large enough to hide the packing of tiles; where there are few blocks,
+  // the items are cut too, so that many cores have work.
+  const int64_t block = a.num_queries > 4096 ? 16 : 8, blocks = ceil_div(groups, block);
+  const int64_t cuts = std::clamp<int64_t>(std::min(ceil_div(64, blocks), a.num_rows / 4096), 1, 64);
+  const int64_t rows = round_up(ceil_div(a.num_rows, cuts), kForwardTile);
+  const int64_t padded = groups * kGroup;
+  Buffer m(cuts * padded * 4), sum(cuts * padded * 4);
+  Buffer expected(out.expected ? cuts * padded * width * 4 : 0);
+  parallel_for(pool, blocks * cuts, [&](int64_t unit) {
+    const int64_t cut = unit / blocks, first = unit % blocks * block;
+    const int64_t at = cut * padded + first * kGroup;
+    forward_unit<Engine>(
+        a, packed, first, std::min(block, groups - first), std::min(cut * rows, a.num_rows),
+        std::min((cut + 1) * rows, a.num_rows),
+        Sums{m.at<float>() + at, sum.at<float>() + at,
+             out.expected ? expected.at<float>() + at * width : nullptr});
+  });
+  parallel_for(pool, groups, [&](int64_t g) {
+    Vec top[2], total[2];
+    Buffer merged(width * kGroup * 4);
+    float* o = merged.at<float>();
+    std::fill_n(o, width * kGroup, 0.0f);
+    for (int half = 0; half < 2; ++half) {
+      const int64_t lane = g * kGroup + half * 16;
+      top[half] = splat(kLowest);
+      total[half] = Vec{};
+      for (int64_t cut = 0; cut < cuts; ++cut)
+        top[half] = max(load(m.at<float>() + cut * padded + lane), top[half]);
+      for (int64_t cut = 0; cut < cuts; ++cut) {
+        const Vec factor = exp(load(m.at<float>() + cut * padded + lane) - top[half]);
+        total[half] += factor * load(sum.at<float>() + cut * padded + lane);
+        if (!out.expected) continue;
+        const float* from = expected.at<float>() + (cut * padded + g * kGroup) * width + half * 16;
+        for (int64_t k = 0; k < a.dim; ++k)
+          store(o + k * kGroup + half * 16,
+                load(o + k * kGroup + half * 16) + factor * load(from + k * kGroup));
+      }
+    }
+    for (int64_t q = 0; q < a.in_group(g); ++q) {
+      const int64_t i = g * kGroup + q;
+      out.m[i] = top[q / 16][q % 16];
+      out.sum[i] = total[q / 16][q % 16];
+      if (!out.expected) continue;
+      for (int64_t k = 0; k < a.dim; ++k) out.expected[i * a.dim + k] = o[k * kGroup + q];
+    }
+  });
+}
+
+// lse, weight, label_weight: `[N]`. grad: `[V, dim]`; grad_bias: `[V]` or null.
+struct Side {
+  const float *lse, *weight, *label_weight;
+};
+
+// See `primitives.ItemGrad`.
+template <class Engine, class Query, class Item>
+void item_grad(xla::ffi::ThreadPool& pool, const Arguments<Query, Item>& a, Side side, float* grad,
+               float* grad_bias) {
+  constexpr int64_t size = kGradTile, room = kGradGroups;
+  const int64_t width = a.width(), groups = a.groups(), padded = groups * kGroup;
+  const Packed<Engine, Query, Item> packed(pool, a, true);
+  Buffer per_query(2 * padded * 4);
+  float *lse = per_query.at<float>(), *weight = lse + padded;
+  std::fill_n(lse, padded, -kLowest);  // exp(s - lse) is 0 for a query that pads
+  std::fill_n(weight, padded, 0.0f);
+  std::copy_n(side.lse, a.num_queries, lse);
+  std::copy_n(side.weight, a.num_queries, weight);
+  const int64_t together = 8;  // tiles of a unit
+  parallel_for(pool, ceil_div(a.num_rows, size * together), [&](int64_t unit) {
+    const Span all = {0, size};
+    Buffer tile(Engine::tile_bytes(size, width));
+    Buffer scores_buffer(size * kGroup * 4), weights(Engine::weights_bytes(size, room));
+    Buffer sums(size * width * 4), bias_sums(size * 64);
+    float *scores = scores_buffer.at<float>(), *total = sums.at<float>();
+    const int64_t end = std::min(a.num_rows, (unit + 1) * size * together);
+    Engine::enter();
+    for (int64_t start = unit * size * together; start < end; start += size) {
+      const int64_t rows = std::min(size, end - start);
+      const int64_t valid = std::clamp<int64_t>(a.rule.items - start, 0, rows);
+      std::fill_n(total, size * width, 0.0f);
+      std::fill_n(bias_sums.at<float>(), size * 16, 0.0f);
+      Rule rule = a.rule;
+      rule.items = std::min(rule.items, start + rows);
+      const bool as_is = plain(rule) && valid == size;
+      if (valid > 0)
+        Engine::pack_tile({a.items + start * a.dim, a.dim, a.dim}, rows, size, width, tile.at());
+      for (int64_t first = 0; valid > 0 && first < groups; first += room) {
+        const int64_t steps = std::min(room, groups - first);
+        for (int64_t step = 0; step < steps; ++step) {
+          const int64_t g = first + step;
+          Engine::score(packed.queries(g), tile.at(), size, width, all, scores);
+          if (!as_is) finish_scores(rule, start, size, scores);
+          mask_labels(packed.targets(g), rule.offset + start, valid, scores);
+          const Vec lse_of[2] = {load(lse + g * kGroup), load(lse + g * kGroup + 16)};
+          const Vec weight_of[2] = {load(weight + g * kGroup), load(weight + g * kGroup + 16)};
+          if (rule.softcap > 0 || rule.bias) {
+            Engine::pack_weights(
+                scores, size, all, step, room, weights.at(), [&](int64_t j, int half, Vec s) {
+                  Vec c = weight_of[half] * exp(s - lse_of[half]);
+                  if (rule.softcap > 0) c *= slope_of(rule, max(s, splat(-rule.softcap)));
+                  float* b = bias_sums.at<float>() + j * 16;
+                  store(b, load(b) + c);
+                  return c;
+                });
+          } else {
+            Engine::pack_weights(scores, size, all, step, room, weights.at(),
+                                 [&](int64_t, int half, Vec s) {
+                                   return weight_of[half] * exp(s - lse_of[half]);
+                                 });
+          }
+        }
+        Engine::fold_queries(weights.at(), packed.side(first), size, all, steps, room, width,
+                             total);
+      }
+      if (grad_bias)
+        for (int64_t j = 0; j < rows; ++j)
+          grad_bias[start + j] = j < valid ? sum(load(bias_sums.at<float>() + j * 16)) : 0.0f;
+      for (int64_t i = 0; i < a.num_queries; ++i) {
+        const int64_t row = int64_t(a.targets[i]) - (rule.offset + start);
+        if (row < 0 || row >= valid) continue;
+        const float factor = side.label_weight[i];
+        for (int64_t k = 0; k < a.dim; ++k)
+          total[row * width + k] += factor * to_float(a.queries[i * a.dim + k]);
+        if (grad_bias) grad_bias[start + row] += factor;
+      }
+      for (int64_t j = 0; j < rows; ++j)
+        for (int64_t k = 0; k < a.dim; ++k)
+          grad[(start + j) * a.dim + k] = j < valid ? a.rule.scale * total[j * width + k] : 0.0f;
+    }
+    Engine::leave();
+  });
+}
+
+}  // namespace rec_jax
