@@ -76,14 +76,24 @@ def rank_users(ranker: Ranker, params: Params, rows: jax.Array, dataset: Dataset
     reporter = reporter or Silent()
     reporter.begin(len(users))
     ranks = np.zeros(len(users), np.int32)
-    for tiles, chosen in iterate_tiles(dataset, users, ends, targets, reading=reading,
-                                       batch=batch):
-        answer = ranker(params, rows, tiles)
+
+    def take(answer: Ranked, chosen: np.ndarray) -> None:
         ranks[chosen] = np.asarray(answer.ranks).reshape(-1)[:len(chosen)]
         if coverage is not None and answer.best is not None:
             best = np.asarray(answer.best)
             coverage.add(best.reshape(-1, best.shape[-1])[:len(chosen)])
         reporter.advance(len(chosen))
+
+    before: tuple[Ranked, np.ndarray] | None = None
+    for tiles, chosen in iterate_tiles(dataset, users, ends, targets, reading=reading,
+                                       batch=batch):
+        # One call is in flight while the next one's tiles are made.
+        answer = ranker(params, rows, tiles)
+        if before is not None:
+            take(*before)
+        before = answer, chosen
+    if before is not None:
+        take(*before)
     return ranks
 
 

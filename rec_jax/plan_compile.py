@@ -138,8 +138,11 @@ def _lower(config: RunConfig, num_items: int, mesh: Mesh) -> Any:
     objective = config.objective
     if getattr(objective, "backend", None) == "auto":
         objective = replace(objective, backend=_kernels())
+    encoder_config: Any = config.encoder
+    if getattr(encoder_config, "backend", None) == "auto":
+        encoder_config = replace(encoder_config, backend="xla")  # the devices are not this CPU
     encoder, params = build_encoder(
-        config.encoder, dim=table_config.dim, length=config.data.length,
+        encoder_config, dim=table_config.dim, length=config.data.length,
         causal=objective.causal, precision=settings.precision, seed=config.seed,
         features=planned_features(config.features))
     mode = update_of(config, num_items).mode

@@ -17,6 +17,9 @@ from rec_jax.kernels.xla_exp import exp
 
 Array = jax.Array
 
+Attend = Callable[[Any, Array, int], Array]
+"""`attend(queries, places, seen)`, see `by_queries`."""
+
 _HALVED = 64  # places of a row from which on halves pay
 _HIDDEN = -1e30  # finite: behind the end of a row stand queries that may attend nothing
 
@@ -106,7 +109,7 @@ def masked_scores(q: Array, k: Array, mask: Array) -> Array:
     return jnp.where(shown.reshape(scores.shape), scores, _HIDDEN)
 
 
-def by_queries(attend: Callable[[Any, Array, int], Array], queries: Any, size: int, *,
+def by_queries(attend: Attend, queries: Any, size: int, *,
                length: int, causal: bool, at: Array | None = None) -> Array:
     """`attend(queries, places, seen)` of a row of at most `size` places, or of one piece after
     another.

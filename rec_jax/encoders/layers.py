@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from rec_jax.kernels import native_feed_forward
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
@@ -34,6 +37,15 @@ def project(layer: nnx.Linear, x: jax.Array, columns: slice = slice(None)) -> ja
     return flat.reshape(*x.shape[:-1], -1)
 
 
+def feed_forward_layers(up: nnx.Linear, down: nnx.Linear, x: jax.Array, activation: str
+                        ) -> jax.Array:
+    """`project(down, activate(activation, project(up, x)))` of x `[B, L, d]`, natively."""
+    assert up.bias is not None and down.bias is not None
+    flat = feed_forward(x.reshape(-1, x.shape[-1]).astype(up.dtype), up.kernel[...], up.bias[...],
+                        down.kernel[...], down.bias[...], activation)
+    return flat.reshape(x.shape)
+
+
 @jax.custom_vjp
 def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     """x `[N, d]` times kernel f32 `[d, e]` plus bias f32 `[e]`, in the type of x, summed in f32.
@@ -59,6 +71,42 @@ def _affine_backward(kept: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Arr
 
 
 affine.defvjp(_affine_forward, _affine_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def feed_forward(x: jax.Array, up: jax.Array, up_bias: jax.Array, down: jax.Array,
+                 down_bias: jax.Array, activation: str) -> jax.Array:
+    """`affine(activation(affine(x, up, up_bias)), down, down_bias)` by the native library.
+
+    x `[N, d]`, up f32 `[d, e]`, down f32 `[e, d]`. The backward pass is that of the parts, and
+    activates again what was kept before the activation, `[N, e]`.
+    """
+    return native_feed_forward.feed_forward(
+        x, up.astype(x.dtype), up_bias, down.astype(x.dtype), down_bias, activation=activation,
+        keep=False)[0]
+
+
+def _feed_forward_forward(x: jax.Array, up: jax.Array, up_bias: jax.Array, down: jax.Array,
+                          down_bias: jax.Array, activation: str) -> tuple[jax.Array, Any]:
+    up, down = up.astype(x.dtype), down.astype(x.dtype)
+    out, before = native_feed_forward.feed_forward(x, up, up_bias, down, down_bias,
+                                                   activation=activation, keep=True)
+    return out, (x, up, down, before)
+
+
+def _feed_forward_backward(activation: str, kept: Any, gradient: jax.Array) -> Any:
+    x, up, down, before = kept
+    hidden, back = jax.vjp(lambda before: activate(activation, before), before)
+    of_hidden, of_down, of_down_bias = _affine_backward((hidden, down), gradient)
+    return (*_affine_backward((x, up), back(of_hidden)[0]), of_down, of_down_bias)
+
+
+feed_forward.defvjp(_feed_forward_forward, _feed_forward_backward)
+
+
+def activate(name: str, x: jax.Array) -> jax.Array:
+    """`jax.nn`'s activation of this name, computed in f32, in the type of x."""
+    return getattr(jax.nn, name)(x.astype(jnp.float32)).astype(x.dtype)
 
 
 def product(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rec_jax.encoders.attention import (
+    Attend,
     attention_mask,
     by_head,
     by_place,
@@ -25,8 +26,16 @@ from rec_jax.encoders.attention import (
     masked_scores,
 )
 from rec_jax.encoders.base import Inputs, at_places
-from rec_jax.encoders.layers import dropout, project, rotated, split_keys
+from rec_jax.encoders.layers import (
+    activate,
+    dropout,
+    feed_forward_layers,
+    project,
+    rotated,
+    split_keys,
+)
 from rec_jax.errors import InputError
+from rec_jax.kernels import native_attention, native_build
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,9 @@ class Config:
       turn with it, and only distances count.
     norm: layer, or rms, which does not subtract the mean and has no bias.
     query_chunk: a row longer than this attends in pieces of so many queries.
+    backend: of attention, where it drops no weights, and of a feed-forward layer without gates.
+      native: C++ for CPUs (`rec_jax.kernels`), which needs no pieces; xla: plain JAX; auto: native
+      on a CPU with a C++ compiler.
     """
 
     kind: str = "transformer"
@@ -56,6 +68,7 @@ class Config:
     positions: Literal["learned", "rotary"] = "learned"
     norm: Literal["layer", "rms"] = "layer"
     query_chunk: int = 512
+    backend: Literal["auto", "xla", "native"] = "auto"
 
     def __post_init__(self) -> None:
         for name in ("layers", "heads", "hidden", "query_chunk"):
@@ -64,6 +77,11 @@ class Config:
         for name in ("dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise InputError(f"{name} is {getattr(self, name)}; expected 0 <= rate < 1")
+
+    @property
+    def native(self) -> bool:
+        """Whether the native library computes what it can."""
+        return self.backend != "xla" and native_build.usable()
 
     def build(self, *, dim: int, length: int, causal: bool, dtype: jax.typing.DTypeLike,
               rngs: nnx.Rngs) -> nnx.Module:
@@ -76,6 +94,9 @@ class Config:
             raise InputError(
                 f"encoder.positions = 'rotary' turns pairs of values, and table.dim / "
                 f"encoder.heads is {dim // self.heads}; expected an even number")
+        if self.backend == "native" and not native_build.usable():
+            raise InputError("encoder.backend = 'native' needs a CPU and a C++ compiler; "
+                             "expected 'auto' or 'xla'")
         return Transformer(self, dim=dim, length=length, causal=causal, dtype=dtype, rngs=rngs)
 
 
@@ -105,44 +126,62 @@ class Block(nnx.Module):
         keys = split_keys(key, 3)
         attended = self._attend(self.norm_attention(x), inputs, keys[0], at)
         x = at_places(x, at) + dropout(project(self.project, attended), config.dropout, keys[1])
-        hidden = self._activate(project(self.up, self.norm_mlp(x)))
-        return x + dropout(project(self.down, hidden), config.dropout, keys[2])
+        return x + dropout(self._feed_forward(self.norm_mlp(x)), config.dropout, keys[2])
 
-    def _activate(self, x: jax.Array) -> jax.Array:
-        wide = x.astype(jnp.float32)
-        if self.config.activation == "swiglu":
-            gate, values = jnp.split(wide, 2, axis=-1)
-            return (jax.nn.silu(gate) * values).astype(x.dtype)
-        return getattr(jax.nn, self.config.activation)(wide).astype(x.dtype)
+    def _feed_forward(self, x: jax.Array) -> jax.Array:
+        activation = self.config.activation
+        if activation == "swiglu":
+            gate, values = jnp.split(project(self.up, x).astype(jnp.float32), 2, axis=-1)
+            return project(self.down, (jax.nn.silu(gate) * values).astype(x.dtype))
+        if self.config.native:
+            return feed_forward_layers(self.up, self.down, x, activation)
+        return project(self.down, activate(activation, project(self.up, x)))
 
     def _attend(self, x: jax.Array, inputs: Inputs, key: jax.Array | None,
                 at: jax.Array | None) -> jax.Array:
-        dim, heads, rate = x.shape[-1], self.config.heads, self.config.attention_dropout
+        config, dim = self.config, x.shape[-1]
+        dropped = key is not None and config.attention_dropout > 0.0
+        native = config.native and not dropped
+        own, positions = (at_places(each, at) for each in (inputs.segments, inputs.positions))
+        places = jnp.broadcast_to(jnp.arange(own.shape[1]), own.shape) if at is None else at
+        seen = native_attention.Seen(own, inputs.segments, places)
         if at is None:
-            parts = jnp.split(project(self.qkv, x), 3, axis=-1)
+            together = project(self.qkv, x)
+            if native and config.positions != "rotary":
+                return native_attention.self_attention(together, seen, config.heads, self.causal)
+            parts = jnp.split(together, 3, axis=-1)
         else:
             asked = project(self.qkv, at_places(x, at), slice(dim))
             parts = [asked, *jnp.split(project(self.qkv, x, slice(dim, None)), 2, axis=-1)]
-        q, k, v = (part.reshape(*part.shape[:2], heads, -1) for part in parts)  # [B, L, h, d/h]
-        own, positions = (at_places(each, at) for each in (inputs.segments, inputs.positions))
-        if self.config.positions == "rotary":
+        q, k, v = (part.reshape(*part.shape[:2], config.heads, -1) for part in parts)
+        if config.positions == "rotary":
             q, k = rotated(q, positions), rotated(k, inputs.positions)
+        if native:
+            mixed = native_attention.segment_attention(q, k, v, seen, self.causal)
+        else:
+            mixed = by_queries(self._attend_piece(k, v, inputs, key if dropped else None),
+                               (q, own), config.query_chunk, length=x.shape[1],
+                               causal=self.causal, at=at)
+        return mixed.reshape(*own.shape, dim)
+
+    def _attend_piece(self, k: jax.Array, v: jax.Array, inputs: Inputs, key: jax.Array | None
+                      ) -> Attend:
+        """What `by_queries` calls for some queries of the rows; a key drops weights."""
 
         def attend(queries: tuple[jax.Array, jax.Array], places: jax.Array,
                    seen: int) -> jax.Array:
             q, own = queries  # [B, C, h, d/h], [B, C]
             keys, values, segments = (x[:, :seen] for x in (k, v, inputs.segments))
             mask = attention_mask(own, segments, places, causal=self.causal)
-            if key is None or rate == 0.0:
+            if key is None:
                 return masked_attention(q, keys, values, mask)
             weights = jax.nn.softmax(masked_scores(by_head(q), by_head(keys), mask))
-            weights = dropout(weights, rate, jax.random.fold_in(key, places[0]))
+            weights = dropout(weights, self.config.attention_dropout,
+                              jax.random.fold_in(key, places[0]))
             mixed = head_product(weights.astype(v.dtype), by_head(values), 2, 1)
-            return by_place(mixed, heads).astype(v.dtype)
+            return by_place(mixed, self.config.heads).astype(v.dtype)
 
-        mixed = by_queries(attend, (q, own), self.config.query_chunk, length=x.shape[1],
-                           causal=self.causal, at=at)
-        return mixed.reshape(*own.shape, dim)
+        return attend
 
 
 class Transformer(nnx.Module):
