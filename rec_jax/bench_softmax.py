@@ -2,8 +2,8 @@
 
 Every contender of a cell (N queries, V items, width d) is compiled first, and then all of them
 are run in turn, round after round, so that whatever else the machine does hits them alike.
-Memory is what XLA's compiled program needs beyond arguments and results; for torch, the growth
-of the process's peak.
+Memory is what XLA's compiled program needs beyond arguments and results, and what the native
+backend's folds hold; for torch, the growth of the process's peak.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
-from rec_jax.kernels import describe, explain, softmax_loss, target_rank
+from rec_jax.kernels import describe, explain, native_build, softmax_loss, target_rank
 
 log = logging.getLogger("rec_jax.bench")
 
@@ -63,7 +63,12 @@ def _compiled(name: str, function: Callable[..., Any], *arguments: Any) -> Timed
         jax.block_until_ready(compiled(*arguments))
         return time.perf_counter() - start
 
-    return Timed(name, call, None if memory is None else memory.temp_size_in_bytes)
+    extra = None if memory is None else memory.temp_size_in_bytes
+    if extra is not None and name == "native":
+        native_build.peak_scratch()
+        call()
+        extra += native_build.peak_scratch()
+    return Timed(name, call, extra)
 
 
 def _inputs(cell: Cell) -> tuple[Any, Any, Any]:
@@ -198,6 +203,12 @@ def _rank_cell(cell: Cell, backends: Sequence[str], rounds: int, sort: bool) -> 
     return {**asdict(cell), "skipped": skipped, "contenders": [x.row() for x in contenders]}
 
 
+def _fastest(op: str) -> str:
+    """What "auto" takes here."""
+    queries, items, _ = _inputs(Cell(8, 8, 8))
+    return explain(describe(op, queries, items, bias=None, softcap=None))[0]
+
+
 def run(*, queries: Sequence[int] = (2048,), items: Sequence[int] = (100_000,),
         dims: Sequence[int] = (64,), rank: Sequence[Cell] = (Cell(512, 1_000_000, 64),),
         backends: Sequence[str] | None = None, rounds: int = 5, sort: bool = False,
@@ -208,7 +219,7 @@ def run(*, queries: Sequence[int] = (2048,), items: Sequence[int] = (100_000,),
     Args:
       queries, items, dims: the grid: N, V and d.
       rank: sizes of the rank benchmark.
-      backends: kernels to time; the one that "auto" takes by default.
+      backends: kernels to time; by default the one that "auto" takes and, for the loss, `xla`.
       rounds: runs of each contender, fewer for cells of more than 10^9 scores.
       sort: also rank by sorting all scores (slow).
       most_scores: cells with more scores are left out.
@@ -220,19 +231,18 @@ def run(*, queries: Sequence[int] = (2048,), items: Sequence[int] = (100_000,),
     """
     cells = [Cell(n, v, d) for n in queries for v in items for d in dims
              if n * v <= most_scores]
-    if backends is None:
-        first = _inputs(Cell(8, 8, 8))
-        problem = describe("softmax_loss", first[0], first[1], bias=None, softcap=None)
-        backends = (explain(problem)[0],)
+    best = {op: _fastest(op) for op in ("softmax_loss", "target_rank")}
+    for_loss = backends or tuple(dict.fromkeys((best["softmax_loss"], "xla")))
+    for_rank = backends or (best["target_rank"],)
     torch = None if torch_python is None else _Torch(torch_python, _threads())
     losses, ranks = [], []
     try:
         for cell in cells:
             log.info("loss: %s", cell)
-            losses.append(_loss_cell(cell, backends, rounds, torch))
+            losses.append(_loss_cell(cell, for_loss, rounds, torch))
         for cell in rank:
             log.info("rank: %s", cell)
-            ranks.append(_rank_cell(cell, backends, min(rounds, 3), sort))
+            ranks.append(_rank_cell(cell, for_rank, min(rounds, 3), sort))
     finally:
         if torch is not None:
             torch.close()
