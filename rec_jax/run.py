@@ -85,9 +85,9 @@ class CheckpointConfig:
 
     keep: latest checkpoints that stay; the best one stays too.
     keep_every: checkpoints whose step it divides stay as well; none: no others.
-    copy_mib: a state of at most so many MiB in host memory is copied there and written behind
-      the training; a larger one is written in blocks while the training waits. Accelerators
-      copy in their own memory, wherever it has room.
+    copy_mib: a state of at most so many MiB in host memory is copied there; a larger one is
+      frozen by a forked process, on Linux. Accelerators copy in their own memory. Either way the
+      state is written behind the training; where there is no room, the training waits.
     full_every: of a sparse table, each so many-th checkpoint is full, and those between hold the
       rows touched since the one before; 1: all are full.
     delta_values: how those rows are written: exact, or rounded to bfloat16 or int8, which a

@@ -6,6 +6,9 @@ promised, and against what, is in `docs/durability.md`.
 
     layout       files and their index
     seal         sizes and hashes, flushing, the rename
+    hold         the state of one moment, kept while it is written: copied, frozen or waited for
+    snapshot     memory frozen by a forked process
+    memory       views of arrays that live in host memory
     write        blocks to the disk, run by orbax
     read         ranges of rows, and onto devices of any mesh
     keep         which checkpoints stay

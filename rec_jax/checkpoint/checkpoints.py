@@ -107,20 +107,23 @@ class Checkpoints:
 
     def __init__(self, folder: Path | str, *, keep: int = 2, keep_every: int | None = None,
                  read_only: bool = False, copy_bytes: int = COPY_BYTES,
-                 warn: Warn = shout) -> None:
+                 moving: float = 1.0, warn: Warn = shout) -> None:
         """Open a folder; a writer clears away what an interrupted save left.
 
         keep: latest checkpoints that stay; the best one and what a delta builds on stay too.
         keep_every: checkpoints whose step it divides stay as well.
         read_only: nothing in the folder changes, not even what a running save has begun.
-        copy_bytes: a state of at most so many bytes in host memory is copied there and written
-          behind the training; a larger one is written in blocks while the training waits. On
-          accelerators the copy is made in their own memory, wherever it has room.
+        copy_bytes: a state of at most so many bytes in host memory is copied there; a larger one
+          is frozen by a forked process, on Linux, and written behind the training as well. On
+          accelerators the copy is made in their own memory. Where there is no room, the state is
+          written in blocks while the training waits.
+        moving: share of the state that may change while it is written: it is what a frozen one
+          may come to take, so that much has to be free.
         warn: hears of damaged checkpoints that are passed over.
         """
         self.folder = Path(folder).absolute()
         self._keep, self._every, self._read_only = keep, keep_every, read_only
-        self._copy_bytes, self._warn = copy_bytes, warn
+        self._copy_bytes, self._moving, self._warn = copy_bytes, moving, warn
         self._saving: int | None = None
         self._writer: ocp.AsyncCheckpointer | None = None
         if not read_only:
@@ -159,7 +162,8 @@ class Checkpoints:
         self.wait()
         if step in self.steps():
             return
-        given = HandlerArgs(items, Info(step, metric, base, dict(extra)), self._copy_bytes)
+        given = HandlerArgs(items, Info(step, metric, base, dict(extra)), self._copy_bytes,
+                            self._moving)
         self._saving = step
         try:
             self._orbax().save(self.folder / step_name(step), args=StateSave(given))

@@ -34,6 +34,7 @@ from rec_jax.checkpoint.layout import (
     first_line,
     read_leaves,
 )
+from rec_jax.checkpoint.memory import in_host_memory, view
 
 READ_AHEAD = 2
 """Blocks that are read while another one is used."""
@@ -51,6 +52,10 @@ class Source(Protocol):
 
     def read(self, first: int, last: int) -> np.ndarray:
         """Rows `[last - first, ...]` from `first` to `last`; raises `Damaged`."""
+        ...
+
+    def read_into(self, rows: np.ndarray, first: int) -> None:
+        """The same from `first` on into `rows`, an array of this dtype; raises `Damaged`."""
         ...
 
 
@@ -83,6 +88,9 @@ class Packed:
             whole = np.frombuffer(data, self.dtype).reshape(self.shape)
         return whole[first:last] if self.shape else whole
 
+    def read_into(self, rows: np.ndarray, first: int) -> None:
+        rows[...] = self.read(first, first + len(rows))
+
 
 class Stored:
     """An array of its own, in blocks; each block's CRC-32C is checked when it is read."""
@@ -101,6 +109,10 @@ class Stored:
         with _reading(self._folder):
             return self._store[first:last].read().result()
 
+    def read_into(self, rows: np.ndarray, first: int) -> None:
+        with _reading(self._folder):
+            ts.array(rows).write(self._store[first:first + len(rows)]).result()
+
 
 class Chained:
     """An array as a delta leaves it: the base's rows, with the changed ones laid over them."""
@@ -111,17 +123,20 @@ class Chained:
         self._base, self._ids, self._rows, self._scale = base, ids, rows, scale
 
     def read(self, first: int, last: int) -> np.ndarray:
-        found = self._base.read(first, last)
-        low, high = (int(x) for x in np.searchsorted(self._ids, [first, last]))
-        if low == high:
-            return found
-        rows = self._rows.read(low, high)
-        if self._scale is not None:
-            scale = self._scale.read(low, high).reshape(-1, *(1,) * (rows.ndim - 1))
-            rows = rows.astype(np.float32) * scale
-        found = np.array(found)
-        found[self._ids[low:high] - first] = rows.astype(self.dtype)
+        found = np.empty((last - first, *self.shape[1:]), self.dtype)
+        self.read_into(found, first)
         return found
+
+    def read_into(self, rows: np.ndarray, first: int) -> None:
+        self._base.read_into(rows, first)
+        low, high = (int(x) for x in np.searchsorted(self._ids, [first, first + len(rows)]))
+        if low == high:
+            return
+        changed = self._rows.read(low, high)
+        if self._scale is not None:
+            scale = self._scale.read(low, high).reshape(-1, *(1,) * (changed.ndim - 1))
+            changed = changed.astype(np.float32) * scale
+        rows[self._ids[low:high] - first] = changed.astype(self.dtype)
 
 
 def open_item(folder: Path, base: Mapping[str, Source] | None) -> dict[str, Source]:
@@ -167,13 +182,7 @@ def _open_touched(place: Path, leaf: Leaf, base: Mapping[str, Source] | None) ->
 def blocks(source: Source, first: int = 0, last: int | None = None) -> Iterator[
         tuple[int, np.ndarray]]:
     """(first row, rows) over a range, in blocks of `BLOCK_BYTES`; the next ones are read ahead."""
-    last = source.shape[0] if last is None else last
-    row_bytes = max(1, int(np.prod(source.shape[1:], dtype=np.int64)) * source.dtype.itemsize)
-    size = max(1, BLOCK_BYTES // row_bytes)
-    # Whole blocks of the file, each read once.
-    size = max(source.block, size // source.block * source.block) if source.block <= size else size
-    edges = [first, *range(first - first % size + size, last, size), last]
-    pairs = [pair for pair in pairwise(edges) if pair[1] > pair[0]]
+    pairs = _ranges(source, first, source.shape[0] if last is None else last)
     with ThreadPoolExecutor(READ_AHEAD) as pool:
         ahead = deque(pool.submit(source.read, *pair) for pair in pairs[:READ_AHEAD])
         for number, (begin, _) in enumerate(pairs):
@@ -181,6 +190,15 @@ def blocks(source: Source, first: int = 0, last: int | None = None) -> Iterator[
             if number + READ_AHEAD < len(pairs):
                 ahead.append(pool.submit(source.read, *pairs[number + READ_AHEAD]))
             yield begin, values
+
+
+def _ranges(source: Source, first: int, last: int) -> list[tuple[int, int]]:
+    """Ranges of rows of about `BLOCK_BYTES`: whole blocks of the file, each read once."""
+    row_bytes = max(1, int(np.prod(source.shape[1:], dtype=np.int64)) * source.dtype.itemsize)
+    size = max(1, BLOCK_BYTES // row_bytes)
+    size = max(source.block, size // source.block * source.block) if source.block <= size else size
+    edges = [first, *range(first - first % size + size, last, size), last]
+    return [pair for pair in pairwise(edges) if pair[1] > pair[0]]
 
 
 def place(source: Source, like: Any) -> jax.Array:
@@ -214,12 +232,31 @@ def _fill(source: Source, bounds: tuple[tuple[int, int], ...], dtype: np.dtype[A
         part = source.read(first, last)[(slice(None), *rest)].astype(dtype)
         return {device: _put(part, device) for device in devices}
     filled = {device: _zeros(shape, dtype, device) for device in devices}
+    if dtype == source.dtype and shape[1:] == source.shape[1:] and all(
+            in_host_memory(one) for one in filled.values()):
+        _fill_in_place(source, first, list(filled.values()))
+        return filled
     for begin, values in blocks(source, first, last):
         part = values[(slice(None), *rest)].astype(dtype, copy=False)
         for device in devices:
             filled[device] = _lay(filled[device], _put(part, device), begin - first)
             filled[device].block_until_ready()  # or blocks pile up faster than they are laid
     return filled
+
+
+def _fill_in_place(source: Source, first: int, filled: list[jax.Array]) -> None:
+    """Read rows from `first` on into arrays of the host that nobody else has seen yet."""
+    one, *others = (view(array.unsafe_buffer_pointer(), array.shape, np.dtype(array.dtype))
+                    for array in jax.block_until_ready(filled))
+
+    def read(bounds: tuple[int, int]) -> None:
+        rows = slice(bounds[0] - first, bounds[1] - first)
+        source.read_into(one[rows], bounds[0])
+        for other in others:
+            other[rows] = one[rows]
+
+    with ThreadPoolExecutor(READ_AHEAD + 1) as pool:
+        list(pool.map(read, _ranges(source, first, first + len(one))))
 
 
 def _put(values: np.ndarray, device: Any) -> jax.Array:

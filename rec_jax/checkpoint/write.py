@@ -1,10 +1,9 @@
 """Writing arrays: each device's shard in blocks of rows, by the process that holds it.
 
 Orbax runs the save (temporary folder, waiting for all processes, background commit, rename) and
-calls the handler here for the bytes. A save takes a copy of the state on the devices, which
-costs no host memory on an accelerator, and streams it to disk behind the training, at most
-`IN_FLIGHT` blocks at a time. Where there is no room for a copy, the blocks are written before
-`save` returns: the training waits, and memory stays bounded all the same.
+calls the handler here for the bytes. The state is held as it is (see `hold`) and streamed to disk
+behind the training, at most `IN_FLIGHT` blocks at a time. Where there is no room to hold it, the
+blocks are written before `save` returns: the training waits, and memory stays bounded.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
+from rec_jax.checkpoint.hold import hold, rows, shards
 from rec_jax.checkpoint.layout import (
     ARRAYS,
     BLOCK_BYTES,
@@ -38,11 +37,10 @@ from rec_jax.checkpoint.layout import (
     write_leaves,
 )
 from rec_jax.checkpoint.seal import write_file
+from rec_jax.checkpoint.snapshot import Snapshot
 
 IN_FLIGHT = 4
 """Blocks that are on their way to the disk at once."""
-DEVICE_SHARE = 0.8
-"""Share of an accelerator's free memory that a copy of the state may take."""
 
 
 class Touched(NamedTuple):
@@ -60,11 +58,12 @@ class Touched(NamedTuple):
 
 
 class HandlerArgs(NamedTuple):
-    """items: pytrees by name, of arrays or `Touched`; copy_bytes: see `Checkpoints`."""
+    """items: pytrees by name, of arrays or `Touched`; copy_bytes, moving: see `Checkpoints`."""
 
     items: Mapping[str, Any]
     info: Info
     copy_bytes: int
+    moving: float
 
 
 class StateHandler(ocp.AsyncCheckpointHandler):
@@ -78,12 +77,12 @@ class StateHandler(ocp.AsyncCheckpointHandler):
         folder = Path(directory)
         planned = {name: _plan(tree) for name, tree in given.items.items()}
         writes = [leaf for _, own in planned.values() for leaf in own]
-        copied = _may_copy(writes, given.copy_bytes)
-        if copied:
-            for write in writes:
-                write.source = _copy(write.source)
-        work = partial(_write_all, folder, planned, given.info)
-        if copied:
+        held = hold([write.source for write in writes], copy_bytes=given.copy_bytes,
+                    moving=given.moving, slots=IN_FLIGHT + 1)
+        for write, value in zip(writes, held.values, strict=True):
+            write.source = value
+        work = partial(_write_held, held.snapshot, folder, planned, given.info)
+        if held.behind:
             return [self._thread.submit(work)]
         work()
         return []
@@ -111,7 +110,7 @@ class StateSave(ocp.args.CheckpointArgs):
 
 @dataclass
 class _Write:
-    """One leaf with what it is written from: device arrays by first row, or a host array."""
+    """One leaf with what it is written from; see `hold`."""
 
     leaf: Leaf
     source: Any
@@ -154,44 +153,13 @@ def _is_small(value: Any) -> bool:
     return (value.nbytes <= PACKED_BYTES and whole) or value.ndim == 0 or value.size == 0
 
 
-def _may_copy(writes: list[_Write], copy_bytes: int) -> bool:
-    """Whether the devices of this process have room for a second state."""
-    needed: dict[Any, int] = {}
-    for write in writes:
-        if isinstance(write.source, jax.Array):
-            for shard in write.source.addressable_shards:
-                if shard.replica_id == 0:
-                    needed[shard.device] = needed.get(shard.device, 0) + shard.data.nbytes
-    on_host = sum(size for device, size in needed.items() if device.platform == "cpu")
-    return on_host <= copy_bytes and all(
-        size <= _free(device) for device, size in needed.items() if device.platform != "cpu")
-
-
-def _free(device: Any) -> float:
-    stats = device.memory_stats() or {}
-    return DEVICE_SHARE * (stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0))
-
-
-class _Shard(NamedTuple):
-    """A shard that this process writes: index into the whole array, and the data."""
-
-    where: tuple[slice, ...]
-    data: Any
-
-
-def _shards(value: Any) -> list[_Shard]:
-    if isinstance(value, list):
-        return value
-    if isinstance(value, jax.Array):
-        return [_Shard(shard.index, shard.data) for shard in value.addressable_shards
-                if shard.replica_id == 0]
-    return [_Shard((slice(None),) * value.ndim, value)]
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, jax.Array):
-        return [_Shard(shard.where, jnp.copy(shard.data)) for shard in _shards(value)]
-    return np.array(value) if isinstance(value, np.ndarray) else value
+def _write_held(snapshot: Snapshot | None, folder: Path,
+                planned: Mapping[str, tuple[str, list[_Write]]], info: Info) -> None:
+    try:
+        _write_all(folder, planned, info)
+    finally:
+        if snapshot is not None:
+            snapshot.close()
 
 
 def _write_all(folder: Path, planned: Mapping[str, tuple[str, list[_Write]]], info: Info) -> None:
@@ -218,11 +186,11 @@ def _write_all(folder: Path, planned: Mapping[str, tuple[str, list[_Write]]], in
 
 def _host(write: _Write) -> np.ndarray:
     """A small leaf, whole."""
-    shards = _shards(write.source)
-    if len(shards) == 1:
-        return np.asarray(shards[0].data)
-    whole = np.empty(write.leaf.shape, shards[0].data.dtype)
-    for shard in shards:
+    parts = shards(write.source)
+    if len(parts) == 1:
+        return np.asarray(parts[0].data)
+    whole = np.empty(write.leaf.shape, parts[0].data.dtype)
+    for shard in parts:
         whole[shard.where] = np.asarray(shard.data)
     return whole
 
@@ -232,12 +200,12 @@ def _write_shards(target: Path, leaf: Leaf, source: Any) -> None:
                     create=True, open=True).result()
 
     def blocks() -> Iterator[tuple[Any, np.ndarray]]:
-        for shard in _shards(source):
-            start, rows = shard.where[0].start or 0, shard.data.shape[0]
-            for first in range(0, rows, leaf.block):
-                size = min(leaf.block, rows - first)
+        for shard in shards(source):
+            start, count = shard.where[0].start or 0, shard.data.shape[0]
+            for first in range(0, count, leaf.block):
+                size = min(leaf.block, count - first)
                 where = (slice(start + first, start + first + size), *shard.where[1:])
-                yield where, _rows(shard.data, first, size)
+                yield where, rows(shard.data, first, size)
 
     _stream(store, blocks())
 
@@ -269,16 +237,3 @@ def _stream(store: Any, blocks: Iterator[tuple[Any, np.ndarray]]) -> None:
         waiting.append(store[where].write(values, can_reference_source_data_indefinitely=True))
     for one in waiting:
         one.result()
-
-
-@partial(jax.jit, static_argnums=2)
-def _slice(data: jax.Array, first: jax.Array, size: int) -> jax.Array:
-    return jax.lax.dynamic_slice_in_dim(data, first, size)
-
-
-def _rows(data: Any, first: int, size: int) -> np.ndarray:
-    """Some rows of a shard on the host; never a view of a buffer that a step may be given."""
-    if isinstance(data, np.ndarray):
-        return data[first:first + size]
-    return np.asarray(_slice(data, first, size))
-

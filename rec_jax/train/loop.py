@@ -31,7 +31,7 @@ from rec_jax.train.growing import Start, start_from
 from rec_jax.train.log import MetricsLog
 from rec_jax.train.preemption import Preemption
 from rec_jax.train.resume import Position, resume
-from rec_jax.train.saving import Saver, make_saver
+from rec_jax.train.saving import Saver, make_saver, moving_share
 from rec_jax.train.state import TrainState
 from rec_jax.train.step import StepMetrics, check_ids, place_batch
 
@@ -62,7 +62,8 @@ def run_training(run: Run, config: RunConfig, reporter: Reporter | None = None, 
     settings = config.checkpoint
     with (Preemption(config.train.log_every) as preemption,
           Checkpoints(run.checkpoints, keep=settings.keep, keep_every=settings.keep_every,
-                      copy_bytes=settings.copy_mib * 2**20) as checkpoints):
+                      copy_bytes=settings.copy_mib * 2**20,
+                      moving=moving_share(built.choice.mode)) as checkpoints):
         state, done, position = resume(checkpoints, built, config, reporter, force=force)
         if start is not None and done == 0:
             state = start_from(start, built, run, reporter)

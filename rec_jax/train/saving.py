@@ -23,6 +23,8 @@ from rec_jax.train.state import TrainState, each_table, to_items
 
 WORTH_IT = 0.5
 """Share of touched rows above which a delta would save too little to be worth its chain."""
+MOVING = 0.25
+"""Share of a sparse table that is taken to change, at most, while it is written."""
 
 
 @dataclass
@@ -64,6 +66,11 @@ class Saver:
         self.checkpoints.save(step, items, extra, metric, base=base)
         self.last, self.deltas = step, 0 if base is None else self.deltas + 1
         return each_table(state, mark) if self.marks else state
+
+
+def moving_share(mode: Mode) -> float:
+    """Share of the state that steps may change while it is written; see `Checkpoints`."""
+    return MOVING if mode == "sparse" else 1.0
 
 
 def make_saver(checkpoints: Checkpoints, settings: CheckpointConfig, mode: Mode,

@@ -17,6 +17,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 ROWS = 768 * 4
@@ -50,9 +51,12 @@ def main(folder: Path, address: str, index: int) -> None:
     with Checkpoints(folder / "in", read_only=True) as checkpoints:
         found = checkpoints.restore(1, like)
     check(found["state"])
-    for copy_bytes in (2**30, 0):  # from a copy, and block by block
+    overwrite = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0, tree), donate_argnums=0)
+    for copy_bytes in (2**30, 0):  # copied, and frozen by a child of each process
         with Checkpoints(folder / f"out{copy_bytes}", copy_bytes=copy_bytes) as checkpoints:
-            checkpoints.save(2, found, {"processes": 2}, 0.5)
+            state = jax.tree.map(jnp.copy, found)
+            checkpoints.save(2, state, {"processes": 2}, 0.5)
+            jax.block_until_ready(overwrite(state))
             checkpoints.wait()
             check(checkpoints.restore(2, like)["state"])
             assert checkpoints.extra(2) == {"processes": 2} and checkpoints.verify(2) > 0
