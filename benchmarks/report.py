@@ -80,7 +80,11 @@ def over_seeds(results: Mapping[str, Result]) -> str:
     """Mean and range of runs that differ in their seed alone; nothing where there are none."""
     groups: dict[str, list[tuple[str, Result]]] = {}
     for name, one in results.items():
-        same = json.dumps({key: value for key, value in one["config"].items() if key != "seed"})
+        config = {key: value for key, value in one["config"].items() if key != "seed"}
+        # What computes an encoder is no other recipe.
+        config["encoder"] = {key: value for key, value in config["encoder"].items()
+                             if key not in ("backend", "attention")}
+        same = json.dumps(config)
         groups.setdefault(same, []).append((name, one["test"]))
     rows = [[Path(runs[0][0]).stem, len(runs), *(f"{np.mean(found):.4f} ({min(found):.4f} to "
                                                 f"{max(found):.4f})" for found in (
