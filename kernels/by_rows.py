@@ -39,4 +39,3 @@ def by_rows(function: Callable[..., Sequence[Array]], arguments: Sequence[Array]
     outputs = ", ".join(name(f"y{index}", rank) for index, rank in enumerate(ranks))
     partitioned.def_partition(partition=partition, sharding_rule=f"{operands} -> {outputs}")
     return list(partitioned(*arguments, *whole))
-

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import native_build
-from .compat import result_like, vary, varying_axes
+from .compat import result_like
 from .primitives import Array, Excluded
+from .shards import align
 
 Exclude = tuple[Array, Array] | Array
 """Items that each query has seen, one of
@@ -50,13 +51,11 @@ def _sorted(queries: Array, items: Array) -> tuple[Array, Array]:
 
 def _sorted_natively(queries: Array, items: Array) -> tuple[Array, Array]:
     """The same by digits; XLA's sort takes a seventh of an evaluation on a CPU."""
-    native_build.register()
-    axes = varying_axes(queries, items)
-    queries, items = vary(queries, axes), vary(items, axes)
+    queries, items = align(queries, items)
     results = [result_like(x, x.shape, jnp.int32) for x in (queries, items)]
-    found = jax.ffi.ffi_call("rec_jax_sorted_pairs", results, vmap_method="sequential")(
+    queries, items = native_build.function("sorted_pairs", results)(
         queries, items, unused=np.int32(UNUSED))
-    return found[0], found[1]
+    return queries, items
 
 
 def _pairs(exclude: Exclude | None, num_queries: int) -> tuple[Array, Array]:

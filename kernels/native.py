@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import native_build
-from .compat import result_like, vary_like
+from .compat import result_like
 from .primitives import Array, Backend, Partials, Problem, RowUpdate, Scores, SparseRows
+from .shards import align
 from .xla_softmax import update_tiles
 from .xla_tiles import Tile, pair_scores
 
@@ -74,18 +75,13 @@ def item_update(queries: Array, items: Array, state: Any, targets: Array, lse: A
 
 def _call(name: str, results: tuple[tuple[int, ...], ...], amx: bool | None, queries: Array,
           items: Array, targets: Array, scores: Scores, *per_query: Array) -> list[Array]:
-    native_build.register()
     bias = jnp.zeros((0,), jnp.float32) if scores.bias is None else scores.bias
     num_items, offset = (jnp.asarray(x, jnp.int32) for x in (scores.num_items, scores.row_offset))
-    arguments = [vary_like(x, queries, items, targets, offset) for x in (
-        queries, items, targets.astype(jnp.int32), scores.scale, bias, num_items, offset,
-        *per_query)]
-    call = jax.ffi.ffi_call(
-        f"rec_jax_{name}", [result_like(arguments[0], shape) for shape in results],
-        vmap_method="sequential")
-    return list(call(
-        *arguments, amx=native_build.has_amx() if amx is None else amx,
-        softcap=np.float32(scores.softcap or 0.0)))
+    arguments = align(queries, items, targets.astype(jnp.int32), scores.scale, bias, num_items,
+                      offset, *per_query)
+    call = native_build.function(name, [result_like(arguments[0], shape) for shape in results])
+    return call(*arguments, amx=native_build.has_amx() if amx is None else amx,
+                softcap=np.float32(scores.softcap or 0.0))
 
 
 def make_backend(amx: bool | None = None, rows: int = _UPDATE_ROWS) -> Backend:

@@ -129,11 +129,9 @@ def _ints(seen: Seen) -> list[Array]:
 
 def _call(name: str, causal: bool, at: _Columns, results: Sequence[_Result], *arguments: Array,
           **attributes: bool) -> list[Array]:
-    native_build.register()
-
-    def rows(*arguments: Array) -> Any:
+    def rows(*arguments: Array) -> list[Array]:
         batch = arguments[0].shape[0]
-        call = jax.ffi.ffi_call(f"rec_jax_{name}", [
+        call = native_build.function(name, [
             jax.ShapeDtypeStruct((batch, *shape), dtype) for shape, dtype in results])
         return call(*arguments, amx=native_build.has_amx(), causal=causal, **attributes,
                     **{key: np.int64(value) for key, value in at._asdict().items()})

@@ -19,10 +19,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import jaxlib
+
+from .primitives import Array
 
 SOURCES = Path(__file__).parent / "cpp"
 TARGETS = ("softmax_forward", "softmax_item_grad", "attention_forward", "attention_backward",
@@ -73,8 +76,15 @@ def peak_scratch() -> int:
     return int(ask())
 
 
+def function(name: str, results: Sequence[jax.ShapeDtypeStruct]) -> Callable[..., list[Array]]:
+    """One of `TARGETS` as a function of arrays (and attributes, by name) for a JAX program."""
+    _register()
+    call = jax.ffi.ffi_call(f"rec_jax_{name}", results, vmap_method="sequential")
+    return lambda *arguments, **attributes: list(call(*arguments, **attributes))
+
+
 @functools.cache
-def register() -> None:
+def _register() -> None:
     """Makes the library's functions known to XLA."""
     for name in TARGETS:
         jax.ffi.register_ffi_target(

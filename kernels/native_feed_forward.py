@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,11 +22,9 @@ def feed_forward(x: Array, up: Array, up_bias: Array, down: Array, down_bias: Ar
     and `[N, e]` (or None) in that type. Sums are f32; the hidden layer is not rounded in f32, and
     rounded to bf16 in bf16. Not differentiable by itself. XLA may cut N over devices.
     """
-    native_build.register()
-
-    def rows(x: Array, *weights: Array) -> Any:
+    def rows(x: Array, *weights: Array) -> list[Array]:
         hidden = (x.shape[0], weights[0].shape[0]) if keep else (x.shape[0], 0)
-        call = jax.ffi.ffi_call("rec_jax_feed_forward", [
+        call = native_build.function("feed_forward", [
             jax.ShapeDtypeStruct(x.shape, x.dtype), jax.ShapeDtypeStruct(hidden, x.dtype)])
         return call(x, *weights, amx=native_build.has_amx(),
                     activation=np.int32(ACTIVATIONS[activation]))

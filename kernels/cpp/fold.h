@@ -92,16 +92,12 @@ inline Vec slope_of(const Rule& rule, Vec s) {
   return 1.0f - bent * bent;
 }
 
-// The labels of a group that lie in a tile score -inf; returns whether there is one.
-inline bool mask_labels(const int32_t* targets, int64_t first_id, int64_t size, float* scores) {
-  bool any = false;
+// The labels of a group that lie in a tile score -inf.
+inline void mask_labels(const int32_t* targets, int64_t first_id, int64_t size, float* scores) {
   for (int q = 0; q < kGroup; ++q) {
     const int64_t row = int64_t(targets[q]) - first_id;
-    if (row < 0 || row >= size) continue;
-    scores[row * kGroup + q] = -kInfinity;
-    any = true;
+    if (row >= 0 && row < size) scores[row * kGroup + q] = -kInfinity;
   }
-  return any;
 }
 
 // Arguments of both folds. rows, queries: `[V, dim]`, `[N, dim]`; targets: `[N]`, global ids.
@@ -160,7 +156,7 @@ void forward_unit(const Arguments<Query, Item>& a, const Packed<Engine, Query, I
                   int64_t first_group, int64_t groups, int64_t begin, int64_t end, Sums out) {
   constexpr int64_t size = kForwardTile;
   const int64_t width = a.width();
-  const bool expected = out.expected != nullptr;
+  const bool expected = out.expected != nullptr, capped = a.rule.softcap > 0;
   const Span all = {0, size};
   Buffer tile(Engine::tile_bytes(size, width));
   Buffer values(expected ? Engine::values_bytes(size, width) : 0);
@@ -200,21 +196,12 @@ void forward_unit(const Arguments<Query, Item>& a, const Packed<Engine, Query, I
         for (int64_t k = 0; k < width; ++k)
           for (int half = 0; half < 2; ++half)
             store(o + k * kGroup + half * 16, load(o + k * kGroup + half * 16) * shrink[half]);
-        if (rule.softcap > 0) {
-          Engine::fold_items(values.at(), size, width, all, scores, weights.at(), o,
-                             [&](int64_t, int half, Vec s) {
-                               Vec p = exp(s - m[half]);
-                               sum[half] += p;
-                               return p * slope_of(rule, max(s, splat(-rule.softcap)));
-                             });
-        } else {
-          Engine::fold_items(values.at(), size, width, all, scores, weights.at(), o,
-                             [&](int64_t, int half, Vec s) {
-                               Vec p = exp(s - m[half]);
-                               sum[half] += p;
-                               return p;
-                             });
-        }
+        Engine::fold_items(values.at(), size, width, all, scores, weights.at(), o,
+                           [&](int64_t, int half, Vec s) {
+                             const Vec p = exp(s - m[half]);
+                             sum[half] += p;
+                             return capped ? p * slope_of(rule, max(s, splat(-rule.softcap))) : p;
+                           });
       } else {
         for (int64_t j = 0; j < size; ++j)
           for (int half = 0; half < 2; ++half)

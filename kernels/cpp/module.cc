@@ -100,14 +100,10 @@ ffi::Error softmax_item_grad(ffi::ThreadPool pool, bool use_amx, float softcap,
   });
 }
 
-// Where queries, keys and values lie in their arrays `[B, length, width]`.
-struct Columns {
-  int64_t heads, dim, q, k, v;
-};
-
-AttentionShape shape_of(bool causal, Columns at, const ffi::AnyBuffer& q, const ffi::AnyBuffer& k) {
-  return {q.dimensions()[0], at.heads, q.dimensions()[1], k.dimensions()[1], at.dim, causal,
-          1.0f / std::sqrt(float(at.dim))};
+AttentionShape shape_of(bool causal, int64_t heads, int64_t dim, const ffi::AnyBuffer& q,
+                        const ffi::AnyBuffer& k) {
+  return {q.dimensions()[0], heads, q.dimensions()[1], k.dimensions()[1], dim, causal,
+          1.0f / std::sqrt(float(dim))};
 }
 
 template <class T>
@@ -128,7 +124,7 @@ ffi::Error attention_forward_call(ffi::ThreadPool pool, bool use_amx, bool causa
                                   Ids segments, Ids places, ffi::Result<ffi::AnyBuffer> out,
                                   ffi::Result<Floats> log_total) {
   const Segments who = {own.typed_data(), segments.typed_data(), places.typed_data()};
-  const AttentionShape shape = shape_of(causal, {heads, dim, q_at, k_at, v_at}, q, k);
+  const AttentionShape shape = shape_of(causal, heads, dim, q, k);
   return dispatch<3>(use_amx, q, q, [&](auto engine, auto* one, auto* other) {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(one)>>;
     if constexpr (std::is_same_v<decltype(one), decltype(other)>)
@@ -147,7 +143,7 @@ ffi::Error attention_backward_call(ffi::ThreadPool pool, bool use_amx, bool caus
                                    ffi::Result<ffi::AnyBuffer> dq, ffi::Result<ffi::AnyBuffer> dk,
                                    ffi::Result<ffi::AnyBuffer> dv) {
   const Segments who = {own.typed_data(), segments.typed_data(), places.typed_data()};
-  const AttentionShape shape = shape_of(causal, {heads, dim, q_at, k_at, v_at}, q, k);
+  const AttentionShape shape = shape_of(causal, heads, dim, q, k);
   return dispatch<3>(use_amx, q, q, [&](auto engine, auto* one, auto* other) {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(one)>>;
     if constexpr (std::is_same_v<decltype(one), decltype(other)>)
