@@ -279,7 +279,7 @@ def middle(values: Iterator[float]) -> float:
 def alone(rows: jax.Array, rounds: int, folder: Path,
           tries: dict[str, list[dict[str, float]]]) -> None:
     """Saves and a restore with nothing beside them, and what they are held against."""
-    table = np.array(rows)
+    table = np.asarray(rows)  # where it lies
     like = {"model": {"rows": jax.ShapeDtypeStruct(rows.shape, rows.dtype)}}
     raw, saved = folder / "raw", folder / "save_frozen"
 

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from rec_jax.checkpoint.blocks import flush
 from rec_jax.checkpoint.compact import write_full
 from rec_jax.checkpoint.keep import best_step, kept_steps
 from rec_jax.checkpoint.layout import (
@@ -29,7 +30,7 @@ from rec_jax.checkpoint.layout import (
     step_name,
 )
 from rec_jax.checkpoint.read import Source, blocks, open_item, place
-from rec_jax.checkpoint.seal import SealedFolder, check_seal, flush_folder
+from rec_jax.checkpoint.seal import SealedFolder, check_seal
 from rec_jax.checkpoint.write import HandlerArgs, StateHandler, StateSave
 from rec_jax.errors import InputError, TrainingError
 
@@ -364,7 +365,7 @@ class Checkpoints:
         away = path.with_name(path.name + ".removed")
         shutil.rmtree(away, ignore_errors=True)
         path.rename(away)
-        flush_folder(self.folder)
+        flush(self.folder)
         shutil.rmtree(away, ignore_errors=True)
 
     def _set_aside(self, step: int) -> None:
@@ -373,7 +374,7 @@ class Checkpoints:
             away = path.with_name(step_name(step) + ".damaged")
             shutil.rmtree(away, ignore_errors=True)
             path.rename(away)
-            flush_folder(self.folder)
+            flush(self.folder)
 
 
 

@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import tensorstore as ts
 
+from rec_jax.checkpoint.blocks import flush
 from rec_jax.checkpoint.layout import (
     ARRAYS,
     INFO,
@@ -18,14 +18,14 @@ from rec_jax.checkpoint.layout import (
     PACKED_BYTES,
     Info,
     Leaf,
-    array_spec,
     block_rows,
     compacted_name,
     write_info,
     write_leaves,
 )
 from rec_jax.checkpoint.read import Source, blocks
-from rec_jax.checkpoint.seal import flush_folder, write_file, write_seal
+from rec_jax.checkpoint.seal import write_file, write_seal
+from rec_jax.checkpoint.write import BlockWriter
 
 
 def write_full(folder: Path, info: Info, items: dict[str, dict[str, Source]]) -> None:
@@ -40,7 +40,7 @@ def write_full(folder: Path, info: Info, items: dict[str, dict[str, Source]]) ->
         write_file(temporary / INFO, write_info(dataclasses.replace(info, base=None)))
         write_seal(temporary)
         os.rename(temporary, final)
-        flush_folder(folder)
+        flush(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -60,8 +60,8 @@ def _write_item(folder: Path, sources: dict[str, Source]) -> None:
             leaf = Leaf(path, dtype.name, shape, "array",
                         block=block_rows(shape[0], nbytes // shape[0]))
             leaves.append(leaf)
-            store = ts.open(array_spec(folder / ARRAYS / str(number), shape, dtype.name,
-                                       leaf.block), create=True).result()
-            for first, values in blocks(source):
-                store[first:first + len(values)].write(values).result()
+            with BlockWriter(folder / ARRAYS / str(number), shape, dtype.name,
+                             leaf.block) as writer:
+                for first, values in blocks(source):
+                    writer.write(first, values)
     write_file(folder / LEAVES, write_leaves(leaves))

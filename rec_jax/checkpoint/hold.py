@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rec_jax.checkpoint.layout import BLOCK_BYTES, PACKED_BYTES
+from rec_jax.checkpoint.layout import PACKED_BYTES
 from rec_jax.checkpoint.memory import in_host_memory, view
 from rec_jax.checkpoint.snapshot import Snapshot, take_snapshot
 
@@ -37,7 +37,7 @@ class Shard(NamedTuple):
 class InMemory:
     """An array that lies at an address of this process, row by row.
 
-    snapshot: who reads it; None: it is still there, and does not change.
+    snapshot: who writes it; None: it is still there, and does not change.
     """
 
     address: int
@@ -46,11 +46,21 @@ class InMemory:
     snapshot: Snapshot | None = None
 
     def rows(self, first: int, size: int) -> np.ndarray:
-        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
-        address, shape = self.address + first * row_bytes, (size, *self.shape[1:])
+        """Of an array that is still there."""
+        return view(self._at(first), (size, *self.shape[1:]), self.dtype)
+
+    def write(self, path: Path, first: int, size: int) -> None:
+        """Rows as the snapshot has them, as a block that is not yet flushed; once."""
         if self.snapshot is None:
-            return view(address, shape, self.dtype)
-        return self.snapshot.read(address, size * row_bytes).view(self.dtype).reshape(shape)
+            raise ValueError("there is no snapshot of this array")
+        self.snapshot.write(path, self._at(first), size * self._row_bytes)
+
+    def _at(self, first: int) -> int:
+        return self.address + first * self._row_bytes
+
+    @property
+    def _row_bytes(self) -> int:
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
 
 
 class Held(NamedTuple):
@@ -64,12 +74,11 @@ class Held(NamedTuple):
     snapshot: Snapshot | None = None
 
 
-def hold(values: list[Any], *, copy_bytes: int, moving: float, slots: int) -> Held:
+def hold(values: list[Any], *, copy_bytes: int, moving: float) -> Held:
     """Hold the leaves of a state; each is a `jax.Array`, a host array, or owned by the save.
 
     copy_bytes: up to so many in host memory are copied rather than frozen.
     moving: share of what is frozen that may change until it is written; there has to be room.
-    slots: blocks of a snapshot that are in use at once.
     """
     needed = _device_bytes(values)
     on_host = sum(size for device, size in needed.items() if device.platform == "cpu")
@@ -79,7 +88,7 @@ def hold(values: list[Any], *, copy_bytes: int, moving: float, slots: int) -> He
         return Held([_copy(value) for value in values], behind=True)
     jax.block_until_ready([value for value in values if isinstance(value, jax.Array)])
     room = DEVICE_SHARE * _free_on_host()
-    snapshot = take_snapshot(slots, BLOCK_BYTES) if moving * on_host <= room else None
+    snapshot = take_snapshot() if moving * on_host <= room else None
     if snapshot is None:
         return Held([_in_place(value, None) for value in values], behind=False)
     try:
@@ -127,9 +136,10 @@ def _copy(value: Any) -> Any:
 
 
 def _is_large(value: Any) -> bool:
-    """Whether a snapshot is to hold it: an array in host memory, in the order of its rows."""
+    """Whether a snapshot is to hold it: an array in host memory, row by row, of whole rows."""
     return (isinstance(value, jax.Array) and value.ndim > 0 and value.nbytes > PACKED_BYTES
-            and all(in_host_memory(shard.data) for shard in shards(value)))
+            and all(in_host_memory(shard.data) and shard.data.shape[1:] == value.shape[1:]
+                    for shard in shards(value)))
 
 
 def _in_place(value: Any, snapshot: Snapshot | None) -> Any:

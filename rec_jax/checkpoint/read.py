@@ -23,6 +23,7 @@ import numpy as np
 import tensorstore as ts
 from jax.sharding import SingleDeviceSharding
 
+from rec_jax.checkpoint.blocks import block_path, read_block
 from rec_jax.checkpoint.layout import (
     ARRAYS,
     BLOCK_BYTES,
@@ -106,12 +107,18 @@ class Stored:
             self._store = ts.open(array_spec(folder, shape, dtype, block), open=True).result()
 
     def read(self, first: int, last: int) -> np.ndarray:
-        with _reading(self._folder):
-            return self._store[first:last].read().result()
+        rows = np.empty((last - first, *self.shape[1:]), self.dtype)
+        self.read_into(rows, first)
+        return rows
 
     def read_into(self, rows: np.ndarray, first: int) -> None:
         with _reading(self._folder):
-            ts.array(rows).write(self._store[first:first + len(rows)]).result()
+            if first % self.block or len(rows) % self.block or not rows.flags.c_contiguous:
+                ts.array(rows).write(self._store[first:first + len(rows)]).result()
+                return
+            for begin in range(0, len(rows), self.block):
+                file = block_path(self._folder, (first + begin) // self.block, rows.ndim)
+                read_block(file, rows[begin:begin + self.block])
 
 
 class Chained:

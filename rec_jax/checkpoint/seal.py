@@ -16,6 +16,7 @@ from pathlib import Path
 
 from orbax.checkpoint.path import atomicity
 
+from rec_jax.checkpoint.blocks import flush
 from rec_jax.checkpoint.layout import ARRAYS, FORMAT, SEAL, Damaged, read_json
 
 _ORBAX = ("_CHECKPOINT_METADATA", "commit_success.txt")  # written after the seal, never read
@@ -28,8 +29,8 @@ class SealedFolder(atomicity.AtomicRenameTemporaryPath):
         temporary, final = Path(self.get()), Path(self.get_final())
         write_seal(temporary)
         await super().finalize()
-        flush_folder(final)
-        flush_folder(final.parent)
+        flush(final)
+        flush(final.parent)
 
 
 def write_seal(folder: Path) -> None:
@@ -39,11 +40,11 @@ def write_seal(folder: Path) -> None:
         entry: dict[str, int | str] = {"size": path.stat().st_size}
         if not _is_block(name):
             entry["sha256"] = _hash(path)
-            _flush(path)  # tensorstore has flushed its blocks
+            flush(path)  # blocks were flushed when they were written
         files[name] = entry
     write_file(folder / SEAL, json.dumps({"format": FORMAT, "files": files}, indent=1))
     for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
-        flush_folder(path)
+        flush(path)
 
 
 def check_seal(folder: Path, *, hashes: bool = False) -> int:
@@ -87,11 +88,6 @@ def write_file(path: Path, content: str | bytes) -> None:
         os.fsync(file.fileno())
 
 
-def flush_folder(path: Path) -> None:
-    """Make names in a folder survive a power cut."""
-    _flush(path)
-
-
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
     """Relative name and path of every file, orbax's own and the seal left out."""
     for path in sorted(folder.rglob("*")):
@@ -114,10 +110,3 @@ def _hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

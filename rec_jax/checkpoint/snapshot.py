@@ -1,20 +1,21 @@
 """Memory as it was at one moment, while this process goes on changing it, as Redis saves.
 
-A forked child shares every page of its parent until one of them writes to it. The child here does
-nothing but hold the old pages: asked for a block, it copies it into a small ring that both see,
-and lets go of its pages, so that what the parent changes later is not kept twice. Extra memory is
-the ring and the pages that the parent has changed and the child has not yet given.
+A forked child shares every page of its parent until one of them writes to it. The child here holds
+the old pages: asked for a block, it writes it to a file and lets go of its pages, so that what the
+parent changes later is not kept twice. Extra memory is the pages that the parent has changed and
+the child has not yet written.
 
 A fork of a process with threads has none of them in the child, and whatever lock they held stays
-locked there. So the child takes no lock: it copies, reads and writes pipes, and ends. It says that
-it has come so far before anything relies on it. It hears no signal but SIGKILL, keeps no file of
-its parent open, and ends when its parent does, or asks no more: its pipe then has no writer.
+locked there. So the child takes no lock: it writes files, reads and writes pipes, and ends. It says
+that it has come so far before anything relies on it. It hears no signal but SIGKILL, keeps no file
+of its parent open, and ends when its parent does, or asks no more: its pipe then has no writer.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import gc
 import mmap
 import os
@@ -24,14 +25,16 @@ import struct
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
-import numpy as np
+from rec_jax.checkpoint.blocks import write_block
 
 READY_SECONDS = 10.0
 """How long the child may take to begin; then it is given up, and there is no snapshot."""
 
-_ASK = struct.Struct("QQQ")  # address, place in the ring, bytes
-_DONE = b"."
+_ASK = struct.Struct("QQ")  # address, bytes; the path follows
+_ANSWER = struct.Struct("i")  # 0, or what the system's error was
+_MOST_ASK = select.PIPE_BUF  # a longer message might arrive in pieces
 
 
 class SnapshotLost(OSError):
@@ -39,35 +42,33 @@ class SnapshotLost(OSError):
 
 
 class Snapshot:
-    """Reads the memory of the moment at which `take_snapshot` returned it; for one thread."""
+    """Writes the memory of the moment at which `take_snapshot` returned it; for one thread."""
 
-    def __init__(self, pid: int, asks: int, answers: int, ring: mmap.mmap, slots: int) -> None:
+    def __init__(self, pid: int, asks: int, answers: int) -> None:
         self.pid = pid
         self._asks, self._answers = asks, answers
-        self._ring = np.frombuffer(ring, np.uint8).reshape(slots, -1)
-        self._next = 0
 
-    def read(self, address: int, size: int) -> np.ndarray:
-        """uint8 `[size]`, those bytes of then; they stay until `slots` more have been read.
+    def write(self, path: Path, address: int, size: int) -> None:
+        """Write those bytes of then to a file, as `write_block` does.
 
-        A block is read once: the child no longer has it afterwards.
+        A block is written once: the child no longer has it afterwards.
 
         Raises:
           SnapshotLost: the child has ended.
+          OSError: the file could not be written.
         """
-        slots, slot_bytes = self._ring.shape
-        if size > slot_bytes:
-            raise ValueError(f"{size} bytes of a ring whose slots hold {slot_bytes}")
-        place = self._next % slots
-        self._next += 1
+        message = _ASK.pack(address, size) + os.fsencode(path)
+        if len(message) > _MOST_ASK:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(path))
         try:
-            os.write(self._asks, _ASK.pack(address, place * slot_bytes, size))
-            answer = os.read(self._answers, 1)
+            os.write(self._asks, message)
+            answer = os.read(self._answers, _ANSWER.size)
         except BrokenPipeError:
             answer = b""
-        if answer != _DONE:
+        if len(answer) < _ANSWER.size:
             raise SnapshotLost("the process that held the state for this save has ended")
-        return self._ring[place, :size]
+        if error := _ANSWER.unpack(answer)[0]:
+            raise OSError(error, os.strerror(error), str(path))
 
     def close(self) -> None:
         """End the child and wait for its end; safe to call again."""
@@ -79,16 +80,14 @@ class Snapshot:
         _end(self.pid)
 
 
-def take_snapshot(slots: int, slot_bytes: int) -> Snapshot | None:
+def take_snapshot() -> Snapshot | None:
     """The memory of this process as it is now, or None where it cannot be had.
 
-    Blocks of at most `slot_bytes` are read through a ring of `slots`. Nothing may be writing to
-    the memory that will be read. The caller closes the snapshot.
+    Nothing may be writing to the memory that will be read. The caller closes the snapshot.
     """
     if not sys.platform.startswith("linux"):
         return None
-    ring = mmap.mmap(-1, slots * slot_bytes)  # anonymous and shared
-    serve = _make_server(ctypes.addressof(ctypes.c_char.from_buffer(ring)))
+    serve = _make_server()
     child_asks, asks = os.pipe()
     answers, child_answers = os.pipe()
     try:
@@ -106,29 +105,31 @@ def take_snapshot(slots: int, slot_bytes: int) -> Snapshot | None:
         return None
     os.close(child_asks)
     os.close(child_answers)
-    snapshot = Snapshot(pid, asks, answers, ring, slots)
+    snapshot = Snapshot(pid, asks, answers)
     began = select.select([answers], [], [], READY_SECONDS)[0]
-    if not began or os.read(answers, 1) != _DONE:
+    if not began or len(os.read(answers, _ANSWER.size)) < _ANSWER.size:
         snapshot.close()
         return None
     return snapshot
 
 
-def _make_server(ring: int) -> Callable[[int, int], None]:
+def _make_server() -> Callable[[int, int], None]:
     """The child's loop; whatever can be looked up is looked up here, before the fork."""
     page = mmap.PAGESIZE
     advise, dont_need = ctypes.CDLL(None).madvise, mmap.MADV_DONTNEED
     advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    move = ctypes.memmove
-    read, write, unpack, size = os.read, os.write, _ASK.unpack, _ASK.size
 
     def serve(asks: int, answers: int) -> None:
-        write(answers, _DONE)
-        while len(message := read(asks, size)) == size:
-            address, place, count = unpack(message)
-            move(ring + place, address, count)
-            write(answers, _DONE)
-            first, last = -(-address // page) * page, (address + count) // page * page
+        os.write(answers, _ANSWER.pack(0))
+        while message := os.read(asks, _MOST_ASK):
+            address, size = _ASK.unpack_from(message)
+            try:
+                write_block(message[_ASK.size:], (ctypes.c_char * size).from_address(address))
+                error = 0
+            except OSError as failed:
+                error = failed.errno or errno.EIO
+            os.write(answers, _ANSWER.pack(error))
+            first, last = -(-address // page) * page, (address + size) // page * page
             if last > first:
                 advise(first, last - first, dont_need)
 

@@ -9,8 +9,8 @@ blocks are written before `save` returns: the training waits, and memory stays b
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from rec_jax.checkpoint.hold import hold, rows, shards
+from rec_jax.checkpoint.blocks import block_path, flush, write_rows
+from rec_jax.checkpoint.hold import InMemory, hold, rows, shards
 from rec_jax.checkpoint.layout import (
     ARRAYS,
     BLOCK_BYTES,
@@ -78,7 +79,7 @@ class StateHandler(ocp.AsyncCheckpointHandler):
         planned = {name: _plan(tree) for name, tree in given.items.items()}
         writes = [leaf for _, own in planned.values() for leaf in own]
         held = hold([write.source for write in writes], copy_bytes=given.copy_bytes,
-                    moving=given.moving, slots=IN_FLIGHT + 1)
+                    moving=given.moving)
         for write, value in zip(writes, held.values, strict=True):
             write.source = value
         work = partial(_write_held, held.snapshot, folder, planned, given.info)
@@ -196,18 +197,15 @@ def _host(write: _Write) -> np.ndarray:
 
 
 def _write_shards(target: Path, leaf: Leaf, source: Any) -> None:
-    store = ts.open(array_spec(target, leaf.shape, leaf.dtype, leaf.block),
-                    create=True, open=True).result()
-
-    def blocks() -> Iterator[tuple[Any, np.ndarray]]:
+    with BlockWriter(target, leaf.shape, leaf.dtype, leaf.block) as writer:
         for shard in shards(source):
             start, count = shard.where[0].start or 0, shard.data.shape[0]
             for first in range(0, count, leaf.block):
-                size = min(leaf.block, count - first)
-                where = (slice(start + first, start + first + size), *shard.where[1:])
-                yield where, rows(shard.data, first, size)
-
-    _stream(store, blocks())
+                if isinstance(shard.data, InMemory) and shard.data.snapshot is not None:
+                    writer.write_frozen(start + first, shard.data, first)
+                else:
+                    size = min(leaf.block, count - first)
+                    writer.write(start + first, rows(shard.data, first, size), shard.where[1:])
 
 
 def _write_touched(target: Path, leaf: Leaf, touched: Touched) -> None:
@@ -222,18 +220,58 @@ def _write_touched(target: Path, leaf: Leaf, touched: Touched) -> None:
 
 def write_array(target: Path, values: np.ndarray, block: int) -> None:
     """A host array `[T, ...]` in blocks of rows."""
-    store = ts.open(array_spec(target, values.shape, values.dtype.name, block),
-                    create=True, delete_existing=True).result()
-    _stream(store, ((slice(first, first + block), values[first:first + block])
-                    for first in range(0, len(values), block)))
+    with BlockWriter(target, values.shape, values.dtype.name, block) as writer:
+        writer.write(0, values)
 
 
-def _stream(store: Any, blocks: Iterator[tuple[Any, np.ndarray]]) -> None:
-    """Write blocks with at most `IN_FLIGHT` under way; raises what the first failed one raised."""
-    waiting: deque[Any] = deque()
-    for where, values in blocks:
-        if len(waiting) == IN_FLIGHT:
-            waiting.popleft().result()
-        waiting.append(store[where].write(values, can_reference_source_data_indefinitely=True))
-    for one in waiting:
-        one.result()
+class BlockWriter:
+    """Writes an array in blocks of rows, at most `IN_FLIGHT` under way; leaving it waits for all.
+
+    Raises, there or at a later write, what the first failed one raised.
+    """
+
+    def __init__(self, folder: Path, shape: tuple[int, ...], dtype: str, block: int) -> None:
+        self._folder, self._shape, self._block = folder, shape, block
+        self._store = ts.open(array_spec(folder, shape, dtype, block),
+                              create=True, open=True).result()
+        self._pool = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="blocks")
+        self._waiting: deque[Future[None]] = deque()
+
+    def __enter__(self) -> BlockWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        self._pool.shutdown(cancel_futures=kind is not None)
+        if kind is None:
+            for one in self._waiting:
+                one.result()
+
+    def write(self, first: int, rows: np.ndarray, columns: tuple[slice, ...] = ()) -> None:
+        """Rows from `first` on, or only these columns of them; must not change meanwhile."""
+        edges = range(first - first % self._block, first + len(rows), self._block)
+        for begin in edges:
+            low, high = max(begin, first), min(begin + self._block, first + len(rows))
+            part = rows[low - first:high - first]
+            if part.shape == (self._block, *self._shape[1:]):
+                self._submit(write_rows, self._file(begin), part)
+            else:
+                self._submit(self._write_part, (slice(low, high), *columns), part)
+
+    def write_frozen(self, first: int, data: InMemory, begin: int) -> None:
+        """The block from row `first` on, of a frozen shard: from its row `begin` on."""
+        path = self._file(first)
+        data.write(path, begin, self._block)
+        self._submit(flush, path)
+
+    def _file(self, first: int) -> Path:
+        path = block_path(self._folder, first // self._block, len(self._shape))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _write_part(self, where: tuple[slice, ...], values: np.ndarray) -> None:
+        self._store[where].write(values).result()
+
+    def _submit(self, work: Callable[..., None], *args: Any) -> None:
+        if len(self._waiting) == IN_FLIGHT:
+            self._waiting.popleft().result()
+        self._waiting.append(self._pool.submit(work, *args))

@@ -51,8 +51,8 @@ def children(monkeypatch: pytest.MonkeyPatch) -> list[Snapshot]:
     taken: list[Snapshot] = []
     real = hold.take_snapshot
 
-    def noted(slots: int, slot_bytes: int) -> Snapshot | None:
-        found = real(slots, slot_bytes)
+    def noted() -> Snapshot | None:
+        found = real()
         assert found is not None
         taken.append(found)
         return found
@@ -83,7 +83,7 @@ def test_a_frozen_state_is_saved_as_it_was_while_steps_change_it_in_place(
 
 def test_a_state_that_is_waited_for_is_saved_in_place(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hold, "take_snapshot", lambda slots, slot_bytes: None)
+    monkeypatch.setattr(hold, "take_snapshot", lambda: None)
     tree = state()
     expected, address = jax.tree.map(np.array, tree), tree["model"]["rows"].unsafe_buffer_pointer()
     with Checkpoints(tmp_path / "c", copy_bytes=0) as checkpoints:
@@ -106,10 +106,10 @@ def test_a_state_is_frozen_only_where_memory_has_room_for_what_may_change(
     values = [state()["model"]["rows"]]
     size = values[0].nbytes
     monkeypatch.setattr(hold, "_free_on_host", lambda: size)
-    everything = hold.hold(values, copy_bytes=0, moving=1.0, slots=2)
+    everything = hold.hold(values, copy_bytes=0, moving=1.0)
     assert not everything.behind and everything.snapshot is None
     assert isinstance(everything.values[0][0].data, InMemory)
-    a_part = hold.hold(values, copy_bytes=0, moving=0.5, slots=2)
+    a_part = hold.hold(values, copy_bytes=0, moving=0.5)
     assert a_part.behind and a_part.snapshot is children[0]
     a_part.snapshot.close()
 
@@ -136,8 +136,8 @@ def test_a_child_that_is_killed_fails_the_save_and_the_checkpoint_before_stands(
     expected, real = jax.tree.map(np.array, tree), hold.take_snapshot
     killed: list[int] = []
 
-    def killed_at_once(slots: int, slot_bytes: int) -> Snapshot | None:
-        found = real(slots, slot_bytes)
+    def killed_at_once() -> Snapshot | None:
+        found = real()
         assert found is not None
         os.kill(found.pid, signal.SIGKILL)
         killed.append(found.pid)
@@ -164,7 +164,7 @@ def test_a_write_that_fails_ends_the_child(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rec_jax.checkpoint.write._stream", full)
+    monkeypatch.setattr("rec_jax.checkpoint.write.flush", full)
     with Checkpoints(tmp_path / "c", copy_bytes=0) as checkpoints:
         checkpoints.save(1, state(), {})
         with pytest.raises(TrainingError, match="No space left"):

@@ -1,4 +1,4 @@
-"""A snapshot reads memory as it was, in a child that leaves nothing behind."""
+"""A snapshot writes memory as it was, by a child that leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rec_jax.checkpoint import snapshot
+from rec_jax.checkpoint.blocks import read_block
 from rec_jax.checkpoint.snapshot import Snapshot, SnapshotLost, take_snapshot
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks on Linux only")
 
-SLOTS, SLOT_BYTES = 3, 2**16
+BLOCK = 2**16
 
 
 def taken() -> Snapshot:
-    found = take_snapshot(SLOTS, SLOT_BYTES)
+    found = take_snapshot()
     assert found is not None
     return found
 
@@ -31,11 +33,19 @@ def taken() -> Snapshot:
 @pytest.fixture
 def frozen() -> Iterator[tuple[Snapshot, np.ndarray, np.ndarray]]:
     """A snapshot of memory that has changed since, that memory, and what it held."""
-    memory = np.random.default_rng(0).integers(0, 256, 8 * SLOT_BYTES, np.uint8)
+    memory = np.random.default_rng(0).integers(0, 256, 8 * BLOCK, np.uint8)
     then, found = memory.copy(), taken()
     memory[:] = 7
     yield found, memory, then
     found.close()
+
+
+def assert_held(found: Snapshot, memory: np.ndarray, then: np.ndarray, path: Path) -> None:
+    """The snapshot writes what `memory` held then."""
+    found.write(path, memory.ctypes.data, memory.nbytes)
+    rows = np.empty_like(then)
+    read_block(path, rows)
+    assert rows.tobytes() == then.tobytes()
 
 
 def is_gone(pid: int) -> bool:
@@ -51,37 +61,34 @@ def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def test_it_has_the_bytes_of_its_moment(frozen: tuple[Snapshot, np.ndarray, np.ndarray]) -> None:
+def test_it_has_the_bytes_of_its_moment(
+        frozen: tuple[Snapshot, np.ndarray, np.ndarray], tmp_path: Path) -> None:
     found, memory, then = frozen
-    for first in range(0, len(memory), SLOT_BYTES):
-        block = found.read(memory.ctypes.data + first, SLOT_BYTES)
-        assert block.tobytes() == then[first:first + SLOT_BYTES].tobytes()
+    for first in range(0, len(memory), BLOCK):
+        assert_held(found, memory[first:first + BLOCK], then[first:first + BLOCK], tmp_path / "b")
         memory[:] = first % 251
-    assert memory[0] == 7 * SLOT_BYTES % 251  # and this process went on with its own
+    assert memory[0] == 7 * BLOCK % 251  # and this process went on with its own
 
 
 def test_blocks_of_any_size_and_place_come_whole(
-        frozen: tuple[Snapshot, np.ndarray, np.ndarray]) -> None:
+        frozen: tuple[Snapshot, np.ndarray, np.ndarray], tmp_path: Path) -> None:
     found, memory, then = frozen
     first = 0
-    for size in (1, 4095, 4097, 10_000, SLOT_BYTES):
-        block = found.read(memory.ctypes.data + first, size)
-        assert block.tobytes() == then[first:first + size].tobytes()
+    for size in (1, 4095, 4097, 10_000, BLOCK):
+        assert_held(found, memory[first:first + size], then[first:first + size], tmp_path / "b")
         first += size
 
 
-def test_a_block_stays_until_as_many_as_there_are_slots_were_read(
-        frozen: tuple[Snapshot, np.ndarray, np.ndarray]) -> None:
-    found, memory, then = frozen
-    blocks = [found.read(memory.ctypes.data + number * 100, 100) for number in range(SLOTS)]
-    assert np.concatenate(blocks).tobytes() == then[:SLOTS * 100].tobytes()
-
-
-def test_a_block_larger_than_a_slot_is_refused(
-        frozen: tuple[Snapshot, np.ndarray, np.ndarray]) -> None:
-    found, memory, _ = frozen
-    with pytest.raises(ValueError, match="slots hold 65536"):
-        found.read(memory.ctypes.data, SLOT_BYTES + 1)
+def test_what_the_system_says_of_a_file_is_raised(tmp_path: Path) -> None:
+    memory, found = np.zeros(100, np.uint8), taken()
+    with pytest.raises(FileNotFoundError, match="absent"):
+        found.write(tmp_path / "absent" / "b", memory.ctypes.data, 100)
+    with pytest.raises(OSError, match="too long"):
+        found.write(tmp_path / ("x" * 5000), memory.ctypes.data, 100)
+    with pytest.raises(OSError, match="No space"):
+        found.write(Path("/dev/full"), memory.ctypes.data, 100)
+    assert_held(found, memory, memory, tmp_path / "b")  # and it goes on
+    found.close()
 
 
 def test_closing_leaves_no_process_and_no_open_file() -> None:
@@ -93,22 +100,22 @@ def test_closing_leaves_no_process_and_no_open_file() -> None:
     assert is_gone(found.pid) and open_files() == before
 
 
-def test_a_child_that_was_killed_is_said_to_be_lost() -> None:
+def test_a_child_that_was_killed_is_said_to_be_lost(tmp_path: Path) -> None:
     before = open_files()
     memory, found = np.zeros(100, np.uint8), taken()
     os.kill(found.pid, signal.SIGKILL)
     with pytest.raises(SnapshotLost, match="has ended"):
         while True:  # the first ask may be written before it has died
-            found.read(memory.ctypes.data, 100)
+            found.write(tmp_path / "b", memory.ctypes.data, 100)
     found.close()
     assert is_gone(found.pid) and open_files() == before
 
 
-def test_the_child_hears_no_signal_that_is_meant_for_its_parent() -> None:
+def test_the_child_hears_no_signal_that_is_meant_for_its_parent(tmp_path: Path) -> None:
     memory, found = np.arange(100, dtype=np.uint8), taken()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         os.kill(found.pid, number)
-    assert found.read(memory.ctypes.data, 100).tobytes() == memory.tobytes()
+    assert_held(found, memory, memory, tmp_path / "b")
     found.close()
 
 
@@ -125,7 +132,7 @@ def test_the_child_keeps_no_file_of_its_parent_open() -> None:
 
 def test_the_child_ends_with_its_parent() -> None:
     code = ("from rec_jax.checkpoint.snapshot import take_snapshot; import os, signal\n"
-            "print(take_snapshot(2, 4096).pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)")
+            "print(take_snapshot().pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                           check=False)
     assert done.returncode == -signal.SIGKILL
@@ -147,16 +154,16 @@ def test_there_is_none_where_no_process_can_be_made(monkeypatch: pytest.MonkeyPa
 
     before = open_files()
     monkeypatch.setattr(os, "fork", refuse)
-    assert take_snapshot(SLOTS, SLOT_BYTES) is None and open_files() == before
+    assert take_snapshot() is None and open_files() == before
 
 
 def test_there_is_none_where_the_child_does_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshot, "READY_SECONDS", 0.1)
     monkeypatch.setattr(snapshot, "_leave_parent", lambda asks, answers: time.sleep(60))
     before = open_files()
-    assert take_snapshot(SLOTS, SLOT_BYTES) is None and open_files() == before
+    assert take_snapshot() is None and open_files() == before
 
 
 def test_there_is_none_but_on_linux(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert take_snapshot(SLOTS, SLOT_BYTES) is None
+    assert take_snapshot() is None
