@@ -37,7 +37,7 @@ OURS: dict[str, dict[str, Any]] = {
 """Our own contenders: whether histories share rows, and the type of products."""
 
 _K = 10  # the cut-off of the metrics; runners promise exact ranks up to it
-_SLICES = 10  # measurements along a quality curve
+_MOMENTS, _GROWTH = 24, 1.15  # measurements along a quality curve, each so many times as late
 
 
 @dataclass(frozen=True)
@@ -122,16 +122,18 @@ def choose_peers(folder: Path, wanted: Sequence[str] | None) -> list[str]:
 def run(dataset_path: Path | str, *, folder: Path | str = "benchmarks/peers",
         peers: Sequence[str] | None = None, ours: Sequence[str] = tuple(OURS),
         shapes: Shapes | None = None, steps: int = 10, rounds: int = 3,
-        quality: float | None = None) -> dict[str, Any]:
+        quality: float | None = None, goal: float | None = None) -> dict[str, Any]:
     """Compare on the training part of a dataset.
 
     peers: names; all that are set up by default. ours: some of `OURS`. steps: of a contender in
       a round.
-    quality: then train each for so many seconds more, and rank after every tenth of them.
+    quality: then train each for up to so many seconds more, and rank at `moments` of them.
+    goal: a program's curve ends where its NDCG@10 is that high.
 
     Returns:
       what `bench_record.record` writes: `data`, `shapes`, `protocol`, and `contenders`, each with
-      `name` and either `failed` (why) or what `_figures` says and, with `quality`, `curve`.
+      `name` and either `failed` (why) or what `_figures` says and, with `quality`, `curve`; with
+      `goal` also `seconds_to_goal`, None where it was not reached.
 
     Raises:
       InputError: dataset or peers are not as they should be.
@@ -139,6 +141,9 @@ def run(dataset_path: Path | str, *, folder: Path | str = "benchmarks/peers",
     if steps < 1 or rounds < 1 or (quality is not None and quality <= 0):
         raise InputError(f"steps = {steps}, rounds = {rounds}, quality = {quality}; expected "
                          "positive numbers")
+    for name in ours:
+        if name not in OURS:
+            raise InputError(f"{name!r} is unknown; expected some of {', '.join(OURS)}")
     shapes, folder = shapes or Shapes(), Path(folder).resolve()
     dataset = Dataset.open(dataset_path)
     names = choose_peers(folder, peers)
@@ -159,12 +164,20 @@ def run(dataset_path: Path | str, *, folder: Path | str = "benchmarks/peers",
             for one in contenders:
                 one.round(steps, counted=number > 0)
         if quality is not None:
-            for _ in range(_SLICES):
+            for moment in moments(quality):
                 for one in contenders:
-                    one.learn(quality / _SLICES)
-        results = [one.result() for one in contenders]
+                    if goal is None or one.seconds_to(goal) is None:
+                        one.learn(moment)
+        results = [one.result(goal) for one in contenders]
     return {"data": meta, "shapes": asdict(shapes), "steps_a_round": steps, "rounds": rounds,
-            "quality_seconds": quality, "protocol": _PROTOCOL, "contenders": results}
+            "quality_seconds": quality, "quality_goal": goal, "protocol": _PROTOCOL,
+            "contenders": results}
+
+
+def moments(seconds: float) -> list[float]:
+    """When to rank in so much training: ever later, so that a fast program and a slow one are seen
+    with the same relative precision."""
+    return [seconds / _GROWTH ** number for number in reversed(range(_MOMENTS))]
 
 
 _PROTOCOL = {
@@ -224,13 +237,14 @@ class _Contender:
                 self._ranked.append(ranked)
 
     def learn(self, seconds: float) -> None:
-        """Train for about `seconds`, by the speed measured last, and rank once."""
+        """Train until about `seconds` after the rounds, by the speed measured last; rank once."""
         if self.failure:
             return
         with self._watched():
             point = dict(self._curve[-1]) if self._curve else self._so_far()
-            until = point["seconds"] + seconds
-            while point["seconds"] < until - 0.1 * seconds:
+            until = self._so_far()["seconds"] + seconds
+            slack = 0.1 * (until - point["seconds"])
+            while point["seconds"] < until - slack:
                 steps = max(1, round((until - point["seconds"]) / self._pace))
                 trained = self._train(steps)
                 point["seconds"] += trained["seconds"]
@@ -238,7 +252,11 @@ class _Contender:
             self._curve.append({**point, **self._rank()[1]})
             log.info("%s: %s", self.name, self._curve[-1])
 
-    def result(self) -> dict[str, Any]:
+    def seconds_to(self, goal: float) -> float | None:
+        """Seconds of training when NDCG@10 was first seen that high."""
+        return next((point["seconds"] for point in self._curve if point["ndcg"] >= goal), None)
+
+    def result(self, goal: float | None) -> dict[str, Any]:
         """Everything about this contender, or why there is nothing."""
         with self._watched():
             self._memory = int(self._ask(op="memory")["bytes"])
@@ -246,7 +264,8 @@ class _Contender:
             return {"name": self.name, "failed": self.failure}
         return {"name": self.name, **self._about, "peak_bytes": self._memory,
                 **figures(self._trained, self._ranked, self._about["targets_per_epoch"]),
-                **({"curve": self._curve} if self._curve else {})}
+                **({"curve": self._curve} if self._curve else {}),
+                **({"seconds_to_goal": self.seconds_to(goal)} if goal is not None else {})}
 
     def close(self) -> None:
         """End the process."""

@@ -14,9 +14,11 @@ def markdown(result: dict[str, Any]) -> str:
     others = [one["targets_per_second"] for one in done if not one["name"].startswith(_OURS)]
     best = max(others, default=None)
     curves = any("curve" in one for one in done)
+    goal = result.get("quality_goal")
     head = ["program", "version", "targets/s", "slowest to fastest round",
             *(["times the best other"] if best else []), "sequences/s", "s an epoch",
-            "users ranked/s", "peak MiB", *(["best NDCG@10", "after s"] if curves else [])]
+            "users ranked/s", "peak MiB", *(["best NDCG@10", "after s"] if curves else []),
+            *([f"s to NDCG@10 = {goal:g}"] if goal else [])]
     lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
     for one in sorted(done, key=lambda one: -one["targets_per_second"]):
         speed = one["targets_per_second"]
@@ -26,7 +28,7 @@ def markdown(result: dict[str, Any]) -> str:
             *([f"{speed / best:.2f}"] if best else []),
             f"{one['sequences_per_second']:,.1f}", f"{one['seconds_per_epoch']:,.0f}",
             f"{one['users_ranked_per_second']:,.0f}", f"{one['peak_bytes'] / 2**20:,.0f}",
-            *(_best_of(one) if curves else [])])
+            *(_best_of(one) if curves else []), *([_to_goal(one)] if goal else [])])
     lines += [[one["name"], "", f"failed: {one['failed']}".replace("|", "/"),
                *[""] * (len(head) - 3)] for one in result["contenders"] if "failed" in one]
     data, shapes = result["data"], result["shapes"]
@@ -45,6 +47,10 @@ def _best_of(one: dict[str, Any]) -> list[str]:
         return ["", ""]
     point = max(one["curve"], key=lambda point: point["ndcg"])
     return [f"{point['ndcg']:.4f}", f"{point['seconds']:,.0f}"]
+
+
+def _to_goal(one: dict[str, Any]) -> str:
+    return "not reached" if one["seconds_to_goal"] is None else f"{one['seconds_to_goal']:,.0f}"
 
 
 def plot(result: dict[str, Any], path: Path) -> Path:

@@ -71,6 +71,10 @@ def peers(
     steps: Annotated[int, typer.Option(help="Steps of a program in a round.")] = 10,
     quality: Annotated[Optional[float], typer.Option(  # noqa: UP045
         metavar="SECONDS", help="Also train each for so long, and rank along the way.")] = None,
+    goal: Annotated[Optional[float], typer.Option(  # noqa: UP045
+        metavar="NDCG", help="With --quality: only until NDCG@10 is that high.")] = None,
+    ours: Annotated[Optional[str], typer.Option(  # noqa: UP045
+        help="Some of this program's own variants, separated by commas.")] = None,
     settings: Set = None,
     folder: Annotated[str, typer.Option(
         help="Runners and environments, see its setup.py.")] = "benchmarks/peers",
@@ -87,14 +91,18 @@ def peers(
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     shapes = config.build(bench_peers.Shapes,
                           config.override({"threads": threads}, settings or ()))
-    names = None if peers is None else [name.strip() for name in peers.split(",")]
-    result = bench_peers.run(dataset, folder=folder, peers=names, shapes=shapes, steps=steps,
-                             rounds=rounds, quality=quality)
+    result = bench_peers.run(
+        dataset, folder=folder, peers=_names(peers), ours=_names(ours) or tuple(bench_peers.OURS),
+        shapes=shapes, steps=steps, rounds=rounds, quality=quality, goal=goal)
     path = bench_record.record(out, result)
     text = bench_peers_report.markdown(result)
     path.with_suffix(".md").write_text(text)
     bench_peers_report.plot(result, path.with_suffix(".png"))
     print(json.dumps({"out": str(path), **result}) if as_json else text)
+
+
+def _names(given: str | None) -> list[str] | None:
+    return None if given is None else [name.strip() for name in given.split(",")]
 
 
 def _finish(result: dict[str, Any], tables: list[Table], out: str | None, as_json: bool) -> None:

@@ -170,7 +170,7 @@ def test_every_contender_runs_and_a_failing_one_stops_nobody(result: dict[str, A
     assert broken["failed"] == "ZeroDivisionError: division by zero"
     assert len(ours["runs"]) == len(popular["runs"]) == 2
     assert ours["targets_per_epoch"] == popular["targets_per_epoch"]
-    assert len(ours["curve"]) == len(popular["curve"]) == 10
+    assert len(ours["curve"]) == len(popular["curve"]) == len(bench_peers.moments(1))
 
 
 def test_metrics_are_those_of_the_ranks(
@@ -180,8 +180,27 @@ def test_metrics_are_those_of_the_ranks(
     wanted = rank_metrics(worker.count_ranks(scores, data, slice(0, users)), (10,))
     point = result["contenders"][2]["curve"][-1]
     assert (point["hr"], point["ndcg"]) == (wanted["hr@10"], wanted["ndcg@10"])
-    # Three rounds and ten slices of half a second, by the runner's own clock.
-    assert point["seconds"] == pytest.approx(6.5)
+    # Three rounds of half a second and as much again, by the runner's own clock.
+    assert point["seconds"] == pytest.approx(2.0)
+
+
+def test_a_curve_ends_where_the_goal_is_reached(peers: Path, tiny_dataset: Path) -> None:
+    found = {}
+    for goal in (0.01, 1.0):
+        found[goal] = bench_peers.run(
+            tiny_dataset, folder=peers, ours=[], peers=["popular"], shapes=SHAPES, steps=2,
+            rounds=1, quality=2.0, goal=goal)
+    reached, missed = (one["contenders"][0] for one in found.values())
+    assert len(reached["curve"]) == 1 and reached["seconds_to_goal"] == pytest.approx(1.5)
+    assert len(missed["curve"]) == len(bench_peers.moments(2)) and not missed["seconds_to_goal"]
+    assert missed["curve"][-1]["seconds"] == pytest.approx(3.0, abs=0.5)
+    assert "| 2 |" in bench_peers_report.markdown(found[0.01])
+    assert "| not reached |" in bench_peers_report.markdown(found[1.0])
+
+
+def test_a_variant_that_we_do_not_have_is_refused(peers: Path, tiny_dataset: Path) -> None:
+    with pytest.raises(InputError, match="'rec_jax fast' is unknown; expected some of"):
+        bench_peers.run(tiny_dataset, folder=peers, ours=["rec_jax fast"])
 
 
 def test_figures_are_medians_over_rounds() -> None:
