@@ -107,7 +107,7 @@ def iterate_tiles(dataset: Dataset, users: np.ndarray, ends: np.ndarray,
     find_features(reading.features, dataset)
     if reading.times and dataset.times is None:
         raise InputError(f"{dataset.folder} has no times; prepare it with columns.time")
-    starts = np.asarray(dataset.offsets)[users]
+    starts, items = np.asarray(dataset.offsets)[users], np.asarray(dataset.items)
     fitting = choose_shapes(reading, ends - starts)
     for number, shape in enumerate(tile_shapes(reading.length)):
         own = np.flatnonzero(fitting == number)
@@ -116,7 +116,7 @@ def iterate_tiles(dataset: Dataset, users: np.ndarray, ends: np.ndarray,
         for first in range(0, len(own), group * shape.users):
             chosen = own[first:first + group * shape.users]
             bounds = list(zip(starts[chosen].tolist(), ends[chosen].tolist(), strict=True))
-            histories = [dataset.items[start:end] for start, end in bounds]
+            histories = [items[start:end] for start, end in bounds]
             times = None if dataset.times is None or not reading.times else [
                 dataset.times[max(start, end - reading.room):end] for start, end in bounds]
             codes = None if not reading.features else [

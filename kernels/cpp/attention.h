@@ -43,55 +43,80 @@ struct Wide {
   }
 };
 
-// What a group of 32 queries of one batch row may see.
+// What a group of 32 queries of one batch row may see, by blocks of 32 keys. Lanes behind the last
+// query see what it sees, and nobody asks for what they get.
 class View {
  public:
   View(const AttentionShape& a, const Segments& s, int64_t b, int64_t group)
       : segments_(s.segments + b * a.keys), keys_(a.keys), causal_(a.causal) {
     for (int64_t q = 0; q < kGroup; ++q) {
-      const int64_t i = group * kGroup + q;
-      own_[q / 16][q % 16] = i < a.queries ? s.own[b * a.queries + i] : INT32_MIN;
-      places_[q / 16][q % 16] = i < a.queries ? s.places[b * a.queries + i] : 0;
+      const int64_t i = b * a.queries + std::min(group * kGroup + q, a.queries - 1);
+      own_[q / 16][q % 16] = s.own[i];
+      places_[q / 16][q % 16] = s.places[i];
+      first_place_ = std::min(first_place_, s.places[i]);
+      of_one_ = of_one_ && s.own[i] == own_[0][0];
     }
   }
 
-  // All bits of a lane are set if its query sees key j < keys.
-  Ints sees(int64_t j, int half) const {
-    Ints seen = own_[half] == segments_[j];
-    return causal_ ? seen & (places_[half] >= int32_t(j)) : seen;
-  }
-
-  // The blocks of 32 keys from the first to the last of which any is seen.
+  // The blocks from the first to the last of which any key is seen.
   Span span() const {
     Span found = {0, 0};
     for (int64_t start = 0; start < keys_; start += 32) {
-      Ints any{};
-      for (int64_t j = start; j < std::min(start + 32, keys_); ++j) any |= sees(j, 0) | sees(j, 1);
-      bool seen = false;
-      for (int i = 0; i < 16; ++i) seen |= any[i] != 0;
-      if (!seen) continue;
+      if (!sees_any(start)) continue;
       if (found.end == 0) found.begin = start;
       found.end = start + 32;
     }
     return found;
   }
 
-  // scores [size][32] of raw products, in place: scaled, -inf where the key is not seen.
-  void finish(Span span, float scale, float* scores) const {
-    for (int64_t j = span.begin; j < span.end; ++j) {
-      for (int half = 0; half < 2; ++half) {
-        float* at = scores + j * kGroup + half * 16;
-        const Ints seen = j < keys_ ? sees(j, half) : Ints{};
-        store(at, seen ? load(at) * scale : splat(-kInfinity));
+  // scores [size][32] of raw products, in place: -inf where the key is not seen. Their maxima.
+  void hide(Span span, float* scores, Vec (&most)[2]) const {
+    for (int half = 0; half < 2; ++half) most[half] = splat(kLowest);
+    for (int64_t start = span.begin; start < span.end; start += 32) {
+      const bool all = sees_all(start);
+      for (int64_t j = start; j < start + 32; ++j) {
+        for (int half = 0; half < 2; ++half) {
+          float* at = scores + j * kGroup + half * 16;
+          Vec s = load(at);
+          if (!all) {
+            s = (j < keys_ ? sees(j, half) : Ints{}) ? s : splat(-kInfinity);
+            store(at, s);
+          }
+          most[half] = max(s, most[half]);
+        }
       }
     }
   }
 
  private:
+  // All bits of a lane are set if its query sees key j < keys.
+  Ints sees(int64_t j, int half) const {
+    Ints seen = own_[half] == segments_[j];
+    return causal_ ? seen & (places_[half] >= int32_t(j)) : seen;
+  }
+
+  bool sees_any(int64_t start) const {
+    const Ints none{};
+    for (int64_t j = start; j < std::min(start + 32, keys_); ++j) {
+      const Ints any = sees(j, 0) | sees(j, 1);
+      if (std::memcmp(&any, &none, sizeof none) != 0) return true;
+    }
+    return false;
+  }
+
+  bool sees_all(int64_t start) const {
+    if (!of_one_ || start + 32 > keys_ || (causal_ && first_place_ < start + 31)) return false;
+    bool all = true;
+    for (int64_t j = start; j < start + 32; ++j) all &= segments_[j] == own_[0][0];
+    return all;
+  }
+
   const int32_t* segments_;
   int64_t keys_;
   bool causal_;
   Ints own_[2], places_[2];
+  int32_t first_place_ = INT32_MAX;
+  bool of_one_ = true;
 };
 
 // [width][32 queries] times `factor` to rows of one head.
@@ -169,15 +194,12 @@ void attention_forward(xla::ffi::ThreadPool& pool, const AttentionShape& a, Wide
       const Span span = view.span();
       Engine::pack_queries(q.rows(b, first, h, a.dim), count, width, queries.at());
       Engine::score(queries.at(), keys.at(), size, width, span, scores);
-      view.finish(span, a.scale, scores);
-      Vec m[2] = {splat(kLowest), splat(kLowest)}, total[2] = {};
-      for (int64_t j = span.begin; j < span.end; ++j)
-        for (int half = 0; half < 2; ++half)
-          m[half] = max(load(scores + j * kGroup + half * 16), m[half]);
+      Vec m[2], total[2] = {};
+      view.hide(span, scores, m);
       std::fill_n(o, width * kGroup, 0.0f);
       Engine::fold_items(values.at(), size, width, span, scores, weights.at(), o,
                          [&](int64_t, int half, Vec s) {
-                           Vec p = exp(s - m[half]);
+                           Vec p = exp(a.scale * (s - m[half]));
                            total[half] += p;
                            return p;
                          });
@@ -189,7 +211,7 @@ void attention_forward(xla::ffi::ThreadPool& pool, const AttentionShape& a, Wide
         const float sum = total[i / 16][i % 16];
         // A query that sees nothing has weights 0 in the backward pass, too.
         log_total[(b * a.heads + h) * a.queries + first + i] =
-            sum > 0 ? m[i / 16][i % 16] + std::log(sum) : kInfinity;
+            sum > 0 ? a.scale * m[i / 16][i % 16] + std::log(sum) : kInfinity;
       }
     }
     Engine::leave();
@@ -234,7 +256,7 @@ void attention_backward(xla::ffi::ThreadPool& pool, const AttentionShape& a,
       Engine::pack_side(q, count, width, query_side.at());
       Engine::pack_queries(gradient, count, width, gradients.at());
       Engine::pack_side(gradient, count, width, gradient_side.at());
-      Vec log_total[2], mean[2];
+      Vec log_total[2], mean[2], most[2];
       for (int64_t i = 0; i < kGroup; ++i) {
         Vec products{};
         for (int64_t c = 0; i < count && c < a.dim; c += 16)
@@ -244,12 +266,12 @@ void attention_backward(xla::ffi::ThreadPool& pool, const AttentionShape& a,
             i < count ? kept.log_total[(b * a.heads + h) * a.queries + first + i] : kInfinity;
       }
       Engine::score(queries.at(), keys.at(), size, width, span, p);
-      view.finish(span, a.scale, p);
+      view.hide(span, p, most);
       Engine::score(gradients.at(), values.at(), size, width, span, ds);
       for (int64_t j = span.begin; j < span.end; ++j) {
         for (int half = 0; half < 2; ++half) {
           const int64_t at = j * kGroup + half * 16;
-          const Vec weight = exp(load(p + at) - log_total[half]);
+          const Vec weight = exp(a.scale * load(p + at) - log_total[half]);
           store(p + at, weight);
           store(ds + at, weight * (load(ds + at) - mean[half]));
         }

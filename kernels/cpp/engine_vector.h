@@ -44,9 +44,16 @@ struct VectorEngine {
   static void pack_queries(Rows<Query> rows, int64_t count, int64_t width,
                            void* packed) {
     float* out = static_cast<float*>(packed);
-    for (int64_t k = 0; k < width; ++k)
-      for (int64_t q = 0; q < 32; ++q)
-        out[k * 32 + q] = q < count && k < rows.dim ? to_float(rows.at(q)[k]) : 0.0f;
+    for (int64_t k = 0; k < width; k += 16) {
+      for (int half = 0; half < 2; ++half) {
+        Ints block[16];
+        for (int q = 0; q < 16; ++q)
+          block[q] = half * 16 + q < count ? (Ints)load_row(rows.at(half * 16 + q), k, rows.dim)
+                                           : Ints{};
+        transpose(block);
+        for (int i = 0; i < 16; ++i) store(out + (k + i) * 32 + half * 16, (Vec)block[i]);
+      }
+    }
   }
 
   static int64_t side_bytes(int64_t width) { return width * 32 * 4; }

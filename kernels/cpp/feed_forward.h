@@ -21,9 +21,7 @@ inline Vec reciprocal(Vec x) {
 }
 
 // x times the logistic function of y. Where exp(-y) would be inf the product is 0 in any case.
-inline Vec gated(Vec x, Vec y) {
-  return x * reciprocal(1.0f + exp(max(splat(-88.0f), min(splat(88.0f), -y))));
-}
+inline Vec gated(Vec x, Vec y) { return x * reciprocal(1.0f + exp(min(splat(88.0f), -y))); }
 
 inline Vec activate(Activation kind, Vec x) {
   if (kind == Activation::kRelu) return x > 0 ? x : Vec{};
@@ -47,6 +45,11 @@ void feed_forward(xla::ffi::ThreadPool& pool, FeedForwardShape s, Activation kin
   Buffer keys(Engine::tile_bytes(size, width)), values(Engine::values_bytes(size, width));
   Engine::pack_tile({up, s.dim, s.dim}, s.hidden, size, width, keys.at());
   Engine::pack_values({down, s.dim, s.dim}, s.hidden, size, width, values.at());
+  // Added before what is kept, or while it is activated; columns that pad the hidden layer get 0.
+  Buffer of_hidden(2 * size * 4);
+  float *now = of_hidden.at<float>(), *late = now + size;
+  std::fill_n(now, 2 * size, 0.0f);
+  std::copy_n(up_bias, s.hidden, before ? now : late);
   parallel_for(pool, ceil_div(groups, together), [&](int64_t unit) {
     Buffer places(Engine::query_bytes(width)), sums(width * kGroup * 4);
     Buffer scores_buffer(size * kGroup * 4), weights(Engine::weights_bytes(size, 1));
@@ -58,18 +61,19 @@ void feed_forward(xla::ffi::ThreadPool& pool, FeedForwardShape s, Activation kin
       const int64_t first = g * kGroup, count = std::min(kGroup, s.places - first);
       Engine::pack_queries({x + first * s.dim, s.dim, s.dim}, count, width, places.at());
       Engine::score(places.at(), keys.at(), size, width, all, scores);
-      for (int64_t j = 0; j < s.hidden; ++j)
-        for (int half = 0; half < 2; ++half) {
-          float* at = scores + j * kGroup + half * 16;
-          store(at, load(at) + up_bias[j]);
-        }
-      if (before) store_group(scores, size, ones, count, s.hidden, before + first * s.hidden, s.hidden);
+      if (before) {
+        for (int64_t j = 0; j < s.hidden; ++j)
+          for (int half = 0; half < 2; ++half) {
+            float* at = scores + j * kGroup + half * 16;
+            store(at, load(at) + now[j]);
+          }
+        store_group(scores, size, ones, count, s.hidden, before + first * s.hidden, s.hidden);
+      }
       for (int64_t k = 0; k < width; ++k)
         for (int half = 0; half < 2; ++half)
           store(o + k * kGroup + half * 16, splat(k < s.dim ? down_bias[k] : 0));
-      // Columns that pad the hidden layer have scores and rows of 0.
       Engine::fold_items(values.at(), size, width, all, scores, weights.at(), o,
-                         [&](int64_t, int, Vec h) { return activate(kind, h); });
+                         [&](int64_t j, int, Vec h) { return activate(kind, h + late[j]); });
       store_group(o, width, ones, count, s.dim, out + first * s.dim, s.dim);
     }
     Engine::leave();

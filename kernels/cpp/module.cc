@@ -2,6 +2,7 @@
 
 #include "attention.h"
 #include "engine_amx.h"
+#include "engine_pairs.h"
 #include "engine_vector.h"
 #include "feed_forward.h"
 #include "fold.h"
@@ -34,11 +35,18 @@ ffi::Error dispatch(bool use_amx, const ffi::AnyBuffer& queries, const ffi::AnyB
     using Item = std::remove_pointer_t<decltype(item)>;
     const Query* q = static_cast<const Query*>(queries.untyped_data());
     const Item* w = static_cast<const Item*>(items.untyped_data());
+    // Of bf16 alone, what is not a catalogue's sum is asked for no more exactly than bf16.
+    constexpr bool of_bf16 = sizeof(Query) == 2 && sizeof(Item) == 2;
+    [[maybe_unused]] constexpr bool coarse = of_bf16 && kParts == 3;
 #ifdef REC_JAX_AMX
     if (use_amx) {
-      // Of bf16 alone, what is not a catalogue's sum is asked for no more exactly than bf16.
-      constexpr bool coarse = sizeof(Query) == 2 && sizeof(Item) == 2 && kParts == 3;
       run(AmxEngine<Query, Item, coarse ? 1 : kParts>{}, q, w);
+      return;
+    }
+#endif
+#ifdef __AVX512BF16__
+    if constexpr (of_bf16) {
+      run(std::conditional_t<coarse, PairEngine, PairScores>{}, q, w);
       return;
     }
 #endif

@@ -1,0 +1,158 @@
+// Products of bf16 on vector registers that multiply pairs of them (AVX512-BF16), twice as many at
+// once as of f32. Sums are f32.
+#pragma once
+
+#include "engine_vector.h"
+
+#if defined(__AVX512BF16__)
+
+namespace rec_jax {
+
+// C[r][32] (+)= sum_k a(r, k) . B[k][32] of pairs, for `rows` rows, a multiple of 8.
+template <bool kAdd>
+inline void multiply_pairs(float* c, int64_t c_row, const int32_t* a, int64_t a_row, int64_t a_k,
+                           const int32_t* b, int64_t b_k, int64_t rows, int64_t depth) {
+  constexpr int kRows = 8;
+  const auto pairs = [](const int32_t* p) { return (__m512bh)_mm512_loadu_si512(p); };
+  for (int64_t r = 0; r < rows; r += kRows) {
+    __m512 left[kRows], right[kRows];
+    for (int i = 0; i < kRows; ++i) {
+      left[i] = (__m512)(kAdd ? load(c + (r + i) * c_row) : Vec{});
+      right[i] = (__m512)(kAdd ? load(c + (r + i) * c_row + 16) : Vec{});
+    }
+    const int32_t* x = a + r * a_row;
+    for (int64_t k = 0; k < depth; ++k) {
+      const __m512bh b0 = pairs(b + k * b_k), b1 = pairs(b + k * b_k + 16);
+      for (int i = 0; i < kRows; ++i) {
+        const __m512bh factor = (__m512bh)_mm512_set1_epi32(x[i * a_row + k * a_k]);
+        left[i] = _mm512_dpbf16_ps(left[i], factor, b0);
+        right[i] = _mm512_dpbf16_ps(right[i], factor, b1);
+      }
+    }
+    for (int i = 0; i < kRows; ++i) {
+      store(c + (r + i) * c_row, (Vec)left[i]);
+      store(c + (r + i) * c_row + 16, (Vec)right[i]);
+    }
+  }
+}
+
+// 32 elements of a row from `column` on, 0 from `dim` on, as 16 pairs.
+inline Ints load_pairs(const uint16_t* row, int64_t column, int64_t dim) {
+  const int64_t count = std::clamp<int64_t>(dim - column, 0, 32);
+  const __mmask32 mask = count == 32 ? ~__mmask32{} : (__mmask32{1} << count) - 1;
+  return (Ints)_mm512_maskz_loadu_epi16(mask, row + column);
+}
+
+// Sixteen floats, rounded to nearest even, in the lower halves of the lanes.
+inline Ints to_bf16(Vec v) {
+  return (Ints)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)v));
+}
+
+// Queries and items are multiplied as they are; the other products are those of f32.
+struct PairScores : VectorEngine<uint16_t, uint16_t> {
+  static int64_t query_bytes(int64_t width) { return width * 32 * 2; }
+
+  // [width / 2][32 queries] of pairs
+  static void pack_queries(Rows<uint16_t> rows, int64_t count, int64_t width, void* packed) {
+    int32_t* out = static_cast<int32_t*>(packed);
+    for (int64_t k = 0; k < width; k += 32) {
+      for (int half = 0; half < 2; ++half) {
+        Ints block[16];
+        for (int q = 0; q < 16; ++q)
+          block[q] = half * 16 + q < count ? load_pairs(rows.at(half * 16 + q), k, rows.dim) : Ints{};
+        transpose(block);
+        for (int i = 0; i < 16; ++i) store_int(out + (k / 2 + i) * 32 + half * 16, block[i]);
+      }
+    }
+  }
+
+  static int64_t tile_bytes(int64_t size, int64_t width) { return size * width * 2; }
+
+  // [size][width / 2] of pairs
+  static void pack_tile(Rows<uint16_t> rows, int64_t count, int64_t size, int64_t width,
+                        void* packed) {
+    int32_t* out = static_cast<int32_t*>(packed);
+    for (int64_t j = 0; j < size; ++j)
+      for (int64_t k = 0; k < width; k += 32)
+        store_int(out + (j * width + k) / 2,
+                  j < count ? load_pairs(rows.at(j), k, rows.dim) : Ints{});
+  }
+
+  static void score(const void* queries, const void* tile, int64_t, int64_t width, Span span,
+                    float* scores) {
+    multiply_pairs<false>(scores + span.begin * 32, 32,
+                          static_cast<const int32_t*>(tile) + span.begin * width / 2, width / 2, 1,
+                          static_cast<const int32_t*>(queries), 32, span.end - span.begin,
+                          width / 2);
+  }
+};
+
+// Weights are rounded to bf16, too.
+struct PairEngine : PairScores {
+  static int64_t values_bytes(int64_t size, int64_t width) { return size * width * 2; }
+
+  // [size / 2][width] of pairs of rows
+  static void pack_values(Rows<uint16_t> rows, int64_t count, int64_t size, int64_t width,
+                          void* packed) {
+    int32_t* out = static_cast<int32_t*>(packed);
+    const auto bits = [&](int64_t j, int64_t k) {
+      return j < count ? (Ints)load_row(rows.at(j), k, rows.dim) : Ints{};
+    };
+    for (int64_t j = 0; j < size; j += 2)
+      for (int64_t k = 0; k < width; k += 16)
+        store_int(out + j / 2 * width + k,
+                  (Ints)_mm512_srli_epi32((__m512i)bits(j, k), 16) | bits(j + 1, k));
+  }
+
+  static int64_t side_bytes(int64_t width) { return values_bytes(32, width); }
+
+  static void pack_side(Rows<uint16_t> rows, int64_t count, int64_t width, void* packed) {
+    pack_values(rows, count, 32, width, packed);
+  }
+
+  static int64_t weights_bytes(int64_t size, int64_t steps) { return size * steps * 32 * 2; }
+
+  template <class Weight>
+  static void fold_items(const void* values, int64_t, int64_t width, Span span,
+                         const float* scores, void* weights, float* expected,
+                         const Weight& weight) {
+    int32_t* p = static_cast<int32_t*>(weights);  // [size / 2][32] of pairs of items
+    for (int64_t j = span.begin; j < span.end; j += 2) {
+      for (int half = 0; half < 2; ++half) {
+        const float* at = scores + j * 32 + half * 16;
+        const Ints low = to_bf16(weight(j, half, load(at)));
+        const Ints high = to_bf16(weight(j + 1, half, load(at + 32)));
+        store_int(p + j / 2 * 32 + half * 16, low | (high << 16));
+      }
+    }
+    multiply_pairs<true>(expected, 32, static_cast<const int32_t*>(values) + span.begin / 2 * width,
+                         1, width, p + span.begin / 2 * 32, 32, width, (span.end - span.begin) / 2);
+  }
+
+  // [size][room * 16] of pairs of queries
+  template <class Weight>
+  static void pack_weights(const float* scores, int64_t, Span span, int64_t step, int64_t room,
+                           void* weights, const Weight& weight) {
+    uint16_t* p = static_cast<uint16_t*>(weights) + step * 32;
+    for (int64_t j = span.begin; j < span.end; ++j) {
+      for (int half = 0; half < 2; ++half) {
+        const Vec w = weight(j, half, load(scores + j * 32 + half * 16));
+        const __m256bh rounded = _mm512_cvtneps_pbh((__m512)w);
+        std::memcpy(p + j * room * 32 + half * 16, &rounded, sizeof rounded);
+      }
+    }
+  }
+
+  static void fold_queries(const void* weights, const void* side, int64_t, Span span,
+                           int64_t steps, int64_t room, int64_t width, float* grad) {
+    for (int64_t column = 0; column < width; column += 32)
+      multiply_pairs<true>(grad + span.begin * width + column, width,
+                           static_cast<const int32_t*>(weights) + span.begin * room * 16, room * 16,
+                           1, static_cast<const int32_t*>(side) + column, width,
+                           span.end - span.begin, steps * 16);
+  }
+};
+
+}  // namespace rec_jax
+
+#endif
