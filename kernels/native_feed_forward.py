@@ -10,17 +10,18 @@ from . import native_build
 from .by_rows import by_rows
 from .primitives import Array
 
-ACTIVATIONS = {"gelu": 0, "relu": 1, "silu": 2}
-"""Names as in `jax.nn`, and the numbers of `cpp/feed_forward.h`."""
+ACTIVATIONS = {"gelu": 0, "relu": 1, "silu": 2, "swiglu": 3}
+"""Names of `encoders.layers.activate`, and the numbers of `cpp/feed_forward.h`."""
 
 
 def feed_forward(x: Array, up: Array, up_bias: Array, down: Array, down_bias: Array, *,
                  activation: str, keep: bool) -> tuple[Array, Array | None]:
     """`activation(x up + up_bias) down + down_bias`, and with `keep` what is activated.
 
-    x `[N, d]`, up `[d, e]`, down `[e, d]` of one type, f32 or bf16; biases f32. Gives `[N, d]`
-    and `[N, e]` (or None) in that type. Sums are f32; the hidden layer is not rounded in f32, and
-    rounded to bf16 in bf16. Not differentiable by itself. XLA may cut N over devices.
+    x `[N, d]`, up `[d, e]` (`[d, 2 e]` for swiglu), down `[e, d]` of one type, f32 or bf16; biases
+    f32. Gives `[N, d]` and `[N, e]` or `[N, 2 e]` (or None) in that type. Sums are f32; the hidden
+    layer is not rounded in f32, and rounded to bf16 in bf16. Not differentiable by itself. XLA may
+    cut N over devices.
     """
     def rows(x: Array, *weights: Array) -> list[Array]:
         hidden = (x.shape[0], weights[0].shape[0]) if keep else (x.shape[0], 0)

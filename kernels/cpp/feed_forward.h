@@ -1,4 +1,5 @@
-// The feed-forward layer of a transformer: activation(x W1 + b1) W2 + b2.
+// The feed-forward layer of a transformer: activation(x W1 + b1) W2 + b2. With swiglu, W1 is twice
+// as wide: the first half, activated by silu, times the second.
 //
 // The columns of W1 are to a place what keys are to a query, and the rows of W2 what values are, with
 // an activation in place of the softmax: the hidden layer of a group of places stays in the cache.
@@ -8,7 +9,7 @@
 
 namespace rec_jax {
 
-enum class Activation : int32_t { kGelu = 0, kRelu = 1, kSilu = 2 };
+enum class Activation : int32_t { kGelu = 0, kRelu = 1, kSilu = 2, kSwiglu = 3 };
 
 // 1 / x, within 2e-7 of it.
 inline Vec reciprocal(Vec x) {
@@ -25,7 +26,7 @@ inline Vec gated(Vec x, Vec y) { return x * reciprocal(1.0f + exp(min(splat(88.0
 
 inline Vec activate(Activation kind, Vec x) {
   if (kind == Activation::kRelu) return x > 0 ? x : Vec{};
-  if (kind == Activation::kSilu) return gated(x, x);
+  if (kind == Activation::kSilu || kind == Activation::kSwiglu) return gated(x, x);
   // As jax.nn.gelu: x/2 (1 + tanh y) is x times the logistic function of 2 y.
   return gated(x, 1.5957691216057308f * (x + 0.044715f * x * x * x));
 }
@@ -35,45 +36,62 @@ struct FeedForwardShape {
 };
 
 // x `[N, d]`, up `[e, d]` (W1 transposed), up_bias `[e]`, down `[e, d]`, down_bias `[d]`;
-// out `[N, d]`; before: what is activated, `[N, e]`, or null.
+// out `[N, d]`; before: what is activated, `[N, e]`, or null. With swiglu, `2 e` of up, its bias and
+// `before`.
 template <class Engine, class T>
 void feed_forward(xla::ffi::ThreadPool& pool, FeedForwardShape s, Activation kind, const T* x,
                   const T* up, const float* up_bias, const T* down, const float* down_bias, T* out,
                   T* before) {
   const int64_t width = round_up(s.dim, 32), size = round_up(s.hidden, 32);
   const int64_t groups = ceil_div(s.places, kGroup), together = 4;
-  Buffer keys(Engine::tile_bytes(size, width)), values(Engine::values_bytes(size, width));
-  Engine::pack_tile({up, s.dim, s.dim}, s.hidden, size, width, keys.at());
-  Engine::pack_values({down, s.dim, s.dim}, s.hidden, size, width, values.at());
+  const int64_t parts = kind == Activation::kSwiglu ? 2 : 1, stride = parts * s.hidden;
+  const int64_t tile = Engine::tile_bytes(size, width);
+  Buffer keys(parts * tile), values(Engine::values_bytes(size, width));
   // Added before what is kept, or while it is activated; columns that pad the hidden layer get 0.
-  Buffer of_hidden(2 * size * 4);
-  float *now = of_hidden.at<float>(), *late = now + size;
-  std::fill_n(now, 2 * size, 0.0f);
-  std::copy_n(up_bias, s.hidden, before ? now : late);
+  Buffer biases(2 * parts * size * 4);
+  float *now = biases.at<float>(), *late = now + parts * size;
+  std::fill_n(now, 2 * parts * size, 0.0f);
+  for (int64_t part = 0; part < parts; ++part) {
+    Engine::pack_tile({up + part * s.hidden * s.dim, s.dim, s.dim}, s.hidden, size, width,
+                      keys.at(part * tile));
+    std::copy_n(up_bias + part * s.hidden, s.hidden, (before ? now : late) + part * size);
+  }
+  Engine::pack_values({down, s.dim, s.dim}, s.hidden, size, width, values.at());
   parallel_for(pool, ceil_div(groups, together), [&](int64_t unit) {
     Buffer places(Engine::query_bytes(width)), sums(width * kGroup * 4);
-    Buffer scores_buffer(size * kGroup * 4), weights(Engine::weights_bytes(size, 1));
+    Buffer scores_buffer(parts * size * kGroup * 4), weights(Engine::weights_bytes(size, 1));
     float *scores = scores_buffer.at<float>(), *o = sums.at<float>();
+    const float* other = scores + size * kGroup;  // the second half's, with swiglu
     const Span all = {0, size};
     Vec ones[2] = {splat(1), splat(1)};
     Engine::enter();
     for (int64_t g = unit * together; g < std::min(groups, (unit + 1) * together); ++g) {
       const int64_t first = g * kGroup, count = std::min(kGroup, s.places - first);
       Engine::pack_queries({x + first * s.dim, s.dim, s.dim}, count, width, places.at());
-      Engine::score(places.at(), keys.at(), size, width, all, scores);
-      if (before) {
+      for (int64_t part = 0; part < parts; ++part) {
+        float* own = scores + part * size * kGroup;
+        Engine::score(places.at(), keys.at(part * tile), size, width, all, own);
+        if (before == nullptr) continue;
         for (int64_t j = 0; j < s.hidden; ++j)
           for (int half = 0; half < 2; ++half) {
-            float* at = scores + j * kGroup + half * 16;
-            store(at, load(at) + now[j]);
+            float* at = own + j * kGroup + half * 16;
+            store(at, load(at) + now[part * size + j]);
           }
-        store_group(scores, size, ones, count, s.hidden, before + first * s.hidden, s.hidden);
+        store_group(own, size, ones, count, s.hidden, before + first * stride + part * s.hidden,
+                    stride);
       }
       for (int64_t k = 0; k < width; ++k)
         for (int half = 0; half < 2; ++half)
           store(o + k * kGroup + half * 16, splat(k < s.dim ? down_bias[k] : 0));
-      Engine::fold_items(values.at(), size, width, all, scores, weights.at(), o,
-                         [&](int64_t j, int, Vec h) { return activate(kind, h + late[j]); });
+      if (parts == 1)
+        Engine::fold_items(values.at(), size, width, all, scores, weights.at(), o,
+                           [&](int64_t j, int, Vec h) { return activate(kind, h + late[j]); });
+      else
+        Engine::fold_items(values.at(), size, width, all, scores, weights.at(), o,
+                           [&](int64_t j, int half, Vec h) {
+                             const Vec times = load(other + j * kGroup + half * 16) + late[size + j];
+                             return activate(kind, h + late[j]) * times;
+                           });
       store_group(o, width, ones, count, s.dim, out + first * s.dim, s.dim);
     }
     Engine::leave();

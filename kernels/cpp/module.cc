@@ -167,7 +167,7 @@ ffi::Error feed_forward_call(ffi::ThreadPool pool, bool use_amx, int32_t activat
                              ffi::AnyBuffer x, ffi::AnyBuffer up, Floats up_bias,
                              ffi::AnyBuffer down, Floats down_bias,
                              ffi::Result<ffi::AnyBuffer> out, ffi::Result<ffi::AnyBuffer> before) {
-  const FeedForwardShape shape = {x.dimensions()[0], x.dimensions()[1], up.dimensions()[0]};
+  const FeedForwardShape shape = {x.dimensions()[0], x.dimensions()[1], down.dimensions()[0]};
   return dispatch<3>(use_amx, x, x, [&](auto engine, auto* one, auto* other) {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(one)>>;
     if constexpr (std::is_same_v<decltype(one), decltype(other)>)

@@ -78,8 +78,8 @@ def feed_forward(x: jax.Array, up: jax.Array, up_bias: jax.Array, down: jax.Arra
                  down_bias: jax.Array, activation: str) -> jax.Array:
     """`affine(activation(affine(x, up, up_bias)), down, down_bias)` by the native library.
 
-    x `[N, d]`, up f32 `[d, e]`, down f32 `[e, d]`. The backward pass is that of the parts, and
-    activates again what was kept before the activation, `[N, e]`.
+    x `[N, d]`, up f32 `[d, e]` (`[d, 2 e]` for swiglu), down f32 `[e, d]`. The backward pass is
+    that of the parts, and activates again what was kept before the activation.
     """
     return native_feed_forward.feed_forward(
         x, up.astype(x.dtype), up_bias, down.astype(x.dtype), down_bias, activation=activation,
@@ -105,8 +105,15 @@ feed_forward.defvjp(_feed_forward_forward, _feed_forward_backward)
 
 
 def activate(name: str, x: jax.Array) -> jax.Array:
-    """`jax.nn`'s activation of this name, computed in f32, in the type of x."""
-    return getattr(jax.nn, name)(x.astype(jnp.float32)).astype(x.dtype)
+    """`jax.nn`'s activation of this name, computed in f32, in the type of x.
+
+    swiglu: silu of the first half of the last axis times the second (Shazeer, 2020).
+    """
+    given = x.astype(jnp.float32)
+    if name == "swiglu":
+        gate, values = jnp.split(given, 2, axis=-1)
+        return (jax.nn.silu(gate) * values).astype(x.dtype)
+    return getattr(jax.nn, name)(given).astype(x.dtype)
 
 
 def product(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:

@@ -53,7 +53,7 @@ class Config:
       turn with it, and only distances count.
     norm: layer, or rms, which does not subtract the mean and has no bias.
     query_chunk: a row longer than this attends in pieces of so many queries.
-    backend: of attention, where it drops no weights, and of a feed-forward layer without gates.
+    backend: of attention, where it drops no weights, and of the feed-forward layer.
       native: C++ for CPUs (`rec_jax.kernels`), which needs no pieces; xla: plain JAX; auto: native
       on a CPU with a C++ compiler.
     """
@@ -130,9 +130,6 @@ class Block(nnx.Module):
 
     def _feed_forward(self, x: jax.Array) -> jax.Array:
         activation = self.config.activation
-        if activation == "swiglu":
-            gate, values = jnp.split(project(self.up, x).astype(jnp.float32), 2, axis=-1)
-            return project(self.down, (jax.nn.silu(gate) * values).astype(x.dtype))
         if self.config.native:
             return feed_forward_layers(self.up, self.down, x, activation)
         return project(self.down, activate(activation, project(self.up, x)))

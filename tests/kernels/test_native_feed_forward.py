@@ -22,9 +22,11 @@ def parts(x: Any, up: Any, up_bias: Any, down: Any, down_bias: Any, activation: 
     return affine(activate(activation, affine(x, up, up_bias)), down, down_bias)
 
 
-def problem(count: int, dim: int, hidden: int, dtype: Any = jnp.float32) -> list[Any]:
+def problem(count: int, dim: int, hidden: int, activation: str,
+            dtype: Any = jnp.float32) -> list[Any]:
     draw = np.random.default_rng(0)
-    sizes = ((count, dim), (dim, hidden), (hidden,), (hidden, dim), (dim,))
+    up = hidden * (2 if activation == "swiglu" else 1)
+    sizes = ((count, dim), (dim, up), (up,), (hidden, dim), (dim,))
     x, *weights = (jnp.asarray(draw.normal(size=size), jnp.float32) for size in sizes)
     return [x.astype(dtype), *weights]
 
@@ -34,7 +36,7 @@ def problem(count: int, dim: int, hidden: int, dtype: Any = jnp.float32) -> list
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_values_and_gradients_are_those_of_the_parts(
         sizes: tuple[int, int, int], activation: str, dtype: Any) -> None:
-    arguments = problem(*sizes, dtype)
+    arguments = problem(*sizes, activation, dtype)
     g = jnp.asarray(np.random.default_rng(1).normal(size=(sizes[0], sizes[1])), dtype)
     expected, back = jax.vjp(lambda *x: parts(*x, activation), *arguments)
     found, found_back = jax.vjp(lambda *x: feed_forward(*x, activation), *arguments)
@@ -50,12 +52,17 @@ def test_values_and_gradients_are_those_of_the_parts(
 def test_large_and_small_values_are_activated_as_jax_does(activation: str) -> None:
     x = jnp.asarray([[-1e4, -90.0, -30.0, -5.0, -1e-3, 0.0, 1e-3, 5.0, 30.0, 1e4]])
     one = jnp.eye(10)
-    found = feed_forward(x, one, jnp.zeros(10), one, jnp.zeros(10), activation)
+    if activation == "swiglu":  # with x as the gate, and times 1
+        found = feed_forward(x, jnp.concatenate([one, 0 * one], axis=1),
+                             jnp.repeat(jnp.asarray([0.0, 1.0]), 10), one, jnp.zeros(10), "swiglu")
+        activation = "silu"
+    else:
+        found = feed_forward(x, one, jnp.zeros(10), one, jnp.zeros(10), activation)
     np.testing.assert_allclose(found, activate(activation, x), rtol=1e-5, atol=1e-6)
 
 
 def test_devices_compute_their_own_places_and_send_nothing() -> None:
-    arguments = problem(80, 16, 32)
+    arguments = problem(80, 16, 32, "gelu")
     mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
     cut, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
     step = jax.jit(lambda *x: feed_forward(*x, "gelu"), in_shardings=(cut, *[whole] * 4),
