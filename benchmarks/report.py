@@ -81,9 +81,11 @@ def over_seeds(results: Mapping[str, Result]) -> str:
     groups: dict[str, list[tuple[str, Result]]] = {}
     for name, one in results.items():
         config = {key: value for key, value in one["config"].items() if key != "seed"}
-        # What computes an encoder is no other recipe.
+        # Neither what computes an encoder nor how many users validate is another recipe.
         config["encoder"] = {key: value for key, value in config["encoder"].items()
                              if key not in ("backend", "attention")}
+        config["evaluate"] = {key: value for key, value in config["evaluate"].items()
+                              if key != "users"}
         same = json.dumps(config)
         groups.setdefault(same, []).append((name, one["test"]))
     rows = [[Path(runs[0][0]).stem, len(runs), *(f"{np.mean(found):.4f} ({min(found):.4f} to "
