@@ -132,7 +132,7 @@ def run(dataset_path: Path | str, *, folder: Path | str = "benchmarks/peers",
 
     Returns:
       what `bench_record.record` writes: `data`, `shapes`, `protocol`, and `contenders`, each with
-      `name` and either `failed` (why) or what `_figures` says and, with `quality`, `curve`; with
+      `name` and either `failed` (why) or what `figures` says and, with `quality`, `curve`; with
       `goal` also `seconds_to_goal`, None where it was not reached.
 
     Raises:
@@ -141,6 +141,9 @@ def run(dataset_path: Path | str, *, folder: Path | str = "benchmarks/peers",
     if steps < 1 or rounds < 1 or (quality is not None and quality <= 0):
         raise InputError(f"steps = {steps}, rounds = {rounds}, quality = {quality}; expected "
                          "positive numbers")
+    if goal is not None and (quality is None or goal <= 0):
+        raise InputError(f"goal = {goal}, quality = {quality}; expected a positive goal and the "
+                         "seconds to reach it in")
     for name in ours:
         if name not in OURS:
             raise InputError(f"{name!r} is unknown; expected some of {', '.join(OURS)}")
@@ -243,6 +246,8 @@ class _Contender:
         with self._watched():
             point = dict(self._curve[-1]) if self._curve else self._so_far()
             until = self._so_far()["seconds"] + seconds
+            if point["seconds"] >= until and self._curve:  # a long step has seen to that
+                return
             slack = 0.1 * (until - point["seconds"])
             while point["seconds"] < until - slack:
                 steps = max(1, round((until - point["seconds"]) / self._pace))

@@ -170,7 +170,8 @@ def test_every_contender_runs_and_a_failing_one_stops_nobody(result: dict[str, A
     assert broken["failed"] == "ZeroDivisionError: division by zero"
     assert len(ours["runs"]) == len(popular["runs"]) == 2
     assert ours["targets_per_epoch"] == popular["targets_per_epoch"]
-    assert len(ours["curve"]) == len(popular["curve"]) == len(bench_peers.moments(1))
+    # A step of the slow one is later than all moments; of the other one not always.
+    assert len(popular["curve"]) == 1 < len(ours["curve"]) <= len(bench_peers.moments(1))
 
 
 def test_metrics_are_those_of_the_ranks(
@@ -192,7 +193,7 @@ def test_a_curve_ends_where_the_goal_is_reached(peers: Path, tiny_dataset: Path)
             rounds=1, quality=2.0, goal=goal)
     reached, missed = (one["contenders"][0] for one in found.values())
     assert len(reached["curve"]) == 1 and reached["seconds_to_goal"] == pytest.approx(1.5)
-    assert len(missed["curve"]) == len(bench_peers.moments(2)) and not missed["seconds_to_goal"]
+    assert len(missed["curve"]) == 4 and missed["seconds_to_goal"] is None
     assert missed["curve"][-1]["seconds"] == pytest.approx(3.0, abs=0.5)
     assert "| 2 |" in bench_peers_report.markdown(found[0.01])
     assert "| not reached |" in bench_peers_report.markdown(found[1.0])
@@ -201,6 +202,12 @@ def test_a_curve_ends_where_the_goal_is_reached(peers: Path, tiny_dataset: Path)
 def test_a_variant_that_we_do_not_have_is_refused(peers: Path, tiny_dataset: Path) -> None:
     with pytest.raises(InputError, match="'rec_jax fast' is unknown; expected some of"):
         bench_peers.run(tiny_dataset, folder=peers, ours=["rec_jax fast"])
+
+
+def test_a_goal_needs_time_to_reach_it(peers: Path, tiny_dataset: Path) -> None:
+    for settings in ({"goal": 0.1}, {"goal": 0.0, "quality": 1.0}):
+        with pytest.raises(InputError, match="expected a positive goal and the seconds"):
+            bench_peers.run(tiny_dataset, folder=peers, **settings)
 
 
 def test_figures_are_medians_over_rounds() -> None:

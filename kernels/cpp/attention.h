@@ -69,7 +69,8 @@ class View {
     return found;
   }
 
-  // scores [size][32] of raw products, in place: -inf where the key is not seen. Their maxima.
+  // scores [size][32] of raw products, in place: -inf where the key is not seen. Their maxima, of
+  // which the backward pass has no need.
   void hide(Span span, float* scores, Vec (&most)[2]) const {
     for (int half = 0; half < 2; ++half) most[half] = splat(kLowest);
     for (int64_t start = span.begin; start < span.end; start += 32) {

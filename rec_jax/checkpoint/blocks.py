@@ -1,8 +1,8 @@
 """Blocks of an array as files: what zarr v3 calls a chunk, bytes and behind them their CRC-32C.
 
 Tensorstore reads and writes the same files, but sums in software and copies on the way, which costs
-more than the disk does; here bytes go between an array's memory and the file. What is no whole
-block is left to tensorstore.
+more than the disk does; here bytes go between an array's memory and the file, past the page cache
+through one aligned buffer. What is no whole block is left to tensorstore.
 """
 
 from __future__ import annotations

@@ -47,6 +47,8 @@ class InMemory:
 
     def rows(self, first: int, size: int) -> np.ndarray:
         """Of an array that is still there."""
+        if self.snapshot is not None:
+            raise ValueError("this array is frozen; it can only be written")
         return view(self._at(first), (size, *self.shape[1:]), self.dtype)
 
     def write(self, path: Path, first: int, size: int) -> None:
@@ -77,7 +79,8 @@ class Held(NamedTuple):
 def hold(values: list[Any], *, copy_bytes: int, moving: float) -> Held:
     """Hold the leaves of a state; each is a `jax.Array`, a host array, or owned by the save.
 
-    copy_bytes: up to so many in host memory are copied rather than frozen.
+    copy_bytes: up to so many in host memory are copied rather than frozen; what cannot be frozen,
+      such as arrays cut by columns, always is.
     moving: share of what is frozen that may change until it is written; there has to be room.
     """
     needed = _device_bytes(values)
@@ -87,8 +90,9 @@ def hold(values: list[Any], *, copy_bytes: int, moving: float) -> Held:
     if on_host <= copy_bytes:
         return Held([_copy(value) for value in values], behind=True)
     jax.block_until_ready([value for value in values if isinstance(value, jax.Array)])
-    room = DEVICE_SHARE * _free_on_host()
-    snapshot = take_snapshot() if moving * on_host <= room else None
+    frozen = sum(value.nbytes for value in values if _is_large(value))
+    growth = moving * frozen + max(0, on_host - frozen)
+    snapshot = take_snapshot() if growth <= DEVICE_SHARE * _free_on_host() else None
     if snapshot is None:
         return Held([_in_place(value, None) for value in values], behind=False)
     try:

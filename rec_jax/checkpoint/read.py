@@ -6,6 +6,7 @@ each device's shard block by block.
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,7 @@ import numpy as np
 import tensorstore as ts
 from jax.sharding import SingleDeviceSharding
 
-from rec_jax.checkpoint.blocks import block_path, read_block
+from rec_jax.checkpoint.blocks import SUM_BYTES, block_path, read_block
 from rec_jax.checkpoint.layout import (
     ARRAYS,
     BLOCK_BYTES,
@@ -104,6 +105,10 @@ class Stored:
             expected, found = -(-shape[0] // block), len(os.listdir(folder / "c"))
             if found != expected:
                 raise ValueError(f"it has {found} blocks, expected {expected}")
+            size = block * math.prod(shape[1:]) * self.dtype.itemsize + SUM_BYTES
+            found = block_path(folder, 0, len(shape)).stat().st_size
+            if found != size:  # before memory is taken for it
+                raise ValueError(f"its first block has {found} bytes, expected {size}")
             self._store = ts.open(array_spec(folder, shape, dtype, block), open=True).result()
 
     def read(self, first: int, last: int) -> np.ndarray:

@@ -109,4 +109,3 @@ def _is_block(name: str) -> bool:
 def _hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-

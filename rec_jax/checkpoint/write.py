@@ -120,7 +120,7 @@ class _Write:
 def _plan(tree: Any) -> tuple[str, list[_Write]]:
     """The index of an item, and its leaves."""
     writes, offset = [], 0
-    tree = jax.tree.map(lambda x: x if isinstance(x, Touched | jax.Array) else np.asarray(x),
+    tree = jax.tree.map(lambda x: x if isinstance(x, Touched | jax.Array) else _native(x),
                         tree, is_leaf=lambda x: isinstance(x, Touched))
     paths = jax.tree.leaves_with_path(tree, is_leaf=lambda x: isinstance(x, Touched))
     for path, value in paths:
@@ -141,6 +141,12 @@ def _plan(tree: Any) -> tuple[str, list[_Write]]:
             rows = block_rows(cut, value.nbytes // shape[0])
             writes.append(_Write(Leaf(name, dtype, shape, "array", block=rows), value))
     return write_leaves([write.leaf for write in writes]), writes
+
+
+def _native(value: Any) -> np.ndarray:
+    """A host array in this machine's order of bytes, which is the disk's."""
+    array = np.asarray(value)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def block_rows_of(count: int, row_bytes: int) -> int:

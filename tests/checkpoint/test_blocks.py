@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import tensorstore as ts
 
+from rec_jax.checkpoint import Checkpoints
 from rec_jax.checkpoint.blocks import LEAST_DIRECT, block_path, read_block, write_rows
-from rec_jax.checkpoint.layout import array_spec
+from rec_jax.checkpoint.layout import PACKED_BYTES, array_spec
 from rec_jax.checkpoint.read import Damaged, Stored
 from rec_jax.checkpoint.write import BlockWriter, write_array
 
@@ -112,6 +113,26 @@ def test_a_failed_write_is_raised(tmp_path: Path) -> None:
             BlockWriter(tmp_path / "a", given.shape, "float32", 6) as writer:
         (tmp_path / "a" / "c").write_text("in the way")
         writer.write(0, given)
+
+
+def test_a_host_array_in_the_other_order_of_bytes_comes_back(tmp_path: Path) -> None:
+    given = np.arange(PACKED_BYTES, dtype=">f4")
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        checkpoints.save(1, {"model": {"small": given[:3], "large": given}}, {})
+        checkpoints.wait()
+        found = checkpoints.open(1).items["model"]
+        for name, wanted in (("small", given[:3]), ("large", given)):
+            np.testing.assert_array_equal(found[f"['{name}']"].read(0, len(wanted)), wanted)
+
+
+def test_a_shape_that_its_files_do_not_have_is_refused_before_memory_is_taken(
+        tmp_path: Path) -> None:
+    block = 2**40
+    ts.open(array_spec(tmp_path / "b", (block,), "int64", block), create=True).result()
+    (tmp_path / "b" / "c").mkdir()
+    (tmp_path / "b" / "c" / "0").write_bytes(b"1234")
+    with pytest.raises(Damaged, match="its first block has 4 bytes, expected"):
+        Stored(tmp_path / "b", (block,), "int64", block)
 
 
 def large_block(folder: Path) -> tuple[np.ndarray, Path]:
