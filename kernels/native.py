@@ -18,7 +18,7 @@ import numpy as np
 
 from . import native_build
 from .compat import result_like
-from .primitives import Array, Backend, Partials, Problem, RowUpdate, Scores, SparseRows
+from .primitives import Array, Backend, Excluded, Partials, Problem, RowUpdate, Scores, SparseRows
 from .shards import align
 from .xla_softmax import update_tiles
 from .xla_tiles import Tile, pair_scores
@@ -40,7 +40,7 @@ def forward(queries: Array, items: Array, targets: Array, scores: Scores, *,
     count = queries.shape[0]
     expected = (count, items.shape[1]) if with_expected else (0, 0)
     m, l_minus, o_minus = _call("softmax_forward", ((count,), (count,), expected), amx,
-                                queries, items, targets, scores)
+                                queries, items, scores, targets)
     s_y = pair_scores(queries, items, targets, scores)
     return Partials(m, l_minus, o_minus if with_expected else None, s_y)
 
@@ -52,7 +52,7 @@ def item_grad(queries: Array, items: Array, targets: Array, lse: Array, weight: 
     rows = items.shape[0]
     grad, bias = _call(
         "softmax_item_grad", (items.shape, (0,) if scores.bias is None else (rows,)), amx,
-        queries, items, targets, scores, lse, weight, label_weight)
+        queries, items, scores, targets, lse, weight, label_weight)
     return grad, None if scores.bias is None else bias
 
 
@@ -73,13 +73,29 @@ def item_update(queries: Array, items: Array, state: Any, targets: Array, lse: A
                         update=update, hyper=hyper, sparse=sparse, seed=seed)
 
 
+def label_scores(queries: Array, items: Array, targets: Array, scores: Scores, *,
+                 amx: bool | None = None) -> Array:
+    """See `primitives.LabelScores`."""
+    return _call("label_scores", ((queries.shape[0],),), amx, queries, items, scores, targets)[0]
+
+
+def rank_count(queries: Array, items: Array, s_y: Array, excluded: Excluded, scores: Scores, *,
+               amx: bool | None = None) -> Array:
+    """See `primitives.RankCount`. Counts all rows, and takes back the excluded pairs."""
+    return _call("rank_count", ((queries.shape[0],),), amx, queries, items, scores, s_y,
+                 excluded.query, excluded.item, dtype=jnp.int32)[0]
+
+
 def _call(name: str, results: tuple[tuple[int, ...], ...], amx: bool | None, queries: Array,
-          items: Array, targets: Array, scores: Scores, *per_query: Array) -> list[Array]:
+          items: Array, scores: Scores, *others: Array, dtype: Any = jnp.float32) -> list[Array]:
+    """others: f32, or ids."""
     bias = jnp.zeros((0,), jnp.float32) if scores.bias is None else scores.bias
     num_items, offset = (jnp.asarray(x, jnp.int32) for x in (scores.num_items, scores.row_offset))
-    arguments = align(queries, items, targets.astype(jnp.int32), scores.scale, bias, num_items,
-                      offset, *per_query)
-    call = native_build.function(name, [result_like(arguments[0], shape) for shape in results])
+    others = tuple(x.astype(jnp.int32) if jnp.issubdtype(x.dtype, jnp.integer) else x
+                   for x in others)
+    arguments = align(queries, items, scores.scale, bias, num_items, offset, *others)
+    call = native_build.function(
+        name, [result_like(arguments[0], shape, dtype) for shape in results])
     return call(*arguments, amx=native_build.has_amx() if amx is None else amx,
                 softcap=np.float32(scores.softcap or 0.0))
 
@@ -87,7 +103,8 @@ def _call(name: str, results: tuple[tuple[int, ...], ...], amx: bool | None, que
 def make_backend(amx: bool | None = None, rows: int = _UPDATE_ROWS) -> Backend:
     """The backend with or without AMX, and other tiles for the update; keep it, it keys traces."""
     return Backend("native", refuses, partial(forward, amx=amx), partial(item_grad, amx=amx),
-                   partial(item_update, amx=amx, rows=rows))
+                   partial(item_update, amx=amx, rows=rows), partial(label_scores, amx=amx),
+                   partial(rank_count, amx=amx))
 
 
 BACKEND = make_backend()

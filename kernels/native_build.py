@@ -29,7 +29,7 @@ from .primitives import Array
 
 SOURCES = Path(__file__).parent / "cpp"
 TARGETS = ("softmax_forward", "softmax_item_grad", "attention_forward", "attention_backward",
-           "feed_forward", "sorted_pairs")
+           "feed_forward", "label_scores", "rank_count", "sorted_pairs")
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fno-math-errno", "-pthread",
          "-Wno-psabi")
 

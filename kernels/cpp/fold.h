@@ -70,8 +70,9 @@ class Buffer {
   char* data_;
 };
 
-// Raw products [size][32] to scores, in place; a row that is no item scores -inf.
-inline void finish_scores(const Rule& rule, int64_t first, int64_t size, float* scores) {
+// Raw products [size][32] to scores, in place; a row that is no item scores -inf. Not inlined: a
+// score has the same bits wherever it is made.
+__attribute__((noinline)) inline void finish_scores(const Rule& rule, int64_t first, int64_t size, float* scores) {
   const int64_t valid = std::clamp<int64_t>(rule.items - first, 0, size);
   for (int64_t j = 0; j < valid; ++j) {
     const float bias = rule.bias ? rule.bias[first + j] : 0.0f;
@@ -100,7 +101,7 @@ inline void mask_labels(const int32_t* targets, int64_t first_id, int64_t size, 
   }
 }
 
-// Arguments of both folds. rows, queries: `[V, dim]`, `[N, dim]`; targets: `[N]`, global ids.
+// Arguments of a fold. rows, queries: `[V, dim]`, `[N, dim]`; targets: `[N]`, global ids, or null.
 template <class Query, class Item>
 struct Arguments {
   const Query* queries;
@@ -124,7 +125,7 @@ class Packed {
         side_(a.groups() * of_side_),
         targets_(a.groups() * kGroup * 4) {
     std::fill_n(targets_.template at<int32_t>(), a.groups() * kGroup, -1);
-    std::copy_n(a.targets, a.num_queries, targets_.template at<int32_t>());
+    if (a.targets) std::copy_n(a.targets, a.num_queries, targets_.template at<int32_t>());
     parallel_for(pool, ceil_div(a.groups(), 8), [&](int64_t unit) {
       for (int64_t g = unit * 8; g < std::min(a.groups(), unit * 8 + 8); ++g) {
         const Rows<Query> rows = {a.queries + g * kGroup * a.dim, a.dim, a.dim};

@@ -7,6 +7,7 @@
 #include "feed_forward.h"
 #include "fold.h"
 #include "pairs.h"
+#include "rank.h"
 
 namespace rec_jax {
 namespace {
@@ -77,34 +78,60 @@ Rule rule_of(float softcap, const Scalar& scale, const Floats& bias, const Integ
 
 template <class Query, class Item>
 Arguments<Query, Item> arguments(const Query* q, const Item* w, const ffi::AnyBuffer& queries,
-                                 const ffi::AnyBuffer& items, const Ids& targets, Rule rule) {
-  return {q, w, targets.typed_data(), queries.dimensions()[0], items.dimensions()[0],
+                                 const ffi::AnyBuffer& items, const int32_t* targets, Rule rule) {
+  return {q, w, targets, queries.dimensions()[0], items.dimensions()[0],
           items.dimensions()[1], rule};
 }
 
 ffi::Error softmax_forward(ffi::ThreadPool pool, bool use_amx, float softcap,
-                           ffi::AnyBuffer queries, ffi::AnyBuffer items, Ids targets, Scalar scale,
-                           Floats bias, Integer num_items, Integer offset, ffi::Result<Floats> m,
+                           ffi::AnyBuffer queries, ffi::AnyBuffer items, Scalar scale, Floats bias,
+                           Integer num_items, Integer offset, Ids targets, ffi::Result<Floats> m,
                            ffi::Result<Floats> sum, ffi::Result<Floats> expected) {
   const Rule rule = rule_of(softcap, scale, bias, num_items, offset, items.dimensions()[0]);
   return dispatch<2>(use_amx, queries, items, [&](auto engine, auto* q, auto* w) {
     const Sums out = {m->typed_data(), sum->typed_data(),
                       expected->element_count() ? expected->typed_data() : nullptr};
-    forward<decltype(engine)>(pool, arguments(q, w, queries, items, targets, rule), out);
+    forward<decltype(engine)>(
+        pool, arguments(q, w, queries, items, targets.typed_data(), rule), out);
   });
 }
 
 ffi::Error softmax_item_grad(ffi::ThreadPool pool, bool use_amx, float softcap,
-                             ffi::AnyBuffer queries, ffi::AnyBuffer items, Ids targets,
-                             Scalar scale, Floats bias, Integer num_items, Integer offset,
+                             ffi::AnyBuffer queries, ffi::AnyBuffer items, Scalar scale,
+                             Floats bias, Integer num_items, Integer offset, Ids targets,
                              Floats lse, Floats weight, Floats label_weight,
                              ffi::Result<Floats> grad, ffi::Result<Floats> grad_bias) {
   const Rule rule = rule_of(softcap, scale, bias, num_items, offset, items.dimensions()[0]);
   return dispatch<2>(use_amx, queries, items, [&](auto engine, auto* q, auto* w) {
     const Side side = {lse.typed_data(), weight.typed_data(), label_weight.typed_data()};
     item_grad<decltype(engine)>(
-        pool, arguments(q, w, queries, items, targets, rule), side, grad->typed_data(),
+        pool, arguments(q, w, queries, items, targets.typed_data(), rule), side,
+        grad->typed_data(),
         grad_bias->element_count() ? grad_bias->typed_data() : nullptr);
+  });
+}
+
+ffi::Error label_scores_call(ffi::ThreadPool pool, bool use_amx, float softcap,
+                             ffi::AnyBuffer queries, ffi::AnyBuffer items, Scalar scale,
+                             Floats bias, Integer num_items, Integer offset, Ids targets,
+                             ffi::Result<Floats> out) {
+  const Rule rule = rule_of(softcap, scale, bias, num_items, offset, items.dimensions()[0]);
+  return dispatch<2>(use_amx, queries, items, [&](auto engine, auto* q, auto* w) {
+    label_scores<decltype(engine)>(
+        pool, arguments(q, w, queries, items, targets.typed_data(), rule), out->typed_data());
+  });
+}
+
+ffi::Error rank_count_call(ffi::ThreadPool pool, bool use_amx, float softcap,
+                           ffi::AnyBuffer queries, ffi::AnyBuffer items, Scalar scale, Floats bias,
+                           Integer num_items, Integer offset, Floats least, Ids pair_queries,
+                           Ids pair_items, ffi::Result<Ids> out) {
+  const Rule rule = rule_of(softcap, scale, bias, num_items, offset, items.dimensions()[0]);
+  const Pairs pairs = {pair_queries.typed_data(), pair_items.typed_data(),
+                       int64_t(pair_items.element_count())};
+  return dispatch<2>(use_amx, queries, items, [&](auto engine, auto* q, auto* w) {
+    rank_count<decltype(engine)>(pool, arguments(q, w, queries, items, nullptr, rule),
+                                 least.typed_data(), pairs, out->typed_data());
   });
 }
 
@@ -201,19 +228,30 @@ extern "C" int64_t rec_jax_peak_scratch() {
       .Attr<float>("softcap")                                                                  \
       .Arg<xla::ffi::AnyBuffer>()                                                              \
       .Arg<xla::ffi::AnyBuffer>()                                                              \
-      .Arg<rec_jax::Ids>()                                                                     \
       .Arg<rec_jax::Scalar>()                                                                  \
       .Arg<rec_jax::Floats>()                                                                  \
       .Arg<rec_jax::Integer>()                                                                 \
       .Arg<rec_jax::Integer>()
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(rec_jax_softmax_forward, rec_jax::softmax_forward,
-                              xla::ffi::Ffi::Bind().REC_JAX_RULE.Ret<rec_jax::Floats>()
+                              xla::ffi::Ffi::Bind().REC_JAX_RULE.Arg<rec_jax::Ids>()
+                                  .Ret<rec_jax::Floats>()
                                   .Ret<rec_jax::Floats>()
                                   .Ret<rec_jax::Floats>());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(rec_jax_softmax_item_grad, rec_jax::softmax_item_grad,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(rec_jax_label_scores, rec_jax::label_scores_call,
+                              xla::ffi::Ffi::Bind().REC_JAX_RULE.Arg<rec_jax::Ids>()
+                                  .Ret<rec_jax::Floats>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(rec_jax_rank_count, rec_jax::rank_count_call,
                               xla::ffi::Ffi::Bind().REC_JAX_RULE.Arg<rec_jax::Floats>()
+                                  .Arg<rec_jax::Ids>()
+                                  .Arg<rec_jax::Ids>()
+                                  .Ret<rec_jax::Ids>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(rec_jax_softmax_item_grad, rec_jax::softmax_item_grad,
+                              xla::ffi::Ffi::Bind().REC_JAX_RULE.Arg<rec_jax::Ids>()
+                                  .Arg<rec_jax::Floats>()
                                   .Arg<rec_jax::Floats>()
                                   .Arg<rec_jax::Floats>()
                                   .Ret<rec_jax::Floats>()

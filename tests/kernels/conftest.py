@@ -141,9 +141,15 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     return runnable(request.param)
 
 
-@pytest.fixture(params=["reference", "xla", "xla-tiny-tiles"])
+@pytest.fixture(params=[name for name, one in BACKENDS.items() if one.rank_count])
 def ranking(request: pytest.FixtureRequest) -> Backend:
-    """The backends with ranks and best items."""
+    """The backends with ranks."""
+    return runnable(request.param)
+
+
+@pytest.fixture(params=[name for name, one in BACKENDS.items() if one.top_k])
+def choosing(request: pytest.FixtureRequest) -> Backend:
+    """The backends with best items."""
     return runnable(request.param)
 
 

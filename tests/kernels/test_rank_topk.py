@@ -143,10 +143,10 @@ def test_a_target_that_is_no_item_ranks_behind_all_candidates(ranking: Backend) 
 
 
 @pytest.mark.parametrize("k", [1, 5, 400])
-def test_best_items_are_those_of_a_stable_sort(k: int, ranking: Backend) -> None:
+def test_best_items_are_those_of_a_stable_sort(k: int, choosing: Backend) -> None:
     queries, items, _ = whole_numbers(45, 300, 6)
     exclude, lists = ragged(45, 300)
-    scores, ids = best(queries, items, k=k, exclude=exclude, num_items=290, backend=ranking)
+    scores, ids = best(queries, items, k=k, exclude=exclude, num_items=290, backend=choosing)
     assert scores.shape == ids.shape == (45, k)
     for row, seen, got_scores, got_ids in zip(queries @ items.T, lists, scores, ids,
                                               strict=True):

@@ -114,25 +114,25 @@ def test_the_update_of_shards_is_the_update_of_the_table(items: int, streaming: 
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 4), (1, 8)])
-def test_ranks_and_best_items(shape: tuple[int, int], tiny_tiles: Backend) -> None:
+def test_ranks_and_best_items(shape: tuple[int, int], tiny_tiles: Backend,
+                              ranking: Backend) -> None:
     draw = np.random.default_rng(0)
     queries = draw.integers(-2, 3, (16, 6)).astype(np.float32)
     items = draw.integers(-2, 3, (320, 6)).astype(np.float32)
     targets = draw.integers(0, 301, 16).astype(np.int32)
     seen = draw.integers(-1, 301, (16, 9)).astype(np.int32)
 
-    def both(axis_name: str | None, backend: Any) -> Callable[..., Any]:
+    def both(axis_name: str | None, backend: Any, best: Any) -> Callable[..., Any]:
         def run(queries: Any, items: Any, targets: Any, seen: Any) -> Any:
-            rule: dict[str, Any] = {"exclude": seen, "num_items": 301, "axis_name": axis_name,
-                                    "backend": backend}
-            return (target_rank(queries, items, targets, **rule),
-                    *top_k(queries, items, 50, **rule))
+            rule: dict[str, Any] = {"exclude": seen, "num_items": 301, "axis_name": axis_name}
+            return (target_rank(queries, items, targets, **rule, backend=backend),
+                    *top_k(queries, items, 50, **rule, backend=best))
         return run
 
-    expected = jax.jit(both(None, "reference"))(queries, items, targets, seen)
+    expected = jax.jit(both(None, "reference", "reference"))(queries, items, targets, seen)
     data = P("data")
-    found = on_mesh(both("items", tiny_tiles), mesh_of(*shape), (data, P("items"), data, data),
-                    data)(queries, items, targets, seen)
+    found = on_mesh(both("items", ranking, tiny_tiles), mesh_of(*shape),
+                    (data, P("items"), data, data), data)(queries, items, targets, seen)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
