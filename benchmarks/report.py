@@ -84,7 +84,7 @@ def over_seeds(results: Mapping[str, Result]) -> str:
         # Neither what computes an encoder nor how many users validate is another recipe.
         config["encoder"] = {key: value for key, value in config["encoder"].items()
                              if key not in ("backend", "attention")}
-        config["evaluate"] = {key: value for key, value in config["evaluate"].items()
+        config["evaluate"] = {key: value for key, value in config.get("evaluate", {}).items()
                               if key != "users"}
         same = json.dumps(config)
         groups.setdefault(same, []).append((name, one["test"]))
