@@ -231,9 +231,8 @@ def run(*, queries: Sequence[int] = (2048,), items: Sequence[int] = (100_000,),
     """
     cells = [Cell(n, v, d) for n in queries for v in items for d in dims
              if n * v <= most_scores]
-    best = {op: _fastest(op) for op in ("softmax_loss", "target_rank")}
-    for_loss = backends or tuple(dict.fromkeys((best["softmax_loss"], "xla")))
-    for_rank = backends or (best["target_rank"],)
+    for_loss, for_rank = (backends or tuple(dict.fromkeys((_fastest(op), "xla")))
+                          for op in ("softmax_loss", "target_rank"))
     torch = None if torch_python is None else _Torch(torch_python, _threads())
     losses, ranks = [], []
     try:
