@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +25,12 @@ TINY_USERS, TINY_ITEMS = 40, 50
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compile each program once a session: jax reads these when it is first imported.
-
-    Not with newer versions, of which 0.12 has crashed while it wrote such a program to disk.
-    """
     # Reads that orbax left pending when another one failed raise when they are collected,
     # which may be in any later test.
     config.addinivalue_line("filterwarnings", r"ignore:Exception ignored[\s\S]*orbax:"
                             "pytest.PytestUnraisableExceptionWarning")
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and version("jax").startswith("0.10."):
-        folder = tempfile.mkdtemp(prefix="rec-jax-compiled-")
-        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    # JAX 0.10 and 0.12 have crashed while they wrote a program to a compilation cache.
+    os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
 
 
 @pytest.fixture(scope="session")
