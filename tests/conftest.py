@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ os.environ.setdefault("XLA_FLAGS", " ".join([
     "--xla_cpu_collective_timeout_seconds=300"]))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import jax
 import numpy as np
 import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 TINY_USERS, TINY_ITEMS = 40, 50
+MOST_MAPS = 20_000
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -29,8 +31,16 @@ def pytest_configure(config: pytest.Config) -> None:
     # which may be in any later test.
     config.addinivalue_line("filterwarnings", r"ignore:Exception ignored[\s\S]*orbax:"
                             "pytest.PytestUnraisableExceptionWarning")
-    # JAX 0.10 and 0.12 have crashed while they wrote a program to a compilation cache.
-    os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs() -> Iterator[None]:
+    """Drops compiled programs before they are too many: each holds some maps of memory, of which
+    Linux gives a process 65,530, and XLA ends it where there are no more."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > MOST_MAPS:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
