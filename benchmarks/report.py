@@ -82,10 +82,9 @@ def over_seeds(results: Mapping[str, Result]) -> str:
     for name, one in results.items():
         config = {key: value for key, value in one["config"].items() if key != "seed"}
         # Neither what computes an encoder nor how many users validate is another recipe.
-        config["encoder"] = {key: value for key, value in config["encoder"].items()
-                             if key not in ("backend", "attention")}
-        config["evaluate"] = {key: value for key, value in config.get("evaluate", {}).items()
-                              if key != "users"}
+        for section, names in (("encoder", ("backend", "attention")), ("evaluate", ("users",))):
+            config[section] = {key: value for key, value in config.get(section, {}).items()
+                               if key not in names}
         same = json.dumps(config)
         groups.setdefault(same, []).append((name, one["test"]))
     rows = [[Path(runs[0][0]).stem, len(runs), *(f"{np.mean(found):.4f} ({min(found):.4f} to "

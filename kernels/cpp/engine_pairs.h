@@ -8,33 +8,15 @@
 
 namespace rec_jax {
 
-// C[r][32] (+)= sum_k a(r, k) . B[k][32] of pairs, for `rows` rows, a multiple of 8.
-template <bool kAdd>
-inline void multiply_pairs(float* c, int64_t c_row, const int32_t* a, int64_t a_row, int64_t a_k,
-                           const int32_t* b, int64_t b_k, int64_t rows, int64_t depth) {
-  constexpr int kRows = 8;
-  const auto pairs = [](const int32_t* p) { return (__m512bh)_mm512_loadu_si512(p); };
-  for (int64_t r = 0; r < rows; r += kRows) {
-    __m512 left[kRows], right[kRows];
-    for (int i = 0; i < kRows; ++i) {
-      left[i] = (__m512)(kAdd ? load(c + (r + i) * c_row) : Vec{});
-      right[i] = (__m512)(kAdd ? load(c + (r + i) * c_row + 16) : Vec{});
-    }
-    const int32_t* x = a + r * a_row;
-    for (int64_t k = 0; k < depth; ++k) {
-      const __m512bh b0 = pairs(b + k * b_k), b1 = pairs(b + k * b_k + 16);
-      for (int i = 0; i < kRows; ++i) {
-        const __m512bh factor = (__m512bh)_mm512_set1_epi32(x[i * a_row + k * a_k]);
-        left[i] = _mm512_dpbf16_ps(left[i], factor, b0);
-        right[i] = _mm512_dpbf16_ps(right[i], factor, b1);
-      }
-    }
-    for (int i = 0; i < kRows; ++i) {
-      store(c + (r + i) * c_row, (Vec)left[i]);
-      store(c + (r + i) * c_row + 16, (Vec)right[i]);
-    }
+// What `multiply` multiplies: two bf16 a lane, whose products are added.
+struct Doubles {
+  using Element = int32_t;
+  using Lanes = __m512bh;
+  static __m512bh load(const int32_t* p) { return (__m512bh)_mm512_loadu_si512(p); }
+  static Vec add(Vec sum, int32_t a, __m512bh b) {
+    return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(a), b);
   }
-}
+};
 
 // 32 elements of a row from `column` on, 0 from `dim` on, as 16 pairs.
 inline Ints load_pairs(const uint16_t* row, int64_t column, int64_t dim) {
@@ -54,16 +36,9 @@ struct PairScores : VectorEngine<uint16_t, uint16_t> {
 
   // [width / 2][32 queries] of pairs
   static void pack_queries(Rows<uint16_t> rows, int64_t count, int64_t width, void* packed) {
-    int32_t* out = static_cast<int32_t*>(packed);
-    for (int64_t k = 0; k < width; k += 32) {
-      for (int half = 0; half < 2; ++half) {
-        Ints block[16];
-        for (int q = 0; q < 16; ++q)
-          block[q] = half * 16 + q < count ? load_pairs(rows.at(half * 16 + q), k, rows.dim) : Ints{};
-        transpose(block);
-        for (int i = 0; i < 16; ++i) store_int(out + (k / 2 + i) * 32 + half * 16, block[i]);
-      }
-    }
+    pack_by_lane(count, width / 32, static_cast<int32_t*>(packed), [&](int q, int64_t step) {
+      return load_pairs(rows.at(q), step * 32, rows.dim);
+    });
   }
 
   static int64_t tile_bytes(int64_t size, int64_t width) { return size * width * 2; }
@@ -80,10 +55,9 @@ struct PairScores : VectorEngine<uint16_t, uint16_t> {
 
   static void score(const void* queries, const void* tile, int64_t, int64_t width, Span span,
                     float* scores) {
-    multiply_pairs<false>(scores + span.begin * 32, 32,
-                          static_cast<const int32_t*>(tile) + span.begin * width / 2, width / 2, 1,
-                          static_cast<const int32_t*>(queries), 32, span.end - span.begin,
-                          width / 2);
+    multiply<false, Doubles>(
+        scores + span.begin * 32, 32, static_cast<const int32_t*>(tile) + span.begin * width / 2,
+        width / 2, 1, static_cast<const int32_t*>(queries), 32, span.end - span.begin, width / 2);
   }
 };
 
@@ -125,8 +99,9 @@ struct PairEngine : PairScores {
         store_int(p + j / 2 * 32 + half * 16, low | (high << 16));
       }
     }
-    multiply_pairs<true>(expected, 32, static_cast<const int32_t*>(values) + span.begin / 2 * width,
-                         1, width, p + span.begin / 2 * 32, 32, width, (span.end - span.begin) / 2);
+    multiply<true, Doubles>(
+        expected, 32, static_cast<const int32_t*>(values) + span.begin / 2 * width, 1, width,
+        p + span.begin / 2 * 32, 32, width, (span.end - span.begin) / 2);
   }
 
   // [size][room * 16] of pairs of queries
@@ -146,10 +121,10 @@ struct PairEngine : PairScores {
   static void fold_queries(const void* weights, const void* side, int64_t, Span span,
                            int64_t steps, int64_t room, int64_t width, float* grad) {
     for (int64_t column = 0; column < width; column += 32)
-      multiply_pairs<true>(grad + span.begin * width + column, width,
-                           static_cast<const int32_t*>(weights) + span.begin * room * 16, room * 16,
-                           1, static_cast<const int32_t*>(side) + column, width,
-                           span.end - span.begin, steps * 16);
+      multiply<true, Doubles>(
+          grad + span.begin * width + column, width,
+          static_cast<const int32_t*>(weights) + span.begin * room * 16, room * 16, 1,
+          static_cast<const int32_t*>(side) + column, width, span.end - span.begin, steps * 16);
   }
 };
 

@@ -5,10 +5,19 @@
 
 namespace rec_jax {
 
+// What `multiply` multiplies: one number a lane.
+struct Singles {
+  using Element = float;
+  using Lanes = Vec;
+  static Vec load(const float* p) { return rec_jax::load(p); }
+  static Vec add(Vec sum, float a, Vec b) { return sum + a * b; }
+};
+
 // C[r][32] (+)= sum_k a(r, k) * B[k][32] for `rows` rows, a multiple of 8.
-template <bool kAdd>
-inline void multiply(float* c, int64_t c_row, const float* a, int64_t a_row, int64_t a_k,
-                     const float* b, int64_t b_k, int64_t rows, int64_t depth) {
+template <bool kAdd, class Of = Singles>
+inline void multiply(float* c, int64_t c_row, const typename Of::Element* a, int64_t a_row,
+                     int64_t a_k, const typename Of::Element* b, int64_t b_k, int64_t rows,
+                     int64_t depth) {
   constexpr int kRows = 8;
   for (int64_t r = 0; r < rows; r += kRows) {
     Vec left[kRows], right[kRows];
@@ -16,18 +25,32 @@ inline void multiply(float* c, int64_t c_row, const float* a, int64_t a_row, int
       left[i] = kAdd ? load(c + (r + i) * c_row) : Vec{};
       right[i] = kAdd ? load(c + (r + i) * c_row + 16) : Vec{};
     }
-    const float* x = a + r * a_row;
+    const typename Of::Element* x = a + r * a_row;
     for (int64_t k = 0; k < depth; ++k) {
-      Vec b0 = load(b + k * b_k), b1 = load(b + k * b_k + 16);
+      const typename Of::Lanes b0 = Of::load(b + k * b_k), b1 = Of::load(b + k * b_k + 16);
       for (int i = 0; i < kRows; ++i) {
-        float factor = x[i * a_row + k * a_k];
-        left[i] += factor * b0;
-        right[i] += factor * b1;
+        const typename Of::Element factor = x[i * a_row + k * a_k];
+        left[i] = Of::add(left[i], factor, b0);
+        right[i] = Of::add(right[i], factor, b1);
       }
     }
     for (int i = 0; i < kRows; ++i) {
       store(c + (r + i) * c_row, left[i]);
       store(c + (r + i) * c_row + 16, right[i]);
+    }
+  }
+}
+
+// Rows of 32 queries as [steps * 16][32] lanes; lanes(q, step): sixteen of query q, q < count.
+template <class Lanes>
+inline void pack_by_lane(int64_t count, int64_t steps, int32_t* out, const Lanes& lanes) {
+  for (int64_t step = 0; step < steps; ++step) {
+    for (int half = 0; half < 2; ++half) {
+      Ints block[16];
+      for (int q = 0; q < 16; ++q)
+        block[q] = half * 16 + q < count ? lanes(half * 16 + q, step) : Ints{};
+      transpose(block);
+      for (int i = 0; i < 16; ++i) store_int(out + (step * 16 + i) * 32 + half * 16, block[i]);
     }
   }
 }
@@ -43,17 +66,9 @@ struct VectorEngine {
   // [width][32 queries]
   static void pack_queries(Rows<Query> rows, int64_t count, int64_t width,
                            void* packed) {
-    float* out = static_cast<float*>(packed);
-    for (int64_t k = 0; k < width; k += 16) {
-      for (int half = 0; half < 2; ++half) {
-        Ints block[16];
-        for (int q = 0; q < 16; ++q)
-          block[q] = half * 16 + q < count ? (Ints)load_row(rows.at(half * 16 + q), k, rows.dim)
-                                           : Ints{};
-        transpose(block);
-        for (int i = 0; i < 16; ++i) store(out + (k + i) * 32 + half * 16, (Vec)block[i]);
-      }
-    }
+    pack_by_lane(count, width / 16, static_cast<int32_t*>(packed), [&](int q, int64_t step) {
+      return (Ints)load_row(rows.at(q), step * 16, rows.dim);
+    });
   }
 
   static int64_t side_bytes(int64_t width) { return width * 32 * 4; }

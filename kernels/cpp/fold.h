@@ -72,7 +72,8 @@ class Buffer {
 
 // Raw products [size][32] to scores, in place; a row that is no item scores -inf. Not inlined: a
 // score has the same bits wherever it is made.
-__attribute__((noinline)) inline void finish_scores(const Rule& rule, int64_t first, int64_t size, float* scores) {
+__attribute__((noinline)) inline void finish_scores(const Rule& rule, int64_t first, int64_t size,
+                                                    float* scores) {
   const int64_t valid = std::clamp<int64_t>(rule.items - first, 0, size);
   for (int64_t j = 0; j < valid; ++j) {
     const float bias = rule.bias ? rule.bias[first + j] : 0.0f;
@@ -87,6 +88,37 @@ __attribute__((noinline)) inline void finish_scores(const Rule& rule, int64_t fi
 }
 
 inline bool plain(const Rule& rule) { return rule.scale == 1 && !rule.bias && rule.softcap <= 0; }
+
+// The rule for a tile of rows [start, start + rows) in room for `size`; the rest are no items.
+struct TileRule : Rule {
+  int64_t start, size;
+  bool as_is;  // raw products are scores
+  TileRule(const Rule& rule, int64_t start, int64_t rows, int64_t size)
+      : Rule(rule), start(start), size(size) {
+    items = std::min(items, start + rows);
+    as_is = plain(*this) && start + size <= items;
+  }
+  void finish(float* scores) const {
+    if (!as_is) finish_scores(*this, start, size, scores);
+  }
+};
+
+// Units of work of a pass: blocks of groups of queries, and where those are few also cuts of the
+// items, so that many cores have work.
+struct Cuts {
+  int64_t groups, block, blocks, cuts, num_rows, rows;
+  Cuts(int64_t groups, int64_t block, int64_t num_rows, int64_t least_rows)
+      : groups(groups), block(block), blocks(ceil_div(groups, block)), num_rows(num_rows) {
+    cuts = std::clamp<int64_t>(std::min(ceil_div(64, blocks), num_rows / least_rows), 1, 64);
+    rows = round_up(ceil_div(num_rows, cuts), kForwardTile);
+  }
+  int64_t units() const { return blocks * cuts; }
+  int64_t cut(int64_t unit) const { return unit / blocks; }
+  int64_t first_group(int64_t unit) const { return unit % blocks * block; }
+  int64_t groups_of(int64_t unit) const { return std::min(block, groups - first_group(unit)); }
+  int64_t begin(int64_t unit) const { return std::min(cut(unit) * rows, num_rows); }
+  int64_t end(int64_t unit) const { return std::min((cut(unit) + 1) * rows, num_rows); }
+};
 
 inline Vec slope_of(const Rule& rule, Vec s) {
   Vec bent = s / rule.softcap;
@@ -172,12 +204,10 @@ void forward_unit(const Arguments<Query, Item>& a, const Packed<Engine, Query, I
     const Rows<Item> items = {a.items + start * a.dim, a.dim, a.dim};
     Engine::pack_tile(items, rows, size, width, tile.at());
     if (expected) Engine::pack_values(items, rows, size, width, values.at());
-    Rule rule = a.rule;
-    rule.items = std::min(rule.items, start + rows);
-    const bool as_is = plain(rule) && start + size <= rule.items;
+    const TileRule rule(a.rule, start, rows, size);
     for (int64_t g = 0; g < groups; ++g) {
       Engine::score(packed.queries(first_group + g), tile.at(), size, width, all, scores);
-      if (!as_is) finish_scores(rule, start, size, scores);
+      rule.finish(scores);
       mask_labels(packed.targets(first_group + g), rule.offset + start, size, scores);
       Vec m[2], sum[2], shrink[2];
       for (int half = 0; half < 2; ++half) {
@@ -219,20 +249,15 @@ template <class Engine, class Query, class Item>
 void forward(xla::ffi::ThreadPool& pool, const Arguments<Query, Item>& a, Sums out) {
   const int64_t width = a.width(), groups = a.groups();
   const Packed<Engine, Query, Item> packed(pool, a, false);
-  // A block of queries is large enough to hide the packing of tiles; where there are few blocks,
-  // the items are cut too, so that many cores have work.
-  const int64_t block = a.num_queries > 4096 ? 16 : 8, blocks = ceil_div(groups, block);
-  const int64_t cuts = std::clamp<int64_t>(std::min(ceil_div(64, blocks), a.num_rows / 4096), 1, 64);
-  const int64_t rows = round_up(ceil_div(a.num_rows, cuts), kForwardTile);
-  const int64_t padded = groups * kGroup;
+  // A block of queries is large enough to hide the packing of tiles.
+  const Cuts work(groups, a.num_queries > 4096 ? 16 : 8, a.num_rows, 4096);
+  const int64_t cuts = work.cuts, padded = groups * kGroup;
   Buffer m(cuts * padded * 4), sum(cuts * padded * 4);
   Buffer expected(out.expected ? cuts * padded * width * 4 : 0);
-  parallel_for(pool, blocks * cuts, [&](int64_t unit) {
-    const int64_t cut = unit / blocks, first = unit % blocks * block;
-    const int64_t at = cut * padded + first * kGroup;
+  parallel_for(pool, work.units(), [&](int64_t unit) {
+    const int64_t first = work.first_group(unit), at = work.cut(unit) * padded + first * kGroup;
     forward_unit<Engine>(
-        a, packed, first, std::min(block, groups - first), std::min(cut * rows, a.num_rows),
-        std::min((cut + 1) * rows, a.num_rows),
+        a, packed, first, work.groups_of(unit), work.begin(unit), work.end(unit),
         Sums{m.at<float>() + at, sum.at<float>() + at,
              out.expected ? expected.at<float>() + at * width : nullptr});
   });
@@ -299,9 +324,7 @@ void item_grad(xla::ffi::ThreadPool& pool, const Arguments<Query, Item>& a, Side
       const int64_t valid = std::clamp<int64_t>(a.rule.items - start, 0, rows);
       std::fill_n(total, size * width, 0.0f);
       std::fill_n(bias_sums.at<float>(), size * 16, 0.0f);
-      Rule rule = a.rule;
-      rule.items = std::min(rule.items, start + rows);
-      const bool as_is = plain(rule) && valid == size;
+      const TileRule rule(a.rule, start, rows, size);
       if (valid > 0)
         Engine::pack_tile({a.items + start * a.dim, a.dim, a.dim}, rows, size, width, tile.at());
       for (int64_t first = 0; valid > 0 && first < groups; first += room) {
@@ -309,7 +332,7 @@ void item_grad(xla::ffi::ThreadPool& pool, const Arguments<Query, Item>& a, Side
         for (int64_t step = 0; step < steps; ++step) {
           const int64_t g = first + step;
           Engine::score(packed.queries(g), tile.at(), size, width, all, scores);
-          if (!as_is) finish_scores(rule, start, size, scores);
+          rule.finish(scores);
           mask_labels(packed.targets(g), rule.offset + start, valid, scores);
           const Vec lse_of[2] = {load(lse + g * kGroup), load(lse + g * kGroup + 16)};
           const Vec weight_of[2] = {load(weight + g * kGroup), load(weight + g * kGroup + 16)};

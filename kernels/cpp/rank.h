@@ -91,12 +91,10 @@ void rank_unit(const Arguments<Query, Item>& a, const Packed<Engine, Query, Item
   for (int64_t start = begin; start < end; start += size) {
     const int64_t rows = std::min(size, end - start);
     Engine::pack_tile({a.items + start * a.dim, a.dim, a.dim}, rows, size, a.width(), tile.at());
-    Rule rule = a.rule;
-    rule.items = std::min(rule.items, start + rows);
-    const bool as_is = plain(rule) && start + size <= rule.items;
+    const TileRule rule(a.rule, start, rows, size);
     for (int64_t g = 0; g < groups; ++g) {
       Engine::score(packed.queries(first_group + g), tile.at(), size, a.width(), {0, size}, scores);
-      if (!as_is) finish_scores(rule, start, size, scores);
+      rule.finish(scores);
       for (int half = 0; half < 2; ++half) {
         const Vec bound = load(least + g * kGroup + half * 16);
         Ints less[4] = {};
@@ -125,22 +123,19 @@ void rank_count(xla::ffi::ThreadPool& pool, const Arguments<Query, Item>& a, con
   const int64_t groups = a.groups(), padded = groups * kGroup;
   const Packed<Engine, Query, Item> packed(pool, a, false);
   const Grouped excluded(pairs, groups, a.num_queries, a.rule.offset, a.num_rows);
-  const int64_t block = 8, blocks = ceil_div(groups, block);
-  const int64_t cuts = std::clamp<int64_t>(std::min(ceil_div(64, blocks), a.num_rows / 1024), 1, 64);
-  const int64_t rows = round_up(ceil_div(a.num_rows, cuts), kForwardTile);
-  Buffer bounds(padded * 4), counts(cuts * padded * 4);
+  const Cuts work(groups, 8, a.num_rows, 1024);
+  Buffer bounds(padded * 4), counts(work.cuts * padded * 4);
   std::fill_n(bounds.at<float>(), padded, kInfinity);
   std::copy_n(least, a.num_queries, bounds.at<float>());
-  parallel_for(pool, blocks * cuts, [&](int64_t unit) {
-    const int64_t cut = unit / blocks, first = unit % blocks * block;
-    rank_unit<Engine>(a, packed, excluded, first, std::min(block, groups - first),
-                      std::min(cut * rows, a.num_rows), std::min((cut + 1) * rows, a.num_rows),
-                      bounds.at<float>() + first * kGroup,
-                      counts.at<int32_t>() + cut * padded + first * kGroup);
+  parallel_for(pool, work.units(), [&](int64_t unit) {
+    const int64_t first = work.first_group(unit);
+    rank_unit<Engine>(a, packed, excluded, first, work.groups_of(unit), work.begin(unit),
+                      work.end(unit), bounds.at<float>() + first * kGroup,
+                      counts.at<int32_t>() + work.cut(unit) * padded + first * kGroup);
   });
   for (int64_t i = 0; i < a.num_queries; ++i) {
     out[i] = 0;
-    for (int64_t cut = 0; cut < cuts; ++cut) out[i] += counts.at<int32_t>()[cut * padded + i];
+    for (int64_t cut = 0; cut < work.cuts; ++cut) out[i] += counts.at<int32_t>()[cut * padded + i];
   }
 }
 

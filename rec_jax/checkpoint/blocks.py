@@ -101,10 +101,10 @@ def _read_past_cache(path: Path, data: np.ndarray) -> bytes | None:
 
     None: the file system cannot.
     """
-    size = data.nbytes + SUM_BYTES
-    memory = np.empty(-(-size // ALIGNED) * ALIGNED + ALIGNED, np.uint8)
-    buffer = memory[-memory.ctypes.data % ALIGNED:][:-(-size // ALIGNED) * ALIGNED]
-    read = 0
+    size, read = data.nbytes + SUM_BYTES, 0
+    room = -(-size // ALIGNED) * ALIGNED
+    memory = np.empty(room + ALIGNED, np.uint8)
+    buffer = memory[-memory.ctypes.data % ALIGNED:][:room]
     try:
         handle = os.open(path, os.O_RDONLY | os.O_DIRECT)
     except OSError:

@@ -83,15 +83,14 @@ def hold(values: list[Any], *, copy_bytes: int, moving: float) -> Held:
       such as arrays cut by columns, always is.
     moving: share of what is frozen that may change until it is written; there has to be room.
     """
-    needed = _device_bytes(values)
-    on_host = sum(size for device, size in needed.items() if device.platform == "cpu")
+    needed, on_host = _device_bytes(values), _host_bytes(values)
     if any(size > _free(device) for device, size in needed.items() if device.platform != "cpu"):
         return Held([_in_place(value, None) for value in values], behind=False)
     if on_host <= copy_bytes:
         return Held([_copy(value) for value in values], behind=True)
     jax.block_until_ready([value for value in values if isinstance(value, jax.Array)])
-    frozen = sum(value.nbytes for value in values if _is_large(value))
-    growth = moving * frozen + max(0, on_host - frozen)
+    frozen = _host_bytes([value for value in values if _is_large(value)])
+    growth = moving * frozen + on_host - frozen
     snapshot = take_snapshot() if growth <= DEVICE_SHARE * _free_on_host() else None
     if snapshot is None:
         return Held([_in_place(value, None) for value in values], behind=False)
@@ -131,6 +130,12 @@ def _device_bytes(values: list[Any]) -> dict[Any, int]:
                 device = shard.data.device
                 found[device] = found.get(device, 0) + shard.data.nbytes
     return found
+
+
+def _host_bytes(values: list[Any]) -> int:
+    """Of those, what lies in host memory."""
+    return sum(size for device, size in _device_bytes(values).items()
+               if device.platform == "cpu")
 
 
 def _copy(value: Any) -> Any:

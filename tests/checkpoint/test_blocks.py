@@ -33,9 +33,14 @@ def opened(folder: Path, like: np.ndarray, block: int) -> Any:
     return ts.open(spec, create=True, open=True).result()
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("block", [6, 7, 24, 50])
+def layouts(test: Any) -> Any:
+    """Any shape and type, in blocks that fit the rows or do not."""
+    for name, values in (("shape", SHAPES), ("dtype", DTYPES), ("block", (6, 7, 24, 50))):
+        test = pytest.mark.parametrize(name, values, ids=str)(test)
+    return test
+
+
+@layouts
 def test_tensorstore_reads_what_is_written_here(
         tmp_path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], block: int) -> None:
     given = values(shape, dtype)
@@ -43,9 +48,7 @@ def test_tensorstore_reads_what_is_written_here(
     assert opened(tmp_path / "a", given, block).read().result().tobytes() == given.tobytes()
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("block", [6, 7, 24, 50])
+@layouts
 def test_what_tensorstore_wrote_is_read_here(
         tmp_path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], block: int) -> None:
     given = values(shape, dtype)
