@@ -109,7 +109,12 @@ def assert_same_weights(state, weights, atol: float) -> None:
     np.testing.assert_allclose(state.table.rows, weights["rows"], atol=atol)
     np.testing.assert_allclose(state.inputs.rows, weights["inputs"], atol=atol)
     for name, leaf in state.encoder.items():
-        np.testing.assert_allclose(leaf, weights["encoder"][name], atol=atol, err_msg=name)
+        leaf, expected = np.asarray(leaf), np.asarray(weights["encoder"][name])
+        if name.endswith("qkv/bias"):
+            # One vector added to all keys changes no attention: its gradient is nothing but
+            # rounding, of which Adam makes whole steps.
+            leaf, expected = (np.delete(bias, np.s_[DIM:2 * DIM]) for bias in (leaf, expected))
+        np.testing.assert_allclose(leaf, expected, atol=atol, err_msg=name)
 
 
 @pytest.mark.parametrize("mode", MODES)
