@@ -18,7 +18,7 @@ from rec_jax.data.features import Codes, FeatureConfig, find_features, read_code
 from rec_jax.errors import InputError
 
 TILE = 32
-_LEVELS, _SHORTEST = 4, 16
+_EIGHTHS, _SHORTEST = (8, 6, 4, 3, 2, 1), 16
 
 Array = Any  # numpy on the host, JAX inside a jitted function
 
@@ -50,11 +50,12 @@ class TileShape(NamedTuple):
 
 
 def tile_shapes(length: int) -> list[TileShape]:
-    """Shapes for histories of at most `length` places, half, a quarter and an eighth of it.
+    """Shapes for histories of at most `length` places, and of six to one eighths of it.
 
-    The shorter ones have as many more users, so that all cost about the same.
+    The shorter ones have about as many more users, in eights, so that all cost about the same.
+    More shapes would save little more, and each is compiled by itself.
     """
-    shapes = [TileShape(TILE << level, -(-length // (1 << level))) for level in range(_LEVELS)]
+    shapes = [TileShape(TILE * 8 // part // 8 * 8, -(-length * part // 8)) for part in _EIGHTHS]
     return [shape for shape in shapes if shape.users == TILE or shape.length >= _SHORTEST]
 
 
@@ -157,41 +158,54 @@ def make_tiles(histories: Sequence[np.ndarray], targets: np.ndarray | None, *, g
     needed where `reading` wants them.
     """
     users, length = shape
-    places = group * users
-    items = np.zeros((places, length), np.int32)
-    segments = np.zeros((places, length), np.int32)
-    seconds = np.zeros((places, length), np.int32)
-    features = {path: np.zeros((places, length, each.shape[1]), np.int32)
-                for path, each in (codes[0] if codes else {}).items()}
-    last = np.zeros(places, np.int32)
-    wanted = np.zeros(places, np.int32)
-    seen_items = np.full((group, capacity), -1, np.int32)
-    counts = np.zeros(places, np.int32)
-    counts[:len(histories)] = [len(history) for history in histories]
+    count, places = len(histories), group * users
+    full = (group, users, length)
+    counts = _pad([len(history) for history in histories], places)
+    kept = np.minimum(counts, reading.room)
+    there = np.arange(length) < kept[:, None]  # [G * T, L]
+    ends = kept + (np.arange(places) < count) * np.int32(reading.hidden_next)
+    segments = (np.arange(length) < ends[:, None]).astype(np.int32).reshape(full)
+    positions = np.broadcast_to(np.arange(length, dtype=np.int32), full)
+    asked = np.maximum(ends - 1, 0).reshape(group, users)
     seen_offsets = np.zeros((group, users + 1), np.int32)
     seen_offsets[:, 1:] = np.cumsum(counts.reshape(group, users), axis=1)
-    for place, history in enumerate(histories):
-        recent = history[max(0, len(history) - reading.room):]
-        items[place, :len(recent)] = recent
-        last[place] = max(len(recent) + reading.hidden_next - 1, 0)
-        segments[place, :len(recent) + reading.hidden_next] = 1
-        if reading.times and times is not None and len(recent):
-            when = times[place][-len(recent):]
-            seconds[place, :len(recent)] = seconds_after(when, when[:1])
-        for path, array in features.items():
-            assert codes is not None
-            array[place, :len(recent)] = codes[place][path]
-        tile, row = divmod(place, users)
-        seen_items[tile, seen_offsets[tile, row]:seen_offsets[tile, row + 1]] = history
-    if targets is not None:
-        wanted[:len(targets)] = targets
-    full = (group, users, length)
-    positions = np.broadcast_to(np.arange(length, dtype=np.int32), full)
-    asked = last.reshape(group, users)
-    return Tiles(np.arange(group) * users < len(histories), items.reshape(full),
-                 segments.reshape(full), positions, asked, wanted.reshape(group, users),
-                 seen_offsets, seen_items,
-                 hidden=positions == asked[..., None] if reading.hidden_next else None,
-                 times=seconds.reshape(full) if reading.times else None,
-                 features={path: array.reshape(*full, -1) for path, array in features.items()}
-                 if reading.features else None)
+    seconds = features = None
+    if reading.times:
+        assert times is not None
+        recent = map(_newest, times, kept)
+        seconds = _fill(there, [seconds_after(when, when[:1]) for when in recent]).reshape(full)
+    if reading.features:
+        assert codes is not None
+        features = {path: _fill(there, [each[path] for each in codes]).reshape(*full, -1)
+                    for path in codes[0]}
+    return Tiles(
+        used=np.arange(group) * users < count,
+        items=_fill(there, list(map(_newest, histories, kept))).reshape(full),
+        segments=segments, positions=positions, last=asked,
+        targets=_pad([] if targets is None else targets, places).reshape(group, users),
+        seen_offsets=seen_offsets,
+        seen_items=_fill(np.arange(capacity) < seen_offsets[:, -1:], histories, empty=-1),
+        hidden=positions == asked[..., None] if reading.hidden_next else None,
+        times=seconds, features=features)
+
+
+def _newest(values: np.ndarray, count: int) -> np.ndarray:
+    return values[len(values) - count:]
+
+
+def _pad(values: Sequence[int] | np.ndarray, length: int) -> np.ndarray:
+    """int32 `[length]`, zeros behind the values."""
+    padded = np.zeros(length, np.int32)
+    padded[:len(values)] = values
+    return padded
+
+
+def _fill(there: np.ndarray, parts: Sequence[np.ndarray], empty: int = 0) -> np.ndarray:
+    """The parts, one after the other, where `there` `[N, L]` is true: int32 `[N, L, ...]`.
+
+    parts: `[n, ...]` each, with as many values in all as places are true.
+    """
+    values = np.concatenate(parts)
+    filled = np.full(there.shape + values.shape[1:], empty, np.int32)
+    filled[there] = values
+    return filled

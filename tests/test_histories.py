@@ -92,8 +92,10 @@ def test_times_of_users_are_those_of_their_items(dataset: Dataset) -> None:
 
 
 def test_shorter_histories_have_tiles_of_more_users() -> None:
-    assert tile_shapes(200) == [(32, 200), (64, 100), (128, 50), (256, 25)]
-    assert tile_shapes(50) == [(32, 50), (64, 25)]  # nothing below sixteen places
+    assert tile_shapes(200) == [
+        (32, 200), (40, 150), (64, 100), (80, 75), (128, 50), (256, 25)]
+    # Nothing below sixteen places.
+    assert tile_shapes(50) == [(32, 50), (40, 38), (64, 25), (80, 19)]
     assert tile_shapes(6) == [(32, 6)]
 
 
@@ -101,7 +103,7 @@ def test_shorter_histories_have_tiles_of_more_users() -> None:
 def test_a_history_is_in_the_shortest_tile_that_holds_it(hidden: bool) -> None:
     counts = np.array([0, 24, 25, 26, 50, 51, 199, 200, 5000])
     found = choose_shapes(Reading(200, hidden_next=hidden), counts)
-    assert found.tolist() == [3, 3, 2 if hidden else 3, 2, 1 if hidden else 2, 1, 0, 0, 0]
+    assert found.tolist() == [5, 5, 4 if hidden else 5, 4, 3 if hidden else 4, 3, 0, 0, 0]
 
 
 @pytest.mark.parametrize("hidden", [False, True])
@@ -109,7 +111,7 @@ def test_a_history_is_in_the_shortest_tile_that_holds_it(hidden: bool) -> None:
 def test_tiles_of_all_shapes_hold_every_user_once(dataset: Dataset, hidden: bool,
                                                   batch: int) -> None:
     users, targets, ends = dataset.targets("test")
-    reading = Reading(32, hidden_next=hidden)
+    reading = Reading(24, hidden_next=hidden)
     seen: list[int] = []
     shapes = set()
     for made, chosen in iterate_tiles(dataset, users, ends, targets, reading=reading,
@@ -122,7 +124,7 @@ def test_tiles_of_all_shapes_hold_every_user_once(dataset: Dataset, hidden: bool
             start, end = int(dataset.offsets[users[number]]), int(ends[number])
             assert row[:end - start].tolist() == dataset.items[start:end].tolist()
         seen += chosen.tolist()
-    assert sorted(seen) == list(range(len(users))) and shapes == {(32, 32), (64, 16)}
+    assert sorted(seen) == list(range(len(users))) and shapes == {(32, 24), (40, 18)}
 
 
 def test_a_dataset_without_times_has_none_to_read(dataset: Dataset) -> None:
