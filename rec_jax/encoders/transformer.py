@@ -137,14 +137,15 @@ class Block(nnx.Module):
     def _attend(self, x: jax.Array, inputs: Inputs, key: jax.Array | None,
                 at: jax.Array | None) -> jax.Array:
         config, dim = self.config, x.shape[-1]
-        dropped = key is not None and config.attention_dropout > 0.0
-        native = config.native and not dropped
+        if at is not None and config.positions != "rotary":
+            return self._ask(x, inputs, at)
         own, positions = (at_places(each, at) for each in (inputs.segments, inputs.positions))
         places = jnp.broadcast_to(jnp.arange(own.shape[1]), own.shape) if at is None else at
         seen = native_attention.Seen(own, inputs.segments, places)
+        key = key if config.attention_dropout > 0.0 else None
         if at is None:
             together = project(self.qkv, x)
-            if native and config.positions != "rotary":
+            if config.native and key is None and config.positions != "rotary":
                 return native_attention.self_attention(together, seen, config.heads, self.causal)
             parts = jnp.split(together, 3, axis=-1)
         else:
@@ -153,22 +154,48 @@ class Block(nnx.Module):
         q, k, v = (part.reshape(*part.shape[:2], config.heads, -1) for part in parts)
         if config.positions == "rotary":
             q, k = rotated(q, positions), rotated(k, inputs.positions)
-        if native:
-            mixed = native_attention.segment_attention(q, k, v, seen, self.causal)
-        else:
-            mixed = by_queries(self._attend_piece(k, v, inputs, key if dropped else None),
-                               (q, own), config.query_chunk, length=x.shape[1],
-                               causal=self.causal, at=at)
-        return mixed.reshape(*own.shape, dim)
+        return self._mix(q, k, v, seen, key, at).reshape(*own.shape, dim)
 
-    def _attend_piece(self, k: jax.Array, v: jax.Array, inputs: Inputs, key: jax.Array | None
+    def _ask(self, x: jax.Array, inputs: Inputs, at: jax.Array) -> jax.Array:
+        """Attention of the few places `at` `[B, C]`, which makes no keys and no values.
+
+        A head's q.(x K) is (q K^T).x and its sum of p (x V) is (sum of p x) V, so that its query,
+        turned by K^T, can attend the normalised stream itself. The bias of keys adds as much to
+        every score of a query, and changes no weight.
+        """
+        dim, heads = x.shape[-1], self.config.heads
+        assert self.qkv.bias is not None
+        _, keys, values = jnp.moveaxis(
+            self.qkv.kernel[...].astype(x.dtype).reshape(dim, 3, heads, -1), 1, 0)  # [d, h, c]
+        q = project(self.qkv, at_places(x, at), slice(dim)).reshape(*at.shape, heads, -1)
+        # Scores are to be scaled by c^-1/2, and are by d^-1/2.
+        turned = heads**0.5 * jnp.einsum("bqhc,dhc->bqhd", q, keys,
+                                         preferred_element_type=jnp.float32)
+        places = jnp.repeat(at, heads, axis=1)  # [B, C * h], every head a query of its own
+        seen = native_attention.Seen(at_places(inputs.segments, places), inputs.segments, places)
+        stream = x[:, :, None]
+        mixed = self._mix(turned.astype(x.dtype).reshape(*places.shape, 1, dim), stream, stream,
+                          seen, None, places)
+        out = jnp.einsum("bqhd,dhc->bqhc", mixed.reshape(*at.shape, heads, dim), values,
+                         preferred_element_type=jnp.float32)
+        return (out.reshape(*at.shape, dim) + self.qkv.bias[...][2 * dim:]).astype(x.dtype)
+
+    def _mix(self, q: jax.Array, k: jax.Array, v: jax.Array, seen: native_attention.Seen,
+             key: jax.Array | None, at: jax.Array | None) -> jax.Array:
+        """Attention of q `[B, C, h, c]` over k, v `[B, L, h, c]`; a key drops weights."""
+        if self.config.native and key is None:
+            return native_attention.segment_attention(q, k, v, seen, self.causal)
+        return by_queries(self._attend_piece(k, v, seen.segments, key), (q, seen.own),
+                          self.config.query_chunk, length=k.shape[1], causal=self.causal, at=at)
+
+    def _attend_piece(self, k: jax.Array, v: jax.Array, row: jax.Array, key: jax.Array | None
                       ) -> Attend:
-        """What `by_queries` calls for some queries of the rows; a key drops weights."""
+        """What `by_queries` calls for some queries of the rows, whose segments are `[B, L]`."""
 
         def attend(queries: tuple[jax.Array, jax.Array], places: jax.Array,
                    seen: int) -> jax.Array:
             q, own = queries  # [B, C, h, d/h], [B, C]
-            keys, values, segments = (x[:, :seen] for x in (k, v, inputs.segments))
+            keys, values, segments = (x[:, :seen] for x in (k, v, row))
             mask = attention_mask(own, segments, places, causal=self.causal)
             if key is None:
                 return masked_attention(q, keys, values, mask)
