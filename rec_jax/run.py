@@ -88,6 +88,9 @@ class CheckpointConfig:
     copy_mib: a state of at most so many MiB in host memory is copied there; a larger one is
       frozen by a forked process, on Linux. Accelerators copy in their own memory. Either way the
       state is written behind the training; where there is no room, the training waits.
+    growth_mib: the training waits as well where what it changes before a frozen state is written
+      may take more MiB than these: the whole state, a quarter of it for a sparse table; none: as
+      much as is free.
     full_every: of a sparse table, each so many-th checkpoint is full, and those between hold the
       rows touched since the one before; 1: all are full.
     delta_values: how those rows are written: exact, or rounded to bfloat16 or int8, which a
@@ -97,6 +100,7 @@ class CheckpointConfig:
     keep: int = 2
     keep_every: int | None = None
     copy_mib: int = 256
+    growth_mib: int | None = None
     full_every: int = 1
     delta_values: Literal["exact", "bfloat16", "int8"] = "exact"
 
@@ -105,6 +109,8 @@ class CheckpointConfig:
             raise InputError(f"checkpoint.keep is {self.keep}; expected at least 1")
         if self.keep_every is not None and self.keep_every < 1:
             raise InputError(f"checkpoint.keep_every is {self.keep_every}; expected at least 1")
+        if self.growth_mib is not None and self.growth_mib < 0:
+            raise InputError(f"checkpoint.growth_mib is {self.growth_mib}; expected at least 0")
         if self.full_every < 1:
             raise InputError(f"checkpoint.full_every is {self.full_every}; expected at least 1")
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -17,6 +19,7 @@ import orbax.checkpoint as ocp
 
 from rec_jax.checkpoint.blocks import flush
 from rec_jax.checkpoint.compact import write_full
+from rec_jax.checkpoint.hold import hold
 from rec_jax.checkpoint.keep import best_step, kept_steps
 from rec_jax.checkpoint.layout import (
     ITEM_NAME,
@@ -108,7 +111,8 @@ class Checkpoints:
 
     def __init__(self, folder: Path | str, *, keep: int = 2, keep_every: int | None = None,
                  read_only: bool = False, copy_bytes: int = COPY_BYTES,
-                 moving: float = 1.0, warn: Warn = shout) -> None:
+                 moving: float = 1.0, growth_bytes: float = math.inf,
+                 warn: Warn = shout) -> None:
         """Open a folder; a writer clears away what an interrupted save left.
 
         keep: latest checkpoints that stay; the best one and what a delta builds on stay too.
@@ -120,11 +124,14 @@ class Checkpoints:
           written in blocks while the training waits.
         moving: share of the state that may change while it is written: it is what a frozen one
           may come to take, so that much has to be free.
+        growth_bytes: the most that this may be; where it is more, the training waits.
         warn: hears of damaged checkpoints that are passed over.
         """
         self.folder = Path(folder).absolute()
         self._keep, self._every, self._read_only = keep, keep_every, read_only
-        self._copy_bytes, self._moving, self._warn = copy_bytes, moving, warn
+        self._hold = partial(hold, copy_bytes=copy_bytes, moving=moving,
+                             growth_bytes=growth_bytes)
+        self._warn = warn
         self._saving: int | None = None
         self._writer: ocp.AsyncCheckpointer | None = None
         if not read_only:
@@ -163,8 +170,7 @@ class Checkpoints:
         self.wait()
         if step in self.steps():
             return
-        given = HandlerArgs(items, Info(step, metric, base, dict(extra)), self._copy_bytes,
-                            self._moving)
+        given = HandlerArgs(items, Info(step, metric, base, dict(extra)), self._hold)
         self._saving = step
         try:
             self._orbax().save(self.folder / step_name(step), args=StateSave(given))

@@ -76,12 +76,14 @@ class Held(NamedTuple):
     snapshot: Snapshot | None = None
 
 
-def hold(values: list[Any], *, copy_bytes: int, moving: float) -> Held:
+def hold(values: list[Any], *, copy_bytes: int, moving: float,
+         growth_bytes: float = math.inf) -> Held:
     """Hold the leaves of a state; each is a `jax.Array`, a host array, or owned by the save.
 
     copy_bytes: up to so many in host memory are copied rather than frozen; what cannot be frozen,
       such as arrays cut by columns, always is.
     moving: share of what is frozen that may change until it is written; there has to be room.
+    growth_bytes: the most that this may come to, whatever the room.
     """
     needed, on_host = _device_bytes(values), _host_bytes(values)
     if any(size > _free(device) for device, size in needed.items() if device.platform != "cpu"):
@@ -91,7 +93,8 @@ def hold(values: list[Any], *, copy_bytes: int, moving: float) -> Held:
     jax.block_until_ready([value for value in values if isinstance(value, jax.Array)])
     frozen = _host_bytes([value for value in values if _is_large(value)])
     growth = moving * frozen + on_host - frozen
-    snapshot = take_snapshot() if growth <= DEVICE_SHARE * _free_on_host() else None
+    room = min(growth_bytes, DEVICE_SHARE * _free_on_host())
+    snapshot = take_snapshot() if growth <= room else None
     if snapshot is None:
         return Held([_in_place(value, None) for value in values], behind=False)
     try:

@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 
 from rec_jax.checkpoint.blocks import block_path, flush, write_rows
-from rec_jax.checkpoint.hold import InMemory, hold, rows, shards
+from rec_jax.checkpoint.hold import Held, InMemory, rows, shards
 from rec_jax.checkpoint.layout import (
     ARRAYS,
     BLOCK_BYTES,
@@ -59,12 +59,11 @@ class Touched(NamedTuple):
 
 
 class HandlerArgs(NamedTuple):
-    """items: pytrees by name, of arrays or `Touched`; copy_bytes, moving: see `Checkpoints`."""
+    """items: pytrees by name, of arrays or `Touched`; hold: how their leaves are held."""
 
     items: Mapping[str, Any]
     info: Info
-    copy_bytes: int
-    moving: float
+    hold: Callable[[list[Any]], Held]
 
 
 class StateHandler(ocp.AsyncCheckpointHandler):
@@ -78,8 +77,7 @@ class StateHandler(ocp.AsyncCheckpointHandler):
         folder = Path(directory)
         planned = {name: _plan(tree) for name, tree in given.items.items()}
         writes = [leaf for _, own in planned.values() for leaf in own]
-        held = hold([write.source for write in writes], copy_bytes=given.copy_bytes,
-                    moving=given.moving)
+        held = given.hold([write.source for write in writes])
         for write, value in zip(writes, held.values, strict=True):
             write.source = value
         work = partial(_write_held, held.snapshot, folder, planned, given.info)

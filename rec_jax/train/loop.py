@@ -31,7 +31,7 @@ from rec_jax.train.growing import Start, start_from
 from rec_jax.train.log import MetricsLog
 from rec_jax.train.preemption import Preemption
 from rec_jax.train.resume import Position, resume
-from rec_jax.train.saving import Saver, make_saver, moving_share
+from rec_jax.train.saving import Saver, growth_bytes, make_saver, moving_share
 from rec_jax.train.state import TrainState
 from rec_jax.train.step import StepMetrics, check_ids, place_batch
 
@@ -63,7 +63,8 @@ def run_training(run: Run, config: RunConfig, reporter: Reporter | None = None, 
     with (Preemption(config.train.log_every) as preemption,
           Checkpoints(run.checkpoints, keep=settings.keep, keep_every=settings.keep_every,
                       copy_bytes=settings.copy_mib * 2**20,
-                      moving=moving_share(built.choice.mode)) as checkpoints):
+                      moving=moving_share(built.choice.mode),
+                      growth_bytes=growth_bytes(settings)) as checkpoints):
         state, done, position = resume(checkpoints, built, config, reporter, force=force)
         if start is not None and done == 0:
             state = start_from(start, built, run, reporter)

@@ -8,6 +8,7 @@ checkpoint is full.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -71,6 +72,11 @@ class Saver:
 def moving_share(mode: Mode) -> float:
     """Share of the state that steps may change while it is written; see `Checkpoints`."""
     return MOVING if mode == "sparse" else 1.0
+
+
+def growth_bytes(settings: CheckpointConfig) -> float:
+    """The most that steps may make a frozen state grow by; see `Checkpoints`."""
+    return math.inf if settings.growth_mib is None else settings.growth_mib * 2**20
 
 
 def make_saver(checkpoints: Checkpoints, settings: CheckpointConfig, mode: Mode,

@@ -114,6 +114,16 @@ def test_a_state_is_frozen_only_where_memory_has_room_for_what_may_change(
     a_part.snapshot.close()
 
 
+@pytest.mark.parametrize(("share", "behind"), [(0.49, False), (0.51, True)])
+def test_a_state_is_frozen_only_where_it_may_grow_by_as_much(
+        share: float, behind: bool, children: list[Snapshot]) -> None:
+    values = [state()["model"]["rows"]]
+    held = hold.hold(values, copy_bytes=0, moving=0.5, growth_bytes=share * values[0].nbytes)
+    assert held.behind == behind and len(children) == behind
+    for child in children:
+        child.close()
+
+
 def test_the_shards_of_a_mesh_are_frozen_each_in_its_place(
         tmp_path: Path, children: list[Snapshot]) -> None:
     devices = jax.devices()
