@@ -105,16 +105,17 @@ def plain(steps: int, kind: str, known: int = ITEMS):
     return np.array(losses), weights
 
 
-def assert_same_weights(state, weights, atol: float) -> None:
+def assert_same_weights(state, weights, atol: float, of_keys: float | None = None) -> None:
+    """of_keys: the tolerance of the bias of keys, where it is another."""
     np.testing.assert_allclose(state.table.rows, weights["rows"], atol=atol)
     np.testing.assert_allclose(state.inputs.rows, weights["inputs"], atol=atol)
     for name, leaf in state.encoder.items():
         leaf, expected = np.asarray(leaf), np.asarray(weights["encoder"][name])
-        if name.endswith("qkv/bias"):
-            # One vector added to all keys changes no attention: its gradient is nothing but
-            # rounding, of which Adam makes whole steps.
-            leaf, expected = (np.delete(bias, np.s_[DIM:2 * DIM]) for bias in (leaf, expected))
-        np.testing.assert_allclose(leaf, expected, atol=atol, err_msg=name)
+        keys = np.zeros(leaf.shape, bool)
+        if of_keys is not None and name.endswith("qkv/bias"):
+            keys[DIM:2 * DIM] = True
+            np.testing.assert_allclose(leaf[keys], expected[keys], atol=of_keys, err_msg=name)
+        np.testing.assert_allclose(leaf[~keys], expected[~keys], atol=atol, err_msg=name)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -122,7 +123,9 @@ def test_every_mode_is_plain_adam_of_both_tables_where_all_rows_are_read(mode):
     expected, weights = plain(6, "adam")
     losses, state = train(6, mode)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
-    assert_same_weights(state, weights, 2e-5)
+    # One vector added to all keys changes no attention: the gradient of that bias is nothing but
+    # rounding, of which Adam may make a whole step each time.
+    assert_same_weights(state, weights, 2e-5, of_keys=2 * 6 * RATE)
     assert np.abs(weights["inputs"] - np.asarray(setup(mode)[2]().inputs.rows)).max() > RATE
 
 
