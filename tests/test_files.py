@@ -1,0 +1,89 @@
+"""Files and folders are whole or absent, and a folder has one writer."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+
+from rec_jax import files
+from rec_jax.errors import InputError
+
+
+def test_a_file_is_replaced_at_once_and_an_error_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "name.txt"
+    files.write_whole(path, "old")
+    with pytest.raises(RuntimeError), files.writing(path) as file:
+        file.write(b"half of the new")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    files.write_whole(path, "new")
+    assert path.read_text() == "new"
+    assert os.listdir(path.parent) == ["name.txt"]
+
+
+def test_a_file_beside_it_with_a_temporary_looking_name_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "name.txt.tmp").write_text("somebody's")
+    (tmp_path / "out.tmp").mkdir()
+    files.write_whole(tmp_path / "name.txt", "ours")
+    with files.new_folder(tmp_path / "out") as folder:
+        (folder / "a").write_text("a")
+    assert (tmp_path / "name.txt.tmp").read_text() == "somebody's"
+    assert sorted(os.listdir(tmp_path)) == ["name.txt", "name.txt.tmp", "out", "out.tmp"]
+
+
+def test_a_folder_appears_whole_and_an_error_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(RuntimeError), files.new_folder(out) as folder:
+        (folder / "a").write_text("a")
+        raise RuntimeError
+    assert os.listdir(tmp_path) == []
+    with files.new_folder(out) as folder:
+        (folder / "a").write_text("a")
+        assert not out.exists()
+    assert (out / "a").read_text() == "a"
+    assert os.listdir(tmp_path) == ["out"]
+    with pytest.raises(InputError, match="exists"), files.new_folder(out):
+        pass
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_folder_is_exchanged_for_another(tmp_path: Path, exchanges: bool,
+                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    if not exchanges:
+        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+    out = tmp_path / "out"
+    for content in ("old", "new"):
+        with files.new_folder(out, replace=True) as folder:
+            (folder / content).write_text(content)
+    assert os.listdir(out) == ["new"]
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_new_files_have_the_rights_that_the_process_gives(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("")
+    files.write_whole(tmp_path / "ours", "")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def _hold(folder: str, ready: multiprocessing.synchronize.Event) -> None:
+    with files.locked(folder):
+        ready.set()
+        multiprocessing.Event().wait(60)
+
+
+def test_a_second_writer_is_refused_until_the_first_is_dead(tmp_path: Path) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    ready = spawn.Event()
+    other = spawn.Process(target=_hold, args=(str(tmp_path / "run"), ready))
+    other.start()
+    assert ready.wait(60)
+    with pytest.raises(InputError, match="another process works in"), \
+            files.locked(tmp_path / "run"):
+        pass
+    other.kill()
+    other.join()
+    with files.locked(tmp_path / "run"):
+        pass
