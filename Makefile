@@ -8,7 +8,7 @@ export JAX_PLATFORMS ?= cpu
 # One that crashes ends the tests; it is not started again.
 JOBS ?= -n 2 --dist loadfile --max-worker-restart 0
 
-.PHONY: quickstart test test-fast check clean
+.PHONY: quickstart test test-fast check gpu-aot clean
 
 # The data may not be redistributed, so it is fetched; without any way to it, generated data
 # takes its place.
@@ -53,6 +53,13 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
 $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[dev,tpu-aot]'
 	touch $@ $(VENV)/.installed
+
+# What compiles the Hopper kernels without a GPU: JAX's CUDA plugin and NVIDIA's assembler, beside
+# the environment and not in it, where JAX would look for a GPU.
+gpu-aot: $(VENV)/.installed-dev
+	version=$$($(BIN)/python -c 'import jax; print(jax.__version__)') && \
+	$(BIN)/pip install --quiet --no-deps --upgrade --target .gpu-aot \
+	  jax-cuda13-plugin==$$version jax-cuda13-pjrt==$$version nvidia-cuda-nvcc nvidia-cuda-nvdisasm
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info runs data

@@ -14,10 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rec_jax.files import write_whole
+
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "polars", "torch")
 
 
-def machine() -> dict[str, Any]:
+def about_machine() -> dict[str, Any]:
     """Processor, cores, memory in bytes, accelerators; no host names."""
     import jax
 
@@ -56,18 +58,19 @@ def without_folders(argument: str) -> str:
     return re.sub(r"(^|=|=['\"])/(?:[^/\s='\"]+/)+", r"\1", argument)
 
 
-def record(path: Path | str, payload: Mapping[str, Any]) -> Path:
-    """Stamp `payload` with machine, versions, command and date; write it whole or not at all."""
+def record(path: Path | str, payload: Mapping[str, Any], *,
+           machine: Mapping[str, Any] | None = None) -> Path:
+    """Stamp `payload` with machine, versions, command and date; write it whole or not at all.
+
+    machine: where the figures were taken, if not by this process; asking opens the device.
+    """
     path = Path(path)
     stamped = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command_line(),
-        "machine": machine(),
+        "machine": about_machine() if machine is None else dict(machine),
         "versions": versions(),
         **payload,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(stamped, indent=1) + "\n")
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(stamped, indent=1) + "\n")
     return path
