@@ -19,8 +19,13 @@ from rec_jax.files import write_whole
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "polars", "torch")
 
 
+_CAPS = ("REC_JAX_NATIVE_ISA", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA",
+         "MKL_ENABLE_INSTRUCTIONS")
+
+
 def about_machine() -> dict[str, Any]:
-    """Processor, cores, memory in bytes, accelerators; no host names."""
+    """Processor, its instructions and what holds programs to lesser ones, cores, memory in bytes,
+    accelerators; no host names."""
     import jax
 
     cpu = platform.processor() or platform.machine()
@@ -29,9 +34,35 @@ def about_machine() -> dict[str, Any]:
         names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines()
                  if line.startswith("model name")]
         cpu = names[0] if names else cpu
+    flags = _flags(info)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     devices = [device.device_kind for device in jax.devices()]
-    return {"cpu": cpu, "cores": os.cpu_count(), "memory_bytes": memory, "devices": devices}
+    return {"cpu": cpu, "isa": _isa(flags), **_caps(), "cores": os.cpu_count(),
+            "memory_bytes": memory, "devices": devices}
+
+
+def _flags(info: Path) -> set[str]:
+    """What the system says of the processor's instructions; empty where it says nothing."""
+    if not info.exists():
+        return set()
+    lines = [line for line in info.read_text().splitlines()
+             if line.startswith(("flags", "Features"))]
+    return set(lines[0].split(":", 1)[1].split()) if lines else set()
+
+
+def _isa(flags: set[str]) -> str:
+    """The widest vector instructions, which a speed on a CPU depends on most."""
+    named = {"amx_tile": "amx", "avx512f": "avx512", "avx2": "avx2", "asimd": "neon"}
+    return next((name for flag, name in named.items() if flag in flags), platform.machine())
+
+
+def _caps() -> dict[str, dict[str, str]]:
+    """Settings that hold programs to lesser instructions than the processor has."""
+    found = {name: os.environ[name] for name in _CAPS if name in os.environ}
+    xla = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "max_isa" in flag]
+    if xla:
+        found["XLA_FLAGS"] = " ".join(xla)
+    return {"held_to": found} if found else {}
 
 
 def versions() -> dict[str, str]:

@@ -18,7 +18,7 @@ from rec_jax.kernels.mosaic_gpu import BACKEND, refuses
 from rec_jax.kernels.mosaic_gpu_forward import choose_splits, forward
 from rec_jax.kernels.mosaic_gpu_grad import item_grad
 from rec_jax.kernels.mosaic_gpu_tiles import Tiles, choose_tiles, label_hits, out_columns
-from rec_jax.kernels.mosaic_gpu_update import item_update
+from rec_jax.kernels.mosaic_gpu_update import item_update, rows_of_a_step
 from rec_jax.kernels.primitives import Problem, Scores, SparseRows
 from rec_jax.kernels.softmax import softmax_loss
 from rec_jax.kernels.update import softmax_item_update
@@ -379,3 +379,10 @@ def test_splits_fill_the_processors(blocks: int, tiles: int) -> None:
     assert 1 <= splits <= tiles
     waves = -(-blocks * splits // 132)
     assert waves * -(-tiles // splits) <= 1.35 * max(blocks * tiles / 132, 1)
+
+
+@pytest.mark.parametrize("dim", [32, 64, 128, 256])
+def test_the_gradient_of_an_update_s_step_stays_in_the_cache_of_the_gpu(dim: int) -> None:
+    rows = rows_of_a_step(dim, processors=132)
+    assert rows % (132 * 128) == 0  # whole waves
+    assert 8 * 2**20 <= 4 * dim * rows <= 17 * 2**20
