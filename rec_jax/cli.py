@@ -13,7 +13,15 @@ import typer
 from rec_jax import cli_bench, cli_checkpoint, cli_config, cli_summary
 from rec_jax.allocator import restart_with_kept_memory
 from rec_jax.cli_options import App
-from rec_jax.cli_show import console, drop_stdout, open_streams, print_json, print_table, say
+from rec_jax.cli_show import (
+    NobodyReads,
+    console,
+    drop_stdout,
+    open_streams,
+    print_json,
+    print_table,
+    say,
+)
 from rec_jax.errors import InputError, Preempted, TrainingError
 
 app = App(no_args_is_help=True, pretty_exceptions_enable=False,
@@ -295,7 +303,7 @@ def plan(
     """Bytes, operations, traffic and time of a step, before there is a machine."""
     from rec_jax import api
 
-    lines = [*(settings or ()), *([f"table.dim={dim}"] if dim else [])]
+    lines = [*(settings or ()), *([] if dim is None else [f"table.dim={dim}"])]
     result = api.plan(config, items=items, devices=devices, overrides=lines, compiled=compile)
     if as_json:
         print_json(result)
@@ -367,9 +375,10 @@ def main() -> None:
         _fail(str(error), 75)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", 130)
-    except BrokenPipeError:
-        drop_stdout()
+    except (NobodyReads, BrokenPipeError):
         _fail("nobody reads the output any more (broken pipe)", 1)
+    except OSError as error:
+        _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
     else:
         if code == 130:  # what typer makes of an interrupt
             _fail("interrupted", 130)
@@ -388,6 +397,10 @@ def _misused(error: Any) -> None:
 
 
 def _fail(message: str, code: int) -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:  # Python would try once more at its end, and say so at length
+        drop_stdout()
     line = " ".join(message.split())
     say(f"rec-jax: {line}")
     sys.exit(code)

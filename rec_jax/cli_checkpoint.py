@@ -53,8 +53,10 @@ def inspect(run: RunDir, step: Step = None, as_json: Json = False) -> None:
         return
     print_table(["item", "array", "shape", "type"], [tuple(leaf.values()) for leaf in leaves])
     base = "" if opened.info.base is None else f", changes step {opened.info.base}"
-    print(f"step {chosen:,}, {number(opened.size / 2**20, 2)} MiB{base}, "
-          f"position {opened.info.extra.get('position')}")
+    position = opened.info.extra.get("position") or {}
+    best = "" if position.get("best") is None else (
+        f", best so far {number(position['best'], 5)} after step {position['best_step']:,}")
+    print(f"step {chosen:,}, {number(opened.size / 2**20, 2)} MiB{base}{best}")
 
 
 @app.command()

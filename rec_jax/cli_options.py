@@ -14,6 +14,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
+from rec_jax.cli_show import NobodyReads
 from rec_jax.errors import InputError
 
 _KEYS: Mapping[str, Mapping[str, str]] = {
@@ -61,6 +62,8 @@ class _Verb(TyperCommand):
         except InputError as error:
             error.args = (_in_options(str(error), ctx),)
             raise
+        except BrokenPipeError as error:  # typer would end here without a word
+            raise NobodyReads from error
 
 
 def _in_options(message: str, ctx: Any) -> str:
@@ -101,8 +104,9 @@ def translate(message: str, keys: Mapping[str, str],
 def _with_columns(message: str, ctx: Any, options: Mapping[str, str],
                   named: set[str]) -> str:
     """A column that a file lacks, with the option that names it."""
-    for name, default in _COLUMNS.items():
-        column = ctx.params.get(name) or default
+    columns = [(name, ctx.params.get(name) or default) for name, default in _COLUMNS.items()]
+    columns += [("item_feature", column) for column in ctx.params.get("item_feature") or ()]
+    for name, column in columns:
         if column is not None and name in named:
             lacks = f"no column {column!r}"
             message = message.replace(lacks, f"{lacks} ({options[name]})")

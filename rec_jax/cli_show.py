@@ -22,6 +22,10 @@ _CONTROLS = ("Cc", "Cf", "Zl", "Zp")
 _JOINERS = "\u200c\u200d"  # of scripts and emoji; they show nothing by themselves
 
 
+class NobodyReads(Exception):
+    """The other end of stdout is closed."""
+
+
 class _Console(Console):
     def on_broken_pipe(self) -> None:
         raise  # rich would end the process here; `main` says why it ends

@@ -63,14 +63,14 @@ def training(summary: Mapping[str, Any]) -> None:
 def evaluation(result: Mapping[str, Any]) -> None:
     """Metrics of `evaluate`, popularity beside them, and how they were measured."""
     metrics, baseline = result["metrics"], result.get("popularity_baseline")
-    columns = ["metric", "what it says", "model", *(["popularity", ""] if baseline else [])]
+    columns = ["metric", "what it says", "model", *(["popularity", "ratio"] if baseline else [])]
     rows = [[name, _meaning(name), number(metrics[name])] for name in sorted(metrics, key=_place)]
     if baseline:
         for row in rows:
             value, other = metrics[row[0]], baseline.get(row[0])
             row += (["", ""] if other is None else
                     [number(other), f"{value / other:.1f}x" if other else ""])
-    print_table(columns, rows, numbers=("model", "popularity", ""))
+    print_table(columns, rows, numbers=("model", "popularity", "ratio"))
     protocol = result["protocol"]
     seen = "left out" if protocol["seen_items_filtered"] else "kept"
     cold = ", items that training lacks left out" if protocol.get("cold_items_filtered") else ""
