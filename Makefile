@@ -7,6 +7,10 @@ BIN := $(VENV)/bin
 # One that crashes ends the tests; it is not started again.
 JOBS ?= -n 2 --dist loadfile --max-worker-restart 0
 
+# An editable install finds `rec_jax.kernels` in kernels/ by an import hook, and only that keeps a
+# top-level `kernels` away; setuptools gives every such hook a warning, which nobody can act on.
+EDITABLE := PYTHONWARNINGS=ignore:::setuptools.command.editable_wheel $(BIN)/pip install --quiet --editable
+
 .PHONY: quickstart test test-fast check clean
 
 # The data may not be redistributed, so it is fetched; without any way to it, generated data
@@ -49,11 +53,11 @@ $(VENV)/bin/python:
 	$(BIN)/pip install --quiet --upgrade pip
 
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
-	$(BIN)/pip install --quiet --editable .
+	$(EDITABLE) .
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml
-	$(BIN)/pip install --quiet --editable '.[dev,tpu-aot]'
+	$(EDITABLE) '.[dev,tpu-aot]'
 	touch $@ $(VENV)/.installed
 
 clean:
