@@ -33,7 +33,8 @@ app.add_typer(cli_bench.app, name="bench")
 _UsageError: Any = typer.BadParameter.__mro__[1]  # typer does not export it
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Set = Annotated[Optional[list[str]], typer.Option(  # noqa: UP045 (typer reads it at run time)
-    "--set", help="One line of TOML over the file, such as train.epochs=3; may be repeated.")]
+    "--set", metavar="KEY=VALUE", help="Set a key of the config, such as seed=1 (a line of TOML); "
+                                       "`rec-jax config keys` lists them. May be repeated.")]
 RunDir = Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")]
 Step = Annotated[Optional[int], typer.Option(  # noqa: UP045
     help="Checkpoint to use; the best one by default.")]
@@ -115,7 +116,7 @@ def synth(
 @app.command()
 def prepare(
     source: Annotated[Optional[list[str]], typer.Argument(  # noqa: UP045
-        metavar="[SOURCE]...", help="CSV, TSV, Parquet or text, also .gz.")] = None,
+        metavar="SOURCE", help="CSV, TSV, Parquet or text, also .gz.")] = None,
     out: Annotated[Optional[str], typer.Option(help="New dataset folder.")] = None,  # noqa: UP045
     config_path: Annotated[Optional[str], typer.Option(  # noqa: UP045
         "--config", help="TOML file; `rec-jax config keys prepare` lists its keys.")] = None,
@@ -303,6 +304,8 @@ def plan(
     """Bytes, operations, traffic and time of a step, before there is a machine."""
     from rec_jax import api
 
+    if not 1 <= items < float("inf"):
+        raise InputError(f"--items is {items:g}; expected at least 1")
     lines = [*(settings or ()), *([] if dim is None else [f"table.dim={dim}"])]
     result = api.plan(config, items=items, devices=devices, overrides=lines, compiled=compile)
     if as_json:

@@ -60,7 +60,7 @@ def show(
 @app.command()
 def keys(
     job: Annotated[str, typer.Argument(
-        metavar="[JOB]", help="run, prepare or synth: whose config.")] = "run",
+        metavar="JOB", help="run, prepare or synth: whose config.")] = "run",
     as_json: Json = False,
 ) -> None:
     """Print every key of a config with its type, its default and what it means."""

@@ -75,7 +75,7 @@ class _Bar:
             self._progress.update(self._task, advance=count)
 
     def say(self, text: str) -> None:
-        self._progress.console.print(text)
+        self._progress.console.print(text, soft_wrap=True)
 
 
 class _Count(ProgressColumn):
@@ -98,7 +98,7 @@ def progress_bar(title: str, *, show: bool = True, unit: str = "") -> Iterator[R
     unit: what is counted; "bytes" are shown as MB.
     """
     # Notes and lines hold names of the user's: they are no markup.
-    console = Console(stderr=True, soft_wrap=True, markup=False, emoji=False, highlight=False)
+    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
     if not show:
         yield Silent()
         return

@@ -39,6 +39,8 @@ def test_another_folder_s_file_is_not_taken_for_a_shipped_one(tmp_path: Path) ->
 def test_a_plan_takes_a_name(rec_jax: Command) -> None:  # noqa: F811
     plan = one_object(rec_jax("plan", "ml100k", "--items", "1000", "--json"))
     assert plan["rows"] >= 1000
+    for wrong in ("nan", "inf", "0"):
+        assert "expected at least 1" in refused(rec_jax("plan", "ml100k", "--items", wrong))
     assert "--dim is 0" in refused(rec_jax("plan", "ml100k", "--items", "9", "--dim", "0"))
 
 
