@@ -3,10 +3,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-export JAX_PLATFORMS ?= cpu
 # Two test processes, a file to each: compiling, which is most of it, uses one core.
 # One that crashes ends the tests; it is not started again.
 JOBS ?= -n 2 --dist loadfile --max-worker-restart 0
+
+# An editable install finds `rec_jax.kernels` in kernels/ by an import hook, and only that keeps a
+# top-level `kernels` away; setuptools gives every such hook a warning, which nobody can act on.
+EDITABLE := PYTHONWARNINGS=ignore:::setuptools.command.editable_wheel $(BIN)/pip install --quiet --editable
 
 .PHONY: quickstart test test-fast check gpu-aot clean
 
@@ -23,13 +26,16 @@ quickstart: $(VENV)/.installed
 	  $(BIN)/rec-jax prepare data/synth.parquet --out data/ml-100k/dataset --time timestamp \
 	    --overwrite; \
 	fi
-	$(BIN)/rec-jax train configs/ml100k.toml --run runs/quickstart
+	$(BIN)/rec-jax train ml100k --run runs/quickstart
 	$(BIN)/rec-jax evaluate runs/quickstart --baseline
 	$(BIN)/rec-jax export runs/quickstart --what items --out runs/quickstart/items
 	@echo
 	@echo "curves      runs/quickstart/report.html, runs/quickstart/curves.png"
 	@echo "embeddings  runs/quickstart/items (rec_jax.load_embeddings reads it)"
 	@echo "next        $(BIN)/rec-jax recommend runs/quickstart --user 1"
+
+# The tests are written for the eight devices that a CPU can pretend to have.
+test test-fast: export JAX_PLATFORMS ?= cpu
 
 test: $(VENV)/.installed-dev check
 	$(BIN)/python -m pytest $(JOBS) --durations=15
@@ -47,11 +53,11 @@ $(VENV)/bin/python:
 	$(BIN)/pip install --quiet --upgrade pip
 
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
-	$(BIN)/pip install --quiet --editable .
+	$(EDITABLE) .
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml
-	$(BIN)/pip install --quiet --editable '.[dev,tpu-aot]'
+	$(EDITABLE) '.[dev,tpu-aot]'
 	touch $@ $(VENV)/.installed
 
 # What compiles the Hopper kernels without a GPU: JAX's CUDA plugin and NVIDIA's assembler, beside

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from rec_jax import config as configs
+from rec_jax import shipped
 from rec_jax.devices import parse_devices
 from rec_jax.evaluate import Split, evaluate_served
 from rec_jax.export import What
@@ -118,7 +119,7 @@ def plan(config: RunConfig | Source, *, items: float, devices: str = "cpu",
       InputError: unknown devices, or a catalogue that no table can hold.
     """
     if not isinstance(config, RunConfig):
-        config = configs.load(RunConfig, config, overrides)
+        config = configs.load(RunConfig, shipped.locate(config), overrides)
     machine = parse_devices(devices)
     found = make_plan(config, int(items), machine)
     result: dict[str, Any] = {

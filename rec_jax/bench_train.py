@@ -24,6 +24,7 @@ import numpy as np
 from rich.table import Table
 
 from rec_jax import config as configs
+from rec_jax import shipped
 from rec_jax.data.batches import prefetch
 from rec_jax.devices import Devices, this_machine
 from rec_jax.errors import InputError, TrainingError
@@ -142,7 +143,7 @@ def run(config: Path | str, *, overrides: Sequence[str] = (), variations: Sequen
 
 
 def _prepare(path: Path | str, lines: Sequence[str], name: str) -> _Runner:
-    config = configs.load(RunConfig, path, lines)
+    config = configs.load(RunConfig, shipped.locate(path), lines)
     built = build(config)
     batch, _ = next(_batches(built, config))
     start = time.perf_counter()

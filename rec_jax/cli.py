@@ -9,26 +9,53 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Optional
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from rec_jax import cli_bench, cli_checkpoint
+from rec_jax import cli_bench, cli_checkpoint, cli_config, cli_summary
 from rec_jax.allocator import restart_with_kept_memory
+from rec_jax.cli_options import App
+from rec_jax.cli_show import (
+    NobodyReads,
+    console,
+    drop_stdout,
+    open_streams,
+    print_json,
+    print_table,
+    say,
+)
 from rec_jax.errors import InputError, Preempted, TrainingError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
-                  help="Train sequential recommenders with huge catalogues, exactly.")
+app = App(no_args_is_help=True, pretty_exceptions_enable=False,
+          help="Train sequential recommenders with huge catalogues, exactly.")
+app.add_typer(cli_config.app, name="config")
 app.add_typer(cli_checkpoint.app, name="checkpoint")
 app.add_typer(cli_bench.app, name="bench")
 
+_UsageError: Any = typer.BadParameter.__mro__[1]  # typer does not export it
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Set = Annotated[Optional[list[str]], typer.Option(  # noqa: UP045 (typer reads it at run time)
-    "--set", help="One line of TOML over the file, such as train.epochs=3; may be repeated.")]
+    "--set", metavar="KEY=VALUE", help="Set a key of the config, such as seed=1 (a line of TOML); "
+                                       "`rec-jax config keys` lists them. May be repeated.")]
 RunDir = Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")]
 Step = Annotated[Optional[int], typer.Option(  # noqa: UP045
     help="Checkpoint to use; the best one by default.")]
 Data = Annotated[Optional[str], typer.Option(  # noqa: UP045
     help="Dataset folder, if it moved since training.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"rec-jax {version('rec-jax')}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[bool, typer.Option(
+        "--version", callback=_version, is_eager=True, help="Print the version and end.")] = False,
+) -> None:
+    """Train sequential recommenders with huge catalogues, exactly."""
 
 
 @app.command()
@@ -42,6 +69,7 @@ def fetch(
     """Fetch a public data set from its publisher, check it, and show its terms."""
     from rec_jax.data import fetch as fetching
     from rec_jax.data.sources import SOURCES
+    from rec_jax.progress import progress_bar
 
     if name is None:
         listed = {key: {"about": source.about, "terms": source.terms,
@@ -49,9 +77,16 @@ def fetch(
                   for key, source in SOURCES.items()}
         _show_sources(listed, as_json)
         return
-    found = fetching.fetch(name, out or f"data/{name}", tell=_say)
-    _show({"name": found.name, "folder": found.folder, "origin": found.origin,
-           "prepare": f"rec-jax prepare --config {found.config_path}"}, as_json, "fetched")
+    with progress_bar("fetch", show=not as_json, unit="bytes") as progress:
+        found = fetching.fetch(name, out or f"data/{name}", tell=say if as_json else progress.say,
+                               reporter=progress)
+    done = {"name": found.name, "folder": found.folder, "origin": found.origin,
+            "prepare": f"rec-jax prepare --config {found.config_path}"}
+    if as_json:
+        print_json(done)
+    else:
+        cli_summary.other(f"Data set {found.name}", {**done, "name": ""},
+                          {"origin": "from", "prepare": "next"})
 
 
 @app.command()
@@ -63,22 +98,28 @@ def synth(
     seed: Annotated[int, typer.Option(help="Same seed, same rows.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Generate realistic sessions of any size, streamed; see SynthConfig for --set."""
+    """Generate realistic sessions of any size; `rec-jax config keys synth` lists the settings."""
     from rec_jax import config
     from rec_jax.data.synth import SynthConfig
     from rec_jax.data.synth import synth as generate
+    from rec_jax.progress import progress_bar
 
     given = config.override({"users": users, "items": items, "seed": seed}, settings or ())
-    _show(dataclasses.asdict(generate(config.build(SynthConfig, given), out)), as_json, "synth")
+    with progress_bar("synth", show=not as_json, unit="users") as progress:
+        made = dataclasses.asdict(generate(config.build(SynthConfig, given), out, progress))
+    if as_json:
+        print_json(made)
+    else:
+        cli_summary.other(f"Interactions in {out}", made)
 
 
 @app.command()
 def prepare(
     source: Annotated[Optional[list[str]], typer.Argument(  # noqa: UP045
-        metavar="[SOURCE]...", help="CSV, TSV, Parquet or text, also .gz.")] = None,
+        metavar="SOURCE", help="CSV, TSV, Parquet or text, also .gz.")] = None,
     out: Annotated[Optional[str], typer.Option(help="New dataset folder.")] = None,  # noqa: UP045
     config_path: Annotated[Optional[str], typer.Option(  # noqa: UP045
-        "--config", help="TOML file with the keys of PrepareConfig.")] = None,
+        "--config", help="TOML file; `rec-jax config keys prepare` lists its keys.")] = None,
     format: Annotated[Optional[str], typer.Option(  # noqa: UP045
         help="csv, tsv, parquet, pairs (user item) or lists (user item item ...).")] = None,
     user: Annotated[Optional[str], typer.Option(help="Column of the user.")] = None,  # noqa: UP045
@@ -106,6 +147,7 @@ def prepare(
     from rec_jax import config
     from rec_jax.data.prepare import prepare as run
     from rec_jax.data.prepare_config import PrepareConfig
+    from rec_jax.progress import progress_bar
 
     flags = _without_none({
         "source": list(source) if source else None, "out": out, "format": format,
@@ -114,16 +156,21 @@ def prepare(
                                   "duplicates": duplicates}),
         "split": _without_none({"kind": split}), "overwrite": overwrite or None,
         "item_features": [{"column": name} for name in item_feature] if item_feature else None})
-    report = run(config.read(PrepareConfig, config_path, flags, settings or ()))
-    _show(_without_none(report.to_dict()), as_json, "dataset")
+    job = config.read(PrepareConfig, config_path, flags, settings or ())
+    with progress_bar("prepare", show=not as_json, unit="rows") as progress:
+        report = run(job, progress)
+    if as_json:
+        print_json(_without_none(report.to_dict()))
+    else:
+        cli_summary.dataset(report.to_dict())
     for line in report.bad_lines:
-        _say(f"skipped {line}")
+        say(f"skipped {line}")
 
 
 @app.command()
 def train(
     config: Annotated[Optional[str], typer.Argument(  # noqa: UP045
-        metavar="CONFIG", help="TOML file, see configs/.")] = None,
+        metavar="CONFIG", help="TOML file, or a name of `rec-jax config list`.")] = None,
     settings: Set = None,
     run: Annotated[Optional[str], typer.Option(  # noqa: UP045
         help="Folder of the new run; runs/NAME-DATE by default.")] = None,
@@ -157,7 +204,10 @@ def train(
     summary = api.train(config, run=run, overrides=settings or (), resume=resume, force=force,
                         start_from=start_from, keep_state=keep_state,
                         progress=not as_json and not process)
-    _show(summary, as_json, "training")
+    if as_json:
+        print_json(summary)
+    else:
+        cli_summary.training(summary)
 
 
 @app.command()
@@ -182,9 +232,9 @@ def evaluate(
                           filter_seen=filter_seen, batch=batch, baseline=baseline, data=data,
                           progress=not as_json)
     if as_json:
-        print(json.dumps(result))
+        print_json(result)
     else:
-        _show_metrics(result)
+        cli_summary.evaluation(result)
 
 
 @app.command()
@@ -205,7 +255,10 @@ def export(
     folder = api.export(run, out=out, what=what, format=format,  # type: ignore[arg-type]
                         step=step, data=data, progress=not as_json)
     about = json.loads((folder / "export.json").read_text())
-    _show({"folder": str(folder), **about}, as_json, "export")
+    if as_json:
+        print_json({"folder": str(folder), **about})
+    else:
+        cli_summary.other(f"Embeddings in {folder}", about, {"what": "rows of", "dim": "width"})
 
 
 @app.command()
@@ -229,17 +282,17 @@ def recommend(
     found = api.recommend(run, user=user, history=items, k=k, filter_seen=not keep_seen,
                           step=step, data=data)
     if as_json:
-        print(json.dumps({"recommendations": [dataclasses.asdict(entry) for entry in found]}))
+        print_json({"recommendations": [dataclasses.asdict(entry) for entry in found]})
         return
-    table = Table("rank", "item", "title", "score")
-    for entry in found:
-        table.add_row(str(entry.rank), entry.item, entry.title or "", f"{entry.score:.3f}")
-    Console().print(table)
+    print_table(["rank", "item", "title", "score"],
+                [(entry.rank, entry.item, entry.title or "", f"{entry.score:.3f}")
+                 for entry in found], numbers=("rank", "score"))
 
 
 @app.command()
 def plan(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="TOML file, see configs/.")],
+    config: Annotated[str, typer.Argument(
+        metavar="CONFIG", help="TOML file, or a name of `rec-jax config list`.")],
     items: Annotated[float, typer.Option(help="Size of the catalogue, such as 1e9.")],
     devices: Annotated[str, typer.Option(help="v5p:4x4x4, h100x8, cpu, ...")] = "cpu",
     dim: Annotated[Optional[int], typer.Option(help="Width of a row.")] = None,  # noqa: UP045
@@ -251,10 +304,12 @@ def plan(
     """Bytes, operations, traffic and time of a step, before there is a machine."""
     from rec_jax import api
 
-    lines = [*(settings or ()), *([f"table.dim={dim}"] if dim else [])]
+    if not 1 <= items < float("inf"):
+        raise InputError(f"--items is {items:g}; expected at least 1")
+    lines = [*(settings or ()), *([] if dim is None else [f"table.dim={dim}"])]
     result = api.plan(config, items=items, devices=devices, overrides=lines, compiled=compile)
     if as_json:
-        print(json.dumps(result))
+        print_json(result)
     else:
         _show_plan(result)
 
@@ -263,104 +318,94 @@ def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None and value != {}}
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
 def _show_sources(listed: Mapping[str, Mapping[str, Any]], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(listed))
+        print_json(listed)
         return
-    table = Table("name", "what", "terms")
-    for name, source in listed.items():
-        table.add_row(name, source["about"], source["terms"])
-    Console().print(table)
-
-
-def _show(values: Mapping[str, Any], as_json: bool, title: str) -> None:
-    if as_json:
-        print(json.dumps(values))
-        return
-    table = Table("", title, show_header=True)
-    for name, value in values.items():
-        shown = f"{value:.4f}" if isinstance(value, float) else str(value)
-        table.add_row(name.replace("_", " "), shown)
-    Console().print(table)
+    print_table(["name", "what", "terms"], [(name, source["about"], source["terms"])
+                                            for name, source in listed.items()])
 
 
 def _show_plan(result: Mapping[str, Any]) -> None:
-    console = Console()
     data, items = result["mesh"]
-    console.print(f"{result['rows']:,} rows on {result['devices']}, mesh {data} x {items}, table "
-                  f"{result['mode']}: {result['reason']}", highlight=False)
-    table = Table("a device needs", "GiB")
-    for name, size in result["memory_bytes"].items():
-        table.add_row(name, f"{size / 2**30:.3f}")
-    table.add_row("in all", f"{result['needed_bytes'] / 2**30:.3f} of "
-                            f"{result['available_bytes'] / 2**30:.1f}")
+    shown = console()
+    shown.print(f"{result['rows']:,} rows on {result['devices']}, mesh {data} x {items}, table "
+                f"{result['mode']}: {result['reason']}")
+    rows = [(name, f"{size / 2**30:.3f}") for name, size in result["memory_bytes"].items()]
+    rows.append(("in all", f"{result['needed_bytes'] / 2**30:.3f} of "
+                           f"{result['available_bytes'] / 2**30:.1f}"))
     if "compiled" in result:
-        table.add_row("XLA's own count", f"{result['compiled']['needed'] / 2**30:.3f}")
-    console.print(table)
-    table = Table("a step", "")
-    for name, value in result["operations"].items():
-        table.add_row(f"{name}, operations", f"{value:.3g}")
-    for name, value in result["communication_bytes"].items():
-        table.add_row(f"{name}, sent", f"{value / 2**20:.3f} MiB")
-    for name, value in result["seconds"].items():
-        table.add_row(f"{name}, time", f"{value * 1e3:.3f} ms")
-    table.add_row("predicted", f"{result['step_seconds'] * 1e3:.3f} ms")
+        rows.append(("XLA's own count", f"{result['compiled']['needed'] / 2**30:.3f}"))
+    print_table(["a device needs", "GiB"], rows, numbers=("GiB",))
+    rows = [(f"{name}, operations", f"{value:.3g}")
+            for name, value in result["operations"].items()]
+    rows += [(f"{name}, sent", f"{value / 2**20:.3f} MiB")
+             for name, value in result["communication_bytes"].items()]
+    rows += [(f"{name}, time", f"{value * 1e3:.3f} ms")
+             for name, value in result["seconds"].items()]
+    rows.append(("predicted", f"{result['step_seconds'] * 1e3:.3f} ms"))
     if "compiled" in result:
         largest = result["compiled"]["largest_collective"]
-        table.add_row("XLA's largest collective", f"{largest / 2**20:.3f} MiB")
-    console.print(table)
+        rows.append(("XLA's largest collective", f"{largest / 2**20:.3f} MiB"))
+    print_table(["a step", "needs"], rows, numbers=("needs",))
     if not result["fits"]:
-        console.print("It does not fit. Any one of these does:")
+        shown.print("It does not fit. Any one of these does:")
         for line in result["fitting_changes"] or ["nothing tried; give more devices"]:
-            console.print(f"  {line}", highlight=False)
-
-
-def _show_metrics(result: Mapping[str, Any]) -> None:
-    baseline = result.get("popularity_baseline")
-    table = Table("metric", "model", *(["popularity", "ratio"] if baseline else []))
-    for name, value in result["metrics"].items():
-        row = [name, f"{value:.4f}"]
-        if baseline and name in baseline:
-            ratio = value / baseline[name] if baseline[name] else float("inf")
-            row += [f"{baseline[name]:.4f}", f"{ratio:.1f}x"]
-        table.add_row(*row)
-    console = Console()
-    console.print(table)
-    protocol = result["protocol"]
-    seen = "filtered" if protocol["seen_items_filtered"] else "kept"
-    console.print(f"{protocol['users']} {protocol['split']} users, "
-                  f"{protocol['candidates']} candidates, seen items {seen}, ties "
-                  f"{protocol['ties']}, split {protocol['split_hash'][:12]}, "
-                  f"checkpoint of step {result['step']}", highlight=False)
+            shown.print(f"  {line}")
 
 
 def start() -> None:
-    """Entry point of the command: `main` in a process whose malloc keeps freed memory."""
+    """The command in a process whose malloc keeps freed memory; `rec_jax.__main__` is quicker."""
     restart_with_kept_memory()
     main()
 
 
 def main() -> None:
     """All of the command line. Exit codes: 0 done, 2 bad input or config, 75 stopped by a signal
-    after saving, 1 anything else."""
+    after saving, 130 interrupted, 1 anything else."""
     sys.unraisablehook = _unraisable
+    open_streams()
     try:
-        app(standalone_mode=True)
+        code = app(prog_name="rec-jax", standalone_mode=False)
+        sys.stdout.flush()
+    except _UsageError as error:
+        _misused(error)
     except InputError as error:
         _fail(str(error), 2)
     except TrainingError as error:
         _fail(str(error), 1)
     except Preempted as error:
         _fail(str(error), 75)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted", 130)
+    except (NobodyReads, BrokenPipeError):
+        _fail("nobody reads the output any more (broken pipe)", 1)
+    except OSError as error:
+        _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
+    else:
+        if code == 130:  # what typer makes of an interrupt
+            _fail("interrupted", 130)
+        sys.exit(code)
+
+
+def _misused(error: Any) -> None:
+    """One line for a verb or option that is not there, or lacks its value."""
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
+        say(error.format_message().rstrip())
+        sys.exit(2)
+    path = context.command_path if context is not None else "rec-jax"
+    message = error.format_message().rstrip(".")
+    _fail(f"{message[:1].lower()}{message[1:]}; see {path} --help", 2)
 
 
 def _fail(message: str, code: int) -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:  # Python would try once more at its end, and say so at length
+        drop_stdout()
     line = " ".join(message.split())
-    _say(f"rec-jax: {line}")
+    say(f"rec-jax: {line}")
     sys.exit(code)
 
 

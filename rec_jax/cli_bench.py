@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Annotated, Any, Optional
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from rec_jax.cli_options import App
+from rec_jax.cli_show import console, print_json, say
 from rec_jax.errors import InputError
 
-app = typer.Typer(no_args_is_help=True, help="Measure speed on this machine.")
+app = App(no_args_is_help=True, help="Measure speed on this machine.")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Set = Annotated[Optional[list[str]], typer.Option(  # noqa: UP045 (typer reads it at run time)
@@ -34,8 +34,10 @@ def softmax(
     """Loss, gradients and ranks against materialised scores, in turn."""
     from rec_jax import bench_softmax
 
-    if min(queries, items, dim, rounds) < 1:
-        raise InputError("queries, items, dim and rounds must be at least 1")
+    for name, value in (("queries", queries), ("items", items), ("dim", dim),
+                        ("rounds", rounds)):
+        if value < 1:
+            raise InputError(f"{name} is {value}; expected at least 1")
     result = bench_softmax.run(
         queries=(queries,), items=(items,), dims=(dim,), rounds=rounds,
         rank=(bench_softmax.Cell(min(queries, 512), items, dim),), torch_python=torch_python)
@@ -44,7 +46,8 @@ def softmax(
 
 @app.command()
 def train(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="TOML file, see configs/.")],
+    config: Annotated[str, typer.Argument(
+        metavar="CONFIG", help="TOML file, or a name of `rec-jax config list`.")],
     settings: Set = None,
     vary: Annotated[Optional[list[str]], typer.Option(  # noqa: UP045
         help="key=value,value,...: measure each; may be repeated, for all combinations.")] = None,
@@ -98,7 +101,10 @@ def peers(
     text = bench_peers_report.markdown(result)
     path.with_suffix(".md").write_text(text)
     bench_peers_report.plot(result, path.with_suffix(".png"))
-    print(json.dumps({"out": str(path), **result}) if as_json else text)
+    if as_json:
+        print_json({"out": str(path), **result})
+    else:
+        print(text)
 
 
 def _names(given: str | None) -> list[str] | None:
@@ -110,9 +116,9 @@ def _finish(result: dict[str, Any], tables: list[Table], out: str | None, as_jso
 
     written = {} if out is None else {"out": str(bench_record.record(out, result))}
     if as_json:
-        print(json.dumps({**written, **result}))
+        print_json({**written, **result})
         return
     for table in tables:
-        Console(stderr=True).print(table)
+        console(stderr=True).print(table)
     if written:
-        print(f"written to {written['out']}", file=sys.stderr)
+        say(f"written to {written['out']}")

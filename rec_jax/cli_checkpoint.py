@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from rec_jax.cli_options import App
+from rec_jax.cli_show import number, print_json, print_table, say
 from rec_jax.errors import InputError
 
-app = typer.Typer(no_args_is_help=True, help="Look after the checkpoints of a run.")
+app = App(no_args_is_help=True, help="Look after the checkpoints of a run.")
 
 RunDir = Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")]
 Step = Annotated[Optional[int], typer.Option(help="Which one; all by default.")]  # noqa: UP045
@@ -25,17 +23,17 @@ def list_all(run: RunDir, as_json: Json = False) -> None:
     """Steps, sizes, metrics, and what each builds on."""
     rows = _describe(run)
     if as_json:
-        print(json.dumps({"checkpoints": rows}))
+        print_json({"checkpoints": rows})
         return
-    table = Table("step", "kind", "MiB", "metric", "")
+    lines = []
     for row in rows:
         metric = "" if row["metric"] is None else f"{row['metric']:.5f}"
         notes = [name for name in ("best", "latest") if row[name]]
         if row["problem"]:
             notes.append(row["problem"])
-        table.add_row(str(row["step"]), row["kind"], f"{row['bytes'] / 2**20:.2f}", metric,
-                      ", ".join(notes))
-    Console().print(table)
+        lines.append((row["step"], row["kind"], number(row["bytes"] / 2**20, 2), metric,
+                      ", ".join(notes)))
+    print_table(["step", "kind", "MiB", "metric", ""], lines, numbers=("step", "MiB", "metric"))
 
 
 @app.command()
@@ -50,17 +48,15 @@ def inspect(run: RunDir, step: Step = None, as_json: Json = False) -> None:
                "dtype": source.dtype.name}
               for name, sources in opened.items.items() for path, source in sources.items()]
     if as_json:
-        print(json.dumps({"step": chosen, "metric": opened.info.metric, "base": opened.info.base,
-                          "bytes": opened.size, "extra": opened.info.extra, "arrays": leaves}))
+        print_json({"step": chosen, "metric": opened.info.metric, "base": opened.info.base,
+                          "bytes": opened.size, "extra": opened.info.extra, "arrays": leaves})
         return
-    table = Table("item", "array", "shape", "type")
-    for leaf in leaves:
-        table.add_row(leaf["item"], leaf["path"], str(leaf["shape"]), leaf["dtype"])
-    console = Console()
-    console.print(table)
+    print_table(["item", "array", "shape", "type"], [tuple(leaf.values()) for leaf in leaves])
     base = "" if opened.info.base is None else f", changes step {opened.info.base}"
-    console.print(f"step {chosen}, {opened.size / 2**20:.2f} MiB{base}, "
-                  f"position {opened.info.extra.get('position')}", highlight=False)
+    position = opened.info.extra.get("position") or {}
+    best = "" if position.get("best") is None else (
+        f", best so far {number(position['best'], 5)} after step {position['best_step']:,}")
+    print(f"step {chosen:,}, {number(opened.size / 2**20, 2)} MiB{base}{best}")
 
 
 @app.command()
@@ -74,10 +70,10 @@ def verify(run: RunDir, step: Step = None, as_json: Json = False) -> None:
             except InputError as error:
                 found.append({"step": one, "bytes": None, "problem": str(error)})
     if as_json:
-        print(json.dumps({"checkpoints": found}))
+        print_json({"checkpoints": found})
     for entry in found:
         if not as_json and entry["problem"] is None:
-            _say(f"step {entry['step']}: {entry['bytes'] / 2**20:.2f} MiB as they were written")
+            say(f"step {entry['step']}: {entry['bytes'] / 2**20:.2f} MiB as they were written")
     bad = [entry for entry in found if entry["problem"]]
     if bad:
         raise InputError("; ".join(entry["problem"] for entry in bad))
@@ -93,9 +89,9 @@ def compact(run: RunDir, step: Step = None, as_json: Json = False) -> None:
         was = checkpoints.info(chosen).base
         checkpoints.compact(chosen)
     if as_json:
-        print(json.dumps({"step": chosen, "base_before": was}))
+        print_json({"step": chosen, "base_before": was})
     else:
-        _say(f"step {chosen} " + ("was full already" if was is None else "is full now"))
+        say(f"step {chosen} " + ("was full already" if was is None else "is full now"))
 
 
 @app.command()
@@ -111,9 +107,9 @@ def prune(
         gone = checkpoints.prune(keep, every)
         stay = checkpoints.steps()
     if as_json:
-        print(json.dumps({"removed": gone, "kept": stay}))
+        print_json({"removed": gone, "kept": stay})
     else:
-        _say(f"removed {gone or 'nothing'}, kept {stay}")
+        say(f"removed {gone or 'nothing'}, kept {stay}")
 
 
 def _describe(run: str) -> list[dict[str, Any]]:
@@ -145,8 +141,4 @@ def _open(run: str, *, read_only: bool = True) -> Any:
     folder.config()  # refuses a folder that is no run
     if not folder.checkpoints.is_dir():
         raise InputError(f"run {run} has no checkpoint yet")
-    return Checkpoints(folder.checkpoints, read_only=read_only, warn=_say)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    return Checkpoints(folder.checkpoints, read_only=read_only, warn=say)

@@ -1,36 +1,65 @@
-"""The built wheel carries the kernels inside the package, and types."""
+"""The built wheel carries the kernels inside the package, configs and types, without a warning."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("pyproject.toml", "README.md", "LICENSE", "rec_jax", "kernels")
+SOURCES = ("pyproject.toml", "README.md", "LICENSE", "rec_jax", "kernels", "configs")
+WARNING = re.compile(r"\w*Warning: .*|.*absent from the `packages`.*")
 
 
-def build(source: Path, out: Path) -> None:
-    """sdist -> wheel in this environment, or pip's own way where it lacks the tools."""
-    if importlib.util.find_spec("setuptools") and importlib.util.find_spec("build"):
-        from importlib.metadata import version
+def build(source: Path, out: Path) -> str:
+    """sdist -> wheel in this environment, or pip's own way where it lacks the tools; the log."""
+    command = [sys.executable, "-m", "build", *(["--no-isolation"] if has_setuptools() else []),
+               "--outdir", str(out), str(source)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
-        if int(version("setuptools").split(".")[0]) >= 77:
-            subprocess.run([sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out),
-                            str(source)], check=True, capture_output=True)
-            return
-    subprocess.run([sys.executable, "-m", "build", "--outdir", str(out), str(source)], check=True,
-                   capture_output=True)
+
+def has_setuptools() -> bool:
+    """Whether this environment can build by itself."""
+    from importlib.metadata import version
+
+    return bool(importlib.util.find_spec("setuptools")) and int(
+        version("setuptools").split(".")[0]) >= 77
+
+
+EDITABLE = """
+import sys
+from build import ProjectBuilder
+from build.env import DefaultIsolatedEnv
+source, out, where = sys.argv[1:]
+if where == "own":
+    ProjectBuilder(source).build("editable", out)
+else:
+    with DefaultIsolatedEnv() as env:
+        builder = ProjectBuilder.from_isolated_env(env, source)
+        env.install(builder.build_system_requires)
+        env.install(builder.get_requires_for_build("editable"))
+        builder.build("editable", out)
+"""
+
+
+class Built(NamedTuple):
+    source: Path
+    wheel: Path
+    log: str
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     folder = tmp_path_factory.mktemp("build")
     source = folder / "source"  # the checkout itself stays clean
     source.mkdir()
@@ -40,8 +69,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
         else:
             shutil.copy(ROOT / name, source / name)
-    build(source, folder / "dist")
-    return next((folder / "dist").glob("*.whl"))
+    log = build(source, folder / "dist")
+    return Built(source, next((folder / "dist").glob("*.whl")), log)
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Built) -> Path:
+    return built.wheel
 
 
 @pytest.mark.slow
@@ -54,6 +88,43 @@ def test_the_wheel_has_the_kernels_inside_and_no_other_top_level_name(wheel: Pat
     packages = {str(path.parent.relative_to(ROOT)) for path in (ROOT / "rec_jax").rglob("*.py")}
     assert packages <= {os.path.dirname(name) for name in names}
     assert "rec_jax/py.typed" in names
+    for kind, folder in (("*.toml", "configs"), ("cpp/*", "kernels")):
+        for path in (ROOT / folder).glob(kind):
+            assert f"rec_jax/{path.relative_to(ROOT)}" in names
+
+
+@pytest.mark.slow
+def test_no_build_warns(built: Built, tmp_path: Path) -> None:
+    assert not WARNING.search(built.log), WARNING.findall(built.log)
+    # The one that says that an import hook is used; see the Makefile.
+    quiet = {**os.environ, "PYTHONWARNINGS": "ignore:::setuptools.command.editable_wheel"}
+    done = subprocess.run([sys.executable, "-c", EDITABLE, str(built.source), str(tmp_path),
+                           "own" if has_setuptools() else "isolated"], text=True, check=True,
+                          capture_output=True, env=quiet)
+    assert not WARNING.search(done.stdout + done.stderr), done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_fresh_environment_has_configs_and_no_top_level_kernels(wheel: Path,
+                                                                  tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "fresh")],
+                   check=True, env=environment)
+    python = tmp_path / "fresh" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    site = subprocess.run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+                          check=True, text=True, capture_output=True, env=environment)
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index",
+                    "--target", site.stdout.strip(), str(wheel)], check=True, capture_output=True)
+    code = ("import importlib.util, rec_jax.shipped as shipped\n"
+            "assert importlib.util.find_spec('kernels') is None\n"
+            "assert importlib.util.find_spec('configs') is None\n"
+            "assert importlib.util.find_spec('rec_jax.kernels') is not None\n"
+            "assert 'exact' in shipped.locate('billion').read_text()\n"
+            "assert shipped.locate('configs/ml100k.toml').is_file()\n"
+            "print(*shipped.names())\n")
+    done = subprocess.run([python, "-c", code], check=True, text=True, capture_output=True,
+                          cwd=tmp_path, env=environment)
+    assert done.stdout.split() == sorted(path.stem for path in (ROOT / "configs").glob("*.toml"))
 
 
 @pytest.mark.slow

@@ -186,11 +186,12 @@ class Dataset:
         return self._look_up("user", self.user_ids(), ids)
 
     def _item_vocab(self, *columns: str) -> pl.DataFrame:
-        return pl.read_parquet(self.folder / "item_vocab.parquet", columns=list(columns))
+        return pl.read_parquet(self.folder / "item_vocab.parquet", columns=list(columns),
+                               glob=False)
 
     @cached_property
     def _user_vocab(self) -> pl.DataFrame:
-        return pl.read_parquet(self.folder / "user_vocab.parquet")
+        return pl.read_parquet(self.folder / "user_vocab.parquet", glob=False)
 
     def _look_up(self, kind: str, known: pl.Series, ids: Iterable[object]) -> Int64s:
         wanted = [str(value) for value in ([ids] if isinstance(ids, str) else ids)]
@@ -256,7 +257,7 @@ def _open_array(folder: Path, name: str, dtype: type[np.generic], *shape: int) -
 
 def _check_vocab(path: Path, length: int) -> None:
     try:
-        rows = int(pl.scan_parquet(path).select(pl.len()).collect().item())
+        rows = int(pl.scan_parquet(path, glob=False).select(pl.len()).collect().item())
     except (OSError, pl.exceptions.PolarsError) as error:
         cause = str(error).splitlines()[0]
         raise InputError(f"{path} is missing or truncated ({cause}); "

@@ -23,6 +23,7 @@ from rec_jax.data.prepare_config import PrepareConfig
 from rec_jax.data.sources import SOURCES, Archive, Source, Wheel
 from rec_jax.data.xlsx import sheet_to_csv
 from rec_jax.errors import InputError
+from rec_jax.progress import Reporter, Silent
 
 ARCHIVE_LIMIT = 1 << 30  # bytes of an archive
 MEMBER_LIMIT = 2 << 30  # bytes of one unpacked file
@@ -68,7 +69,8 @@ class Fetched:
 
 
 def fetch(name: str, folder: Path | str, allow_network: bool = True,
-          tell: Callable[[str], None] | None = None) -> Fetched:
+          tell: Callable[[str], None] | None = None,
+          reporter: Reporter | None = None) -> Fetched:
     """Bring data set `name` (a key of `SOURCES`) into `folder`, made as a whole or not at all.
 
     A folder that already holds it, unchanged, is left as it is. The terms are told, and stand in
@@ -76,6 +78,7 @@ def fetch(name: str, folder: Path | str, allow_network: bool = True,
 
     allow_network: without it, only a folder that is there already is accepted.
     tell: gets one line at a time: what is tried, the hash seen, the terms.
+    reporter: gets the bytes of an archive as they come.
 
     Raises:
       FetchError: no origin could be reached, or a hash is wrong: one line that says which.
@@ -89,12 +92,13 @@ def fetch(name: str, folder: Path | str, allow_network: bool = True,
     if found is None:
         if not allow_network:
             raise FetchError(f"{name} is not in {folder}, and the network may not be used")
-        found = _fetch(name, source, folder, tell)
+        found = _fetch(name, source, folder, tell, reporter or Silent())
     tell(found.terms)
     return found
 
 
-def _fetch(name: str, source: Source, folder: Path, tell: Callable[[str], None]) -> Fetched:
+def _fetch(name: str, source: Source, folder: Path, tell: Callable[[str], None],
+           reporter: Reporter) -> Fetched:
     folder.parent.mkdir(parents=True, exist_ok=True)
     failures = []
     for origin in source.origins:
@@ -103,7 +107,7 @@ def _fetch(name: str, source: Source, folder: Path, tell: Callable[[str], None])
             tell(f"{name}: trying {origin.where}")
             archive_hash = None
             if isinstance(origin, Archive):
-                archive_hash = _from_archive(origin, temporary, tell)
+                archive_hash = _from_archive(origin, temporary, tell, reporter)
             else:
                 _from_wheel(origin, temporary)
             fetched = _complete(name, source, origin, folder, temporary, archive_hash)
@@ -145,10 +149,13 @@ def _complete(name: str, source: Source, origin: Archive | Wheel, folder: Path, 
     return fetched
 
 
-def _from_archive(origin: Archive, folder: Path, tell: Callable[[str], None]) -> str:
+def _from_archive(origin: Archive, folder: Path, tell: Callable[[str], None],
+                  reporter: Reporter) -> str:
     path = folder / "archive.zip"
     with urllib.request.urlopen(origin.url, timeout=TIMEOUT) as answer, path.open("wb") as file:
-        _copy(answer, file, ARCHIVE_LIMIT, origin.url)
+        length = answer.headers.get("Content-Length", "")
+        reporter.begin(int(length) if length.isdigit() else None)
+        _copy(answer, file, ARCHIVE_LIMIT, origin.url, reporter)
     digest = _hash(path, "sha256")
     for kind, expected in (("md5", origin.md5), ("sha256", origin.sha256)):
         if expected and _hash(path, kind) != expected:
@@ -204,13 +211,16 @@ def unpack(archive: Path, members: Mapping[str, str], folder: Path) -> None:
                 target.unlink()
 
 
-def _copy(source: IO[bytes], target: IO[bytes], limit: int, name: str) -> None:
+def _copy(source: IO[bytes], target: IO[bytes], limit: int, name: str,
+          reporter: Reporter | None = None) -> None:
     total = 0
     while block := source.read(_BLOCK):
         total += len(block)
         if total > limit:
             raise FetchError(f"{name} is larger than {limit} bytes")
         target.write(block)
+        if reporter is not None:
+            reporter.advance(len(block))
 
 
 def _hash(path: Path, kind: str) -> str:

@@ -16,6 +16,7 @@ from rec_jax.data.prepare_config import Columns, PrepareConfig
 from rec_jax.data.readers import Layout, guess_format, read
 from rec_jax.data.vocabulary import Vocabulary
 from rec_jax.errors import InputError
+from rec_jax.progress import Reporter, Silent
 
 BAD_LINES_KEPT = 5
 _EARLY_STOP_ROWS = 1_000_000
@@ -64,13 +65,15 @@ class RatingValues:
         return self._values if self._values is not None and len(self._values) else None
 
 
-def ingest(config: PrepareConfig, folder: Path) -> Ingested:
+def ingest(config: PrepareConfig, folder: Path, reporter: Reporter | None = None) -> Ingested:
     """Read all sources of `config`; the rows go to flat files in `folder`.
 
     Raises:
       InputError: an unreadable source, a missing column, too large a share of bad rows.
     """
     columns = config.columns
+    reporter = reporter or Silent()
+    reporter.begin(None)
     users, items, counts = Vocabulary("user"), Vocabulary("item"), Counts()
     ratings = RatingValues()
     rows = Rows.named(folder, "read", times=columns.time is not None,
@@ -78,6 +81,7 @@ def ingest(config: PrepareConfig, folder: Path) -> Ingested:
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(path.open("wb")) for path in rows.paths]
         for source in config.sources:
+            reporter.advance(0, f"reading {Path(source).name}")
             for frame in _frames(config, source):
                 good = _clean(frame, config, counts, source)
                 if counts.rows >= _EARLY_STOP_ROWS:
@@ -91,6 +95,7 @@ def ingest(config: PrepareConfig, folder: Path) -> Ingested:
                     parts.append(found)
                 for part, file in zip(parts, files, strict=True):
                     part.tofile(file)
+                reporter.advance(frame.height)
     check_bad_share(counts, config.max_bad_share)
     return Ingested(rows, users, items, counts, ratings)
 

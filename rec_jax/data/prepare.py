@@ -42,6 +42,7 @@ from rec_jax.data.prepare_config import (
 from rec_jax.data.sorting import sort_rows
 from rec_jax.data.split import by_time, leave_one_out, split_instants
 from rec_jax.errors import InputError
+from rec_jax.progress import Reporter, Silent
 
 __all__ = ["Columns", "Filters", "ItemFeature", "ItemFile", "PrepareConfig", "Report", "Split",
            "prepare"]
@@ -79,7 +80,7 @@ class Report:
         return dataclasses.asdict(self)
 
 
-def prepare(config: PrepareConfig) -> Report:
+def prepare(config: PrepareConfig, reporter: Reporter | None = None) -> Report:
     """Make the dataset folder `config.out`.
 
     Raises:
@@ -87,17 +88,19 @@ def prepare(config: PrepareConfig) -> Report:
         left after the filters, or an output folder that exists.
     """
     began = time.monotonic()
+    reporter = reporter or Silent()
     out = Path(config.out)
     _check_free(out, config.overwrite)
     with _appearing(out) as folder:
         work = folder / "work"
         work.mkdir()
-        found = ingest(config, work)
+        found = ingest(config, work, reporter)
         counts = found.counts
         if not found.users.size:
             raise InputError(f"{', '.join(config.sources)}: no interactions "
                              f"({counts.rows} rows, {counts.bad} bad, "
                              f"{counts.below_min_rating} below min_rating)")
+        reporter.advance(0, "sorting")
         rows, duplicates = sort_rows(found.rows, found.users.size, work, config.memory_rows,
                                      config.filters.duplicates)
         kept = k_core(rows, found.users.size, found.items.size, config.filters.user_core,
@@ -106,6 +109,7 @@ def prepare(config: PrepareConfig) -> Report:
             raise InputError(f"no interactions are left after the filters: the "
                              f"({config.filters.user_core}, {config.filters.item_core})-core of "
                              f"{rows.count()} interactions is empty")
+        reporter.advance(0, "writing")
         meta = _write(config, found, kept, folder)
         meta["bad_rows"] = {"count": counts.bad, "reasons": counts.reasons,
                             "first": counts.bad_lines}

@@ -102,9 +102,9 @@ class Filters:
     item_core: int = 1
 
     def __post_init__(self) -> None:
-        if self.user_core < 1 or self.item_core < 1:
-            raise InputError(f"user_core = {self.user_core}, item_core = {self.item_core}; "
-                             "expected at least 1")
+        for name in ("user_core", "item_core"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ def _read_lists(path: Path, layout: Layout) -> Iterator[pl.DataFrame]:
 
 
 def _read_parquet(path: Path, layout: Layout) -> Iterator[pl.DataFrame]:
-    scan = pl.scan_parquet(path)
+    scan = pl.scan_parquet(path, glob=False)  # brackets in a path are no pattern
     names = scan.collect_schema().names()
     picked = {role: find_column(name, names, path) for role, name in layout.roles.items()}
     selected = scan.select(pl.col(name).alias(role) for role, name in picked.items())

@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 from rec_jax.data.arrays import counting
 from rec_jax.data.permutation import mix
 from rec_jax.errors import InputError
+from rec_jax.progress import Reporter, Silent
 
 Floats = npt.NDArray[np.float64]
 Int64s = npt.NDArray[np.int64]
@@ -103,7 +104,8 @@ class SynthReport:
     seconds: float
 
 
-def synth(config: SynthConfig, out: Path | str) -> SynthReport:
+def synth(config: SynthConfig, out: Path | str,
+          reporter: Reporter | None = None) -> SynthReport:
     """Write interactions to the Parquet file `out`, or with slices to `out/part-*.parquet`.
 
     Within a file, users come in blocks, a block's rows in order of time.
@@ -112,6 +114,7 @@ def synth(config: SynthConfig, out: Path | str) -> SynthReport:
       InputError: `out` exists.
     """
     began = time.monotonic()
+    reporter = reporter or Silent()
     out = Path(out)
     if out.exists():
         raise InputError(f"{out} exists; give another output")
@@ -120,12 +123,14 @@ def synth(config: SynthConfig, out: Path | str) -> SynthReport:
     temporary.mkdir()
     names = [f"part-{index:05}.parquet" for index in range(config.slices)]
     rows = 0
+    reporter.begin(config.users)
     try:
         with contextlib.ExitStack() as stack:
             writers = [stack.enter_context(pq.ParquetWriter(temporary / name, _SCHEMA))
                        for name in names]
             for first, stop in user_blocks(config):
                 rows += _write_block(interactions(config, first, stop), writers)
+                reporter.advance(stop - first, f"{rows:,} rows")
         if config.slices == 1:
             os.replace(temporary / names[0], out)
         else:

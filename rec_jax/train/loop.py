@@ -131,15 +131,25 @@ class _Loop:
         finally:
             batches.close()
         self.saver.checkpoints.wait()
-        position = self.position
+        position, stopped = self.position, self._why_stopped()
+        if stopped is not None:
+            self.reporter.say(f"training ended after step {done}: {stopped}")
         return {"steps": done, "steps_per_epoch": round(horizon.per_epoch, 3),
                 "best_step": position.best_step, "metric": self.config.evaluate.metric,
                 "best": position.best, "table_update": self.built.choice.mode,
-                "train_seconds": round(position.seconds, 3)}
+                "stopped": stopped, "train_seconds": round(position.seconds, 3)}
 
     def _stale(self) -> bool:
         patience = self.config.train.patience
         return patience is not None and self.position.stale >= patience
+
+    def _why_stopped(self) -> str | None:
+        """Why training ended before its last step; None where it did not."""
+        if not self._stale():
+            return None
+        position, config = self.position, self.config
+        return (f"no better {config.evaluate.metric} in {position.stale} validations "
+                f"(train.patience), best after step {position.best_step}")
 
     def _epoch(self, done: int) -> float:
         return round(done / self.built.horizon.per_epoch, 4)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rec_jax import config as configs
+from rec_jax import shipped
 from rec_jax.errors import InputError
 from rec_jax.run import Run, RunConfig
 from rec_jax.train.resume import changes
@@ -29,7 +30,7 @@ def open_run(config: RunConfig | Source | None, run: Source | None, overrides: S
     """
     given = config
     if isinstance(config, str | Path):
-        given = configs.load(RunConfig, config, overrides)
+        given = configs.load(RunConfig, shipped.locate(config), overrides)
     elif config is not None and overrides:
         raise InputError("overrides need the path of a config file, not a config object")
     if resume == AUTO:

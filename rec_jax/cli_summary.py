@@ -1,0 +1,121 @@
+"""What each verb did, in words for people: which facts, in which order, under which names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from rec_jax.cli_show import console, duration, number, print_facts, print_table
+
+Facts = Iterator[tuple[str, object]]
+_DATASET = {
+    "users": "users", "items": "items", "interactions": "interactions", "rows": "rows read",
+    "blank": "blank lines", "bad": "unreadable rows, skipped",
+    "below_min_rating": "rows below the lowest rating",
+    "duplicates": "repeated pairs, dropped", "outside_core": "rows outside the k-core",
+    "valid_users": "users to validate on", "test_users": "users to test on",
+}
+_METRICS: Mapping[str, tuple[str, str]] = {
+    "hr": ("target among the first {}", "target found"),
+    "ndcg": ("the same, weighed by place", "1 / log2(1 + place)"),
+    "mrr": ("1 / place, 0 past place {}", "1 / place of the target"),
+    "coverage": ("part of the items in any first {}", "part of the items shown"),
+    "popularity": ("training count of the first {}", "training count of items shown"),
+}
+"""Of each family what it says, with a cut-off and without, in the order of the table."""
+
+
+def dataset(report: Mapping[str, Any]) -> None:
+    """What `prepare` made."""
+    def facts() -> Facts:
+        for name, label in _DATASET.items():
+            if report.get(name):
+                yield label, number(report[name])
+        for reason, count in (report.get("bad_reasons") or {}).items():
+            yield "  because", f"{reason} ({number(count)})"
+        known = {*_DATASET, "out", "bad_reasons", "bad_lines", "split_hash", "seconds"}
+        yield from _others(report, known)
+        yield "content hash", report["split_hash"]
+        yield "time", duration(report["seconds"])
+
+    print_facts(f"Dataset {report['out']}", facts())
+
+
+def training(summary: Mapping[str, Any]) -> None:
+    """What `train` reached."""
+    def facts() -> Facts:
+        steps, per_epoch = summary["steps"], summary["steps_per_epoch"]
+        epochs = f" ({steps / per_epoch:.3g} epochs)" if per_epoch else ""
+        yield "steps", f"{number(steps)}{epochs}"
+        if summary["best"] is not None:
+            yield "best on validation", (f"{summary['metric']} {number(summary['best'])} "
+                                         f"after step {number(summary['best_step'])}")
+        if summary.get("stopped"):
+            yield "ended", summary["stopped"]
+        yield "training time", duration(summary["train_seconds"])
+        yield from _others(summary, {"run", "steps", "steps_per_epoch", "best", "best_step",
+                                     "metric", "stopped", "train_seconds", "table_update"})
+        yield "curves", f"{summary['run']}/report.html"
+
+    print_facts(f"Run {summary['run']}", facts())
+
+
+def evaluation(result: Mapping[str, Any]) -> None:
+    """Metrics of `evaluate`, popularity beside them, and how they were measured."""
+    metrics, baseline = result["metrics"], result.get("popularity_baseline")
+    columns = ["metric", "what it says", "model", *(["popularity", "ratio"] if baseline else [])]
+    rows = [[name, _meaning(name), number(metrics[name])] for name in sorted(metrics, key=_place)]
+    if baseline:
+        for row in rows:
+            value, other = metrics[row[0]], baseline.get(row[0])
+            row += (["", ""] if other is None else
+                    [number(other), f"{value / other:.1f}x" if other else ""])
+    print_table(columns, rows, numbers=("model", "popularity", "ratio"))
+    protocol = result["protocol"]
+    seen = "left out" if protocol["seen_items_filtered"] else "kept"
+    cold = ", items that training lacks left out" if protocol.get("cold_items_filtered") else ""
+    shown = console()
+    shown.print(f"{number(protocol['users'])} {protocol['split']} users, all "
+                f"{number(protocol['candidates'])} items ranked, seen items {seen}{cold}, ties "
+                f"{protocol['ties']}.")
+    shown.print(f"Data {protocol['split_hash'][:12]}, checkpoint of step "
+                f"{number(result['step'])}.")
+
+
+def other(title: str, values: Mapping[str, Any],
+          labels: Mapping[str, str] | None = None) -> None:
+    """Any other verb's values, under `labels` where there is one."""
+    names = labels or {}
+    print_facts(title, ((names.get(name, name), value) for name, value in _others(values, set())))
+
+
+def _others(values: Mapping[str, Any], known: set[str]) -> Facts:
+    for name, value in values.items():
+        if name in known or value is None or value == "" or value == () or value == [] or (
+                value == {}):
+            continue
+        shown: Callable[[Any], str] = number if isinstance(value, int | float) and not isinstance(
+            value, bool) else _plain
+        yield name.replace("_", " "), shown(value)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_plain(one)}" for name, one in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _meaning(name: str) -> str:
+    family, _, cut = name.partition("@")
+    with_cut, without = _METRICS.get(family, ("", ""))
+    return with_cut.format(cut) if cut else without
+
+
+def _place(name: str) -> tuple[int, bool, int, str]:
+    """Families in the order of `_METRICS`, rising cut-offs, the whole list last."""
+    family, _, cut = name.partition("@")
+    known = list(_METRICS)
+    where = known.index(family) if family in known else len(known)
+    return where, not cut.isdigit(), int(cut) if cut.isdigit() else 0, name
