@@ -113,7 +113,8 @@ def _kernel(refs: Head, targets: Any, out: _Out, *, tile: Any, tiling: Tiling,
     out.l[...] = out.l[...] * shrink + jnp.sum(weights, axis=1, keepdims=True)
     if out.o is not None:
         if slope is not None:
-            weights = weights * slope
+            # The slope of what is no item is NaN where the query is.
+            weights = jnp.where(weights == 0.0, 0.0, weights * slope)
         out.o[...] = out.o[...] * shrink + matmul(
             weights.astype(table.dtype), table, (1, tiling.row_axis))
 

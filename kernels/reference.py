@@ -63,7 +63,9 @@ def forward(queries: Array, items: Array, targets: Array, scores: Scores, *,
     s = jnp.where(label, -jnp.inf, s)
     m = jnp.maximum(jnp.max(s, axis=1), jnp.finfo(jnp.float32).min)
     p = jnp.exp(s - m[:, None])
-    o_minus = _matmul(p * slope, _present(items, scores)) if with_expected else None
+    # The slope of what is no item is NaN where the query is.
+    bent = jnp.where(p == 0, 0.0, p * slope)
+    o_minus = _matmul(bent, _present(items, scores)) if with_expected else None
     return Partials(m, jnp.sum(p, axis=1), o_minus, s_y)
 
 

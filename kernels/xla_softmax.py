@@ -58,7 +58,8 @@ def forward(queries: Array, items: Array, targets: Array, scores: Scores, *,
             p = jnp.where(tile.ids == targets[:, None], 0.0, exp(s - m[:, None]))
             l_minus = l_minus * shrink + jnp.sum(p, axis=1)
             if o_minus is not None:
-                p = p if slope is None else p * slope
+                # The slope of what is no item is NaN where the query is.
+                p = p if slope is None else jnp.where(p == 0, 0.0, p * slope)
                 o_minus = o_minus * shrink[:, None] + weighted_sum(p, tile.rows)
             return m, l_minus, o_minus
 
