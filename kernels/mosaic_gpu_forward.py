@@ -87,10 +87,11 @@ def forward(queries: Array, items: Array, targets: Array, scores: Scores, *,
     if with_expected:
         out_type.append(jax.ShapeDtypeStruct((splits, padded, dim), jnp.float32))
     body = functools.partial(
-        _body, tiles=tiles, dim=dim, dtype=items.dtype, steps_all=steps_all, steps=steps,
+        _body, tiles=tiles, dim=dim, dtype=items.dtype, steps=steps,
         splits=splits, with_bias=rule.bias is not None, with_expected=with_expected,
         softcap=rule.softcap, staged=interpret is not None)
-    operands = [rule.queries, items, labels, hits.starts, hits.tiles, rule.factors, rule.limits]
+    operands = [rule.queries, items, _last_tile(items, rule.limits[0], tiles.forward), labels,
+                hits.starts, hits.tiles, rule.factors, rule.limits]
     if rule.bias is not None:
         operands.append(rule.bias)
     results = plgpu.kernel(
@@ -111,9 +112,21 @@ def forward(queries: Array, items: Array, targets: Array, scores: Scores, *,
     return Partials(m[:count] * LN2, l_minus, o_minus, jnp.where(here, s_y, -jnp.inf))
 
 
+def _last_tile(items: Array, valid: Array, tile: int) -> Array:
+    """`[tile, d]`: the tile in which the items end, 0 from row `valid` on.
+
+    The rows that pad a table may hold NaN, and 0 * NaN is NaN. The kernel reads this tile in place
+    of the table's, and none behind it, so that no tile has to be cleaned where it is used.
+    """
+    rows = valid // tile * tile + lax.iota(jnp.int32, tile)
+    there = rows < valid
+    return jnp.where(there[:, None], items[jnp.where(there, rows, 0)], 0)
+
+
 class _Inputs(NamedTuple):
     queries: Ref
     items: Ref
+    last_tile: Ref
     labels: Ref
     starts: Ref
     hit_tiles: Ref
@@ -153,13 +166,12 @@ class _Barriers(NamedTuple):
 def _body(*refs: Ref, tiles: Tiles, dim: int, dtype: Any, with_bias: bool, with_expected: bool,
           staged: bool, **static: Any) -> None:
     """Allocate shared memory and barriers, then run the roles."""
-    count = 8 if with_bias else 7
+    count = 9 if with_bias else 8
     inputs, outs = _Inputs(*refs[:count]), _Outputs(*refs[count:])
     tile, stages = tiles.forward, tiles.forward_stages
     own = plgpu.Barrier(num_barriers=WARPGROUPS)
     full = plgpu.Barrier(num_barriers=stages)
-    roles = functools.partial(
-        _roles, inputs, outs, tile=tile, stages=stages, **static)
+    roles = functools.partial(_roles, inputs, outs, tile=tile, stages=stages, **static)
     pl.run_scoped(
         roles,
         _Buffers(
@@ -181,18 +193,30 @@ def _body(*refs: Ref, tiles: Tiles, dim: int, dtype: Any, with_bias: bool, with_
 
 
 def _roles(ins: _Inputs, outs: _Outputs, buffers: _Buffers, full: _Barriers, *, tile: int,
-           stages: int, steps_all: int, steps: int, splits: int, softcap: float | None) -> None:
+           stages: int, steps: int, splits: int, softcap: float | None) -> None:
     split, block, wg = (lax.axis_index(name) for name in ("split", "block", "wg"))
     first = split * steps
-    mine = jnp.minimum(jnp.int32(steps), steps_all - first)
+    whole = lax.div(plain(ins.limits[0]), jnp.int32(tile))
+    ends_inside = (plain(ins.limits[0]) > whole * tile).astype(jnp.int32)
+    mine = jnp.clip(whole + ends_inside - first, 0, steps)
 
     @pl.when(wg == WARPGROUPS)
     def _memory() -> None:
         plgpu.set_max_registers(40, action="decrease")
 
         def copy(step: Any, slot: Any) -> None:
-            at = pl.ds((first + step) * tile, tile)  # past the end TMA reads zeros
-            plgpu.copy_gmem_to_smem(ins.items.at[at], buffers.items.at[slot], full.items.at[slot])
+            at = pl.ds((first + step) * tile, tile)
+
+            @pl.when(first + step < whole)
+            def _whole() -> None:
+                plgpu.copy_gmem_to_smem(
+                    ins.items.at[at], buffers.items.at[slot], full.items.at[slot])
+
+            @pl.when(first + step >= whole)
+            def _last() -> None:
+                plgpu.copy_gmem_to_smem(
+                    ins.last_tile, buffers.items.at[slot], full.items.at[slot])
+
             if ins.bias is not None and buffers.bias is not None and full.bias is not None:
                 plgpu.copy_gmem_to_smem(ins.bias.at[at], buffers.bias.at[slot], full.bias.at[slot])
 
@@ -260,7 +284,8 @@ def _roles(ins: _Inputs, outs: _Outputs, buffers: _Buffers, full: _Barriers, *, 
             else:
                 expected = expected * across(shrink, width, 0)
                 if slope is not None:
-                    p = p * slope
+                    # The slope of what is no item is NaN where the query is.
+                    p = jnp.where(p == 0.0, 0.0, p * slope)
                 turn(full.schedule)
                 expected = add_product(
                     expected, p, table, None if buffers.factors is None else buffers.factors.at[wg])

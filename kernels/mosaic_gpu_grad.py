@@ -74,7 +74,8 @@ def prepare(queries: Array, items: Array, targets: Array, lse: Array, weight: Ar
     groups = pl.cdiv(items.shape[0], BLOCK)
     hits = label_hits(jnp.where(labels >= 0, labels // BLOCK, groups),
                       jnp.arange(padded, dtype=jnp.int32) // tiles.grad, groups)
-    return Prepared(rule, labels, pad(lse.astype(jnp.float32) * LOG2E),
+    # 2^(x - inf) of a query that pads is 0, whatever the bias.
+    return Prepared(rule, labels, pad(lse.astype(jnp.float32) * LOG2E, jnp.inf),
                     pad(weight.astype(jnp.float32)), pad(label_weight.astype(jnp.float32)), hits)
 
 
@@ -281,10 +282,13 @@ def _roles(ins: _Inputs, outs: _Outputs, buffers: _Buffers, full: _Barriers, *, 
         row = plgpu.broadcasted_iota(
             jnp.int32, width, 0, layout=plgpu.Layout.WGMMA) + base
         total = jnp.where(row < ins.limits[0], total * ins.factors[1], 0.0)
+        if biases is not None:
+            total = jnp.where(across(biases, width, 0) == -jnp.inf, 0.0, total)
         place = pl.ds(block * BLOCK + wg * ROWS, ROWS)
         if outs.bias is not None and buffers.bias is not None:
             row = plgpu.layout_cast(lax.iota(jnp.int32, ROWS), BY_ROW) + base
-            buffers.bias.at[wg][...] = jnp.where(row < ins.limits[0], bias_total, 0.0)
+            counts = (row < ins.limits[0]) & (biases != -jnp.inf)
+            buffers.bias.at[wg][...] = jnp.where(counts, bias_total, 0.0)
             plgpu.commit_smem()
             plgpu.copy_smem_to_gmem(buffers.bias.at[wg], outs.bias.at[place])
         store_matrix(total, buffers.out.at[wg], outs.items.at[place])

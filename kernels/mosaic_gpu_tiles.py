@@ -198,7 +198,10 @@ def tile_scores(products: Array, factors: Ref, bias: Array | None, softcap: floa
         raw = raw + bias
     # tanh by exponentials: the hardware's own tanh is good to 11 bits only.
     tanh = 1.0 - 2.0 / (1.0 + jnp.exp2(raw * (2.0 * LOG2E / softcap)))
-    return tanh * (softcap * LOG2E), None, 1.0 - tanh * tanh
+    x = tanh * (softcap * LOG2E)
+    # The cap must not bring back what a bias of -inf takes out.
+    x = x if bias is None else jnp.where(bias == -jnp.inf, -jnp.inf, x)
+    return x, None, 1.0 - tanh * tanh
 
 
 def times(x: Array, unit: Array | None) -> Array:

@@ -66,10 +66,12 @@ def item_update(queries: Array, items: Array, state: Any, targets: Array, lse: A
         items, state, d_bias = step(*carry, start, chunk)
         return (items, state), d_bias
 
-    (items, state), d_biases = lax.scan(body, (items, state), starts)
+    d_biases = None
+    if whole:  # a table may be smaller than a step
+        (items, state), d_biases = lax.scan(body, (items, state), starts)
     done = whole * chunk
     items, state, d_bias = step(items, state, jnp.int32(done), total - done)
-    if d_bias is not None:
+    if d_biases is not None:
         d_bias = jnp.concatenate([d_biases.reshape(-1), d_bias])
     return items, state, d_bias
 

@@ -24,6 +24,7 @@ from .mosaic_tpu_tiles import (
     local_rows,
     mask_padding,
     matmul,
+    only_items,
     operand_tiles,
     pad_queries,
     query_bytes,
@@ -89,9 +90,7 @@ def _kernel(refs: Head, targets: Any, out: _Out, *, tile: Any, tiling: Tiling,
             out.o[...] = jnp.zeros_like(out.o)
 
     queries, table = operand_tiles(refs)
-    # Rows that are no items may hold anything, and 0 x NaN is NaN.
-    row = jax.lax.broadcasted_iota(jnp.int32, table.shape, tiling.row_axis) + base
-    table = jnp.where(row < refs.valid[0], table.astype(jnp.float32), 0.0).astype(table.dtype)
+    table = only_items(refs, table, base, tiling)  # 0 * NaN is NaN
     raw, slope = score_tile(refs, queries, table, base, tiling, softcap)
     tile[...] = raw
     mask_padding(refs, tile, base, -jnp.inf)
@@ -114,7 +113,8 @@ def _kernel(refs: Head, targets: Any, out: _Out, *, tile: Any, tiling: Tiling,
     out.l[...] = out.l[...] * shrink + jnp.sum(weights, axis=1, keepdims=True)
     if out.o is not None:
         if slope is not None:
-            weights = weights * slope
+            # The slope of what is no item is NaN where the query is.
+            weights = jnp.where(weights == 0.0, 0.0, weights * slope)
         out.o[...] = out.o[...] * shrink + matmul(
             weights.astype(table.dtype), table, (1, tiling.row_axis))
 

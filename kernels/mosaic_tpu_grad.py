@@ -17,12 +17,14 @@ from jax.experimental.pallas import tpu as pltpu
 from .mosaic_tpu_tiles import (
     Head,
     Tiling,
+    are_items,
     choose_tiling,
     cost,
     head,
     local_rows,
     mask_padding,
     matmul,
+    only_items,
     operand_tiles,
     pad_queries,
     query_bytes,
@@ -121,7 +123,9 @@ def accumulate(refs: Head, second: Known, grad: GradOut, tile: Any, tiling: Tili
 
     @pl.when(step == last)
     def _scale() -> None:
-        grad.items[...] *= refs.scale[0]
+        grad.items[...] = only_items(refs, grad.items[...] * refs.scale[0], base, tiling)
+        if grad.bias is not None:
+            grad.bias[...] = jnp.where(are_items(refs, base), grad.bias[...], 0.0)
 
 
 def _kernel(refs: Head, second: Known, out: GradOut, *, tile: Any, tiling: Tiling,

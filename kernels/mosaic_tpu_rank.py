@@ -68,7 +68,7 @@ def label_scores(queries: Array, items: Array, targets: Array, scores: Scores, *
         (jax.ShapeDtypeStruct((padded, 1), jnp.float32),), (own(1),),
         grid=(padded // tiling.v, share), scratch={}, name="catalogue_label_scores",
         interpret=interpret)
-    here = (local >= 0) & (targets < scores.num_items)
+    here = (local >= 0) & scores.is_item(jnp.maximum(local, 0))
     return jnp.where(here, out[:count, 0], -jnp.inf)
 
 

@@ -232,13 +232,33 @@ def score_tile(refs: Head, queries: Array, table: Array, base: Array, tiling: Ti
     `exp(score - lse)` in the second pass is the probability that the first pass summed.
     """
     raw = matmul(queries, table, (1, 1 - tiling.row_axis)) * refs.scale[0]
+    there = None
     if refs.bias is not None:
-        bias = refs.bias[...]  # past the end of the table it holds anything, NaN too
-        raw = raw + jnp.where(lane_ids(bias.shape, base) < refs.valid[0], bias, 0.0)
-    if softcap is None:
-        return raw, None
-    bent = jnp.tanh(raw * (1.0 / softcap))
-    return softcap * bent, 1.0 - bent * bent
+        there = are_items(refs, base)
+        raw = raw + jnp.where(there, refs.bias[...], 0.0)
+    slope = None
+    if softcap is not None:
+        bent = jnp.tanh(raw * (1.0 / softcap))
+        raw, slope = softcap * bent, 1.0 - bent * bent
+    return raw if there is None else jnp.where(there, raw, -jnp.inf), slope
+
+
+def are_items(refs: Head, base: Array) -> Array:
+    """Whether the columns of a tile with a bias are items, bool `[1, v]`."""
+    bias = refs.bias[...]  # past the end of the table it holds anything, NaN too
+    return (lane_ids(bias.shape, base) < refs.valid[0]) & (bias != -jnp.inf)
+
+
+def only_items(refs: Head, table: Array, base: Array, tiling: Tiling) -> Array:
+    """`table`, or what has its shape, with 0 for rows that are no items, whatever they hold."""
+    row = jax.lax.broadcasted_iota(jnp.int32, table.shape, tiling.row_axis) + base
+    there = row < refs.valid[0]
+    if refs.bias is not None:
+        bias = refs.bias[...]
+        if not tiling.features_first:
+            bias = jnp.broadcast_to(bias, (8, bias.shape[1])).T[:, :1]
+        there &= bias != -jnp.inf
+    return jnp.where(there, table.astype(jnp.float32), 0.0).astype(table.dtype)
 
 
 def lane_ids(shape: tuple[int, ...], base: Array) -> Array:

@@ -39,7 +39,7 @@ LAST = jnp.iinfo(jnp.int32).max
 
 def top_k(queries: Array, items: Array, k: int, excluded: Excluded | None, scores: Scores, *,
           budget: int, interpret: Any) -> tuple[Array, Array]:
-    """See `primitives.TopK`. A score that is NaN is never among the best."""
+    """See `primitives.TopK`."""
     count, (rows, dim) = queries.shape[0], items.shape
     width = round_up(k, LANES)
     tiling = choose_tiling(

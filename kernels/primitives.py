@@ -6,7 +6,8 @@ backend, merge shards and turn the folds into losses, gradients and ranks. A bac
     raw_ij = scale * (h_i . w_j) + bias_j
     s_ij   = raw_ij                      without softcap
            = cap * tanh(raw_ij / cap)    with it;  c'_ij = ds/draw = 1 - (s_ij / cap)^2
-    s_ij   = -inf                        where the global id j >= num_items
+    s_ij   = -inf                        where row j is no item: its global id is num_items or
+                                         more, or bias_j = -inf; `Scores.is_item`
 
 Products are accumulated in f32 whatever the input type, and every fold must compute the same
 s_ij from the same inputs. Row r of `items` has the global id `row_offset + r`; `targets` hold
@@ -14,6 +15,19 @@ global ids, which may lie outside this shard.
 
 The label is masked out of the sums: sum_j p_j w_j - w_y cancels as p_y -> 1, and a sum without
 the label does not.
+
+What is no number, or does not count, has one rule:
+
+- A row that is no item does not exist. Whatever it holds (NaN, inf, any bias behind num_items)
+  changes no result; its own gradient is exactly 0; no rank counts it and top-k never returns it.
+  A label that is no item has the score -inf and the loss inf, whose gradient is that of lse.
+- A query whose two cotangents are 0, or that pads a tile, does not exist for the gradients.
+- A score that is NaN or inf makes loss and lse of its query NaN, whichever item it belongs to,
+  and so the gradients that this query takes part in; other queries stay what they are. inf in a
+  row or a query may count as NaN, since inf - inf is one when a product is made of parts.
+- A rank counts a NaN candidate against the target, and a NaN target ranks behind every candidate.
+  top-k never returns a NaN score, and it hides no other. Both take inf as the largest number.
+- A query without any item has lse -inf, loss inf, no gradient, rank 1, and no best item.
 """
 
 from __future__ import annotations
@@ -23,6 +37,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
 Array = jax.Array
 
@@ -49,6 +64,11 @@ class Scores:
     row_offset: int | Array
     softcap: float | None
 
+    def is_item(self, rows: Array) -> Array:
+        """Whether rows of this shard, int32 local indices in [0, V), are items; bool."""
+        here = rows < self.num_items - self.row_offset
+        return here if self.bias is None else here & (self.bias[rows] != -jnp.inf)
+
 
 class Partials(NamedTuple):
     """What one shard knows about its softmax; all f32, sums without the label.
@@ -58,7 +78,7 @@ class Partials(NamedTuple):
     l_minus: `[N]`, sum over j != y_i of exp(s_ij - m_i).
     o_minus: `[N, d]`, sum over j != y_i of exp(s_ij - m_i) * c'_ij * w_j; None if not asked.
       The factor `scale` is not in it.
-    s_y: `[N]`, score of the label; -inf where the label is not a row of this shard.
+    s_y: `[N]`, score of the label; -inf where the label is not an item of this shard.
     """
 
     m: Array
@@ -102,8 +122,8 @@ class ItemGrad(Protocol):
 
     With C_ij = weight_i * exp(s_ij - lse_i) * c'_ij for j != y_i, and C_ij = label_weight_i
     for j = y_i: d_items = scale * C^T H, f32 `[V, d]`; d_bias = sum_i C_ij, f32 `[V]`, or
-    None without a bias. Rows from `num_items` on get 0. `lse`, `weight`, `label_weight` are
-    f32 `[N]`; `lse` is that of the whole table.
+    None without a bias. Rows that are no items get 0. `lse`, `weight`, `label_weight` are
+    f32 `[N]`; `lse` is that of the whole table, and inf for a query that takes no part.
     """
 
     def __call__(self, queries: Array, items: Array, targets: Array, lse: Array, weight: Array,
@@ -132,7 +152,7 @@ class LabelScores(Protocol):
 
 
 class RankCount(Protocol):
-    """int32 `[N]`: rows j of this shard with j < num_items, not excluded, and not s_ij < s_y.
+    """int32 `[N]`: items j of this shard that are not excluded, with not s_ij < s_y.
 
     The caller puts the target among the excluded. "Not less" rather than "at least": a NaN
     score counts against the target, so that a diverged model never looks perfect.
@@ -145,11 +165,17 @@ class RankCount(Protocol):
 class TopK(Protocol):
     """Best k rows of this shard: scores f32 `[N, k]` descending, global ids int32 `[N, k]`.
 
-    Ties: the lower id first. Where fewer than k candidates exist: id -1, score -inf.
+    Ties: the lower id first; 0 and -0 tie. A candidate that scores NaN or -inf is none. Where
+    fewer than k candidates exist: id -1, score -inf.
     """
 
     def __call__(self, queries: Array, items: Array, k: int, excluded: Excluded | None,
                  scores: Scores) -> tuple[Array, Array]: ...
+
+
+def ordered(s: Array) -> Array:
+    """Scores as `jax.lax.top_k` may see them: it puts NaN first, and -0 behind 0."""
+    return jnp.where(s == 0, 0.0, jnp.where(s == s, s, -jnp.inf))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from .primitives import (
     RowUpdate,
     Scores,
     SparseRows,
+    ordered,
 )
 from .rounding import store_rows
 
@@ -27,14 +28,25 @@ def _matmul(a: Array, b: Array) -> Array:
 
 def _scores(queries: Array, items: Array, rule: Scores) -> tuple[Array, Array]:
     """s and c', f32 `[N, V]`; see `primitives`."""
-    s = _matmul(queries.astype(jnp.float32), items.astype(jnp.float32).T) * rule.scale
+    s = _matmul(queries.astype(jnp.float32), _present(items, rule).T) * rule.scale
+    there = _are_items(items, rule)
     if rule.bias is not None:
-        s = s + rule.bias
+        s = s + jnp.where(there, rule.bias, 0.0)
     slope = jnp.ones_like(s)
     if rule.softcap is not None:
         bent = jnp.tanh(s / rule.softcap)
         s, slope = rule.softcap * bent, 1 - jnp.square(bent)
-    return jnp.where(_ids(items, rule) < rule.num_items, s, -jnp.inf), slope
+    return jnp.where(there, s, -jnp.inf), slope
+
+
+def _are_items(items: Array, rule: Scores) -> Array:
+    """bool `[V]`."""
+    return rule.is_item(jnp.arange(items.shape[0], dtype=jnp.int32))
+
+
+def _present(items: Array, rule: Scores) -> Array:
+    """f32 `[V, d]`; rows that are no items are 0, because they may hold NaN and 0 * NaN is NaN."""
+    return jnp.where(_are_items(items, rule)[:, None], items.astype(jnp.float32), 0.0)
 
 
 def _ids(items: Array, rule: Scores) -> Array:
@@ -51,7 +63,9 @@ def forward(queries: Array, items: Array, targets: Array, scores: Scores, *,
     s = jnp.where(label, -jnp.inf, s)
     m = jnp.maximum(jnp.max(s, axis=1), jnp.finfo(jnp.float32).min)
     p = jnp.exp(s - m[:, None])
-    o_minus = _matmul(p * slope, items.astype(jnp.float32)) if with_expected else None
+    # The slope of what is no item is NaN where the query is.
+    bent = jnp.where(p == 0, 0.0, p * slope)
+    o_minus = _matmul(bent, _present(items, scores)) if with_expected else None
     return Partials(m, jnp.sum(p, axis=1), o_minus, s_y)
 
 
@@ -59,12 +73,12 @@ def item_grad(queries: Array, items: Array, targets: Array, lse: Array, weight: 
               label_weight: Array, scores: Scores) -> tuple[Array, Array | None]:
     """See `primitives.ItemGrad`."""
     s, slope = _scores(queries, items, scores)
-    ids = _ids(items, scores)
-    c = jnp.where(ids == targets[:, None], label_weight[:, None],
+    c = jnp.where(_ids(items, scores) == targets[:, None], label_weight[:, None],
                   weight[:, None] * jnp.exp(s - lse[:, None]) * slope)
-    c = jnp.where(ids < scores.num_items, c, 0.0)
+    there = _are_items(items, scores)
     d_items = scores.scale * _matmul(c.T, queries.astype(jnp.float32))
-    return d_items, None if scores.bias is None else jnp.sum(c, axis=0)
+    d_items = jnp.where(there[:, None], d_items, 0.0)
+    return d_items, None if scores.bias is None else jnp.where(there, jnp.sum(c, axis=0), 0.0)
 
 
 def item_update(queries: Array, items: Array, state: Any, targets: Array, lse: Array,
@@ -90,7 +104,7 @@ def label_scores(queries: Array, items: Array, targets: Array, scores: Scores) -
 
 def _candidates(items: Array, excluded: Excluded | None, scores: Scores, count: int) -> Array:
     """Whether a row may be counted or returned, bool `[N, V]`."""
-    allowed = jnp.broadcast_to(_ids(items, scores) < scores.num_items, (count, items.shape[0]))
+    allowed = jnp.broadcast_to(_are_items(items, scores), (count, items.shape[0]))
     if excluded is None:
         return allowed
     local = excluded.item - scores.row_offset
@@ -111,7 +125,7 @@ def top_k(queries: Array, items: Array, k: int, excluded: Excluded | None,
           scores: Scores) -> tuple[Array, Array]:
     """See `primitives.TopK`."""
     s, _ = _scores(queries, items, scores)
-    s = jnp.where(_candidates(items, excluded, scores, queries.shape[0]), s, -jnp.inf)
+    s = jnp.where(_candidates(items, excluded, scores, queries.shape[0]), ordered(s), -jnp.inf)
     missing = max(0, k - items.shape[0])
     s = jnp.pad(s, ((0, 0), (0, missing)), constant_values=-jnp.inf)
     best, where = jax.lax.top_k(s, k)

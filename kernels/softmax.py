@@ -70,10 +70,11 @@ def softmax_loss(queries: Array, items: Array, targets: Array, *, bias: Array | 
       queries: `[N, d]`, f32 or bf16.
       items: `[V, d]`, f32 or bf16; this shard's rows with `axis_name`.
       targets: int `[N]`, global ids. The loss of an id that is no item is inf.
-      bias: `[V]` or None; -inf takes an item out.
+      bias: `[V]` or None; -inf takes an item out, with softcap too.
       logit_scale: a number or a traced f32 scalar.
       softcap: scores become softcap * tanh(score / softcap).
       num_items: rows from here on (global id) pad the table and are no items. Default: all are.
+        `primitives.py` says what such rows, NaN and inf do.
       axis_name: mesh axis over which the rows are sharded, inside `shard_map`.
       backend: "auto", a name of `dispatch.BACKENDS`, or a `Backend`.
 
@@ -127,17 +128,49 @@ def merge(parts: Partials, axis_name: str | None) -> Partials:
     l_minus = jax.lax.psum(parts.l_minus * factor, axis_name)
     o_minus = None if parts.o_minus is None else jax.lax.psum(
         parts.o_minus * factor[:, None], axis_name)
-    return Partials(m, l_minus, o_minus, jax.lax.pmax(parts.s_y, axis_name))
+    # One shard at most has the label. A maximum might lose its score if that is NaN, a sum cannot.
+    here = parts.s_y != -jnp.inf
+    s_y, found = jax.lax.psum((jnp.where(here, parts.s_y, 0.0), here.astype(jnp.float32)),
+                              axis_name)
+    return Partials(m, l_minus, o_minus, jnp.where(found > 0, s_y, -jnp.inf))
 
 
 def _finish(merged: Partials) -> tuple[Array, Array]:
-    others = jnp.log(merged.l_minus) + merged.m  # lse of all items but the label
-    return jax.nn.softplus(others - merged.s_y), jnp.logaddexp(others, merged.s_y)
+    s_y = merged.s_y
+    # lse of all items but the label; there may be none, and `m` then means nothing.
+    others = jnp.where(merged.l_minus == 0, -jnp.inf, jnp.log(merged.l_minus) + merged.m)
+    loss = jnp.where(s_y == -jnp.inf, jnp.inf, jax.nn.softplus(others - s_y))
+    lost = jnp.isnan(others) | jnp.isnan(s_y) | (s_y == jnp.inf)
+    return (jnp.where(lost, jnp.nan, loss),
+            jnp.where(lost, jnp.nan, jnp.logaddexp(others, s_y)))
 
 
-def label_factors(loss: Array, lse: Array, g: Array, z: Array, softcap: float | None) -> Array:
-    """d / d raw score of the label: (-g (1 - p_y) + z p_y) c'_y, exact as p_y -> 1. f32 `[N]`."""
-    factors = g * jnp.expm1(-loss) + z * jnp.exp(-loss)
+class Side(NamedTuple):
+    """What the gradient of the rows needs of the queries; see `primitives.ItemGrad`."""
+
+    queries: Array
+    lse: Array
+    weight: Array
+    label_weight: Array
+
+
+def second_pass(queries: Array, loss: Array, lse: Array, g: Array, z: Array,
+                softcap: float | None) -> Side:
+    """The queries as the second pass takes them: those without a cotangent hold no NaN, and
+    exp(s - lse) is 0 for them, and for those that have no item."""
+    live = (g != 0) | (z != 0)
+    return Side(jnp.where(live[:, None], queries, 0),
+                jnp.where(live & (lse != -jnp.inf), lse, jnp.inf),
+                jnp.where(live, g + z, 0.0),
+                jnp.where(live, _label_factors(loss, lse, g, z, softcap), 0.0))
+
+
+def _label_factors(loss: Array, lse: Array, g: Array, z: Array, softcap: float | None) -> Array:
+    """d / d raw score of the label: (-g (1 - p_y) + z p_y) c'_y, exact as p_y -> 1. f32 `[N]`.
+
+    0 for a label that is no item.
+    """
+    factors = jnp.where(loss == jnp.inf, 0.0, g * jnp.expm1(-loss) + z * jnp.exp(-loss))
     if softcap is None:
         return factors
     s_y = jnp.where(jnp.isfinite(loss), lse - loss, 0.0)
@@ -156,15 +189,14 @@ def _loss_fwd(static: _Static, queries: Array, items: Array, targets: Array, bia
 
 
 def _loss_bwd(static: _Static, kept: _Residuals, cotangents: tuple[Array, Array]) -> Any:
-    g, z = cotangents
-    at_label = label_factors(kept.loss, kept.lse, g, z, static.softcap)
+    side = second_pass(kept.queries, kept.loss, kept.lse, *cotangents, static.softcap)
     count = static.num_items if kept.num_items is None else kept.num_items
     items, queries, targets, bias, scale, lse, weight, label_weight = align(
-        kept.items, kept.queries, kept.targets, kept.bias, kept.scale, kept.lse, g + z, at_label)
+        kept.items, side.queries, kept.targets, kept.bias, kept.scale, *side[1:])
     rule = score_rule(items, scale, bias, count, static.softcap, static.axis_name)
     label_rows = pick_rows(items, targets, rule.row_offset, static.axis_name)
-    d_raw = (g + z)[:, None] * kept.expected + at_label[:, None] * label_rows
-    d_scale = jnp.sum(kept.queries.astype(jnp.float32) * d_raw)
+    d_raw = (_weighted(side.weight, kept.expected) + _weighted(side.label_weight, label_rows))
+    d_scale = jnp.sum(side.queries.astype(jnp.float32) * d_raw)
     d_queries = (kept.scale * d_raw).astype(kept.queries.dtype)
     assert static.backend.item_grad is not None
     d_items, d_bias = static.backend.item_grad(
@@ -172,6 +204,11 @@ def _loss_bwd(static: _Static, kept: _Residuals, cotangents: tuple[Array, Array]
     if kept.bias is not None and d_bias is not None:
         d_bias = d_bias.astype(kept.bias.dtype)
     return d_queries, d_items.astype(kept.items.dtype), None, d_bias, d_scale, None
+
+
+def _weighted(weights: Array, rows: Array) -> Array:
+    """Rows `[N, d]` times weights `[N]`; 0 where the weight is, whatever the row holds."""
+    return jnp.where(weights[:, None] == 0, 0.0, weights[:, None] * rows)
 
 
 _loss.defvjp(_loss_fwd, _loss_bwd)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from . import dispatch
 from .exclusion import Exclude, excluded_pairs
-from .primitives import Array, Backend, Excluded
+from .primitives import Array, Backend, Excluded, ordered
 from .shards import align, check_arrays, score_rule
 
 
@@ -26,7 +26,8 @@ def top_k(queries: Array, items: Array, k: int, *, exclude: Exclude | None = Non
 
     Returns:
       scores f32 `[N, k]`, descending, and global ids int32 `[N, k]`. Of equal scores the lower
-      id comes first. Where fewer than k candidates exist the id is -1 and the score -inf.
+      id comes first. An item whose score is NaN or -inf is no candidate. Where fewer than k
+      candidates exist the id is -1 and the score -inf.
 
     Raises:
       ValueError: wrong shapes or types, k < 1, or a backend that cannot run.
@@ -60,6 +61,6 @@ def _merge(scores: Array, ids: Array, k: int, axis_name: str) -> tuple[Array, Ar
     all_scores, all_ids = jax.lax.psum((slots, id_slots), axis_name)
     all_ids = jnp.moveaxis(all_ids, 0, 1).reshape(count, -1) - 1
     all_scores = jnp.moveaxis(all_scores, 0, 1).reshape(count, -1)
-    all_scores = jnp.where(all_ids < 0, -jnp.inf, all_scores)
+    all_scores = jnp.where(all_ids < 0, -jnp.inf, ordered(all_scores))
     best, where = jax.lax.top_k(all_scores, k)
     return best, jnp.take_along_axis(all_ids, where, axis=1)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from . import dispatch
 from .primitives import Array, Backend, RowUpdate, SparseRows
 from .shards import align, check_arrays, score_rule
-from .softmax import label_factors
+from .softmax import second_pass
 
 
 class Updated(NamedTuple):
@@ -42,8 +42,8 @@ def softmax_item_update(items: Array, state: Any, queries: Array, targets: Array
             loss, lse = loss + zeros[0], lse + zeros[1]
             return sum(weight * loss), (queries, loss, lse)
 
-    Micro-batches need no accumulator: concatenate what each of them gives along N. Rows from
-    `num_items` on get gradient 0, but `update` sees them (weight decay acts on them too).
+    Micro-batches need no accumulator: concatenate what each of them gives along N. Rows
+    that are no items get gradient 0, but `update` sees them (weight decay acts on them too).
 
     Args:
       items: `[V, d]`, f32 or bf16, the rows that `softmax_loss` saw.
@@ -73,10 +73,10 @@ def softmax_item_update(items: Array, state: Any, queries: Array, targets: Array
                          f"{(*sparse.ids.shape, items.shape[1])}")
     problem = dispatch.describe(op, queries, items, bias=bias, softcap=softcap)
     chosen = dispatch.choose(problem, backend)
-    at_label = label_factors(loss, lse, loss_grad, lse_grad, softcap)
-    items, queries, targets, lse, weight, label_weight, bias, scale, ids, grads = align(
-        items, queries, targets, lse, loss_grad + lse_grad, at_label, bias,
-        jnp.asarray(logit_scale, jnp.float32), *(sparse or (None, None)))
+    side = second_pass(queries, loss, lse, loss_grad, lse_grad, softcap)
+    items, targets, queries, lse, weight, label_weight, bias, scale, ids, grads = align(
+        items, targets, *side, bias, jnp.asarray(logit_scale, jnp.float32),
+        *(sparse or (None, None)))
     sparse = None if sparse is None else SparseRows(ids, grads)
     rule = score_rule(items, scale, bias, num_items, softcap, axis_name)
     assert chosen.item_update is not None

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from .compat import materialise, vary_like
-from .primitives import Array, Excluded, Scores
+from .primitives import Array, Excluded, Scores, ordered
 from .xla_tiles import (
     DEFAULT,
     Sizes,
@@ -18,6 +18,7 @@ from .xla_tiles import (
     in_blocks,
     matmul,
     query_block,
+    tile_bias,
     tile_rows,
 )
 
@@ -40,8 +41,9 @@ def label_scores(queries: Array, items: Array, targets: Array, scores: Scores, *
     def one_block(inputs: tuple[Array, Array]) -> Array:
         queries, targets = inputs
         local = targets - scores.row_offset
-        here = (local >= 0) & (local < items.shape[0]) & (targets < scores.num_items)
+        here = (local >= 0) & (local < items.shape[0])
         at = jnp.where(here, local, 0)
+        here &= scores.is_item(at)
         if size == items.shape[0]:
             s = _scores(queries, items, scores.bias, scores)
             found = jnp.take_along_axis(s, at[:, None], axis=1)[:, 0]
@@ -82,9 +84,7 @@ def _scores(scaled: Array, rows: Array, bias: Array | None, scores: Scores) -> A
 
 def _tile_scores(scaled: Array, tile: Tile, scores: Scores) -> Array:
     """s `[n, T]` of a tile; -inf where a row is no item or was in an earlier tile."""
-    bias = None if scores.bias is None else jax.lax.dynamic_slice_in_dim(
-        scores.bias, tile.start, tile.ids.shape[0])
-    s = _scores(scaled, tile.rows, bias, scores)
+    s = _scores(scaled, tile.rows, tile_bias(tile, scores), scores)
     return s if tile.fresh is None else jnp.where(tile.fresh, s, -jnp.inf)
 
 
@@ -204,7 +204,7 @@ def top_k(queries: Array, items: Array, k: int, excluded: Excluded | None,
         scaled, first_query = inputs
 
         def fold(tile: Tile, best: Best) -> Best:
-            s = _tile_scores(scaled, tile, scores)
+            s = ordered(_tile_scores(scaled, tile, scores))
             if excluded is not None:
                 s = _over_pairs(
                     tile, excluded, first_query, block,

@@ -58,7 +58,8 @@ def forward(queries: Array, items: Array, targets: Array, scores: Scores, *,
             p = jnp.where(tile.ids == targets[:, None], 0.0, exp(s - m[:, None]))
             l_minus = l_minus * shrink + jnp.sum(p, axis=1)
             if o_minus is not None:
-                p = p if slope is None else p * slope
+                # The slope of what is no item is NaN where the query is.
+                p = p if slope is None else jnp.where(p == 0, 0.0, p * slope)
                 o_minus = o_minus * shrink[:, None] + weighted_sum(p, tile.rows)
             return m, l_minus, o_minus
 
@@ -85,9 +86,10 @@ class _Side(NamedTuple):
 
 def _side(sizes: Sizes, queries: Array, *per_query: Array) -> _Side:
     block = query_block(queries.shape[0], sizes)
-    targets, *rest = per_query
+    targets, lse, *rest = per_query
+    # exp(s - lse) of a query that pads is 0, whatever the bias.
     return _Side(in_blocks(queries, block), in_blocks(targets, block, -1),
-                 *(in_blocks(x, block) for x in rest))
+                 in_blocks(lse, block, jnp.inf), *(in_blocks(x, block) for x in rest))
 
 
 def _tile_grad(side: _Side, scores: Scores, tile: Tile) -> tuple[Array, Array | None]:
@@ -97,9 +99,7 @@ def _tile_grad(side: _Side, scores: Scores, tile: Tile) -> tuple[Array, Array | 
         s, slope = score_tile_by_item(part.queries, tile, scores)
         c = part.weight * exp(s - part.lse)
         c = c if slope is None else c * slope
-        label = tile.ids[:, None] == part.targets
-        label = label if tile.fresh is None else label & tile.fresh[:, None]
-        c = jnp.where(label, part.label_weight, c)
+        c = jnp.where(tile.ids[:, None] == part.targets, part.label_weight, c)
         grad = weighted_sum(c, part.queries)
         return grad, None if scores.bias is None else jnp.sum(c, axis=1)
 
@@ -111,7 +111,11 @@ def _tile_grad(side: _Side, scores: Scores, tile: Tile) -> tuple[Array, Array | 
             return jax.tree.map(jnp.add, total, one_block(part))
 
         total = jax.lax.fori_loop(1, blocks, add, total)
-    return scores.scale * total[0], total[1]
+    grad, grad_bias = scores.scale * total[0], total[1]
+    if tile.fresh is not None:
+        grad = jnp.where(tile.fresh[:, None], grad, 0.0)
+        grad_bias = None if grad_bias is None else jnp.where(tile.fresh, grad_bias, 0.0)
+    return grad, grad_bias
 
 
 def item_grad(queries: Array, items: Array, targets: Array, lse: Array, weight: Array,

@@ -42,7 +42,8 @@ class Tile(NamedTuple):
 
     start: int32 `[]`. ids: int32 `[T]`, global. rows: `[T, d]`.
     first: bool `[T]`, not in an earlier tile; None if that is so for all.
-    fresh: bool `[T]`, not in an earlier tile, and an item; None if that is so for all.
+    fresh: bool `[T]`, not in an earlier tile, and an item; None if that is so for all. Rows that
+      are not fresh are 0 here: they may hold NaN, and 0 * NaN is NaN.
     """
 
     start: Array
@@ -83,7 +84,7 @@ def fold_tiles_of(rows_of: Callable[[Any], Array], num_rows: int, size: int, sco
                   fold: Callable[[Tile, Any], Any], start: Any) -> Any:
     """The same where the table is part of the carry: `rows_of(carry)`.
 
-    Tiles of items only, which are almost all, need no masks and are folded without.
+    Without a bias, tiles of items only, which are almost all, need no masks.
     """
     whole = num_rows // size
     items_here = jnp.asarray(scores.num_items - scores.row_offset, jnp.int32)
@@ -94,11 +95,15 @@ def fold_tiles_of(rows_of: Callable[[Any], Array], num_rows: int, size: int, sco
         begin = jnp.minimum(wanted, num_rows - size)
         local = begin + jnp.arange(size, dtype=jnp.int32)
         ids = scores.row_offset + local
-        first = local >= wanted
         rows = jax.lax.dynamic_slice_in_dim(rows_of(carry), begin, size)
-        tile = Tile(begin, ids, first if masked else None,
-                    first & (ids < scores.num_items) if masked else None, rows)
-        return fold(tile, carry)
+        first = local >= wanted if masked else None
+        fresh = first if first is None else first & (ids < scores.num_items)
+        if scores.bias is not None:
+            kept = jax.lax.dynamic_slice_in_dim(scores.bias, begin, size) != -jnp.inf
+            fresh = kept if fresh is None else fresh & kept
+        if fresh is not None:
+            rows = jnp.where(fresh[:, None], rows, 0)
+        return fold(Tile(begin, ids, first, fresh, rows), carry)
 
     carry = jax.lax.fori_loop(0, plain, partial(step, masked=False), start)
     return jax.lax.fori_loop(plain, -(-num_rows // size), partial(step, masked=True), carry)
@@ -128,13 +133,13 @@ def weighted_sum(weights: Array, vectors: Array) -> Array:
 
 def score_tile(queries: Array, tile: Tile, scores: Scores) -> tuple[Array, Array | None]:
     """s `[n, T]`, -inf where the row is not fresh, and c' with softcap; f32."""
-    bias = _tile_bias(tile, scores)
+    bias = tile_bias(tile, scores)
     return _finish(matmul(queries, tile.rows, (1, 1)), tile.fresh, bias, scores)
 
 
 def score_tile_by_item(queries: Array, tile: Tile, scores: Scores) -> tuple[Array, Array | None]:
     """The same as `[T, n]`: its product with the queries then needs no transposed operand."""
-    bias = _tile_bias(tile, scores)
+    bias = tile_bias(tile, scores)
     fresh = None if tile.fresh is None else tile.fresh[:, None]
     return _finish(matmul(tile.rows, queries, (1, 1)), fresh,
                    None if bias is None else bias[:, None], scores)
@@ -146,17 +151,20 @@ def pair_scores(queries: Array, items: Array, ids: Array, scores: Scores) -> Arr
     Equal to the tile's score up to the order of additions.
     """
     local = ids - scores.row_offset
-    here = (local >= 0) & (local < items.shape[0]) & (ids < scores.num_items)
+    here = (local >= 0) & (local < items.shape[0])
     at = jnp.where(here, local, 0)
+    here &= scores.is_item(at)
     products = jnp.sum(queries.astype(jnp.float32) * items[at].astype(jnp.float32), axis=1)
     bias = None if scores.bias is None else scores.bias[at]
     return _finish(products, here, bias, scores)[0]
 
 
-def _tile_bias(tile: Tile, scores: Scores) -> Array | None:
+def tile_bias(tile: Tile, scores: Scores) -> Array | None:
+    """f32 `[T]`, 0 where a row is not fresh; None without a bias."""
     if scores.bias is None:
         return None
-    return jax.lax.dynamic_slice_in_dim(scores.bias, tile.start, tile.ids.shape[0])
+    bias = jax.lax.dynamic_slice_in_dim(scores.bias, tile.start, tile.ids.shape[0])
+    return bias if tile.fresh is None else jnp.where(tile.fresh, bias, 0.0)
 
 
 def _finish(products: Array, fresh: Array | None, bias: Array | None, scores: Scores

@@ -33,6 +33,8 @@ struct Rule {
   float softcap = 0;            // 0: none
   int64_t offset = 0;           // global id of row 0
   int64_t items = 0;            // rows from here on are no items
+  // Whether a bias of -inf takes a row of this shard out.
+  bool out(int64_t row) const { return bias && bias[row] == -kInfinity; }
 };
 
 // Aligned memory; all of it that is held at once is counted.
@@ -77,6 +79,10 @@ __attribute__((noinline)) inline void finish_scores(const Rule& rule, int64_t fi
   const int64_t valid = std::clamp<int64_t>(rule.items - first, 0, size);
   for (int64_t j = 0; j < valid; ++j) {
     const float bias = rule.bias ? rule.bias[first + j] : 0.0f;
+    if (rule.out(first + j)) {
+      std::fill_n(scores + j * kGroup, kGroup, -kInfinity);
+      continue;
+    }
     for (int half = 0; half < 2; ++half) {
       float* at = scores + j * kGroup + half * 16;
       Vec s = load(at) * rule.scale + bias;
@@ -102,6 +108,22 @@ struct TileRule : Rule {
     if (!as_is) finish_scores(*this, start, size, scores);
   }
 };
+
+// Rows of a tile of which some are taken out: copied to `room`, those 0, for they may hold NaN.
+template <class Item>
+Rows<Item> without_out(const Rule& rule, int64_t start, int64_t count, Rows<Item> rows, Item* room) {
+  bool any = false;
+  for (int64_t j = 0; j < count; ++j) any |= rule.out(start + j);
+  if (!any) return rows;
+  for (int64_t j = 0; j < count; ++j) {
+    if (rule.out(start + j)) {
+      std::fill_n(room + j * rows.dim, rows.dim, Item{});
+    } else {
+      std::copy_n(rows.at(j), rows.dim, room + j * rows.dim);
+    }
+  }
+  return {room, rows.dim, rows.dim};
+}
 
 // Units of work of a pass: blocks of groups of queries, and where those are few also cuts of the
 // items, so that many cores have work.
@@ -194,6 +216,7 @@ void forward_unit(const Arguments<Query, Item>& a, const Packed<Engine, Query, I
   Buffer tile(Engine::tile_bytes(size, width));
   Buffer values(expected ? Engine::values_bytes(size, width) : 0);
   Buffer scores_buffer(size * kGroup * 4), weights(Engine::weights_bytes(size, 1));
+  Buffer room(a.rule.bias ? size * a.dim * sizeof(Item) : 0);
   float* scores = scores_buffer.at<float>();
   std::fill_n(out.m, groups * kGroup, kLowest);
   std::fill_n(out.sum, groups * kGroup, 0.0f);
@@ -201,9 +224,12 @@ void forward_unit(const Arguments<Query, Item>& a, const Packed<Engine, Query, I
   Engine::enter();
   for (int64_t start = begin; start < end; start += size) {
     const int64_t rows = std::min(size, end - start);
-    const Rows<Item> items = {a.items + start * a.dim, a.dim, a.dim};
-    Engine::pack_tile(items, rows, size, width, tile.at());
-    if (expected) Engine::pack_values(items, rows, size, width, values.at());
+    // What is no item may hold NaN, and 0 * NaN is NaN.
+    const int64_t valid = std::clamp<int64_t>(a.rule.items - start, 0, rows);
+    const Rows<Item> items = without_out<Item>(
+        a.rule, start, valid, {a.items + start * a.dim, a.dim, a.dim}, room.at<Item>());
+    Engine::pack_tile(items, valid, size, width, tile.at());
+    if (expected) Engine::pack_values(items, valid, size, width, values.at());
     const TileRule rule(a.rule, start, rows, size);
     for (int64_t g = 0; g < groups; ++g) {
       Engine::score(packed.queries(first_group + g), tile.at(), size, width, all, scores);
@@ -355,12 +381,13 @@ void item_grad(xla::ffi::ThreadPool& pool, const Arguments<Query, Item>& a, Side
         Engine::fold_queries(weights.at(), packed.side(first), size, all, steps, room, width,
                              total);
       }
+      const auto is_item = [&](int64_t j) { return j < valid && !rule.out(start + j); };
       if (grad_bias)
         for (int64_t j = 0; j < rows; ++j)
-          grad_bias[start + j] = j < valid ? sum(load(bias_sums.at<float>() + j * 16)) : 0.0f;
+          grad_bias[start + j] = is_item(j) ? sum(load(bias_sums.at<float>() + j * 16)) : 0.0f;
       for (int64_t i = 0; i < a.num_queries; ++i) {
         const int64_t row = int64_t(a.targets[i]) - (rule.offset + start);
-        if (row < 0 || row >= valid) continue;
+        if (row < 0 || row >= valid || !is_item(row)) continue;
         const float factor = side.label_weight[i];
         for (int64_t k = 0; k < a.dim; ++k)
           total[row * width + k] += factor * to_float(a.queries[i * a.dim + k]);
@@ -368,7 +395,7 @@ void item_grad(xla::ffi::ThreadPool& pool, const Arguments<Query, Item>& a, Side
       }
       for (int64_t j = 0; j < rows; ++j)
         for (int64_t k = 0; k < a.dim; ++k)
-          grad[(start + j) * a.dim + k] = j < valid ? a.rule.scale * total[j * width + k] : 0.0f;
+          grad[(start + j) * a.dim + k] = is_item(j) ? a.rule.scale * total[j * width + k] : 0.0f;
     }
     Engine::leave();
   });
