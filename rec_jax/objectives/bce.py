@@ -76,7 +76,7 @@ class Config(NextItemAgainstDrawn):
         shape = (*scene.targets.shape, self.count)
         ids = jax.random.randint(key, shape, 0, scene.num_items - 1, jnp.int32)
         ids = ids + (ids >= scene.targets[..., None])  # leave the label out
-        empty = jnp.where(scene.weights[..., None] > 0, 0.0, jnp.inf)
+        empty = jnp.where(scene.weights[..., None] != 0, 0.0, jnp.inf)
         return Negatives(ids, jnp.broadcast_to(empty, shape), weight)
 
     def loss_of_rows(self, queries: Array, label_rows: Array, negative_rows: Array, task: Task,

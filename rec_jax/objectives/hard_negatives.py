@@ -80,7 +80,7 @@ class Config(NextItemAgainstDrawn):
           InputError: fewer items than `uniform`.
         """
         choose, sample = jax.random.split(key)
-        labelled, targets = scene.weights.reshape(-1) > 0, scene.targets.reshape(-1)
+        labelled, targets = scene.weights.reshape(-1) != 0, scene.targets.reshape(-1)
         chance = jnp.where(labelled, jax.random.uniform(choose, targets.shape), -1.0)
         chance, chosen = jax.lax.top_k(chance, min(self.queries, targets.size))
         queries = scene.queries()

@@ -193,11 +193,12 @@ class _Window:
         self._sequences += sequences
 
     def close(self) -> dict[str, float]:
-        """Loss weighted by positions, mean gradient norm, and the counts."""
+        """Loss weighted as within the steps, mean gradient norm, and the counts."""
         host = jax.device_get(self._metrics)
         positions = np.array([m.positions for m in host], np.float64)
-        loss = np.array([m.loss for m in host], np.float64)
-        return {"loss": float((loss * positions).sum() / max(positions.sum(), 1.0)),
+        loss, divisor = (np.array([getattr(m, name) for m in host], np.float64)
+                         for name in ("loss", "divisor"))
+        return {"loss": float((loss * divisor).sum() / (divisor.sum() or 1.0)),
                 "gradient_norm": float(np.mean([m.gradient_norm for m in host])),
                 "positions": float(positions.sum()), "sequences": float(self._sequences),
                 "bad_ids": float(sum(int(m.bad_ids) for m in host))}

@@ -59,7 +59,8 @@ def resume(checkpoints: Checkpoints, built: Built, config: RunConfig, reporter: 
         except (KeyError, TypeError) as error:
             raise Damaged(f"checkpoint of step {step} says nothing usable of where the run stood: "
                           f"{type(error).__name__} {error}") from None
-        return checkpoints.restore(step, like), position
+        # Moments and averages of bf16 tables were kept in bf16 once.
+        return checkpoints.restore(step, like, widen=True), position
 
     found = checkpoints.newest(load)
     if found is None:

@@ -11,13 +11,16 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+from rec_jax import streams
 from rec_jax.mesh import MeshConfig, make_mesh, replicated, row_sharding
 from rec_jax.model import INPUTS, Params
 from rec_jax.tables import Table
 
+KeyPath = tuple[Any, ...]
+
 
 class Weights(NamedTuple):
-    """What a model is: encoder parameters, item rows `[V_padded, d]`, and those of the second
+    """What a model is: encoder parameters, item rows f32 `[V_padded, d]`, and those of the second
     table, None if tied."""
 
     encoder: Params
@@ -31,9 +34,9 @@ class TrainState(NamedTuple):
     step: int32 scalar, updates done.
     encoder: f32 parameters by path.
     table: item rows `[V_padded, d]` and their per-row optimizer state.
-    optimizer: optax state of the dense parameters.
-    average: moving average of the weights, or None.
-    key: uint32 `[2]`, raw key of the run; step k draws from fold_in(key, k).
+    optimizer: optax state of the dense parameters; f32, whatever the rows are stored in.
+    average: moving average of the weights, or None; f32 as well.
+    key: uint32 `[2]`, raw key of the run's steps; see `rec_jax.streams`.
     inputs: the table that feeds the encoder, None where `table` does (tied).
     """
 
@@ -54,24 +57,42 @@ def init_state(encoder: Params, table: Table, optimizer: optax.GradientTransform
     table, inputs: with row-optimizer state unless `mode` is dense, see `init_table`.
     """
     mesh = mesh or make_mesh(MeshConfig())
-    trained: dict[str, Any] = {"encoder": encoder}
-    if mode == "dense":
-        trained["rows"] = table.rows
-        if inputs is not None:
-            trained["inputs"] = inputs.rows
     # Donated buffers must be distinct, so the average starts as a copy.
     copy = jax.tree.map(jnp.copy, weights(encoder, table, inputs)) if average else None
-    state = TrainState(jnp.zeros((), jnp.int32), encoder, table, jax.jit(optimizer.init)(trained),
-                       copy, jax.random.key_data(jax.random.key(seed, impl="threefry2x32")),
-                       inputs)
+    moments = jax.jit(lambda *parts: optimizer.init(trained(*parts, mode=mode)))
+    state = TrainState(jnp.zeros((), jnp.int32), encoder, table, moments(encoder, table, inputs),
+                       copy, jax.random.key_data(streams.of_steps(seed)), inputs)
     return jax.tree.map(_place, state, state_shardings(state, mesh))
 
 
+def trained(encoder: Params, table: Table, inputs: Table | None, *, mode: str) -> dict[str, Any]:
+    """The f32 parameters that optax trains: the encoder's, and where `mode` is dense the rows."""
+    whole = weights(encoder, table, inputs)._asdict() if mode == "dense" else {"encoder": encoder}
+    return {name: tree for name, tree in whole.items() if tree is not None}
+
+
 def state_shardings(state: TrainState, mesh: Mesh) -> Any:
-    """Where each leaf lives: arrays `[V_padded, ...]` over `items`, the others everywhere."""
-    by_row = {leaf.shape for leaf in jax.tree.leaves(state.table)}
+    """Where each leaf lives: what has a row for each of the table's over `items`, the others
+    everywhere."""
+    total = state.table.rows.shape[0]
     cut, whole = row_sharding(mesh), replicated(mesh)
-    return jax.tree.map(lambda leaf: cut if leaf.shape in by_row else whole, state)
+    return jax.tree.map_with_path(
+        lambda path, leaf: cut if has_rows(path, leaf, total) else whole, state)
+
+
+def has_rows(path: KeyPath, leaf: Any, total: int) -> bool:
+    """Whether a leaf of a state, or of an item of `to_items`, has a row for each of a table's.
+
+    Its path says so: an encoder's array may have any shape, also that of the rows. An optimizer
+    may keep something else for the rows (a count, a mean), which has not their number `total`.
+    """
+    for entry in path:
+        name = getattr(entry, "name", getattr(entry, "key", None))
+        if name == "encoder":
+            return False
+        if name in ("table", "rows", "inputs"):
+            return tuple(leaf.shape[:1]) == (total,)
+    return False
 
 
 def _place(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
@@ -85,8 +106,18 @@ def _place(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
 
 
 def weights(encoder: Params, table: Table, inputs: Table | None) -> Weights:
-    """The weights that are in these parts of a state."""
-    return Weights(encoder, table.rows, None if inputs is None else inputs.rows)
+    """The weights that are in these parts of a state; rows of any type as f32."""
+    return Weights(encoder, *(None if each is None else each.rows.astype(jnp.float32)
+                              for each in (table, inputs)))  # type: ignore[arg-type]
+
+
+def averaged(average: Weights, new: Weights, decay: float) -> Weights:
+    """The moving average after a step to `new`.
+
+    `old + (1 - decay) (new - old)`, not `decay old + (1 - decay) new`: rounded to f32, the two
+    factors do not add up to 1, which thousands of steps would multiply.
+    """
+    return jax.tree.map(lambda old, now: old + (1.0 - decay) * (now - old), average, new)
 
 
 def each_table(state: TrainState, change: Callable[[Table], Table]) -> TrainState:
@@ -98,7 +129,8 @@ def each_table(state: TrainState, change: Callable[[Table], Table]) -> TrainStat
 def served(state: TrainState) -> tuple[Params, jax.Array]:
     """The (encoder, rows) that evaluation, export and recommendation use; what feeds an encoder
     from another table is among its parameters, see `rec_jax.model.INPUTS`."""
-    encoder, rows, inputs = state.average or weights(state.encoder, state.table, state.inputs)
+    encoder, rows, inputs = state.average or (
+        state.encoder, state.table.rows, None if state.inputs is None else state.inputs.rows)
     return encoder if inputs is None else {**encoder, INPUTS: inputs}, rows
 
 
