@@ -159,7 +159,7 @@ def _lower(config: RunConfig, num_items: int, mesh: Mesh) -> Any:
     average = None if settings.ema is None else jax.eval_shape(weights, params, table, inputs)
     moments = jax.eval_shape(lambda *parts: optimizer.init(trained(*parts, mode=mode)),
                              params, table, inputs)
-    state = TrainState(counter, params, table, moments, average, key, inputs)
+    state = TrainState(counter, params, table, moments, average, key, inputs, average)
     state = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=sharding), state, state_shardings(state, mesh))
     size = (settings.accumulate, settings.rows // settings.accumulate, config.data.length)

@@ -38,6 +38,7 @@ class TrainState(NamedTuple):
     average: moving average of the weights, or None; f32 as well.
     key: uint32 `[2]`, raw key of the run's steps; see `rec_jax.streams`.
     inputs: the table that feeds the encoder, None where `table` does (tied).
+    rest: what rounding to f32 has taken from `average` and will be added to it, or None.
     """
 
     step: jax.Array
@@ -47,6 +48,7 @@ class TrainState(NamedTuple):
     average: Weights | None
     key: jax.Array
     inputs: Table | None = None
+    rest: Weights | None = None
 
 
 def init_state(encoder: Params, table: Table, optimizer: optax.GradientTransformation, *,
@@ -61,7 +63,8 @@ def init_state(encoder: Params, table: Table, optimizer: optax.GradientTransform
     copy = jax.tree.map(jnp.copy, weights(encoder, table, inputs)) if average else None
     moments = jax.jit(lambda *parts: optimizer.init(trained(*parts, mode=mode)))
     state = TrainState(jnp.zeros((), jnp.int32), encoder, table, moments(encoder, table, inputs),
-                       copy, jax.random.key_data(streams.of_steps(seed)), inputs)
+                       copy, jax.random.key_data(streams.of_steps(seed)), inputs,
+                       None if copy is None else jax.tree.map(jnp.zeros_like, copy))
     return jax.tree.map(_place, state, state_shardings(state, mesh))
 
 
@@ -111,13 +114,20 @@ def weights(encoder: Params, table: Table, inputs: Table | None) -> Weights:
                               for each in (table, inputs)))  # type: ignore[arg-type]
 
 
-def averaged(average: Weights, new: Weights, decay: float) -> Weights:
-    """The moving average after a step to `new`.
+def averaged(average: Weights, rest: Weights, new: Weights, decay: float
+             ) -> tuple[Weights, Weights]:
+    """The moving average after a step to `new`, and what rounding took from it.
 
-    `old + (1 - decay) (new - old)`, not `decay old + (1 - decay) new`: rounded to f32, the two
-    factors do not add up to 1, which thousands of steps would multiply.
+    A step adds so little to an average that f32 would round a part of it away each time, and
+    thousands of such errors add up: they are carried along instead (Kahan, 1965).
     """
-    return jax.tree.map(lambda old, now: old + (1.0 - decay) * (now - old), average, new)
+    def moved(old: jax.Array, lost: jax.Array, now: jax.Array) -> tuple[jax.Array, jax.Array]:
+        change = (1.0 - decay) * ((now - old) - lost) + lost
+        total = old + change
+        return total, change - (total - old)
+
+    found = jax.tree.map(moved, average, rest, new)
+    return jax.tree.transpose(jax.tree.structure(average), jax.tree.structure((0, 0)), found)
 
 
 def each_table(state: TrainState, change: Callable[[Table], Table]) -> TrainState:
@@ -137,8 +147,8 @@ def served(state: TrainState) -> tuple[Params, jax.Array]:
 def to_items(state: TrainState) -> dict[str, Any]:
     """The state as a checkpoint's named pytrees.
 
-    model, average: encoder and rows (and inputs if untied), which a reader takes alone;
-    training: the rest.
+    model, average: encoder and rows (and inputs if untied), which a reader takes alone; rest: of
+    `average`; training: all else.
     """
     items: dict[str, Any] = {
         "model": {"encoder": state.encoder, "rows": state.table.rows},
@@ -149,14 +159,18 @@ def to_items(state: TrainState) -> dict[str, Any]:
         items["model"]["inputs"] = state.inputs.rows
         items["training"]["inputs"] = state.inputs.state
     if state.average is not None:
-        items["average"] = {name: tree for name, tree in state.average._asdict().items()
-                            if tree is not None}
+        items["average"] = _present(state.average)
+    if state.rest is not None:
+        items["rest"] = _present(state.rest)
     return items
 
 
 def from_items(items: Mapping[str, Any], num_items: int) -> TrainState:
-    """The inverse of `to_items`."""
+    """The inverse of `to_items`; where there is an average, its `rest` may be missing."""
     model, training, average = items["model"], items["training"], items.get("average")
+    rest = items.get("rest")
+    if average is not None and rest is None:
+        rest = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, device=leaf.sharding), average)
     return TrainState(
         step=training["step"], encoder=model["encoder"],
         table=Table(model["rows"], training["rows"], num_items),
@@ -164,4 +178,9 @@ def from_items(items: Mapping[str, Any], num_items: int) -> TrainState:
         average=None if average is None else Weights(**average),
         key=training["key"],
         inputs=(Table(model["inputs"], training["inputs"], num_items) if "inputs" in model
-                else None))
+                else None),
+        rest=None if rest is None else Weights(**rest))
+
+
+def _present(weights: Weights) -> dict[str, Any]:
+    return {name: tree for name, tree in weights._asdict().items() if tree is not None}

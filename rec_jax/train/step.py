@@ -120,11 +120,12 @@ def make_train_step(encoder: Encoder, objective: Objective,
         seed = jax.random.bits(streams.of_step(run, now, streams.ROUNDING), (), jnp.uint32)
         new_table, new_inputs = opened.close(Closing(to_shared, to_own, left, updates, hyper, seed))
         new_encoder = optax.apply_updates(state.encoder, updates["encoder"])
-        average = state.average
-        if average is not None and ema is not None:
-            average = averaged(average, weights(new_encoder, new_table, new_inputs), ema)
+        average, rest = state.average, state.rest
+        if average is not None and rest is not None and ema is not None:
+            average, rest = averaged(average, rest, weights(new_encoder, new_table, new_inputs),
+                                     ema)
         new = TrainState(state.step + 1, new_encoder, new_table, opt_state, average, state.key,
-                         new_inputs)
+                         new_inputs, rest)
         metrics = StepMetrics(loss * share, jnp.sum(tasks.present, dtype=jnp.float32),
                               optax.tree.norm(grads), _count_bad(batch, state.table.num_items),
                               divisor)
