@@ -8,6 +8,10 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from rec_jax.errors import InputError
+from rec_jax.kernels import Backend
+from rec_jax.kernels.dispatch import BACKENDS
+
 
 class Task(NamedTuple):
     """Which positions of a batch predict what. N is static.
@@ -157,6 +161,17 @@ class SampledObjective(Objective, Protocol):
         """f32 `[N]` from queries and label rows `[N, d]` and the rows of `negatives.ids`, f32
         `[K, d]` or `[N, k, d]`. Arrays are global: a position may look at any other's."""
         ...
+
+
+def check_backend(backend: Any) -> None:
+    """Refuse a name that no backend of the kernels has.
+
+    Raises:
+      InputError: with the names there are.
+    """
+    if not isinstance(backend, Backend) and backend not in ("auto", *BACKENDS):
+        raise InputError(f"objective.backend is {backend!r}; expected one of "
+                         f"{', '.join(('auto', *BACKENDS))}")
 
 
 def next_items(targets: jax.Array) -> Task:

@@ -18,6 +18,7 @@ from rec_jax.errors import InputError
 from rec_jax.objectives.base import Negatives, Scene, Softmax, Task
 from rec_jax.objectives.negatives import uniform
 from rec_jax.objectives.sampled import NextItemAgainstDrawn
+from rec_jax.ranges import above, at_least, check
 
 Array = jax.Array
 
@@ -41,8 +42,7 @@ class Config(NextItemAgainstDrawn):
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise InputError(f"objective.count is {self.count}; expected at least 1")
+        check(self, "objective.", count=at_least(1), scale=above(0, 1e6))
 
     @property
     def num_negatives(self) -> int:

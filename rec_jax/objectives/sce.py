@@ -22,9 +22,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from rec_jax.errors import InputError
 from rec_jax.objectives.base import Negatives, Scene, Softmax, Task
 from rec_jax.objectives.sampled import NextItemAgainstDrawn
+from rec_jax.ranges import above, at_least, check
 
 Array = jax.Array
 
@@ -51,10 +51,8 @@ class Config(NextItemAgainstDrawn):
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("buckets", "bucket_positions", "bucket_items"):
-            if getattr(self, name) < 1:
-                raise InputError(f"objective.{name} is {getattr(self, name)}; "
-                                 f"expected at least 1")
+        check(self, "objective.", buckets=at_least(1), bucket_positions=at_least(1),
+              bucket_items=at_least(1), scale=above(0, 1e6))
 
     @property
     def num_negatives(self) -> int:
@@ -96,6 +94,7 @@ class Config(NextItemAgainstDrawn):
         del softmax
         task = task.settled()
         centres, live = negatives.aux, task.present
+        assert live is not None
         own = self.scale * jnp.sum(queries.astype(jnp.float32) * label_rows.astype(jnp.float32),
                                    axis=-1)
         near = centres @ jax.lax.stop_gradient(queries).astype(jnp.float32).T

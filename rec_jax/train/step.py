@@ -95,6 +95,7 @@ def make_train_step(encoder: Encoder, objective: Objective,
             objective.task(items, targets, segments, key).settled(), mesh.size))(
             batch["items"], batch["targets"], batch["segments"],
             streams.of_micro_batches(run, now, count, streams.TASK))
+        assert tasks.present is not None
         dropout = streams.of_micro_batches(run, now, count, streams.DROPOUT)
         opened = table_mode.open(setting, state, batch, tasks,
                                  streams.of_step(run, now, streams.NEGATIVES))
@@ -178,6 +179,7 @@ def _cut_evenly(task: Task, devices: int) -> Task:
         return task
     if task.where is None:
         raise InputError(f"{task.targets.shape[0]} positions cannot be cut over {devices} devices")
+    assert task.present is not None
     where, targets, weights, present = (jnp.pad(x, (0, spare)) for x in (
         task.where, task.targets, task.weights, task.present))
     return task._replace(where=where, targets=targets, weights=weights, present=present)

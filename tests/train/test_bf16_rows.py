@@ -130,8 +130,8 @@ def test_the_gradient_is_that_of_f32_rows_of_the_same_values(objective: Any) -> 
 
 def test_adam_keeps_f32_moments_of_bf16_rows() -> None:
     step, start = setup("bf16", tied=False)
-    state, _ = step(start(), batch_of(0))
-    for state in (start(), state):
+    later, _ = step(start(), batch_of(0))
+    for state in (start(), later):
         moments = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim]
         assert len(moments) == 2 * len(PARAMS) + 4
         assert {leaf.dtype.name for leaf in moments} == {"float32"}
