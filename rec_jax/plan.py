@@ -24,6 +24,7 @@ from rec_jax.devices import (
 from rec_jax.errors import InputError
 from rec_jax.model import build_encoder
 from rec_jax.run import RunConfig
+from rec_jax.tables.choose import trained_by
 from rec_jax.tables.table import padded_size
 from rec_jax.train.build import update_of
 
@@ -149,6 +150,7 @@ def make_plan(config: RunConfig, num_items: int, devices: Devices) -> Plan:
         "memory": traffic / (chip.bandwidth * BANDWIDTH_EFFICIENCY),
         "communication": sum(communication.values()) / (chip.link * BANDWIDTH_EFFICIENCY),
     }
+    reason = f"{reason}; {trained_by(table, mode)}"
     return Plan(devices, (data, items), mode, reason, rows, memory, operations, exps, traffic,
                 communication, seconds)
 

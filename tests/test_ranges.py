@@ -107,7 +107,7 @@ def test_all_configs_are_walked() -> None:
                 assert cls in CLASSES.values() or cls.__name__ == "EncoderConfig", cls
     assert len(NUMBERS) > 60 and {name for name, _, _ in NUMBERS} >= {
         "OptimizerConfig", "RowOptimizerConfig", "TableConfig", "MeshConfig", "TrainConfig",
-        "CheckpointConfig", "EvaluateConfig", "hstu", "transformer", *OBJECTIVES} - {"FeatureConfig"}
+        "CheckpointConfig", "EvaluateConfig", "hstu", "transformer", *OBJECTIVES}
 
 
 @pytest.mark.parametrize(("name", "field", "kind"), NUMBERS,
@@ -167,13 +167,13 @@ def test_row_optimizers_that_do_not_divide_by_eps_alone_take_none(kind: str) -> 
 def test_a_backend_is_one_of_the_kernels(kind: str) -> None:
     for known in ("auto", "xla", "native", "reference", "mosaic_gpu", "mosaic_tpu"):
         assert made(kind, backend=known).backend == known
-    with pytest.raises(InputError, match=r"objective\.backend is 'nonsense'; expected one of auto, "):
+    with pytest.raises(InputError, match=r"objective\.backend is 'nonsense'; expected one of"):
         made(kind, backend="nonsense")
 
 
 def test_dropout_of_nearly_everything_is_refused() -> None:
     for name in ("hstu", "transformer"):
-        with pytest.raises(InputError, match="dropout is 0.99999; expected at least 0 and at most"):
+        with pytest.raises(InputError, match=r"dropout is 0\.99999; expected at least 0 and"):
             made(name, dropout=0.99999)
 
 
@@ -186,9 +186,8 @@ def test_a_field_without_a_range_still_takes_no_nan() -> None:
         def __post_init__(self) -> None:
             check(self, "third.", count=at_least(1))
 
-    Third.__post_init__.__globals__.setdefault("Third", Third)
     assert Third(-5.0).rate == -5
     with pytest.raises(InputError, match=r"third\.rate is nan; expected a number"):
         Third(math.nan)
-    with pytest.raises(InputError, match=r"third\.count is 3000000000; expected at most 2147483647"):
+    with pytest.raises(InputError, match=r"third\.count is 3000000000; expected at most 2"):
         Third(count=3 * 10**9)
