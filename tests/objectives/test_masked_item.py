@@ -187,7 +187,7 @@ def test_a_hidden_item_has_the_time_of_the_last_one_seen_before_it() -> None:
     np.testing.assert_array_equal(found[segments > 0], expected[segments > 0])
     assert (found != times)[hidden].any()
     begins = hidden & (positions == 0) & (segments > 0)
-    assert (begins.sum(axis=1) > 0).all()  # of some histories the first item is hidden
+    assert begins.sum() > 5  # of some histories the first item is hidden
 
 
 @pytest.mark.parametrize("place", [0, 3, LENGTH // 2, LENGTH - 1])

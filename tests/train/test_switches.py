@@ -243,6 +243,40 @@ def test_a_position_of_weight_0_cannot_spoil_a_loss_and_one_of_weight_minus_1_co
     assert np.isnan(float(weighted(loss, jnp.array([1.0, -1.0, 1.0, 0.0]))))
 
 
+# ---- what a loss is made of
+
+def scored(rows: Any, kernel: Any, batch: Any, *, scale: float = 1.0, softcap: float | None = None,
+           z_loss: float = 0.0, label_smoothing: float = 0.0) -> Any:
+    """Mean loss from an array of scores."""
+    vectors = rows[batch["items"].reshape(-1, LENGTH)]
+    queries = ENCODER({"kernel": kernel}, vectors, None).reshape(-1, DIM)  # type: ignore[arg-type]
+    scores = scale * jnp.dot(queries, rows[:ITEMS].T, precision="highest")
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    labels = jax.nn.one_hot(batch["targets"].reshape(-1), ITEMS)
+    labels = (1 - label_smoothing) * labels + label_smoothing / ITEMS
+    lse = jax.nn.logsumexp(scores, axis=1)
+    return jnp.mean(lse - jnp.sum(labels * scores, axis=1) + z_loss * lse**2)
+
+
+@pytest.mark.parametrize(("mode", "settings"), [
+    ("dense", {"scale": 3.0, "softcap": 2.0, "z_loss": 0.1}),
+    ("streamed", {"scale": 3.0, "softcap": 2.0, "z_loss": 0.1}),
+    ("dense", {"scale": 3.0, "label_smoothing": 0.3, "z_loss": 0.1}),
+    ("sparse", {"scale": 3.0})])
+def test_every_setting_of_a_loss_reaches_the_rows(mode: str, settings: dict[str, float]) -> None:
+    step, state = setup(mode, objective_of(mode, **settings))
+    rows, kernel = jnp.copy(state.table.rows), jnp.copy(state.encoder["kernel"])
+    value, (to_rows, to_kernel) = jax.value_and_grad(
+        functools.partial(scored, batch=batch_of(3), **settings), argnums=(0, 1))(rows, kernel)
+    new, metrics = step(state, batch_of(3))
+    assert float(metrics.loss) == pytest.approx(float(value), rel=1e-4)
+    np.testing.assert_allclose(rows - new.table.rows, to_rows, atol=2e-6)
+    np.testing.assert_allclose(kernel - new.encoder["kernel"], to_kernel, atol=2e-6)
+    norms = [to_kernel, *([to_rows] if mode == "dense" else [])]
+    assert float(metrics.gradient_norm) == pytest.approx(float(optax.tree.norm(norms)), rel=1e-4)
+
+
 # ---- rates
 
 @pytest.mark.parametrize("mode", ["sparse", "streamed"])
@@ -265,6 +299,25 @@ def test_the_rate_of_the_rows_follows_its_schedule_from_the_first_step(mode: str
         state, _ = step(state, batch_of(number))
         rows.append(np.array(state.table.rows))
     assert np.any(rows[1] != rows[0]) and np.array_equal(rows[2], rows[1])
+
+
+@pytest.mark.parametrize("mode", ["sparse", "streamed"])
+def test_a_rate_of_the_rows_own_goes_before_the_schedule(mode: str) -> None:
+    moved = []
+    for own in (None, 0.25):
+        table = TableConfig(dim=DIM, init_scale=0.3,
+                            optimizer=RowOptimizerConfig(kind="sgd", rate=own))
+        rule = row_optimizer(table.optimizer)
+        step = make_train_step(ENCODER, objective_of(mode), optax.sgd(1.0), mode=mode, mesh=MESH,  # type: ignore[arg-type]
+                               table=table, rate=optax.constant_schedule(1.0))
+        state = init_state({"kernel": jnp.eye(DIM)}, init_table(table, ITEMS, 0, MESH,
+                                                                optimizer=rule),
+                           optax.sgd(1.0), seed=0, mode=mode, mesh=MESH)
+        before = np.array(state.table.rows)
+        state, _ = step(state, batch_of(0))
+        moved.append(np.asarray(state.table.rows) - before)
+    assert np.abs(moved[0]).max() > 1e-3
+    np.testing.assert_allclose(0.25 * moved[0], moved[1], atol=1e-7)
 
 
 # ---- by path
