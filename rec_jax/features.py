@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
+from rec_jax import streams
 from rec_jax.data.features import Feature
 from rec_jax.encoders import Inputs
 from rec_jax.encoders.relative import TIME_BUCKETS, time_bucket
@@ -22,12 +23,11 @@ Array = jax.Array
 
 def init_tables(features: Sequence[Feature], dim: int, seed: int) -> dict[str, Array]:
     """A table f32 `[C + 1, d]` for each feature, by path: normal with deviation 0.02."""
-    key = jax.random.key(seed)
+    key = streams.of_run(seed, streams.FEATURES)
     made = {}
     for number, feature in enumerate(features):
         size = TIME_BUCKETS if feature.kind == "time_gap" else feature.categories
-        # Folded in from far away: the seeds of other parameters count from 0.
-        drawn = jax.random.normal(jax.random.fold_in(key, 2**30 + number), (size, dim))
+        drawn = jax.random.normal(jax.random.fold_in(key, number), (size, dim))
         made[feature.path] = jnp.pad(0.02 * drawn, ((1, 0), (0, 0)))
     return made
 

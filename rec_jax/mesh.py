@@ -14,6 +14,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rec_jax.errors import InputError
+from rec_jax.ranges import at_least, check
 
 DATA, ITEMS = "data", "items"
 BOTH = (DATA, ITEMS)
@@ -31,9 +32,7 @@ class MeshConfig:
     items: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("data", "items"):
-            if getattr(self, name) < 1:
-                raise InputError(f"mesh.{name} is {getattr(self, name)}; expected at least 1")
+        check(self, "mesh.", data=at_least(1, 2**20), items=at_least(1, 2**20))
 
 
 def start_processes(coordinator: str | None, count: int | None, index: int | None) -> None:

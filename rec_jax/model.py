@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rec_jax import streams
 from rec_jax.data.features import Feature
 from rec_jax.encoders import EncoderConfig, Inputs
+from rec_jax.errors import InputError
 from rec_jax.features import add_features, init_tables
 
 Params = dict[str, jax.Array]
@@ -61,13 +63,21 @@ def visible_times(inputs: Inputs, hidden: jax.Array) -> jax.Array:
     """Times int32 `[B, L]` of which a hidden item has that of the last one seen before it.
 
     When an item that is not known yet will come is not known either; and what is hidden in
-    training must look like what is asked afterwards. Before a segment's first seen item it is 0.
+    training must look like what is asked afterwards. They count from the segment's first item
+    that is seen, since the distances to a hidden one would tell its own time; up to there they
+    are 0.
     """
     assert inputs.times is not None
-    place = jnp.arange(hidden.shape[1])
+    length = hidden.shape[1]
+    place = jnp.arange(length)
+    begin = place - inputs.positions
     # Places rise from segment to segment, so the largest seen so far is never another's.
-    seen = jax.lax.cummax(jnp.where(hidden, place - inputs.positions, place), axis=1)
-    return jnp.take_along_axis(inputs.times, seen, axis=1)
+    last = jax.lax.cummax(jnp.where(hidden, begin, place), axis=1)
+    # A segment with none that is seen finds one of the next: nothing of it is asked for then.
+    first = jax.lax.cummin(jnp.where(hidden, length - 1, place), axis=1, reverse=True)
+    first = jnp.take_along_axis(first, begin, axis=1)
+    when, start = (jnp.take_along_axis(inputs.times, at, axis=1) for at in (last, first))
+    return jnp.where(first <= last, when - start, 0)
 
 
 def build_encoder(config: EncoderConfig, *, dim: int, length: int, causal: bool, precision: str,
@@ -78,14 +88,19 @@ def build_encoder(config: EncoderConfig, *, dim: int, length: int, causal: bool,
     and there is one table more for each of `features`.
     """
     module = config.build(dim=dim, length=length, causal=causal, dtype=DTYPES[precision],
-                          rngs=nnx.Rngs(seed))
+                          rngs=nnx.Rngs(streams.of_run(seed, streams.PARAMETERS)))
     graph, state = nnx.split(module)
     flat = jax.tree.leaves_with_path(state)
     paths = tuple(_name(path) for path, _ in flat)
     template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+    for path in paths:
+        if path in (MASK, INPUTS) or path.startswith("features/"):
+            raise InputError(f"encoder {config.kind!r} has a parameter {path!r}, which is the name "
+                             "of something beside an encoder; expected another name")
     params = dict(zip(paths, (leaf for _, leaf in flat), strict=True))
     if not causal:
-        params[MASK] = 0.02 * jax.random.normal(jax.random.key(seed), (dim,))
+        key = streams.of_run(seed, streams.MASK)
+        params[MASK] = 0.02 * jax.random.normal(key, (dim,))
     params |= init_tables(features, dim, seed)
     return Encoder(graph, template, paths, tuple(features)), params
 

@@ -8,7 +8,10 @@ from typing import Any, Literal
 import jax
 import optax
 
-from rec_jax.errors import InputError
+from rec_jax.ranges import above, at_least, below, check
+
+LEAST_EPS = 1e-30
+"""Of Adam: less is 0 in f32, and a gradient that was always 0 would be divided by 0."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,9 @@ class OptimizerConfig:
     clip: float | None = None
 
     def __post_init__(self) -> None:
-        if self.rate <= 0:
-            raise InputError(f"optimizer.rate is {self.rate}; expected a positive number")
-        if self.warmup < 0:
-            raise InputError(f"optimizer.warmup is {self.warmup}; expected 0 or more steps")
+        check(self, "optimizer.", rate=above(0, 1e6), warmup=at_least(0), final=at_least(0, 1),
+              b1=below(0, 1), b2=below(0, 1), eps=at_least(LEAST_EPS, 1e6),
+              weight_decay=at_least(0, 1e6), clip=above(0))
 
 
 def schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:

@@ -24,6 +24,7 @@ from rec_jax.devices import (
 from rec_jax.errors import InputError
 from rec_jax.model import build_encoder
 from rec_jax.run import RunConfig
+from rec_jax.tables.choose import trained_by
 from rec_jax.tables.table import padded_size
 from rec_jax.train.build import update_of
 
@@ -102,13 +103,15 @@ def make_plan(config: RunConfig, num_items: int, devices: Devices) -> Plan:
     per_row, constant = _STATE[table.optimizer.kind]
     local_rows = rows / items
     kept_rows = local_rows * (1 if table.tied else 2)  # of both tables
-    copies = 2 if settings.ema is not None else 1
+    averages = 2 if settings.ema is not None else 0  # itself and what rounding took from it
+    # Rows in bf16 are f32 as long as a dense step lasts.
+    widened = 4 if mode == "dense" and table.dtype == "bf16" else 0
     fetched = positions / count * (2 if sampled else 1) + drawn
     memory = {
-        "rows": copies * kept_rows * dim * width,
+        "rows": kept_rows * dim * (width + 4 * averages),
         "row optimizer": kept_rows * (8 * dim if mode == "dense" else per_row * dim + constant),
-        "row gradient": kept_rows * dim * 4 if mode == "dense" else 0.0,
-        "encoder and its optimizer": parameters * 4 * (3 + copies),
+        "row gradient": kept_rows * dim * (4 + widened) if mode == "dense" else 0.0,
+        "encoder and its optimizer": parameters * 4 * (4 + averages),
         "activations": micro * _activation_bytes(config, compute),
         "gathered rows": 0.0 if mode == "dense" else fetched * dim * 4 * 3,
         "queries and expected rows": predicted / data * dim * (compute + 3 * 4),
@@ -147,6 +150,7 @@ def make_plan(config: RunConfig, num_items: int, devices: Devices) -> Plan:
         "memory": traffic / (chip.bandwidth * BANDWIDTH_EFFICIENCY),
         "communication": sum(communication.values()) / (chip.link * BANDWIDTH_EFFICIENCY),
     }
+    reason = f"{reason}; {trained_by(table, mode)}"
     return Plan(devices, (data, items), mode, reason, rows, memory, operations, exps, traffic,
                 communication, seconds)
 

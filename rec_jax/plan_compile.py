@@ -33,7 +33,7 @@ from rec_jax.served import reading_of
 from rec_jax.tables import Table, row_optimizer
 from rec_jax.tables.table import DTYPES, padded_size
 from rec_jax.train.build import update_of
-from rec_jax.train.state import TrainState, state_shardings, weights
+from rec_jax.train.state import TrainState, state_shardings, trained, weights
 from rec_jax.train.step import make_train_step
 
 _COLLECTIVE = re.compile(
@@ -151,17 +151,15 @@ def _lower(config: RunConfig, num_items: int, mesh: Mesh) -> Any:
     rows = jax.ShapeDtypeStruct(shape, DTYPES[table_config.dtype])
     row_state = () if mode == "dense" else jax.eval_shape(
         lambda: row_optimizer(table_config.optimizer).init(shape))
-    trained: dict[str, Any] = {"encoder": params}
-    if mode == "dense":
-        trained |= {"rows": rows} if table_config.tied else {"rows": rows, "inputs": rows}
     shapes: Any = (jax.ShapeDtypeStruct((), jnp.int32), rows,
                    jax.ShapeDtypeStruct((2,), jnp.uint32))
     counter, table_rows, key = shapes
     table = Table(table_rows, row_state, num_items)
     inputs = None if table_config.tied else table  # of the same shapes
-    average = weights(params, table, inputs) if settings.ema is not None else None
-    state = TrainState(counter, params, table, jax.eval_shape(optimizer.init, trained), average,
-                       key, inputs)
+    average = None if settings.ema is None else jax.eval_shape(weights, params, table, inputs)
+    moments = jax.eval_shape(lambda *parts: optimizer.init(trained(*parts, mode=mode)),
+                             params, table, inputs)
+    state = TrainState(counter, params, table, moments, average, key, inputs, average)
     state = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=sharding), state, state_shardings(state, mesh))
     size = (settings.accumulate, settings.rows // settings.accumulate, config.data.length)

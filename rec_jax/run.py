@@ -21,6 +21,7 @@ from rec_jax.mesh import MeshConfig
 from rec_jax.metrics import metric_names
 from rec_jax.objectives import OBJECTIVES
 from rec_jax.optimizer import OptimizerConfig
+from rec_jax.ranges import above, at_least, between, check
 from rec_jax.tables import TableConfig
 
 
@@ -40,8 +41,7 @@ class DataConfig:
     window: Literal["last", "chunks"] = "last"
 
     def __post_init__(self) -> None:
-        if self.length < 1:
-            raise InputError(f"data.length is {self.length}; expected at least 1")
+        check(self, "data.", length=at_least(1))
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,12 @@ class TrainConfig:
     log_every: int = 20
 
     def __post_init__(self) -> None:
-        if self.rows < 1 or self.accumulate < 1 or self.rows % self.accumulate:
+        check(self, "train.", rows=at_least(1), accumulate=at_least(1), epochs=above(0, 1e9),
+              steps=at_least(1), ema=between(0, 1), evaluate_every=above(0, 1e9),
+              patience=at_least(0), checkpoint_every=at_least(1), log_every=at_least(1))
+        if self.rows % self.accumulate:
             raise InputError(f"train.rows = {self.rows} cannot be cut into train.accumulate = "
                              f"{self.accumulate} equal micro-batches")
-        if self.ema is not None and not 0.0 < self.ema < 1.0:
-            raise InputError(f"train.ema is {self.ema}; expected a decay between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -105,14 +106,8 @@ class CheckpointConfig:
     delta_values: Literal["exact", "bfloat16", "int8"] = "exact"
 
     def __post_init__(self) -> None:
-        if self.keep < 1:
-            raise InputError(f"checkpoint.keep is {self.keep}; expected at least 1")
-        if self.keep_every is not None and self.keep_every < 1:
-            raise InputError(f"checkpoint.keep_every is {self.keep_every}; expected at least 1")
-        if self.growth_mib is not None and self.growth_mib < 0:
-            raise InputError(f"checkpoint.growth_mib is {self.growth_mib}; expected at least 0")
-        if self.full_every < 1:
-            raise InputError(f"checkpoint.full_every is {self.full_every}; expected at least 1")
+        check(self, "checkpoint.", keep=at_least(1), keep_every=at_least(1),
+              copy_mib=at_least(0), growth_mib=at_least(0), full_every=at_least(1))
 
 
 @dataclass(frozen=True)
@@ -136,11 +131,9 @@ class EvaluateConfig:
     users: int | None = None
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise InputError(f"evaluate.batch is {self.batch}; expected at least 1")
-        if not self.ks or min(self.ks) < 1:
-            raise InputError(f"evaluate.ks is {list(self.ks)}; expected one or more cut-offs "
-                             "of at least 1")
+        check(self, "evaluate.", ks=at_least(1), batch=at_least(1), users=at_least(1))
+        if not self.ks:
+            raise InputError("evaluate.ks is empty; expected one or more cut-offs")
         known = metric_names(self.ks)
         if self.metric not in known:
             raise InputError(f"evaluate.metric {self.metric!r} is not measured; "
@@ -167,6 +160,7 @@ class RunConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check(self, "", seed=at_least(0, 2**32 - 1))
         check_different(self.features)
 
 

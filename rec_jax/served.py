@@ -114,9 +114,11 @@ def load_served(folder: Run, *, step: int | None = None,
             features=find_features(config.features, dataset))
         rows = jax.eval_shape(
             lambda: init_table(config.table, dataset.num_items, config.seed)).rows
-        name = "average" if config.train.ema is not None else "model"
+        name = "model"
+        if config.train.ema is not None:  # averages are f32, whatever the rows are
+            name, rows = "average", jax.ShapeDtypeStruct(rows.shape, jnp.float32)
         like = {"encoder": params, "rows": rows} | ({} if config.table.tied else {INPUTS: rows})
-        model = checkpoints.restore(chosen, {name: like})[name]
+        model = checkpoints.restore(chosen, {name: like}, widen=True)[name]
         if not config.table.tied:
             model["encoder"][INPUTS] = model[INPUTS]
     return Served(folder, config, dataset, encoder, model["encoder"], model["rows"], chosen)

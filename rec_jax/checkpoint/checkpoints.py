@@ -69,9 +69,10 @@ class Opened:
     items: dict[str, dict[str, Source]]
     size: int
 
-    def restore(self, like: Mapping[str, Any], *, cast: bool = False) -> dict[str, Any]:
+    def restore(self, like: Mapping[str, Any], *, cast: bool = False,
+                widen: bool = False) -> dict[str, Any]:
         """The named pytrees in the structure, types and shardings of `like`; see `Checkpoints`."""
-        matched = {name: self._match(name, tree, cast) for name, tree in like.items()}
+        matched = {name: self._match(name, tree, cast, widen) for name, tree in like.items()}
         found = {}
         for name, tree in like.items():
             leaves = [place(source, leaf) for source, leaf in zip(
@@ -79,7 +80,7 @@ class Opened:
             found[name] = jax.tree.unflatten(jax.tree.structure(tree), leaves)
         return found
 
-    def _match(self, name: str, tree: Any, cast: bool) -> list[Source]:
+    def _match(self, name: str, tree: Any, cast: bool, widen: bool) -> list[Source]:
         """The sources of a pytree's leaves, all checked before anything is read."""
         if name not in self.items:
             raise InputError(f"checkpoint {self.name} has no item {name!r}; it has "
@@ -97,7 +98,8 @@ class Opened:
                 raise InputError(f"checkpoint {self.name} does not fit: {name}{path} is "
                                  f"{list(source.shape)}, expected {list(leaf.shape)}")
             both_float = dtype.name in _FLOATS and source.dtype.name in _FLOATS
-            if dtype != source.dtype and not (cast and both_float):
+            wider = widen and dtype.itemsize > source.dtype.itemsize
+            if dtype != source.dtype and not (both_float and (cast or wider)):
                 raise InputError(f"checkpoint {self.name} does not fit: {name}{path} is "
                                  f"{source.dtype}, expected {dtype}")
         return [sources[path] for path in wanted]
@@ -245,19 +247,20 @@ class Checkpoints:
             items[name] = open_item(index.parent, None if base is None else base.items.get(name))
         return Opened(self._name(step), info, items, size)
 
-    def restore(self, step: int, like: Mapping[str, Any], *, cast: bool = False
-                ) -> dict[str, Any]:
+    def restore(self, step: int, like: Mapping[str, Any], *, cast: bool = False,
+                widen: bool = False) -> dict[str, Any]:
         """The named pytrees of `step`, in the structure, types and shardings of `like`.
 
         like: pytrees by name, of arrays or `jax.ShapeDtypeStruct`; names that are not asked
           for are not read. Any mesh and device count will do.
-        cast: f32 may become bf16 (rounded to nearest) and bf16 f32; otherwise types must agree.
+        cast: f32 may become bf16 (rounded to nearest) and bf16 f32; widen: only the latter;
+          otherwise types must agree.
 
         Raises:
           Damaged: the checkpoint is not as it was written.
           InputError: it holds another structure, or other shapes or types.
         """
-        return self.open(step).restore(like, cast=cast)
+        return self.open(step).restore(like, cast=cast, widen=widen)
 
     def newest(self, load: Callable[[int], T]) -> tuple[int, T] | None:
         """(step, `load(step)`) of the newest checkpoint that is not damaged; None if there is none.

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from rec_jax.data.dataset import Dataset
 from rec_jax.errors import InputError
+from rec_jax.ranges import check
 
 Codes = Mapping[str, npt.NDArray[np.int32]]
 """int32 `[n, K]` by the path of a feature, for n interactions."""
@@ -38,6 +39,7 @@ class FeatureConfig:
     name: str = ""
 
     def __post_init__(self) -> None:
+        check(self, "features.")
         if (self.kind == "item_category") != bool(self.name):
             raise InputError(f"a feature of kind {self.kind!r} "
                              f"{'needs' if not self.name else 'has no'} `name`; expected one for "

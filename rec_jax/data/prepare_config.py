@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rec_jax.errors import InputError
+from rec_jax.ranges import Range, at_least, between, check
 
 Format = Literal["auto", "csv", "tsv", "parquet", "pairs", "lists"]
+SECONDS = Range(-(2**38), 2**38)
+"""Instants: some 8,000 years to both sides of 1970."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,9 @@ class Columns:
     rating: str | None = None
     time_unit: Literal["s", "ms", "us", "ns"] = "s"
     time_format: str | None = None
+
+    def __post_init__(self) -> None:
+        check(self, "columns.")
 
 
 @dataclass(frozen=True)
@@ -102,9 +108,7 @@ class Filters:
     item_core: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("user_core", "item_core"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
+        check(self, "filters.", user_core=at_least(1), item_core=at_least(1))
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,8 @@ class Split:
     test_time: int | None = None
 
     def __post_init__(self) -> None:
+        check(self, "split.", valid_quantile=between(0, 1), test_quantile=between(0, 1),
+              valid_time=SECONDS, test_time=SECONDS)
         if not 0.0 < self.valid_quantile <= self.test_quantile < 1.0:
             raise InputError(f"split quantiles are {self.valid_quantile}, {self.test_quantile}; "
                              "expected 0 < valid_quantile <= test_quantile < 1")
@@ -172,10 +178,7 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         if not self.sources:
             raise InputError("source is empty; expected at least one file")
-        if not 0.0 <= self.max_bad_share <= 1.0:
-            raise InputError(f"max_bad_share is {self.max_bad_share}; expected 0 to 1")
-        if self.memory_rows < 1:
-            raise InputError(f"memory_rows is {self.memory_rows}; expected at least 1")
+        check(self, "", max_bad_share=at_least(0, 1), memory_rows=at_least(1, 2**40))
         if self.filters.min_rating is not None and self.columns.rating is None:
             raise InputError("filters.min_rating needs columns.rating")
         labels = [feature.label for feature in self.item_features]

@@ -31,6 +31,7 @@ from rec_jax.data.arrays import counting
 from rec_jax.data.permutation import mix
 from rec_jax.errors import InputError
 from rec_jax.progress import Reporter, Silent
+from rec_jax.ranges import at_least, check
 
 Floats = npt.NDArray[np.float64]
 Int64s = npt.NDArray[np.int64]
@@ -76,17 +77,20 @@ class SynthConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("users", "items", "min_length", "interests", "drift", "slices"):
-            if getattr(self, name) < 1:
-                raise InputError(f"synth.{name} is {getattr(self, name)}; expected at least 1")
+        check(self, "synth.", users=at_least(1, 2**40), items=at_least(1, 2**40),
+              min_length=at_least(1), clusters=at_least(1, 2**40), exponent=at_least(0, 1e3),
+              interests=at_least(1), drift=at_least(1), slices=at_least(1),
+              seed=at_least(0, 2**63 - 1))
         if not self.min_length <= self.mean_length <= self.max_length:
             raise InputError(f"synth lengths are {self.min_length}, {self.mean_length}, "
                              f"{self.max_length}; expected min <= mean <= max")
         if self.mean_session < 1 or not (0 <= self.follow <= 1 and 0 <= self.noise <= 1):
-            raise InputError("synth.mean_session must be at least 1, follow and noise 0 to 1")
-        if self.seed < 0 or not 1 <= self.num_clusters <= self.items:
-            raise InputError(f"synth.seed = {self.seed}, clusters = {self.num_clusters}; expected "
-                             "a seed of 0 or more and 1 to `items` clusters")
+            raise InputError(
+                f"synth.mean_session = {self.mean_session}, follow = {self.follow}, noise = "
+                f"{self.noise}; expected mean_session at least 1, follow and noise 0 to 1")
+        if self.num_clusters > self.items:
+            raise InputError(f"synth.clusters = {self.num_clusters}; expected "
+                             "1 to `items` clusters")
 
     @property
     def num_clusters(self) -> int:

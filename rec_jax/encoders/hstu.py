@@ -28,9 +28,10 @@ from rec_jax.encoders.attention import (
     head_product,
 )
 from rec_jax.encoders.base import Inputs, at_places
-from rec_jax.encoders.layers import dropout, project, split_keys
+from rec_jax.encoders.layers import MOST_DROPOUT, dropout, project, split_keys
 from rec_jax.encoders.relative import TIME_BUCKETS, look_up, place_bias, time_bucket
 from rec_jax.errors import InputError
+from rec_jax.ranges import at_least, check
 
 Array = jax.Array
 
@@ -54,11 +55,8 @@ class Config:
     query_chunk: int = 512
 
     def __post_init__(self) -> None:
-        for name in ("layers", "heads", "query_chunk"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if not 0.0 <= self.dropout < 1.0:
-            raise InputError(f"dropout is {self.dropout}; expected 0 <= rate < 1")
+        check(self, "", layers=at_least(1, 2**16), heads=at_least(1, 2**16),
+              dropout=at_least(0, MOST_DROPOUT), query_chunk=at_least(1))
 
     @property
     def uses_times(self) -> bool:

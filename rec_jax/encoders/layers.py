@@ -11,6 +11,9 @@ from flax import nnx
 
 from rec_jax.kernels import native_feed_forward
 
+MOST_DROPOUT = 0.9999
+"""Highest rate: above it, what is kept would be 0 of 2^16."""
+
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Inverted dropout, exact in its rate to 2^-16; the identity where `key` is None.

@@ -27,6 +27,7 @@ from rec_jax.encoders.attention import (
 )
 from rec_jax.encoders.base import Inputs, at_places
 from rec_jax.encoders.layers import (
+    MOST_DROPOUT,
     activate,
     dropout,
     feed_forward_layers,
@@ -36,6 +37,7 @@ from rec_jax.encoders.layers import (
 )
 from rec_jax.errors import InputError
 from rec_jax.kernels import native_attention, native_build
+from rec_jax.ranges import at_least, check
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,9 @@ class Config:
     backend: Literal["auto", "xla", "native"] = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("layers", "heads", "hidden", "query_chunk"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
-        for name in ("dropout", "attention_dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise InputError(f"{name} is {getattr(self, name)}; expected 0 <= rate < 1")
+        check(self, "", layers=at_least(1, 2**16), heads=at_least(1, 2**16),
+              hidden=at_least(1, 2**16), dropout=at_least(0, MOST_DROPOUT),
+              attention_dropout=at_least(0, MOST_DROPOUT), query_chunk=at_least(1))
 
     @property
     def native(self) -> bool:

@@ -8,21 +8,38 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from rec_jax.errors import InputError
+from rec_jax.kernels import Backend
+from rec_jax.kernels.dispatch import BACKENDS
+
 
 class Task(NamedTuple):
     """Which positions of a batch predict what. N is static.
 
     where: int32 `[N]`, flat position in `[B * L]` whose query is used; None means all of
       them in order (N = B * L), which saves a gather.
-    targets: int32 `[N]`, item to predict (any valid item where the weight is 0).
-    weights: f32 `[N]`, 0 switches a position off.
+    targets: int32 `[N]`, item to predict (any valid item where there is none).
+    weights: f32 `[N]`, factor on the loss of each position; negative ones push away.
     hidden: bool `[B, L]` or None: input positions whose item is hidden from the encoder.
+    present: bool `[N]`, which positions have a target; None: those whose weight is not 0.
+    divisor: f32 `[]`, what the sum of weighted losses is divided by, added over the micro-batches
+      of a step; None: the sum of the sizes of the weights, so that the loss is their mean.
     """
 
     where: jax.Array | None
     targets: jax.Array
     weights: jax.Array
     hidden: jax.Array | None = None
+    present: jax.Array | None = None
+    divisor: jax.Array | None = None
+
+    def settled(self) -> Task:
+        """The task with `present` and `divisor`, and weight 0 where there is no target."""
+        present = self.weights != 0 if self.present is None else self.present
+        weights = jnp.where(present, self.weights, 0.0)
+        divisor = (jnp.sum(jnp.abs(weights)) if self.divisor is None
+                   else jnp.asarray(self.divisor, jnp.float32))
+        return self._replace(weights=weights, present=present, divisor=divisor)
 
 
 class Objective(Protocol):
@@ -96,7 +113,7 @@ class Scene(NamedTuple):
     """What an objective may look at when it draws a step's negatives, for A micro-batches.
 
     num_items: V.
-    targets, weights: `[A, N]`, as in `Task`.
+    targets: `[A, N]`, as in `Task`; weights: f32 `[A, N]`, 0 where there is no target.
     log_q: f32 `[A, N]`, log of each target's share of all labels of the data; None unless the
       objective `needs_log_q`.
     queries: () -> `[A, N, d]`, the encoder's, without dropout, as constants: one more forward
@@ -144,6 +161,17 @@ class SampledObjective(Objective, Protocol):
         """f32 `[N]` from queries and label rows `[N, d]` and the rows of `negatives.ids`, f32
         `[K, d]` or `[N, k, d]`. Arrays are global: a position may look at any other's."""
         ...
+
+
+def check_backend(backend: Any) -> None:
+    """Refuse a name that no backend of the kernels has.
+
+    Raises:
+      InputError: with the names there are.
+    """
+    if not isinstance(backend, Backend) and backend not in ("auto", *BACKENDS):
+        raise InputError(f"objective.backend is {backend!r}; expected one of "
+                         f"{', '.join(('auto', *BACKENDS))}")
 
 
 def next_items(targets: jax.Array) -> Task:

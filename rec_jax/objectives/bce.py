@@ -18,6 +18,7 @@ from rec_jax.errors import InputError
 from rec_jax.objectives.base import Negatives, Scene, Softmax, Task
 from rec_jax.objectives.negatives import uniform
 from rec_jax.objectives.sampled import NextItemAgainstDrawn
+from rec_jax.ranges import above, at_least, check
 
 Array = jax.Array
 
@@ -41,8 +42,7 @@ class Config(NextItemAgainstDrawn):
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise InputError(f"objective.count is {self.count}; expected at least 1")
+        check(self, "objective.", count=at_least(1), scale=above(0, 1e6))
 
     @property
     def num_negatives(self) -> int:
@@ -76,7 +76,7 @@ class Config(NextItemAgainstDrawn):
         shape = (*scene.targets.shape, self.count)
         ids = jax.random.randint(key, shape, 0, scene.num_items - 1, jnp.int32)
         ids = ids + (ids >= scene.targets[..., None])  # leave the label out
-        empty = jnp.where(scene.weights[..., None] > 0, 0.0, jnp.inf)
+        empty = jnp.where(scene.weights[..., None] != 0, 0.0, jnp.inf)
         return Negatives(ids, jnp.broadcast_to(empty, shape), weight)
 
     def loss_of_rows(self, queries: Array, label_rows: Array, negative_rows: Array, task: Task,

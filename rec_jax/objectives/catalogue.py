@@ -16,7 +16,8 @@ import jax.numpy as jnp
 
 from rec_jax.errors import InputError
 from rec_jax.kernels import softmax_loss
-from rec_jax.objectives.base import Task
+from rec_jax.objectives.base import Task, check_backend
+from rec_jax.ranges import above, at_least, below, check
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class CatalogueSoftmax:
     label_smoothing: share of the uniform distribution in the target, in [0, 1).
     scale: factor on every score (an inverse temperature).
     softcap: scores become cap * tanh(score / cap); none by default.
-    backend: of the kernel: auto, reference, xla, mosaic_gpu, mosaic_tpu.
+    backend: of the kernel: auto, or one of `rec_jax.kernels.dispatch.BACKENDS`.
     """
 
     kind: str
@@ -38,8 +39,9 @@ class CatalogueSoftmax:
     backend: str = "auto"
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise InputError(f"label_smoothing is {self.label_smoothing}; expected 0 <= e < 1")
+        check(self, "", z_loss=at_least(0, 1e6), label_smoothing=below(0, 1),
+              scale=above(0, 1e6), softcap=above(0))
+        check_backend(self.backend)
         if self.label_smoothing and self.softcap is not None:
             raise InputError("label_smoothing and softcap exclude each other: the smoothed "
                              "loss needs scores that are linear in the rows")

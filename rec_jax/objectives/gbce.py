@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rec_jax.errors import InputError
 from rec_jax.objectives import bce
+from rec_jax.ranges import at_least, check
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,7 @@ class Config(bce.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self.t <= 1.0:
-            raise InputError(f"objective.t is {self.t}; expected 0 to 1")
+        check(self, "objective.", t=at_least(0, 1))
 
     def positive_weight(self, num_items: int) -> float:
         """The power b, which a logarithm turns into a factor."""

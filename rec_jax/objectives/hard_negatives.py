@@ -20,10 +20,10 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from rec_jax.errors import InputError
-from rec_jax.objectives.base import Negatives, Scene, Softmax, Task
+from rec_jax.objectives.base import Negatives, Scene, Softmax, Task, check_backend
 from rec_jax.objectives.negatives import first_of_each, sampled_softmax, uniform
 from rec_jax.objectives.sampled import NextItemAgainstDrawn
+from rec_jax.ranges import above, at_least, check
 
 Array = jax.Array
 
@@ -36,7 +36,7 @@ class Config(NextItemAgainstDrawn):
     hard: items that each finds.
     uniform: items that are drawn besides, all different; at most the catalogue, may be 0.
     scale: factor on every score.
-    backend: of the loss's kernel: auto, reference, xla, mosaic_gpu, mosaic_tpu.
+    backend: of the loss's kernel: auto, or one of `rec_jax.kernels.dispatch.BACKENDS`.
     """
 
     kind: str = "hard_negatives"
@@ -47,13 +47,10 @@ class Config(NextItemAgainstDrawn):
     backend: str = "auto"
 
     def __post_init__(self) -> None:
-        for name, least in (("queries", 1), ("hard", 1), ("uniform", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"objective.{name} is {getattr(self, name)}; "
-                                 f"expected at least {least}")
-        if not self.scale > 0:
-            raise InputError(f"objective.scale is {self.scale}; expected a positive number, so "
-                             "that the best items are the hard ones")
+        # A positive scale, so that the best items are the hard ones.
+        check(self, "objective.", queries=at_least(1), hard=at_least(1), uniform=at_least(0),
+              scale=above(0, 1e6))
+        check_backend(self.backend)
 
     @property
     def num_negatives(self) -> int:
@@ -80,7 +77,7 @@ class Config(NextItemAgainstDrawn):
           InputError: fewer items than `uniform`.
         """
         choose, sample = jax.random.split(key)
-        labelled, targets = scene.weights.reshape(-1) > 0, scene.targets.reshape(-1)
+        labelled, targets = scene.weights.reshape(-1) != 0, scene.targets.reshape(-1)
         chance = jnp.where(labelled, jax.random.uniform(choose, targets.shape), -1.0)
         chance, chosen = jax.lax.top_k(chance, min(self.queries, targets.size))
         queries = scene.queries()

@@ -16,8 +16,9 @@ import jax
 
 from rec_jax.errors import InputError
 from rec_jax.objectives import negatives as drawing
-from rec_jax.objectives.base import Negatives, Scene, Softmax, Task
+from rec_jax.objectives.base import Negatives, Scene, Softmax, Task, check_backend
 from rec_jax.objectives.sampled import NextItemAgainstDrawn
+from rec_jax.ranges import above, check
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,16 @@ class Config(NextItemAgainstDrawn):
     """Settings of the objective.
 
     scale: factor on every score.
-    backend: of the kernel: auto, reference, xla, mosaic_gpu, mosaic_tpu.
+    backend: of the kernel: auto, or one of `rec_jax.kernels.dispatch.BACKENDS`.
     """
 
     kind: str = "in_batch"
     scale: float = 1.0
     backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        check(self, "objective.", scale=above(0, 1e6))
+        check_backend(self.backend)
 
     @property
     def num_negatives(self) -> int:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from rec_jax.errors import InputError
 from rec_jax.objectives.base import Task
 from rec_jax.objectives.catalogue import CatalogueSoftmax
+from rec_jax.ranges import at_least, between, check
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,7 @@ class Config(CatalogueSoftmax):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 < self.share < 1.0:
-            raise InputError(f"share is {self.share}; expected 0 < share < 1")
-        if not 0.0 <= self.last <= 1.0:
-            raise InputError(f"last is {self.last}; expected 0 to 1")
+        check(self, "", share=between(0, 1), last=at_least(0, 1))
 
     @property
     def causal(self) -> bool:

@@ -93,7 +93,7 @@ def in_batch(targets: Array, weights: Array, log_q: Array) -> Negatives:
     targets: int32 `[N]`; weights: f32 `[N]`, 0 where a position has no label; log_q: f32 `[N]`,
     log of each target's share of all labels in the data.
     """
-    labelled = weights > 0
+    labelled = weights != 0
     count = jnp.log(jnp.maximum(jnp.sum(labelled), 1).astype(jnp.float32))
     return Negatives(targets, jnp.where(labelled, log_q + count, jnp.inf))
 

@@ -10,10 +10,10 @@ from typing import Literal
 
 import jax
 
-from rec_jax.errors import InputError
-from rec_jax.objectives.base import Negatives, Scene, Softmax, Task
+from rec_jax.objectives.base import Negatives, Scene, Softmax, Task, check_backend
 from rec_jax.objectives.negatives import log_uniform, sampled_softmax, uniform
 from rec_jax.objectives.sampled import NextItemAgainstDrawn
+from rec_jax.ranges import above, at_least, check
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Config(NextItemAgainstDrawn):
     count: negatives of a step, shared by all its positions; with uniform at most the catalogue,
       and the catalogue itself makes the loss exact.
     scale: factor on every score.
-    backend: of the kernel: auto, reference, xla, mosaic_gpu, mosaic_tpu.
+    backend: of the kernel: auto, or one of `rec_jax.kernels.dispatch.BACKENDS`.
     """
 
     kind: str = "sampled_softmax"
@@ -35,8 +35,8 @@ class Config(NextItemAgainstDrawn):
     backend: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise InputError(f"objective.count is {self.count}; expected at least 1")
+        check(self, "objective.", count=at_least(1), scale=above(0, 1e6))
+        check_backend(self.backend)
 
     @property
     def num_negatives(self) -> int:

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from rec_jax.errors import InputError
 from rec_jax.objectives.base import Negatives, Scene, Softmax, Task
 from rec_jax.objectives.sampled import NextItemAgainstDrawn
+from rec_jax.ranges import above, at_least, check
 
 Array = jax.Array
 
@@ -51,10 +51,8 @@ class Config(NextItemAgainstDrawn):
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("buckets", "bucket_positions", "bucket_items"):
-            if getattr(self, name) < 1:
-                raise InputError(f"objective.{name} is {getattr(self, name)}; "
-                                 f"expected at least 1")
+        check(self, "objective.", buckets=at_least(1), bucket_positions=at_least(1),
+              bucket_items=at_least(1), scale=above(0, 1e6))
 
     @property
     def num_negatives(self) -> int:
@@ -81,7 +79,7 @@ class Config(NextItemAgainstDrawn):
         queries = queries.reshape(-1, queries.shape[-1]).astype(jnp.float32)
         if self.mix:
             shares = jax.random.normal(key, (self.buckets, queries.shape[0]))
-            centres = (shares * (scene.weights.reshape(-1) > 0)) @ queries
+            centres = (shares * (scene.weights.reshape(-1) != 0)) @ queries
         else:
             centres = jax.random.normal(key, (self.buckets, queries.shape[1]))
         _, ids = scene.best(centres, min(self.bucket_items, scene.num_items), None)
@@ -94,7 +92,9 @@ class Config(NextItemAgainstDrawn):
                      negatives: Negatives, softmax: Softmax) -> Array:
         """f32 `[N]` from queries and label rows `[N, d]` and the buckets' rows `[K, d]`."""
         del softmax
-        centres, live = negatives.aux, task.weights > 0
+        task = task.settled()
+        centres, live = negatives.aux, task.present
+        assert live is not None
         own = self.scale * jnp.sum(queries.astype(jnp.float32) * label_rows.astype(jnp.float32),
                                    axis=-1)
         near = centres @ jax.lax.stop_gradient(queries).astype(jnp.float32).T
@@ -119,5 +119,7 @@ class Config(NextItemAgainstDrawn):
         best = jnp.max(table, axis=0)
         kept = best >= 0
         # The step divides by the weight of all positions; the mean is over those with a bucket.
-        share = jnp.sum(task.weights * kept) / jnp.maximum(jnp.sum(task.weights), 1.0)
+        sizes = jnp.abs(task.weights)
+        total = jnp.sum(sizes)
+        share = jnp.sum(sizes * kept) / jnp.where(total > 0, total, 1.0)
         return jnp.where(kept, best, 0.0) / jnp.maximum(share, jnp.finfo(jnp.float32).tiny)

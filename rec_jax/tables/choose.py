@@ -61,3 +61,17 @@ def _by_size(rows: int, values: int, touched: int | None) -> Choice:
         return Choice("streamed", f"every row has a gradient, and all of them would take "
                                   f"{values * 4 / 2**20:.3g} MiB")
     return Choice("sparse", f"a step touches at most {min(touched, rows)} of {rows} rows")
+
+
+def optimizer_of(config: TableConfig, mode: Mode) -> str:
+    """Section and kind of the optimizer that moves the rows in `mode`."""
+    return "[optimizer] adam" if mode == "dense" else f"[table.optimizer] {config.optimizer.kind}"
+
+
+def trained_by(config: TableConfig, mode: Mode) -> str:
+    """One clause for the log: past `DENSE_VALUES` the rows have another optimizer than those of a
+    smaller catalogue, though nobody asked for it."""
+    clause = f"its rows train by {optimizer_of(config, mode)}"
+    if mode == "dense" or config.update != "auto":
+        return clause
+    return f"{clause}, not by the [optimizer] of tables up to {DENSE_VALUES:,} values"

@@ -27,8 +27,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rec_jax.errors import InputError
 from rec_jax.kernels.primitives import RowUpdate
+from rec_jax.ranges import above, at_least, below, check
 
 Array = jax.Array
 
@@ -55,21 +55,10 @@ class RowOptimizerConfig:
     clip: float | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in ROW_OPTIMIZERS:
-            raise InputError(f"table.optimizer.kind {self.kind!r} is unknown; expected one of "
-                             f"{', '.join(ROW_OPTIMIZERS)}")
-        if self.rate is not None and not self.rate > 0:
-            raise InputError(f"table.optimizer.rate is {self.rate}; expected a positive number")
-        if self.clip is not None and not self.clip > 0:
-            raise InputError(f"table.optimizer.clip is {self.clip}; expected a positive norm")
-        for name in ("b1", "b2"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise InputError(f"table.optimizer.{name} is {getattr(self, name)}; "
-                                 f"expected 0 <= {name} < 1")
-        for name in ("eps", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise InputError(f"table.optimizer.{name} is {getattr(self, name)}; "
-                                 f"expected 0 or more")
+        # Less is 0 in f32, and a gradient that was always 0 would be divided by 0.
+        least = 1e-30 if self.kind in ("adam", "row_adam") else 0
+        check(self, "table.optimizer.", rate=above(0, 1e6), b1=below(0, 1), b2=below(0, 1),
+              eps=at_least(least, 1e6), weight_decay=at_least(0, 1e6), clip=above(0))
 
 
 class Hyper(NamedTuple):

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from rec_jax.errors import InputError
 from rec_jax.kernels.rounding import mix, random_bits
 from rec_jax.mesh import ITEMS, row_sharding
+from rec_jax.ranges import above, at_least, check
 from rec_jax.tables.row_optimizers import RowOptimizer, RowOptimizerConfig
 
 Array = jax.Array
@@ -55,13 +56,8 @@ class TableConfig:
     gather_slack: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.dim < 1:
-            raise InputError(f"table.dim is {self.dim}; expected at least 1")
-        if not self.init_scale >= 0:
-            raise InputError(f"table.init_scale is {self.init_scale}; expected 0 or more")
-        if not self.gather_slack > 0:
-            raise InputError(f"table.gather_slack is {self.gather_slack}; "
-                             f"expected a positive factor")
+        check(self, "table.", dim=at_least(1, 2**20), init_scale=at_least(0, 1e6),
+              gather_slack=above(0, 1e6))
 
 
 @jax.tree_util.register_dataclass

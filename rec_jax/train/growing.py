@@ -26,7 +26,7 @@ from rec_jax.progress import Reporter
 from rec_jax.run import Run, RunConfig
 from rec_jax.served import check_dataset
 from rec_jax.train.build import Built
-from rec_jax.train.state import TrainState, from_items, to_items
+from rec_jax.train.state import TrainState, from_items, has_rows, to_items
 
 
 @dataclass(frozen=True)
@@ -108,28 +108,29 @@ def _check_meanings(config: RunConfig, old: Dataset, new: Dataset) -> None:
 def _take(name: str, opened: Opened, fresh: Any, rows: int, new_of_old: np.ndarray) -> Any:
     """The item's leaves from the checkpoint: by row where they are of the table, else whole."""
     sources, leaves = opened.items.get(name, {}), named_leaves(fresh)
+    by_row = dict(zip(leaves, (has_rows(path, leaf, rows) for path, leaf
+                               in jax.tree.leaves_with_path(fresh)), strict=True))
     if sources.keys() != leaves.keys():
         other = min(sources.keys() ^ leaves.keys())
         raise InputError(f"checkpoint {opened.name} does not fit: {name}{other} is in one of the "
                          f"two only; encoder and optimizer must be the same, and table.tied")
-    _check_shapes(name, opened, sources, leaves, rows)
-    found = [_lay_rows(leaf, sources[path], new_of_old) if leaf.shape[:1] == (rows,)
+    _check_shapes(name, opened, sources, leaves, by_row)
+    found = [_lay_rows(leaf, sources[path], new_of_old) if by_row[path]
              else place(sources[path], leaf) for path, leaf in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(fresh), found)
 
 
 def _check_shapes(name: str, opened: Opened, sources: Mapping[str, Source],
-                  leaves: Mapping[str, Any], rows: int) -> None:
+                  leaves: Mapping[str, Any], by_row: Mapping[str, bool]) -> None:
     for path, leaf in leaves.items():
-        by_row = leaf.shape[:1] == (rows,)
         source = sources[path]
-        same = (source.shape[1:] == leaf.shape[1:] if by_row and source.shape
+        same = (source.shape[1:] == leaf.shape[1:] if by_row[path] and source.shape
                 else source.shape == leaf.shape)
         types = {source.dtype.name, leaf.dtype.name}
         if not same or (len(types) > 1 and types != {"float32", "bfloat16"}):
             raise InputError(f"checkpoint {opened.name} does not fit: {name}{path} is "
                              f"{source.dtype} {list(source.shape)}, expected {leaf.dtype} "
-                             f"{list(leaf.shape)}{' but for the rows' * by_row}")
+                             f"{list(leaf.shape)}{' but for the rows' * by_row[path]}")
 
 
 def _lay_rows(fresh: jax.Array, source: Source, new_of_old: np.ndarray) -> jax.Array:

@@ -25,6 +25,7 @@ from rec_jax.data.batches import prefetch
 from rec_jax.errors import Preempted, TrainingError
 from rec_jax.progress import Reporter, Silent
 from rec_jax.run import Run, RunConfig
+from rec_jax.tables.choose import optimizer_of, trained_by
 from rec_jax.train.build import Built, build
 from rec_jax.train.feed import whole_batches
 from rec_jax.train.growing import Start, start_from
@@ -58,7 +59,8 @@ def run_training(run: Run, config: RunConfig, reporter: Reporter | None = None, 
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("run folder")
     tables = "item table" if config.table.tied else "item tables, inputs apart"
-    reporter.say(f"{tables}: {built.choice.mode}, {built.choice.reason}")
+    mode = built.choice.mode
+    reporter.say(f"{tables}: {mode}, {built.choice.reason}; {trained_by(config.table, mode)}")
     settings = config.checkpoint
     with (Preemption(config.train.log_every) as preemption,
           Checkpoints(run.checkpoints, keep=settings.keep, keep_every=settings.keep_every,
@@ -137,7 +139,9 @@ class _Loop:
         return {"steps": done, "steps_per_epoch": round(horizon.per_epoch, 3),
                 "best_step": position.best_step, "metric": self.config.evaluate.metric,
                 "best": position.best, "table_update": self.built.choice.mode,
-                "stopped": stopped, "train_seconds": round(position.seconds, 3)}
+                "stopped": stopped,
+                "table_optimizer": optimizer_of(self.config.table, self.built.choice.mode),
+                "train_seconds": round(position.seconds, 3)}
 
     def _stale(self) -> bool:
         patience = self.config.train.patience
@@ -203,11 +207,12 @@ class _Window:
         self._sequences += sequences
 
     def close(self) -> dict[str, float]:
-        """Loss weighted by positions, mean gradient norm, and the counts."""
+        """Loss weighted as within the steps, mean gradient norm, and the counts."""
         host = jax.device_get(self._metrics)
         positions = np.array([m.positions for m in host], np.float64)
-        loss = np.array([m.loss for m in host], np.float64)
-        return {"loss": float((loss * positions).sum() / max(positions.sum(), 1.0)),
+        loss, divisor = (np.array([getattr(m, name) for m in host], np.float64)
+                         for name in ("loss", "divisor"))
+        return {"loss": float((loss * divisor).sum() / (divisor.sum() or 1.0)),
                 "gradient_norm": float(np.mean([m.gradient_norm for m in host])),
                 "positions": float(positions.sum()), "sequences": float(self._sequences),
                 "bad_ids": float(sum(int(m.bad_ids) for m in host))}

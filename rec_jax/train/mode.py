@@ -111,5 +111,6 @@ def queries_of(setting: Setting, params: Params, vectors: Array, micro: Batch, t
 
 
 def weighted(loss: Array, weights: Array) -> Array:
-    """Sum of `loss * weights`; a position without weight cannot spoil it with nan or inf."""
-    return jnp.sum(jnp.where(weights > 0, loss * weights, 0.0))
+    """Sum of `loss * weights`, of either sign; a position without weight cannot spoil it with nan
+    or inf."""
+    return jnp.sum(jnp.where(weights != 0, loss * weights, 0.0))

@@ -1,4 +1,8 @@
-"""Dense: the rows are a parameter like the encoder's, with a gradient and optax's moments."""
+"""Dense: the rows are a parameter like the encoder's, with a gradient and optax's moments.
+
+Rows that are stored in bf16 are a parameter in f32 as long as the step lasts: their gradient, and
+what optax keeps of it, is f32, and only what is written back is rounded.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ from rec_jax.train.mode import (
     queries_of,
     weighted,
 )
-from rec_jax.train.state import TrainState
+from rec_jax.train.state import TrainState, trained
 
 
 def open(setting: Setting, state: TrainState, batch: Batch, tasks: Task, key: Array) -> Opened:
@@ -47,10 +51,7 @@ def open(setting: Setting, state: TrainState, batch: Batch, tasks: Task, key: Ar
         return Tables(new, inputs.replace(rows=update_dense(
             inputs.rows, closing.updates["inputs"], seed=other_stream(closing.seed))))
 
-    shared = {"encoder": state.encoder, "rows": table.rows}
-    if inputs is not None:
-        shared["inputs"] = inputs.rows
-    return Opened(shared, {}, fixed, each, close)
+    return Opened(trained(state.encoder, table, inputs, mode="dense"), {}, fixed, each, close)
 
 
 def loss(setting: Setting, shared: dict[str, Any], own: dict[str, Any], fixed: dict[str, Any],

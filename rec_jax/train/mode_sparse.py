@@ -51,8 +51,9 @@ def open(setting: Setting, state: TrainState, batch: Batch, tasks: Task, key: Ar
     spare = -size % mesh.size if alike else 0  # the devices share the negatives evenly
     ids, present = (jnp.pad(x.reshape(1 if alike else count, -1), ((0, 0), (0, spare)))
                     for x in (negatives.ids, negatives.log_expected < jnp.inf))
+    assert tasks.present is not None
     wanted = {"labels": tasks.targets, "negatives": ids}
-    masks = {"labels": tasks.weights > 0, "negatives": present}
+    masks = {"labels": tasks.present, "negatives": present}
     if apart is None:
         wanted, masks = {**inputs, **wanted}, {**filled, **masks}
     touched = touch(setting, table, wanted, masks)

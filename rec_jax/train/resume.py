@@ -59,7 +59,11 @@ def resume(checkpoints: Checkpoints, built: Built, config: RunConfig, reporter: 
         except (KeyError, TypeError) as error:
             raise Damaged(f"checkpoint of step {step} says nothing usable of where the run stood: "
                           f"{type(error).__name__} {error}") from None
-        return checkpoints.restore(step, like), position
+        # Once there was no rest, and moments and averages of bf16 tables were in bf16.
+        opened = checkpoints.open(step)
+        there = {name: tree for name, tree in like.items()
+                 if name != "rest" or name in opened.items}
+        return opened.restore(there, widen=True), position
 
     found = checkpoints.newest(load)
     if found is None:

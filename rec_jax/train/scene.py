@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from rec_jax.mesh import replicated
 from rec_jax.objectives import Task
@@ -39,7 +40,7 @@ def draw(setting: Setting, state: TrainState, batch: Batch, tasks: Task, key: Ar
 
     log_q = batch.get("log_q")
     drawn: Negatives = setting.objective.draw(key, Scene(
-        table.num_items, tasks.targets, tasks.weights,
+        table.num_items, tasks.targets, jnp.asarray(tasks.present, jnp.float32),
         None if log_q is None else log_q.reshape(tasks.targets.shape), queries, best))
     return drawn
 

@@ -11,13 +11,16 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+from rec_jax import streams
 from rec_jax.mesh import MeshConfig, make_mesh, replicated, row_sharding
 from rec_jax.model import INPUTS, Params
 from rec_jax.tables import Table
 
+KeyPath = tuple[Any, ...]
+
 
 class Weights(NamedTuple):
-    """What a model is: encoder parameters, item rows `[V_padded, d]`, and those of the second
+    """What a model is: encoder parameters, item rows f32 `[V_padded, d]`, and those of the second
     table, None if tied."""
 
     encoder: Params
@@ -31,10 +34,11 @@ class TrainState(NamedTuple):
     step: int32 scalar, updates done.
     encoder: f32 parameters by path.
     table: item rows `[V_padded, d]` and their per-row optimizer state.
-    optimizer: optax state of the dense parameters.
-    average: moving average of the weights, or None.
-    key: uint32 `[2]`, raw key of the run; step k draws from fold_in(key, k).
+    optimizer: optax state of the dense parameters; f32, whatever the rows are stored in.
+    average: moving average of the weights, or None; f32 as well.
+    key: uint32 `[2]`, raw key of the run's steps; see `rec_jax.streams`.
     inputs: the table that feeds the encoder, None where `table` does (tied).
+    rest: what rounding to f32 has taken from `average` and will be added to it, or None.
     """
 
     step: jax.Array
@@ -44,6 +48,7 @@ class TrainState(NamedTuple):
     average: Weights | None
     key: jax.Array
     inputs: Table | None = None
+    rest: Weights | None = None
 
 
 def init_state(encoder: Params, table: Table, optimizer: optax.GradientTransformation, *,
@@ -54,24 +59,43 @@ def init_state(encoder: Params, table: Table, optimizer: optax.GradientTransform
     table, inputs: with row-optimizer state unless `mode` is dense, see `init_table`.
     """
     mesh = mesh or make_mesh(MeshConfig())
-    trained: dict[str, Any] = {"encoder": encoder}
-    if mode == "dense":
-        trained["rows"] = table.rows
-        if inputs is not None:
-            trained["inputs"] = inputs.rows
     # Donated buffers must be distinct, so the average starts as a copy.
     copy = jax.tree.map(jnp.copy, weights(encoder, table, inputs)) if average else None
-    state = TrainState(jnp.zeros((), jnp.int32), encoder, table, jax.jit(optimizer.init)(trained),
-                       copy, jax.random.key_data(jax.random.key(seed, impl="threefry2x32")),
-                       inputs)
+    moments = jax.jit(lambda *parts: optimizer.init(trained(*parts, mode=mode)))
+    state = TrainState(jnp.zeros((), jnp.int32), encoder, table, moments(encoder, table, inputs),
+                       copy, jax.random.key_data(streams.of_steps(seed)), inputs,
+                       None if copy is None else jax.tree.map(jnp.zeros_like, copy))
     return jax.tree.map(_place, state, state_shardings(state, mesh))
 
 
+def trained(encoder: Params, table: Table, inputs: Table | None, *, mode: str) -> dict[str, Any]:
+    """The f32 parameters that optax trains: the encoder's, and where `mode` is dense the rows."""
+    whole = weights(encoder, table, inputs)._asdict() if mode == "dense" else {"encoder": encoder}
+    return {name: tree for name, tree in whole.items() if tree is not None}
+
+
 def state_shardings(state: TrainState, mesh: Mesh) -> Any:
-    """Where each leaf lives: arrays `[V_padded, ...]` over `items`, the others everywhere."""
-    by_row = {leaf.shape for leaf in jax.tree.leaves(state.table)}
+    """Where each leaf lives: what has a row for each of the table's over `items`, the others
+    everywhere."""
+    total = state.table.rows.shape[0]
     cut, whole = row_sharding(mesh), replicated(mesh)
-    return jax.tree.map(lambda leaf: cut if leaf.shape in by_row else whole, state)
+    return jax.tree.map_with_path(
+        lambda path, leaf: cut if has_rows(path, leaf, total) else whole, state)
+
+
+def has_rows(path: KeyPath, leaf: Any, total: int) -> bool:
+    """Whether a leaf of a state, or of an item of `to_items`, has a row for each of a table's.
+
+    Its path says so: an encoder's array may have any shape, also that of the rows. An optimizer
+    may keep something else for the rows (a count, a mean), which has not their number `total`.
+    """
+    for entry in path:
+        name = getattr(entry, "name", getattr(entry, "key", None))
+        if name == "encoder":
+            return False
+        if name in ("table", "rows", "inputs"):
+            return tuple(leaf.shape[:1]) == (total,)
+    return False
 
 
 def _place(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
@@ -85,8 +109,25 @@ def _place(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
 
 
 def weights(encoder: Params, table: Table, inputs: Table | None) -> Weights:
-    """The weights that are in these parts of a state."""
-    return Weights(encoder, table.rows, None if inputs is None else inputs.rows)
+    """The weights that are in these parts of a state; rows of any type as f32."""
+    return Weights(encoder, *(None if each is None else each.rows.astype(jnp.float32)
+                              for each in (table, inputs)))  # type: ignore[arg-type]
+
+
+def averaged(average: Weights, rest: Weights, new: Weights, decay: float
+             ) -> tuple[Weights, Weights]:
+    """The moving average after a step to `new`, and what rounding took from it.
+
+    A step adds so little to an average that f32 would round a part of it away each time, and
+    thousands of such errors add up: they are carried along instead (Kahan, 1965).
+    """
+    def moved(old: jax.Array, lost: jax.Array, now: jax.Array) -> tuple[jax.Array, jax.Array]:
+        change = (1.0 - decay) * ((now - old) - lost) + lost
+        total = old + change
+        return total, change - (total - old)
+
+    found = jax.tree.map(moved, average, rest, new)
+    return jax.tree.transpose(jax.tree.structure(average), jax.tree.structure((0, 0)), found)
 
 
 def each_table(state: TrainState, change: Callable[[Table], Table]) -> TrainState:
@@ -98,15 +139,16 @@ def each_table(state: TrainState, change: Callable[[Table], Table]) -> TrainStat
 def served(state: TrainState) -> tuple[Params, jax.Array]:
     """The (encoder, rows) that evaluation, export and recommendation use; what feeds an encoder
     from another table is among its parameters, see `rec_jax.model.INPUTS`."""
-    encoder, rows, inputs = state.average or weights(state.encoder, state.table, state.inputs)
+    encoder, rows, inputs = state.average or (
+        state.encoder, state.table.rows, None if state.inputs is None else state.inputs.rows)
     return encoder if inputs is None else {**encoder, INPUTS: inputs}, rows
 
 
 def to_items(state: TrainState) -> dict[str, Any]:
     """The state as a checkpoint's named pytrees.
 
-    model, average: encoder and rows (and inputs if untied), which a reader takes alone;
-    training: the rest.
+    model, average: encoder and rows (and inputs if untied), which a reader takes alone; rest: of
+    `average`; training: all else.
     """
     items: dict[str, Any] = {
         "model": {"encoder": state.encoder, "rows": state.table.rows},
@@ -117,14 +159,18 @@ def to_items(state: TrainState) -> dict[str, Any]:
         items["model"]["inputs"] = state.inputs.rows
         items["training"]["inputs"] = state.inputs.state
     if state.average is not None:
-        items["average"] = {name: tree for name, tree in state.average._asdict().items()
-                            if tree is not None}
+        items["average"] = _present(state.average)
+    if state.rest is not None:
+        items["rest"] = _present(state.rest)
     return items
 
 
 def from_items(items: Mapping[str, Any], num_items: int) -> TrainState:
-    """The inverse of `to_items`."""
+    """The inverse of `to_items`; where there is an average, its `rest` may be missing."""
     model, training, average = items["model"], items["training"], items.get("average")
+    rest = items.get("rest")
+    if average is not None and rest is None:
+        rest = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, device=leaf.sharding), average)
     return TrainState(
         step=training["step"], encoder=model["encoder"],
         table=Table(model["rows"], training["rows"], num_items),
@@ -132,4 +178,9 @@ def from_items(items: Mapping[str, Any], num_items: int) -> TrainState:
         average=None if average is None else Weights(**average),
         key=training["key"],
         inputs=(Table(model["inputs"], training["inputs"], num_items) if "inputs" in model
-                else None))
+                else None),
+        rest=None if rest is None else Weights(**rest))
+
+
+def _present(weights: Weights) -> dict[str, Any]:
+    return {name: tree for name, tree in weights._asdict().items() if tree is not None}

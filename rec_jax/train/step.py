@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from rec_jax import streams
 from rec_jax.errors import InputError
 from rec_jax.mesh import MeshConfig, batch_sharding, make_mesh
 from rec_jax.model import DTYPES, Encoder
@@ -24,16 +25,13 @@ from rec_jax.tables import Hyper, TableConfig
 from rec_jax.tables.choose import Mode as ModeName
 from rec_jax.train import mode_dense, mode_sparse, mode_streamed
 from rec_jax.train.mode import Array, Batch, Closing, Mode, Setting
-from rec_jax.train.state import TrainState, state_shardings, weights
+from rec_jax.train.state import TrainState, averaged, state_shardings, weights
 
 MODES: dict[str, Mode] = {
     "dense": cast(Mode, mode_dense),
     "sparse": cast(Mode, mode_sparse),
     "streamed": cast(Mode, mode_streamed),
 }
-
-_DROPOUT, _TASK = 0, 1  # independent streams of a micro-batch's key
-_NEGATIVES, _ROUNDING = 2**31, 2**31 + 1  # those of a step's key, past any micro-batch
 
 
 class StepMetrics(NamedTuple):
@@ -43,12 +41,14 @@ class StepMetrics(NamedTuple):
     positions: how many those are.
     gradient_norm: global norm before clipping, of the rows too where optax trains them.
     bad_ids: int32, inputs and targets that are no item; see `check_ids`.
+    divisor: what the sum of the losses was divided by; `positions` where no position is weighted.
     """
 
     loss: jax.Array
     positions: jax.Array
     gradient_norm: jax.Array
     bad_ids: jax.Array
+    divisor: jax.Array
 
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
@@ -62,11 +62,11 @@ def make_train_step(encoder: Encoder, objective: Objective,
     """One update on `mesh` (default: one device), jitted, with the state donated.
 
     The gradient of the mean over all micro-batches is exact: sums of weighted losses and of
-    weights are accumulated, and divided once.
+    divisors are accumulated, and divided once.
 
     optimizer: of the encoder, and of the rows (of both tables) where `mode` is dense.
-    table: its `optimizer` is that of the rows in the other modes; `rate` gives its learning rate
-      by step unless it has its own.
+    table: its `optimizer` is that of the rows in the other modes, where `rate` gives its learning
+      rate by step unless it has its own.
 
     Raises:
       InputError: objective or average do not fit `mode`, or (when traced) the batch not the
@@ -75,57 +75,61 @@ def make_train_step(encoder: Encoder, objective: Objective,
     table = table or TableConfig()
     mesh = mesh or make_mesh(MeshConfig())
     _check(objective, mode, ema)
-    if rate is None:
-        rate = optax.constant_schedule(table.optimizer.rate or 0.0)
+    own_rate = table.optimizer.rate
+    if mode != "dense" and rate is None and own_rate is None:
+        raise InputError(f"a {mode} table trains with its own optimizer, and nothing says its "
+                         "learning rate; expected `rate` or table.optimizer.rate")
+    rates = rate if own_rate is None else optax.constant_schedule(own_rate)
     setting = Setting(encoder, objective, table, mesh, DTYPES[precision])
     table_mode = MODES[mode]
 
     def loss_of(shared: Any, own: Any, fixed: Any, micro: Batch, task: Task, key: Array) -> Any:
-        return table_mode.loss(setting, shared, own, fixed, micro, task,
-                               jax.random.fold_in(key, _DROPOUT))
+        return table_mode.loss(setting, shared, own, fixed, micro, task, key)
 
     gradient = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         count = _micro_batches(batch, mesh)
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(count))
+        run, now = jax.random.wrap_key_data(state.key), state.step
         tasks = jax.vmap(lambda items, targets, segments, key: _cut_evenly(
-            objective.task(items, targets, segments, jax.random.fold_in(key, _TASK)), mesh.size))(
-            batch["items"], batch["targets"], batch["segments"], keys)
+            objective.task(items, targets, segments, key).settled(), mesh.size))(
+            batch["items"], batch["targets"], batch["segments"],
+            streams.of_micro_batches(run, now, count, streams.TASK))
+        assert tasks.present is not None
+        dropout = streams.of_micro_batches(run, now, count, streams.DROPOUT)
         opened = table_mode.open(setting, state, batch, tasks,
-                                 jax.random.fold_in(key, _NEGATIVES))
+                                 streams.of_step(run, now, streams.NEGATIVES))
 
         def one(carry: Any, each: Any) -> Any:
             own, given, micro, task, key = each
             (loss, left), (to_shared, to_own) = gradient(
                 opened.shared, own, {**opened.fixed, **given}, micro, task, key)
-            sums = (loss, jnp.sum(task.weights), to_shared)
+            sums = (loss, task.divisor, to_shared)
             return jax.tree.map(jnp.add, carry, sums), (to_own, left)
 
         zero = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, opened.shared))
-        (loss, weight, to_shared), (to_own, left) = jax.lax.scan(
-            one, zero, (opened.own, opened.each, batch, tasks, keys))
-        share = 1.0 / jnp.maximum(weight, 1.0)
+        (loss, divisor, to_shared), (to_own, left) = jax.lax.scan(
+            one, zero, (opened.own, opened.each, batch, tasks, dropout))
+        share = jnp.where(divisor != 0, 1.0 / jnp.where(divisor != 0, divisor, 1.0), 0.0)
         to_shared, to_own = jax.tree.map(lambda leaf: leaf * share, (to_shared, to_own))
 
         names = [name for name in ("encoder", "rows", "inputs") if name in opened.shared]
         grads = {name: to_shared[name] for name in names}
         updates, opt_state = optimizer.update(grads, state.optimizer,
                                               {name: opened.shared[name] for name in names})
-        own_rate = table.optimizer.rate
-        hyper = Hyper(jnp.asarray(rate(state.step) if own_rate is None else own_rate, jnp.float32))
-        seed = jax.random.bits(jax.random.fold_in(key, _ROUNDING), (), jnp.uint32)
+        hyper = Hyper(jnp.asarray(0.0 if rates is None else rates(now), jnp.float32))
+        seed = jax.random.bits(streams.of_step(run, now, streams.ROUNDING), (), jnp.uint32)
         new_table, new_inputs = opened.close(Closing(to_shared, to_own, left, updates, hyper, seed))
         new_encoder = optax.apply_updates(state.encoder, updates["encoder"])
-        average = state.average
-        if average is not None and ema is not None:
-            average = optax.incremental_update(
-                weights(new_encoder, new_table, new_inputs), average, 1.0 - ema)
+        average, rest = state.average, state.rest
+        if average is not None and rest is not None and ema is not None:
+            average, rest = averaged(average, rest, weights(new_encoder, new_table, new_inputs),
+                                     ema)
         new = TrainState(state.step + 1, new_encoder, new_table, opt_state, average, state.key,
-                         new_inputs)
-        metrics = StepMetrics(loss * share, weight, optax.tree.norm(grads),
-                              _count_bad(batch, state.table.num_items))
+                         new_inputs, rest)
+        metrics = StepMetrics(loss * share, jnp.sum(tasks.present, dtype=jnp.float32),
+                              optax.tree.norm(grads), _count_bad(batch, state.table.num_items),
+                              divisor)
         return jax.lax.with_sharding_constraint(new, state_shardings(new, mesh)), metrics
 
     return jax.jit(step, donate_argnums=0)
@@ -175,9 +179,10 @@ def _cut_evenly(task: Task, devices: int) -> Task:
         return task
     if task.where is None:
         raise InputError(f"{task.targets.shape[0]} positions cannot be cut over {devices} devices")
-    where, targets, weights = (jnp.pad(x, (0, spare))
-                               for x in (task.where, task.targets, task.weights))
-    return task._replace(where=where, targets=targets, weights=weights)
+    assert task.present is not None
+    where, targets, weights, present = (jnp.pad(x, (0, spare)) for x in (
+        task.where, task.targets, task.weights, task.present))
+    return task._replace(where=where, targets=targets, weights=weights, present=present)
 
 
 def _count_bad(batch: Batch, num_items: int) -> Array:

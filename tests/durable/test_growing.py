@@ -105,6 +105,28 @@ def test_old_rows_keep_values_and_state_and_new_ones_start_anew(
         "0003", "0007", "0041"]
 
 
+def test_encoder_arrays_as_long_as_the_table_are_taken_as_they_are(
+        tiny_mapping: Callable[..., dict[str, Any]], tmp_path: Path, grown: Path) -> None:
+    lines = ("table.dim=48", "encoder.hidden=32", "train.ema=0.5")
+    old = build(settings := config.build(RunConfig, tiny_mapping(*lines)))
+    state = jax.tree.map(lambda leaf: jax.device_put(
+        (np.arange(leaf.size).reshape(leaf.shape) % 1000 + 1).astype(leaf.dtype), leaf.sharding),
+        old.state)
+    run, target = Run(tmp_path / "old"), Run(tmp_path / "new")
+    run.create(settings)
+    target.folder.mkdir()
+    with Checkpoints(run.checkpoints) as checkpoints:
+        checkpoints.save(9, to_items(state), {"dataset": old.dataset.split_hash})
+    new = build(config.build(RunConfig, tiny_mapping(*lines, f"data.path='{grown}'")))
+    total = new.state.table.rows.shape[0]
+    assert total in {leaf.shape[0] for leaf in new.state.encoder.values()}
+    found = start_from(Start(run, keep_state=True), new, target, Silent())
+    assert found.average is not None and found.table.rows.shape[0] == total
+    for encoder in (found.encoder, found.average.encoder):
+        for name, leaf in encoder.items():
+            np.testing.assert_array_equal(leaf, state.encoder[name], err_msg=name)
+
+
 def test_another_encoder_is_refused_in_one_line(
         tiny_mapping: Callable[..., dict[str, Any]], tmp_path: Path,
         old: tuple[Run, TrainState]) -> None:

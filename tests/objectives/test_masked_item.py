@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rec_jax.encoders import Inputs, transformer
+from rec_jax.data.features import Feature
+from rec_jax.encoders import Inputs, hstu, transformer
 from rec_jax.errors import InputError
 from rec_jax.model import build_encoder, visible_times
 from rec_jax.objectives import Task
@@ -175,14 +176,49 @@ def test_a_hidden_item_has_the_time_of_the_last_one_seen_before_it() -> None:
             own = np.flatnonzero(segments[row] == number)
             positions[row, own] = np.arange(len(own))
             times[row, own[1:]] = np.cumsum(random.integers(1, 1000, len(own) - 1))
-            latest = 0
+            latest, first = 0, None
             for place in own:
-                latest = latest if hidden[row, place] else times[row, place]
+                if not hidden[row, place]:
+                    first = times[row, place] if first is None else first
+                    latest = times[row, place] - first
                 expected[row, place] = latest
     inputs = Inputs(*map(jnp.asarray, (segments, positions, times)))
     found = np.asarray(visible_times(inputs, jnp.asarray(hidden)))
     np.testing.assert_array_equal(found[segments > 0], expected[segments > 0])
     assert (found != times)[hidden].any()
+    begins = hidden & (positions == 0) & (segments > 0)
+    assert begins.sum() > 5  # of some histories the first item is hidden
+
+
+@pytest.mark.parametrize("place", [0, 3, LENGTH // 2, LENGTH - 1])
+def test_nothing_tells_when_a_hidden_item_was(place: int) -> None:
+    """Neither a bias by time nor a gap; the places before and after tell when they were."""
+    features = (Feature("time_gap", "features/time_gap", 0),)
+    encoder, params = build_encoder(hstu.Config(layers=1, time_bias=True, dropout=0.0), dim=8,
+                                    length=LENGTH, causal=False, precision="f32", seed=0,
+                                    features=features)
+    random = np.random.default_rng(0)
+    params = {name: leaf + 0.3 * random.standard_normal(leaf.shape).astype(np.float32)
+              for name, leaf in params.items()}
+    vectors = random.standard_normal((1, LENGTH, 8)).astype(np.float32)
+    cut = LENGTH // 2  # two histories in a row
+    segments = np.where(np.arange(LENGTH) < cut, 1, 2)[None].astype(np.int32)
+    positions = np.where(np.arange(LENGTH) < cut, np.arange(LENGTH), np.arange(LENGTH) - cut)[None]
+    when = 1000 * np.arange(LENGTH)
+
+    def queries(when: np.ndarray) -> np.ndarray:
+        begins = np.where(segments[0] == 1, when[0], when[cut])
+        inputs = Inputs(*map(jnp.asarray, (segments, positions, (when - begins)[None])))
+        hidden = jnp.asarray(np.arange(LENGTH) == place)[None]
+        return np.asarray(encoder(params, jnp.asarray(vectors), inputs, None, hidden))
+
+    other = when.copy()
+    other[place] += 400
+    np.testing.assert_array_equal(queries(when), queries(other))
+    if place not in (cut - 1, LENGTH - 1):
+        later = when.copy()
+        later[place + 1] += 400
+        assert np.any(queries(when) != queries(later))
 
 
 def test_the_loss_is_that_of_the_next_item() -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from rec_jax.errors import InputError
 from rec_jax.tables import TableConfig
-from rec_jax.tables.choose import choose_update
+from rec_jax.tables.choose import choose_update, trained_by
 
 
 @pytest.mark.parametrize(("num_items", "touched", "mode"), [
@@ -44,3 +44,16 @@ def test_clipping_by_the_whole_norm_is_refused_where_one_pass_updates_the_table(
                       clips_global_norm=True)
     dense = choose_update(TableConfig(), num_items=1000, touched=touched, clips_global_norm=True)
     assert dense.mode == "dense"
+
+
+@pytest.mark.parametrize(("num_items", "touched"), [(10**6, None), (10**6, 5)])
+def test_rows_that_get_another_optimizer_by_their_number_are_told_so(num_items, touched):
+    table = TableConfig()
+    small, large = (choose_update(table, num_items=count, touched=touched).mode
+                    for count in (1000, num_items))
+    assert trained_by(table, small) == "its rows train by [optimizer] adam"
+    assert trained_by(table, large) == (
+        "its rows train by [table.optimizer] row_adam, not by the [optimizer] of tables up to "
+        "16,777,216 values")
+    asked = TableConfig(update=large)
+    assert trained_by(asked, large) == "its rows train by [table.optimizer] row_adam"

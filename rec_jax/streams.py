@@ -1,0 +1,43 @@
+"""Every random number of a run by its name: which key it comes from.
+
+    seed -> parameters, mask, features (of the encoder)           before the first step
+         -> steps -> step k -> negatives, rounding                in step k
+                            -> micro-batch i -> dropout, task     in micro-batch i of it
+
+A key is either folded on or drawn from, never both: what is drawn from a key may be the bits of a
+key that is folded from it. The rows of tables start from a hash of their own (`rec_jax.tables`),
+and the order of the data from numpy.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+PARAMETERS, MASK, FEATURES, STEPS = 1, 2, 3, 4  # of a run
+NEGATIVES, ROUNDING, MICRO_BATCHES = 1, 2, 3  # of a step
+DROPOUT, TASK = 1, 2  # of a micro-batch
+
+
+def of_run(seed: int, name: int) -> Array:
+    """The key of a run's stream `name`."""
+    return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), name)
+
+
+def of_steps(seed: int) -> Array:
+    """The key that a state carries, from which all of its steps draw."""
+    return of_run(seed, STEPS)
+
+
+def of_step(run: Array, step: Array, name: int) -> Array:
+    """The key of stream `name` in a step; run: that of `of_steps`; step: int32, updates done."""
+    return jax.random.fold_in(jax.random.fold_in(run, step), name)
+
+
+def of_micro_batches(run: Array, step: Array, count: int, name: int) -> Array:
+    """Keys `[count]` of stream `name` in the micro-batches of a step."""
+    base = of_step(run, step, MICRO_BATCHES)
+    return jax.vmap(lambda index: jax.random.fold_in(jax.random.fold_in(base, index), name))(
+        jnp.arange(count))
