@@ -117,7 +117,9 @@ def build(cls: type[T], mapping: Mapping[str, Any], where: str = "config") -> T:
     try:
         return cls(**values)
     except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+        source, *keys = where.split(": ")
+        named = str(error).startswith(".".join([*keys, ""])) and bool(keys)
+        raise InputError(f"{source if named else where}: {error}") from None
 
 
 def to_mapping(config: Any) -> dict[str, Any]:

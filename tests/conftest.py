@@ -16,6 +16,7 @@ os.environ.setdefault("XLA_FLAGS", " ".join([
     "--xla_cpu_collective_timeout_seconds=300"]))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
@@ -24,6 +25,12 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 TINY_USERS, TINY_ITEMS = 40, 50
 MOST_MAPS = 20_000
+
+
+# A busy machine is no fault of the code.
+hypothesis.settings.register_profile(
+    "busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("busy")
 
 
 def pytest_configure(config: pytest.Config) -> None:

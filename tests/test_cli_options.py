@@ -34,7 +34,7 @@ def log(rec_jax: Command) -> Command:  # noqa: F811
     (("prepare", "log.csv"), "--out is missing"),
     (("prepare", "--out", "d"), "SOURCE is missing"),
     (("synth", "s.parquet", "--users", "0"), "--users is 0; expected at least 1"),
-    (("synth", "s.parquet", "--seed", "-1"), "--seed -1"),
+    (("synth", "s.parquet", "--seed", "-1"), "--seed is -1"),
     (("bench", "softmax", "--rounds", "0"), "--rounds is 0; expected at least 1"),
     (("train",), "train needs CONFIG or --resume RUN"),
 ])
