@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
@@ -157,7 +158,8 @@ def train(
     summary = api.train(config, run=run, overrides=settings or (), resume=resume, force=force,
                         start_from=start_from, keep_state=keep_state,
                         progress=not as_json and not process)
-    _show(summary, as_json, "training")
+    people = {name: value for name, value in summary.items() if name != "protocol"}
+    _show(summary if as_json else people, as_json, "training")
 
 
 @app.command()
@@ -167,6 +169,9 @@ def evaluate(
     step: Step = None,
     filter_seen: Annotated[Optional[bool], typer.Option(  # noqa: UP045
         help="Leave out items of the history; the run's setting by default.")] = None,
+    seen_targets: Annotated[Optional[str], typer.Option(  # noqa: UP045
+        help="What a target is that the history holds, if those are left out: a miss, or its user "
+             "is left out (leave_out); the run's setting by default.")] = None,
     batch: Annotated[Optional[int], typer.Option(  # noqa: UP045
         help="Users ranked at once; changes speed only.")] = None,
     baseline: Annotated[bool, typer.Option(help="Show popularity beside it.")] = False,
@@ -179,8 +184,8 @@ def evaluate(
     if split not in ("valid", "test"):
         raise InputError(f"--split is {split!r}; expected valid or test")
     result = api.evaluate(run, split=split, step=step,  # type: ignore[arg-type]
-                          filter_seen=filter_seen, batch=batch, baseline=baseline, data=data,
-                          progress=not as_json)
+                          filter_seen=filter_seen, seen_targets=seen_targets, batch=batch,
+                          baseline=baseline, data=data, progress=not as_json)
     if as_json:
         print(json.dumps(result))
     else:
@@ -212,22 +217,39 @@ def export(
 def recommend(
     run: RunDir,
     user: Annotated[Optional[str], typer.Option(help="A user of the dataset.")] = None,  # noqa: UP045
-    history: Annotated[Optional[str], typer.Option(  # noqa: UP045
-        help="Item ids, oldest first, separated by commas.")] = None,
+    history: Annotated[Optional[list[str]], typer.Option(  # noqa: UP045
+        metavar="ID", help="Item ids, oldest first: repeat the option, or separate them by commas "
+                           "where no id has one.")] = None,
+    history_file: Annotated[Optional[str], typer.Option(  # noqa: UP045
+        metavar="FILE", help="Item ids, oldest first, one a line.")] = None,
+    times: Annotated[Optional[list[str]], typer.Option(  # noqa: UP045
+        metavar="TIME", help="Times of the history's items, seconds since 1970 or ISO 8601: "
+                             "repeat the option, or separate them by commas.")] = None,
+    times_file: Annotated[Optional[str], typer.Option(  # noqa: UP045
+        metavar="FILE", help="The same, one a line.")] = None,
     k: Annotated[int, typer.Option("--k", "-k", help="How many items.")] = 10,
-    keep_seen: Annotated[bool, typer.Option(
-        "--keep-seen", help="Items of the history may come again.")] = False,
+    keep_seen: Annotated[Optional[bool], typer.Option(  # noqa: UP045
+        "--keep-seen/--filter-seen", help="Whether items of the history may come again; as the "
+                                          "run is evaluated by default.")] = None,
     step: Step = None,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
     """Recommend items to a user, or after a history."""
-    from rec_jax import api
+    from rec_jax import retrieve, typed
+    from rec_jax.run import Run
+    from rec_jax.served import load_served
 
-    items = None if history is None else [part.strip() for part in history.split(",")
-                                          if part.strip()]
-    found = api.recommend(run, user=user, history=items, k=k, filter_seen=not keep_seen,
-                          step=step, data=data)
+    if (history and history_file) or (times and times_file):
+        raise InputError("ids and times come from options or from a file, not from both")
+    when = typed.read_times(typed.read_lines(times_file) if times_file else times or [])
+    items = typed.read_lines(history_file) if history_file else None
+    served = load_served(Run(Path(run)), step=step, dataset_path=data)
+    if history:
+        items = typed.read_ids(served.dataset, history)
+    found = retrieve.recommend(
+        served, user=user, history=items, times=when if times or times_file else None, k=k,
+        filter_seen=None if keep_seen is None else not keep_seen, tell=_say)
     if as_json:
         print(json.dumps({"recommendations": [dataclasses.asdict(entry) for entry in found]}))
         return
@@ -323,7 +345,7 @@ def _show_metrics(result: Mapping[str, Any]) -> None:
     baseline = result.get("popularity_baseline")
     table = Table("metric", "model", *(["popularity", "ratio"] if baseline else []))
     for name, value in result["metrics"].items():
-        row = [name, f"{value:.4f}"]
+        row = [name, "-" if value is None else f"{value:.4f}"]
         if baseline and name in baseline:
             ratio = value / baseline[name] if baseline[name] else float("inf")
             row += [f"{baseline[name]:.4f}", f"{ratio:.1f}x"]
@@ -332,6 +354,11 @@ def _show_metrics(result: Mapping[str, Any]) -> None:
     console.print(table)
     protocol = result["protocol"]
     seen = "filtered" if protocol["seen_items_filtered"] else "kept"
+    for name, text in (("users_missed_seen", "targets are seen items, each a miss"),
+                       ("users_left_out_seen", "users left out whose target is a seen item"),
+                       ("users_left_out_cold", "users left out whose target is a cold item")):
+        if protocol[name]:
+            seen += f" ({protocol[name]} {text})"
     console.print(f"{protocol['users']} {protocol['split']} users, "
                   f"{protocol['candidates']} candidates, seen items {seen}, ties "
                   f"{protocol['ties']}, split {protocol['split_hash'][:12]}, "
