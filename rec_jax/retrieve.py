@@ -114,10 +114,10 @@ def _shortfall(found: int, k: int, num_items: int, seen: np.ndarray,
     out[seen] = True
     reasons = [f"{out.sum()} are in the history, and seen items are not recommended"]
     if cold is not None:
-        reasons.append(f"{np.sum(cold & ~out)} more are cold, and may not compete")
+        reasons.append(f"{np.sum(cold & ~out)} others are cold, and do not compete")
         out |= cold
     if num_items - int(out.sum()) > found:
-        reasons.append(f"{num_items - int(out.sum()) - found} more have no score")
+        reasons.append(f"{num_items - int(out.sum()) - found} others have no score")
     listed = "; ".join(reason for reason in reasons if not reason.startswith("0 "))
     return (f"{found} instead of {k} items: the catalogue has {num_items}"
             + (f", of which {listed}" if listed else ""))

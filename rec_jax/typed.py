@@ -103,16 +103,17 @@ def _names(parts: Sequence[str]) -> tuple[str, str]:
 def _cut(dataset: Dataset, text: str, parts: Sequence[str], known: set[str],
          most: int) -> list[str]:
     """The only way to cut a text into known ids."""
-    ways: list[list[list[str]]] = [[] for _ in parts] + [[[]]]  # of each tail, at most two
-    for start, end in reversed(_spans(len(parts), most)):
+    ways: list[list[list[str]]] = [[[]], *([] for _ in parts)]  # of each beginning, at most two
+    for start, end in _spans(len(parts), most):
         raw, bare = _names(parts[start:end])
         name = raw if raw in known else bare
         if name in known or not name:
-            head = [name] if name in known else []
-            ways[start] = [*ways[start], *(head + tail for tail in ways[end])][:2]
-    if not ways[0]:
-        dataset.item_index([part.strip() for part in parts if part.strip()])  # names the unknown
-    if len(ways[0]) > 1:
-        first, second = ways[0]
+            tail = [name] if name in known else []
+            ways[end] = [*ways[end], *(head + tail for head in ways[start])][:2]
+    if not ways[-1]:
+        furthest = max(place for place, found in enumerate(ways) if found)
+        dataset.item_index([parts[furthest].strip()])  # says that it is unknown
+    if len(ways[-1]) > 1:
+        first, second = ways[-1]
         raise InputError(f"history {text!r} is {first} or {second}; give each id by itself")
-    return ways[0][0]
+    return ways[-1][0]
