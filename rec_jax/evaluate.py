@@ -49,7 +49,7 @@ def make_ranker(encoder: Encoder, num_items: int, mesh: Mesh, *, filter_seen: bo
     """A jitted `(params, rows, tiles) -> Ranked`; with `list_length` k it recommends k items.
 
     Build it once: it is traced once for each shape and number of tiles. A target has a rank if
-    and only if a list that is long enough would hold it.
+    and only if a list that is long enough would hold it: one whose score is NaN is missed too.
 
     filter_seen: items of the history may not be recommended; a target that is one is missed.
     cold: bool `[num_items]`, items that do not compete.
@@ -73,7 +73,8 @@ def _jitted(encoder: Encoder, num_items: int, mesh: Mesh, filter_seen: bool,
             seen = (tile.seen_offsets, tile.seen_items) if filter_seen else None
             ranks = catalogue_rank(mesh, queries, rows, tile.targets, seen, num_items=num_items,
                                    bias=bias)
-            ranks = jnp.where(_forbidden(tile, filter_seen, out), MISSED, ranks)
+            listed = jnp.sum(queries * rows[tile.targets].astype(jnp.float32), axis=1) > -jnp.inf
+            ranks = jnp.where(listed & ~_forbidden(tile, filter_seen, out), ranks, MISSED)
             if not list_length:
                 return Ranked(ranks, None)
             _, best = catalogue_top_k(mesh, queries, rows, list_length, seen,

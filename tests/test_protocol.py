@@ -191,6 +191,16 @@ def test_metrics_from_ranks_are_those_of_the_lists(
         assert validator.misses == missed
 
 
+def test_a_target_whose_score_is_no_number_is_in_no_list() -> None:
+    dataset = small([([0, 1, 2, 3], 2, 1), ([4, 5, 6, 7], 2, 1)])
+    rows = np.ones((ITEMS, 2))
+    rows[3] = np.nan
+    found = evaluate_served(serve(dataset, rows, EvaluateConfig((20,), metric="mrr")))
+    assert found["metrics"]["hr@20"] == 0.5
+    # The other one stands last of the six that may be recommended, as all tie or are NaN.
+    assert found["metrics"]["mrr"] == pytest.approx(0.5 / 6)
+
+
 REPEATS = [([0, 1, 2, 0], 2, 1), ([3, 4, 3, 5], 2, 1), ([6, 7, 8, 5], 2, 1), ([1], 1, 0)]
 
 
