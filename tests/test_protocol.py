@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -24,7 +25,8 @@ from rec_jax.encoders.base import at_places
 from rec_jax.errors import InputError
 from rec_jax.evaluate import evaluate_served, make_ranker
 from rec_jax.histories import iterate_tiles
-from rec_jax.mesh import MeshConfig, make_mesh
+from rec_jax.mesh import MeshConfig, make_mesh, row_sharding
+from rec_jax.metrics import MISSED
 from rec_jax.protocol import choose_panel, cold_items, repeat_share, repeats_line, seen_targets
 from rec_jax.run import EvaluateConfig, Run, RunConfig
 from rec_jax.served import Served
@@ -199,6 +201,24 @@ def test_a_target_whose_score_is_no_number_is_in_no_list() -> None:
     assert found["metrics"]["hr@20"] == 0.5
     # The other one stands last of the six that may be recommended, as all tie or are NaN.
     assert found["metrics"]["mrr"] == pytest.approx(0.5 / 6)
+
+
+def test_rows_on_several_devices_have_the_same_ranks_and_misses() -> None:
+    dataset = small([*EVERYTHING, ([0, 1, 2, 3], 2, 1), ([4, 5, 4, 7], 2, 1)])
+    rows = np.random.default_rng(0).integers(-2, 3, (ITEMS, 2)).astype(np.float64)
+    served = serve(dataset, rows, EvaluateConfig())
+    panel = choose_panel(dataset, "test", served.config.evaluate)
+    ((tiles, _),) = iterate_tiles(dataset, panel.users, panel.ends, panel.targets,
+                                  reading=served.reading, batch=32)
+    answers = []
+    for mesh in (make_mesh(MeshConfig()), make_mesh(MeshConfig(data=2, items=4))):
+        ranker = make_ranker(served.encoder, ITEMS, mesh, filter_seen=True, list_length=ITEMS)
+        held = jax.device_put(served.rows, row_sharding(mesh))
+        answers.append([np.asarray(each) for each in ranker({}, held, tiles)])
+    for alone, together in zip(*answers, strict=True):
+        np.testing.assert_array_equal(alone, together)
+    ranks = answers[0][0].reshape(-1)[:len(panel.users)]
+    assert (ranks == MISSED).tolist() == panel.seen.tolist() and 0 < panel.seen.sum() < len(ranks)
 
 
 REPEATS = [([0, 1, 2, 0], 2, 1), ([3, 4, 3, 5], 2, 1), ([6, 7, 8, 5], 2, 1), ([1], 1, 0)]
