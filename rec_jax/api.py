@@ -13,12 +13,13 @@ import jax
 from rec_jax import config as configs
 from rec_jax import shipped
 from rec_jax.devices import parse_devices
-from rec_jax.evaluate import Split, evaluate_served
+from rec_jax.evaluate import evaluate_served
 from rec_jax.export import What
 from rec_jax.export import export as export_served
 from rec_jax.plan import make_plan, nearest_fit
 from rec_jax.plan_compile import compile_step
 from rec_jax.progress import Reporter, Silent, progress_bar
+from rec_jax.protocol import Split
 from rec_jax.report import write_report
 from rec_jax.retrieve import Recommendation
 from rec_jax.retrieve import recommend as recommend_served
@@ -64,19 +65,22 @@ def train(config: RunConfig | Source | None = None, *, run: Source | None = None
 
 
 def evaluate(run: Source, *, split: Split = "test", step: int | None = None,
-             filter_seen: bool | None = None, batch: int | None = None, baseline: bool = False,
-             data: str | None = None, progress: bool = False) -> dict[str, Any]:
+             filter_seen: bool | None = None, seen_targets: str | None = None,
+             batch: int | None = None, baseline: bool = False, data: str | None = None,
+             progress: bool = False) -> dict[str, Any]:
     """Full-ranking metrics of a run's best checkpoint (or of `step`) with their protocol.
 
-    filter_seen, batch: replace those of the run's config. baseline: popularity beside it.
-    data: where the dataset is now, if it moved.
+    filter_seen, seen_targets, batch: replace those of the run's config. baseline: popularity
+    beside it. data: where the dataset is now, if it moved.
+
+    Raises:
+      InputError: also where the protocol leaves nobody to evaluate.
     """
     served = load_served(Run(Path(run)), step=step, dataset_path=data)
-    settings = served.config.evaluate
-    if filter_seen is not None:
-        settings = replace(settings, filter_seen=filter_seen)
-    if batch is not None:
-        settings = replace(settings, batch=batch)
+    given: dict[str, Any] = {"filter_seen": filter_seen, "seen_targets": seen_targets,
+                             "batch": batch}
+    settings = replace(served.config.evaluate, **{
+        name: value for name, value in given.items() if value is not None})
     with _reporter("evaluate", progress) as reporter:
         return evaluate_served(served, split=split, settings=settings, baseline=baseline,
                                reporter=reporter)
@@ -97,11 +101,13 @@ def export(run: Source, *, out: Source, what: What = "items", format: str = "npy
 
 
 def recommend(run: Source, *, user: str | None = None, history: Sequence[str] | None = None,
-              times: Sequence[int] | None = None, k: int = 10, filter_seen: bool = True,
+              times: Sequence[int] | None = None, k: int = 10, filter_seen: bool | None = None,
               step: int | None = None, data: str | None = None) -> list[Recommendation]:
-    """The k best items for a user of the dataset, or after any history of item ids.
+    """The k best items for a user of the dataset, or after any history of item ids; fewer where
+    no more may be recommended.
 
     times: seconds of the items of `history`, where the model reads times.
+    filter_seen: replaces that of the run's `evaluate` section.
     """
     served = load_served(Run(Path(run)), step=step, dataset_path=data)
     return recommend_served(served, user=user, history=history, times=times, k=k,

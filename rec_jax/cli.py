@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
@@ -217,6 +218,9 @@ def evaluate(
     step: Step = None,
     filter_seen: Annotated[Optional[bool], typer.Option(  # noqa: UP045
         help="Leave out items of the history; the run's setting by default.")] = None,
+    seen_targets: Annotated[Optional[str], typer.Option(  # noqa: UP045
+        help="What a target is that the history holds, if those are left out: a miss, or its user "
+             "is left out (leave_out); the run's setting by default.")] = None,
     batch: Annotated[Optional[int], typer.Option(  # noqa: UP045
         help="Users ranked at once; changes speed only.")] = None,
     baseline: Annotated[bool, typer.Option(help="Show popularity beside it.")] = False,
@@ -229,8 +233,8 @@ def evaluate(
     if split not in ("valid", "test"):
         raise InputError(f"--split is {split!r}; expected valid or test")
     result = api.evaluate(run, split=split, step=step,  # type: ignore[arg-type]
-                          filter_seen=filter_seen, batch=batch, baseline=baseline, data=data,
-                          progress=not as_json)
+                          filter_seen=filter_seen, seen_targets=seen_targets, batch=batch,
+                          baseline=baseline, data=data, progress=not as_json)
     if as_json:
         print_json(result)
     else:
@@ -265,22 +269,39 @@ def export(
 def recommend(
     run: RunDir,
     user: Annotated[Optional[str], typer.Option(help="A user of the dataset.")] = None,  # noqa: UP045
-    history: Annotated[Optional[str], typer.Option(  # noqa: UP045
-        help="Item ids, oldest first, separated by commas.")] = None,
+    history: Annotated[Optional[list[str]], typer.Option(  # noqa: UP045
+        metavar="ID", help="Item ids, oldest first: repeat the option, or separate them by commas "
+                           "where no id has one.")] = None,
+    history_file: Annotated[Optional[str], typer.Option(  # noqa: UP045
+        metavar="FILE", help="Item ids, oldest first, one a line.")] = None,
+    times: Annotated[Optional[list[str]], typer.Option(  # noqa: UP045
+        metavar="TIME", help="Times of the history's items, seconds since 1970 or ISO 8601: "
+                             "repeat the option, or separate them by commas.")] = None,
+    times_file: Annotated[Optional[str], typer.Option(  # noqa: UP045
+        metavar="FILE", help="The same, one a line.")] = None,
     k: Annotated[int, typer.Option("--k", "-k", help="How many items.")] = 10,
-    keep_seen: Annotated[bool, typer.Option(
-        "--keep-seen", help="Items of the history may come again.")] = False,
+    keep_seen: Annotated[Optional[bool], typer.Option(  # noqa: UP045
+        "--keep-seen/--filter-seen", help="Whether items of the history may come again; as the "
+                                          "run is evaluated by default.")] = None,
     step: Step = None,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
     """Recommend items to a user, or after a history."""
-    from rec_jax import api
+    from rec_jax import retrieve, typed
+    from rec_jax.run import Run
+    from rec_jax.served import load_served
 
-    items = None if history is None else [part.strip() for part in history.split(",")
-                                          if part.strip()]
-    found = api.recommend(run, user=user, history=items, k=k, filter_seen=not keep_seen,
-                          step=step, data=data)
+    if (history and history_file) or (times and times_file):
+        raise InputError("ids and times come from options or from a file, not from both")
+    when = typed.read_times(typed.read_lines(times_file) if times_file else times or [])
+    items = typed.read_lines(history_file) if history_file else None
+    served = load_served(Run(Path(run)), step=step, dataset_path=data)
+    if history:
+        items = typed.read_ids(served.dataset, history)
+    found = retrieve.recommend(
+        served, user=user, history=items, times=when if times or times_file else None, k=k,
+        filter_seen=None if keep_seen is None else not keep_seen, tell=say)
     if as_json:
         print_json({"recommendations": [dataclasses.asdict(entry) for entry in found]})
         return

@@ -54,7 +54,8 @@ def training(summary: Mapping[str, Any]) -> None:
             yield "ended", summary["stopped"]
         yield "training time", duration(summary["train_seconds"])
         yield from _others(summary, {"run", "steps", "steps_per_epoch", "best", "best_step",
-                                     "metric", "stopped", "train_seconds", "table_update"})
+                                     "metric", "stopped", "train_seconds", "table_update",
+                                     "protocol"})
         yield "curves", f"{summary['run']}/report.html"
 
     print_facts(f"Run {summary['run']}", facts())
@@ -74,6 +75,11 @@ def evaluation(result: Mapping[str, Any]) -> None:
     protocol = result["protocol"]
     seen = "left out" if protocol["seen_items_filtered"] else "kept"
     cold = ", items that training lacks left out" if protocol.get("cold_items_filtered") else ""
+    for name, text in (("users_missed_seen", "users want a seen item, which is a miss"),
+                       ("users_left_out_seen", "users left out who want a seen item"),
+                       ("users_left_out_cold", "users left out who want a cold item")):
+        if protocol.get(name):
+            cold += f", {number(protocol[name])} {text}"
     shown = console()
     shown.print(f"{number(protocol['users'])} {protocol['split']} users, all "
                 f"{number(protocol['candidates'])} items ranked, seen items {seen}{cold}, ties "

@@ -1,13 +1,14 @@
 """Full-ranking evaluation: every item of the catalogue competes, nothing is sampled.
 
 A user's rank is counted while the item rows stream by (`kernels.target_rank`), so that no
-array of users x items exists. Ties count against the target.
+array of users x items exists. Ties count against the target. What may not be recommended is not
+measured as if it were: see `rec_jax.protocol`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,18 +18,24 @@ from jax.sharding import Mesh
 from rec_jax.data.dataset import Dataset
 from rec_jax.histories import Reading, Tiles, iterate_tiles
 from rec_jax.mesh import MeshConfig, make_mesh
-from rec_jax.metrics import Coverage, rank_metrics
+from rec_jax.metrics import MISSED, Coverage, rank_metrics
 from rec_jax.model import Encoder, Params
 from rec_jax.progress import Reporter, Silent
+from rec_jax.protocol import Split, choose_panel, choose_users, cold_items, protocol, seen_targets
 from rec_jax.run import EvaluateConfig
 from rec_jax.served import Served, map_tiles, tile_queries
 from rec_jax.tables.on_mesh import catalogue_rank, catalogue_top_k
 
-Split = Literal["valid", "test"]
+__all__ = ["Split", "choose_users", "cold_items", "evaluate_served", "make_ranker",
+           "popularity_ranks", "protocol", "rank_users"]
 
 
 class Ranked(NamedTuple):
-    """One jitted call's answer. ranks: int32 `[G, T]`; best: int32 `[G, T, k]` or None."""
+    """One jitted call's answer.
+
+    ranks: int32 `[G, T]`, `MISSED` where the target may not be recommended; best: int32
+    `[G, T, k]`, -1 where there is nothing left to recommend, or None.
+    """
 
     ranks: jax.Array
     best: jax.Array | None
@@ -41,11 +48,20 @@ def make_ranker(encoder: Encoder, num_items: int, mesh: Mesh, *, filter_seen: bo
                 cold: np.ndarray | None = None, list_length: int = 0) -> Ranker:
     """A jitted `(params, rows, tiles) -> Ranked`; with `list_length` k it recommends k items.
 
-    Build it once: it is traced once for each shape and number of tiles.
+    Build it once: it is traced once for each shape and number of tiles. A target has a rank if
+    and only if a list that is long enough would hold it: one whose score is NaN is missed too.
 
+    filter_seen: items of the history may not be recommended; a target that is one is missed.
     cold: bool `[num_items]`, items that do not compete.
     """
+    ranker = _jitted(encoder, num_items, mesh, filter_seen, list_length)
     out = None if cold is None else jnp.asarray(cold)
+    return lambda params, rows, tiles: ranker(params, rows, tiles, out)
+
+
+def _jitted(encoder: Encoder, num_items: int, mesh: Mesh, filter_seen: bool,
+            list_length: int) -> Callable[[Params, jax.Array, Tiles, jax.Array | None], Ranked]:
+    """What `make_ranker` calls, with the cold items as an argument."""
 
     @jax.jit
     def ranker(params: Params, rows: jax.Array, tiles: Tiles, out: jax.Array | None) -> Ranked:
@@ -57,6 +73,8 @@ def make_ranker(encoder: Encoder, num_items: int, mesh: Mesh, *, filter_seen: bo
             seen = (tile.seen_offsets, tile.seen_items) if filter_seen else None
             ranks = catalogue_rank(mesh, queries, rows, tile.targets, seen, num_items=num_items,
                                    bias=bias)
+            listed = jnp.sum(queries * rows[tile.targets].astype(jnp.float32), axis=1) > -jnp.inf
+            ranks = jnp.where(listed & ~_forbidden(tile, filter_seen, out), ranks, MISSED)
             if not list_length:
                 return Ranked(ranks, None)
             _, best = catalogue_top_k(mesh, queries, rows, list_length, seen,
@@ -65,7 +83,18 @@ def make_ranker(encoder: Encoder, num_items: int, mesh: Mesh, *, filter_seen: bo
 
         return map_tiles(one, tiles)
 
-    return lambda params, rows, tiles: ranker(params, rows, tiles, out)
+    return ranker
+
+
+def _forbidden(tile: Tiles, filter_seen: bool, out: jax.Array | None) -> jax.Array:
+    """Whether a target may not be recommended, bool `[T]`; `target_rank` ranks it all the same."""
+    forbidden = jnp.zeros(tile.targets.shape, bool) if out is None else out[tile.targets]
+    if filter_seen:
+        users, entries = tile.targets.shape[0], tile.seen_items.shape[0]
+        owner = jnp.searchsorted(tile.seen_offsets[1:], jnp.arange(entries), side="right")
+        same = tile.seen_items == tile.targets[jnp.minimum(owner, users - 1)]
+        forbidden = forbidden.at[owner].max(same, mode="drop")
+    return forbidden
 
 
 def rank_users(ranker: Ranker, params: Params, rows: jax.Array, dataset: Dataset,
@@ -97,26 +126,6 @@ def rank_users(ranker: Ranker, params: Params, rows: jax.Array, dataset: Dataset
     return ranks
 
 
-def cold_items(dataset: Dataset, settings: EvaluateConfig) -> np.ndarray | None:
-    """Items that never occur in the training part, bool `[V]`, if they are not to compete."""
-    return dataset.popularity() == 0 if settings.filter_cold else None
-
-
-def choose_users(dataset: Dataset, split: Split, limit: int | None, seed: int,
-                 cold: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Users, targets and history ends of a split; `limit` of them by a seeded shuffle.
-
-    cold: bool `[V]`; users whose target is such an item are left out.
-    """
-    users, targets, ends = dataset.targets(split)
-    if cold is not None:
-        users, targets, ends = (each[~cold[targets]] for each in (users, targets, ends))
-    if limit is not None and limit < len(users):
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(users))[:limit])
-        users, targets, ends = users[chosen], targets[chosen], ends[chosen]
-    return users, targets, ends
-
-
 def evaluate_served(served: Served, *, split: Split = "test",
                     settings: EvaluateConfig | None = None, baseline: bool = False,
                     reporter: Reporter | None = None) -> dict[str, Any]:
@@ -124,23 +133,26 @@ def evaluate_served(served: Served, *, split: Split = "test",
 
     settings: replaces the run's `evaluate` section.
     baseline: also rank every item by its popularity in the training part.
+
+    Raises:
+      InputError: nobody has a target in the split, or the protocol leaves everybody out.
     """
     settings = settings or served.config.evaluate
     dataset = served.dataset
-    cold = cold_items(dataset, settings)
-    users, targets, ends = choose_users(dataset, split, None, served.config.seed, cold)
+    panel = choose_panel(dataset, split, settings)
+    users, targets, ends = panel.users, panel.targets, panel.ends
     popularity = dataset.popularity()
     k = max(settings.ks)
     coverage = Coverage(popularity)
     ranker = make_ranker(served.encoder, dataset.num_items, make_mesh(MeshConfig()),
-                         filter_seen=settings.filter_seen, cold=cold,
+                         filter_seen=settings.filter_seen, cold=cold_items(dataset, settings),
                          list_length=min(k, dataset.num_items))
     ranks = rank_users(ranker, served.params, served.rows, dataset, users, targets, ends,
                        reading=served.reading, batch=settings.batch, reporter=reporter,
                        coverage=coverage)
     result: dict[str, Any] = {
-        "metrics": {**rank_metrics(ranks, settings.ks), **coverage.result(k)},
-        "protocol": protocol(dataset, split, settings, len(users)),
+        "metrics": {**rank_metrics(ranks, settings.ks), **_known(coverage.result(k))},
+        "protocol": protocol(dataset, split, settings, panel),
         "run": served.run.folder.name, "step": served.step, "seed": served.config.seed,
     }
     if baseline:
@@ -149,24 +161,18 @@ def evaluate_served(served: Served, *, split: Split = "test",
     return result
 
 
-def protocol(dataset: Dataset, split: Split, settings: EvaluateConfig,
-             users: int) -> dict[str, Any]:
-    """What somebody needs to know to compare a number with another one."""
-    return {
-        "split": split, "split_rule": dataset.meta["split"], "split_hash": dataset.split_hash,
-        "candidates": dataset.num_items, "users": users, "target": "first item of the split",
-        "seen_items_filtered": settings.filter_seen,
-        "cold_items_filtered": settings.filter_cold, "ties": "against the target",
-        "ranking": "full catalogue",
-    }
+def _known(figures: dict[str, float]) -> dict[str, float | None]:
+    """None for NaN, which JSON lacks: nothing is recommended, so its popularity has no mean."""
+    return {name: None if np.isnan(value) else value for name, value in figures.items()}
 
 
 def popularity_ranks(dataset: Dataset, users: np.ndarray, targets: np.ndarray, ends: np.ndarray,
                      filter_seen: bool) -> np.ndarray:
     """Ranks int64 `[M]` if every user were shown the most popular training items first.
 
-    Counts by two searches in the sorted popularities and one look at the user's own history,
-    so it is O(V log V + interactions).
+    With `filter_seen`, a target that is in its user's history is `MISSED`. Counts by two searches
+    in the sorted popularities and one look at the user's own history, so it is O(V log V +
+    interactions).
     """
     popularity = dataset.popularity()
     ordered = np.sort(popularity)
@@ -178,7 +184,7 @@ def popularity_ranks(dataset: Dataset, users: np.ndarray, targets: np.ndarray, e
     seen = np.array([_seen_at_least(dataset.items[start:end], target, popularity)
                      for start, end, target in zip(starts.tolist(), ends.tolist(),
                                                    targets.tolist(), strict=True)], np.int64)
-    return at_least - seen
+    return np.where(seen_targets(dataset, users, targets, ends), MISSED, at_least - seen)
 
 
 def _seen_at_least(history: np.ndarray, target: int, popularity: np.ndarray) -> int:

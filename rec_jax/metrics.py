@@ -5,6 +5,7 @@ With rank r of the one relevant item (1 = best):
     HR@k = [r <= k]     NDCG@k = [r <= k] / log2(1 + r)     MRR@k = [r <= k] / r     MRR = 1 / r
 
 averaged over users. One relevant item makes the ideal DCG 1 (Järvelin & Kekäläinen, 2002).
+An item that the protocol forbids to recommend has no rank: it is `MISSED`, and adds 0 to all.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+
+MISSED = np.iinfo(np.int32).max
+"""Stands for the rank of an item that cannot be recommended. It is no rank: a hit for no k."""
 
 
 def metric_names(ks: Sequence[int]) -> list[str]:
@@ -24,13 +28,14 @@ def rank_metrics(ranks: np.ndarray, ks: Sequence[int]) -> dict[str, float]:
     r = np.asarray(ranks, np.float64)
     if r.size == 0:
         return dict.fromkeys(metric_names(ks), float("nan"))
+    ranked = np.asarray(ranks) != MISSED
     result: dict[str, float] = {}
     for k in ks:
-        hit = r <= k
+        hit = ranked & (r <= k)
         result[f"hr@{k}"] = float(np.mean(hit))
         result[f"ndcg@{k}"] = float(np.mean(hit / np.log2(1.0 + r)))
         result[f"mrr@{k}"] = float(np.mean(hit / r))
-    result["mrr"] = float(np.mean(1.0 / r))
+    result["mrr"] = float(np.mean(ranked / r))
     return result
 
 

@@ -28,7 +28,8 @@ def write_report(run: Run, summary: Mapping[str, Any]) -> None:
     lines = read_metrics(run.metrics_path)
     train = [line for line in lines if line["kind"] == "train"]
     valid = [line for line in lines if line["kind"] == "valid"]
-    parts = [f"<h1>{html.escape(run.folder.name)}</h1>", _table(summary)]
+    figures = {name: value for name, value in summary.items() if name != "protocol"}
+    parts = [f"<h1>{html.escape(run.folder.name)}</h1>", _table(figures)]
     if train:
         picture = _picture(train, valid, str(summary["metric"]))
         _replace(run.curves_path, picture)
@@ -39,6 +40,8 @@ def write_report(run: Run, summary: Mapping[str, Any]) -> None:
         parts += [f"<h2>Validation at the best step, {best['step']}</h2>",
                   _table({name: value for name, value in best.items()
                           if name not in ("kind", "step", "seconds")})]
+    if "protocol" in summary:
+        parts += ["<h2>How validation measures</h2>", _table(summary["protocol"])]
     parts += ["<h2>Config</h2>", f"<pre>{html.escape(run.config_path.read_text())}</pre>"]
     head = f"<meta charset=utf-8><title>{html.escape(run.folder.name)}</title>"
     page = (f"<!doctype html><html lang=en>{head}<style>{_STYLE}</style>{''.join(parts)}"

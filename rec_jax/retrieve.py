@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rec_jax.errors import InputError
 from rec_jax.histories import choose_shapes, make_tiles, recent_codes, seen_capacity, tile_shapes
 from rec_jax.kernels import top_k
+from rec_jax.protocol import cold_items
 from rec_jax.served import Served, tile_queries
 
 
@@ -26,24 +28,31 @@ class Recommendation:
 
 
 def recommend(served: Served, *, user: str | None = None, history: Sequence[str] | None = None,
-              times: Sequence[int] | None = None, k: int = 10,
-              filter_seen: bool = True) -> list[Recommendation]:
-    """The k best items after a history, best first.
+              times: Sequence[int] | None = None, k: int = 10, filter_seen: bool | None = None,
+              tell: Callable[[str], None] | None = None) -> list[Recommendation]:
+    """The k best items after a history, best first; fewer where no more may be recommended.
+
+    What may be recommended is what the run's evaluation measures: see `evaluate.filter_seen`,
+    which `filter_seen` replaces, and `evaluate.filter_cold`.
 
     user: a user of the dataset, whose whole history is used; or history: item ids, oldest
     first. Exactly one of both.
     times: seconds of the items of `history`; needed where the model reads times. Ratings of such
       a history are unknown to a model that reads them.
+    tell: is told in one line why there are fewer than k items.
 
     Raises:
-      InputError: unknown user or item, an empty history, times that are missing or not as many
-        as the items, or k out of range.
+      InputError: unknown user or item, an empty history, times that are missing, fall, or are not
+        as many as the items, or k below 1.
     """
     dataset = served.dataset
     if (user is None) == (history is None):
         raise InputError("recommend needs exactly one of a user and a history")
-    if not 1 <= k <= dataset.num_items:
-        raise InputError(f"k is {k}; expected 1 to {dataset.num_items} (the catalogue)")
+    if user is not None and times is not None:
+        raise InputError("times belong to a history; a user of the dataset has their own")
+    if k < 1:
+        raise InputError(f"k is {k}; expected 1 to {dataset.num_items} (the catalogue), or more "
+                         "for all of it")
     reading = served.reading
     if user is not None:
         index = int(dataset.user_index([user])[0])
@@ -53,8 +62,9 @@ def recommend(served: Served, *, user: str | None = None, history: Sequence[str]
             dataset.times[dataset.offsets[index]:end])
     else:
         end = None
-        items = np.asarray(dataset.item_index(list(history or ())))
-        when = None if times is None else np.asarray(times, np.int64)
+        given = [history] if isinstance(history, str) else list(history or ())
+        items = np.asarray(dataset.item_index(given))
+        when = None if times is None else _seconds(times, items.size)
     if items.size == 0:
         raise InputError("the history is empty; expected at least one item id")
     if reading.times and (when is None or len(when) != items.size):
@@ -66,7 +76,13 @@ def recommend(served: Served, *, user: str | None = None, history: Sequence[str]
                        times=None if when is None else [when],
                        codes=[recent_codes(dataset, reading, items, end)],
                        capacity=seen_capacity(count, shape.users))
-    scores, best = _best(served, tiles, k, filter_seen)
+    settings = served.config.evaluate
+    filter_seen = settings.filter_seen if filter_seen is None else filter_seen
+    cold = cold_items(dataset, settings)
+    scores, best = _best(served, tiles, min(k, dataset.num_items), filter_seen, cold)
+    if tell is not None and np.sum(best >= 0) < k:
+        tell(_shortfall(int(np.sum(best >= 0)), k, dataset.num_items,
+                        items if filter_seen else items[:0], cold))
     ids, titles = dataset.item_ids(), dataset.titles()
     return [
         Recommendation(place + 1, str(ids[item]), None if titles is None else titles[item], score)
@@ -75,17 +91,51 @@ def recommend(served: Served, *, user: str | None = None, history: Sequence[str]
     ]
 
 
-def _best(served: Served, tiles: Any, k: int,
-          filter_seen: bool) -> tuple[np.ndarray, np.ndarray]:
+def _seconds(times: Sequence[int], count: int) -> np.ndarray:
+    """int64 `[count]`, rising."""
+    values = np.asarray(times)
+    if len(values) != count:
+        raise InputError(f"{len(values)} times for {count} items; expected one for each")
+    if values.size and (values.dtype.kind not in "iuf" or not np.isfinite(values).all()):
+        raise InputError("times are no numbers; expected seconds since 1970")
+    seconds = np.floor(values).astype(np.int64)
+    falls = np.flatnonzero(np.diff(seconds) < 0)
+    if falls.size:
+        first = int(falls[0])
+        raise InputError(f"times fall from {seconds[first]} to {seconds[first + 1]} at item "
+                         f"{first + 2}; expected the oldest item first")
+    return seconds
+
+
+def _shortfall(found: int, k: int, num_items: int, seen: np.ndarray,
+               cold: np.ndarray | None) -> str:
+    """Why `found` items are fewer than `k`. seen: items that may not come again."""
+    out = np.zeros(num_items, bool)
+    out[seen] = True
+    reasons = [f"{out.sum()} are in the history, and seen items are not recommended"]
+    if cold is not None:
+        reasons.append(f"{np.sum(cold & ~out)} others are cold, and do not compete")
+        out |= cold
+    if num_items - int(out.sum()) > found:
+        reasons.append(f"{num_items - int(out.sum()) - found} others have no score")
+    listed = "; ".join(reason for reason in reasons if not reason.startswith("0 "))
+    return (f"{found} instead of {k} items: the catalogue has {num_items}"
+            + (f", of which {listed}" if listed else ""))
+
+
+def _best(served: Served, tiles: Any, k: int, filter_seen: bool,
+          cold: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Scores f32 `[k]` and items int32 `[k]` of the first user of the first tile."""
     num_items, encoder = served.dataset.num_items, served.encoder
 
     @jax.jit
-    def best(params: Any, rows: jax.Array, tile: Any) -> tuple[jax.Array, jax.Array]:
+    def best(params: Any, rows: jax.Array, tile: Any, bias: Any) -> tuple[jax.Array, jax.Array]:
         queries = tile_queries(encoder, params, rows, tile)
         seen = (tile.seen_offsets, tile.seen_items) if filter_seen else None
-        return top_k(queries, rows, k, exclude=seen, num_items=num_items)
+        return top_k(queries, rows, k, exclude=seen, num_items=num_items, bias=bias)
 
     tile = jax.tree.map(lambda leaf: leaf[0], tiles)
-    scores, items = best(served.params, served.rows, tile)
+    bias = None if cold is None else jnp.zeros(served.rows.shape[0]).at[:num_items].set(
+        jnp.where(cold, -jnp.inf, 0.0))
+    scores, items = best(served.params, served.rows, tile, bias)
     return np.asarray(scores)[0], np.asarray(items)[0]

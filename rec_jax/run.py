@@ -116,8 +116,10 @@ class EvaluateConfig:
 
     ks: cut-offs of HR and NDCG.
     filter_seen: items of the history cannot be recommended again.
+    seen_targets: with it, a target that stands in its user's history is a miss, whatever the
+      model scores, or its user is left out and counted.
     filter_cold: items that the training part does not have do not compete, and users whose
-      target is such an item are left out.
+      target is such an item are left out and counted.
     metric: decides early stopping and the best checkpoint, such as `ndcg@10`.
     batch: users ranked at once; it changes speed only.
     users: validate on the first so many users of a seeded shuffle; none: all.
@@ -125,6 +127,7 @@ class EvaluateConfig:
 
     ks: tuple[int, ...] = (5, 10, 20)
     filter_seen: bool = True
+    seen_targets: Literal["miss", "leave_out"] = "miss"
     filter_cold: bool = False
     metric: str = "ndcg@10"
     batch: int = 512

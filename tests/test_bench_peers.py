@@ -24,7 +24,7 @@ from rec_jax.cli import app
 from rec_jax.data.batches import BatchStream
 from rec_jax.data.dataset import Dataset
 from rec_jax.errors import InputError
-from rec_jax.metrics import rank_metrics
+from rec_jax.metrics import MISSED, rank_metrics
 
 RUNNERS = Path(__file__).resolve().parents[1] / "benchmarks" / "peers"
 SHAPES = Shapes(length=12, dim=8, layers=1, heads=2, batch=8, threads=1)
@@ -150,10 +150,16 @@ def test_ranks_count_unseen_items_that_are_not_worse(worker: ModuleType, data: A
     scores = np.random.default_rng(3).integers(0, 5, (len(data.users), data.num_items)).astype(
         np.float32)  # many ties
     scores[0] = np.nan
+    data = data._replace(targets=data.targets.copy())
+    data.targets[1] = data.history(data.users[1])[0]
     ranks = worker.count_ranks(scores, data, slice(0, len(data.users)))
+    assert worker.MISSED == MISSED
     for row, (user, target) in enumerate(zip(data.users, data.targets, strict=True)):
-        rivals = set(range(data.num_items)) - set(data.history(user).tolist()) - {int(target)}
-        assert ranks[row] == 1 + sum(not scores[row, one] < scores[row, target] for one in rivals)
+        seen = set(data.history(user).tolist())
+        rivals = set(range(data.num_items)) - seen - {int(target)}
+        rank = 1 + sum(not scores[row, one] < scores[row, target] for one in rivals)
+        assert ranks[row] == (MISSED if target in seen else rank)
+    assert ranks[1] == MISSED
 
 
 def test_ranks_of_lists(worker: ModuleType) -> None:

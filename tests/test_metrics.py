@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rec_jax.metrics import Coverage, metric_names, rank_metrics
+from rec_jax.metrics import MISSED, Coverage, metric_names, rank_metrics
 
 
 def test_metrics_of_known_ranks() -> None:
@@ -25,6 +25,13 @@ def test_metrics_of_known_ranks() -> None:
 def test_the_cut_off_itself_is_a_hit() -> None:
     assert rank_metrics(np.array([10]), ks=(10,))["hr@10"] == 1.0
     assert rank_metrics(np.array([11]), ks=(10,))["hr@10"] == 0.0
+
+
+@pytest.mark.parametrize("k", [1, 10, MISSED, 2**40])
+def test_a_missed_item_is_a_hit_for_no_cut_off(k: int) -> None:
+    found = rank_metrics(np.array([1, MISSED, MISSED, MISSED], np.int32), ks=(k,))
+    assert set(found.values()) == {0.25}
+    assert set(rank_metrics(np.array([MISSED]), ks=(k,)).values()) == {0.0}
 
 
 ranks = st.lists(st.integers(1, 50), min_size=1, max_size=30)

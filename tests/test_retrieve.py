@@ -81,6 +81,35 @@ def test_seen_items_come_again_only_if_they_may(trained: Served) -> None:
     assert len(left) == total - 10
 
 
+def test_a_longer_list_than_the_catalogue_is_all_that_may_be_recommended(
+        trained: Served) -> None:
+    history = [f"{item:04d}" for item in range(10, 20)]
+    total, heard = trained.dataset.num_items, []
+    for k in (total + 1, 10**6):
+        assert len(recommend(trained, history=history, k=k, tell=heard.append)) == total - 10
+        assert len(recommend(trained, history=history, k=k, filter_seen=False)) == total
+    assert heard[1] == (f"{total - 10} instead of 1000000 items: the catalogue has {total}, of "
+                        "which 10 are in the history, and seen items are not recommended")
+    recommend(trained, history=history, k=total - 10, tell=heard.append)
+    assert len(heard) == 2
+
+
+def test_cold_items_are_not_recommended_where_they_do_not_compete(trained: Served) -> None:
+    popularity = trained.dataset.popularity()
+    cold = popularity <= np.sort(popularity)[12]
+    dataset = dataclasses.replace(trained.dataset)
+    vars(dataset)["popularity"] = lambda: np.where(cold, 0, popularity)
+    settings = dataclasses.replace(trained.config.evaluate, filter_cold=True)
+    served = dataclasses.replace(trained, dataset=dataset, config=dataclasses.replace(
+        trained.config, evaluate=settings))
+    heard: list[str] = []
+    found = recommend(served, user="u9", k=50, filter_seen=False, tell=heard.append)
+    warm = dataset.item_ids().filter(~cold).to_list()
+    assert sorted(entry.item for entry in found) == sorted(warm)
+    assert heard == [f"{len(warm)} instead of 50 items: the catalogue has 50, of which "
+                     f"{50 - len(warm)} others are cold, and do not compete"]
+
+
 def test_an_unknown_item_names_the_nearest(trained: Served) -> None:
     with pytest.raises(InputError, match=r"item id '003x' is not in the vocabulary .*'003") as it:
         recommend(trained, history=["0001", "003x"])
@@ -93,9 +122,12 @@ def test_an_unknown_user_names_the_nearest(trained: Served) -> None:
 
 
 @pytest.mark.parametrize("asked", [{}, {"user": "u1", "history": ["0001"]}, {"history": []},
-                                   {"user": "u1", "k": 0}, {"user": "u1", "k": 51}])
+                                   {"user": "u1", "k": 0}, {"history": ["0001"], "times": [1, 2]},
+                                   {"history": ["0001"], "times": ["noon"]},
+                                   {"history": ["0001", "0002"], "times": [2, 1]},
+                                   {"user": "u1", "times": [1]}])
 def test_impossible_requests_are_refused(trained: Served, asked: dict) -> None:
-    with pytest.raises(InputError, match=r"(expected|exactly one)"):
+    with pytest.raises(InputError, match=r"(expected|exactly one|belong to)"):
         recommend(trained, **asked)
 
 

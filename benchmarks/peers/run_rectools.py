@@ -60,27 +60,14 @@ class RecTools:
 
     def ranks(self) -> np.ndarray:
         self.model.is_fitted = True  # the loop is between two batches
-        data = self.data
-        seen = np.array([target in data.history(user)
-                         for user, target in zip(data.users, data.targets, strict=True)], bool)
-        ranks = np.zeros(len(data.users), np.int32)
-        ranks[~seen] = worker.ranks_of_lists(
-            self._lists(data.users[~seen], _LIST, filter_viewed=True), data.targets[~seen])
-        if seen.any():  # its filter would take the target away as well
-            lists = self._lists(data.users[seen], data.num_items, filter_viewed=False)
-            for row, user in enumerate(data.users[seen]):
-                old = np.isin(lists[row], data.history(user))
-                lists[row, old & (lists[row] != data.targets[seen][row])] = -1
-            hit = lists == data.targets[seen][:, None]
-            before = np.cumsum(lists >= 0, axis=1)
-            ranks[seen] = np.where(hit.any(axis=1), before[np.arange(len(lists)),
-                                                           hit.argmax(axis=1)], data.num_items)
+        # Its filter takes seen items out, a target that is one of them as well: that is a miss.
+        ranks = worker.ranks_of_lists(self._lists(self.data.users, _LIST), self.data.targets)
         self.model.lightning_model.train()
         return ranks
 
-    def _lists(self, users: np.ndarray, k: int, *, filter_viewed: bool) -> np.ndarray:
+    def _lists(self, users: np.ndarray, k: int) -> np.ndarray:
         """Its recommendations for rising users, best first: int64 [M, k], -1 where it has none."""
-        frame = self.model.recommend(users, self.dataset, k=k, filter_viewed=filter_viewed,
+        frame = self.model.recommend(users, self.dataset, k=k, filter_viewed=True,
                                      on_unsupported_targets="ignore")
         lists = np.full((len(users), k), -1, np.int64)
         row = np.searchsorted(users, frame["user_id"].to_numpy())

@@ -27,6 +27,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+MISSED = np.iinfo(np.int32).max
+"""Instead of a rank where nobody may be recommended the target: a hit for no cut-off."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -150,15 +153,18 @@ def history_batches(data: Interchange, length: int,
 def count_ranks(scores: np.ndarray, data: Interchange, which: slice) -> np.ndarray:
     """Ranks int32 [M'] from scores f32 [M', V]: 1 plus the unseen items that are not worse.
 
-    Ties and NaN count against the target; items of the history do not compete.
+    Ties and NaN count against the target; items of the history do not compete, and a target that
+    is one of them is MISSED, since no list would hold it.
     """
     targets = data.targets[which]
     rows = np.arange(len(targets))
     better = ~(scores < scores[rows, targets][:, None])
     better[rows, targets] = False
+    seen = np.zeros(better.shape, bool)
     for row, user in enumerate(data.users[which]):
-        better[row, data.history(user)] = False
-    return (better.sum(axis=1) + 1).astype(np.int32)
+        seen[row, data.history(user)] = True
+    ranks = np.sum(better & ~seen, axis=1) + 1
+    return np.where(seen[rows, targets], MISSED, ranks).astype(np.int32)
 
 
 def ranks_of_lists(lists: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -269,5 +269,6 @@ def _check_vocab(path: Path, length: int) -> None:
 def _nearest(missing: str, known: pl.Series, most: int = 20_000) -> Sequence[str]:
     """Up to three similar ids; only ids of about the same length are compared, at most `most`."""
     length = len(missing)
-    like = known.filter(known.str.len_chars().is_between(length - 2, length + 2)).head(most)
+    like = known.filter(
+        known.str.len_chars().is_between(max(0, length - 2), length + 2)).head(most)
     return difflib.get_close_matches(missing, like.to_list(), n=3, cutoff=0.5)

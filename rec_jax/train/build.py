@@ -14,12 +14,12 @@ from rec_jax.data.batches import BatchStream
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.features import find_features
 from rec_jax.data.label_frequency import label_counts, log_shares
-from rec_jax.errors import InputError
-from rec_jax.evaluate import Ranker, choose_users, cold_items, make_ranker, rank_users
+from rec_jax.evaluate import Ranker, make_ranker, rank_users
 from rec_jax.mesh import make_mesh
 from rec_jax.metrics import rank_metrics
 from rec_jax.model import Encoder, build_encoder
 from rec_jax.optimizer import dense_optimizer, schedule
+from rec_jax.protocol import Panel, choose_panel, cold_items
 from rec_jax.run import RunConfig
 from rec_jax.served import reading_of
 from rec_jax.tables import init_table, row_optimizer
@@ -131,18 +131,21 @@ class Validator:
                  mesh: Mesh) -> None:
         """Raises InputError where the dataset has nobody to validate on."""
         self._config, self._dataset = config, dataset
-        cold = cold_items(dataset, config.evaluate)
-        self._chosen = choose_users(dataset, "valid", config.evaluate.users, config.seed, cold)
-        if not len(self._chosen[0]):
-            raise InputError(f"dataset {dataset.folder} has no user to validate on; expected "
-                             "users with at least three items, or a time split with a period "
-                             "for it")
+        settings = config.evaluate
+        self.panel: Panel = choose_panel(dataset, "valid", settings, settings.users, config.seed)
         self._ranker: Ranker = make_ranker(encoder, dataset.num_items, mesh,
-                                           filter_seen=config.evaluate.filter_seen, cold=cold)
+                                           filter_seen=settings.filter_seen,
+                                           cold=cold_items(dataset, settings))
+
+    @property
+    def misses(self) -> int:
+        """Users whose target may not be recommended to them."""
+        return int(self.panel.seen.sum()) if self._config.evaluate.filter_seen else 0
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         params, rows = served(state)
-        users, targets, ends = self._chosen
-        ranks = rank_users(self._ranker, params, rows, self._dataset, users, targets, ends,
-                           reading=reading_of(self._config), batch=self._config.evaluate.batch)
+        panel = self.panel
+        ranks = rank_users(self._ranker, params, rows, self._dataset, panel.users, panel.targets,
+                           panel.ends, reading=reading_of(self._config),
+                           batch=self._config.evaluate.batch)
         return rank_metrics(ranks, self._config.evaluate.ks)

@@ -24,6 +24,7 @@ from rec_jax.config import to_mapping
 from rec_jax.data.batches import prefetch
 from rec_jax.errors import Preempted, TrainingError
 from rec_jax.progress import Reporter, Silent
+from rec_jax.protocol import protocol, repeats_line
 from rec_jax.run import Run, RunConfig
 from rec_jax.tables.choose import optimizer_of, trained_by
 from rec_jax.train.build import Built, build
@@ -41,8 +42,9 @@ def run_training(run: Run, config: RunConfig, reporter: Reporter | None = None, 
                  force: bool = False, start: Start | None = None) -> dict[str, Any]:
     """Train from the newest checkpoint of `run`, or from the start where there is none.
 
-    Returns a summary: steps, best metric and step, seconds. The run folder and its config exist
-    already (see `Run.create`). With several processes, every one of them calls this.
+    Returns a summary: steps, best metric with its step and protocol, seconds. The run folder and
+    its config exist already (see `Run.create`). With several processes, every one of them calls
+    this.
 
     force: go on from a checkpoint of another config or dataset; see `resume`.
     start: the run whose rows a new one starts with; see `start_from`.
@@ -61,6 +63,9 @@ def run_training(run: Run, config: RunConfig, reporter: Reporter | None = None, 
     tables = "item table" if config.table.tied else "item tables, inputs apart"
     mode = built.choice.mode
     reporter.say(f"{tables}: {mode}, {built.choice.reason}; {trained_by(config.table, mode)}")
+    repeats = repeats_line(built.dataset, config.evaluate, built.validator.panel)
+    if repeats:
+        reporter.say(repeats)
     settings = config.checkpoint
     with (Preemption(config.train.log_every) as preemption,
           Checkpoints(run.checkpoints, keep=settings.keep, keep_every=settings.keep_every,
@@ -138,7 +143,10 @@ class _Loop:
             self.reporter.say(f"training ended after step {done}: {stopped}")
         return {"steps": done, "steps_per_epoch": round(horizon.per_epoch, 3),
                 "best_step": position.best_step, "metric": self.config.evaluate.metric,
-                "best": position.best, "table_update": self.built.choice.mode,
+                "best": position.best,
+                "protocol": protocol(self.built.dataset, "valid", self.config.evaluate,
+                                     self.built.validator.panel),
+                "table_update": self.built.choice.mode,
                 "stopped": stopped,
                 "table_optimizer": optimizer_of(self.config.table, self.built.choice.mode),
                 "train_seconds": round(position.seconds, 3)}

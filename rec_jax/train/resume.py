@@ -93,6 +93,11 @@ def _check(extra: Mapping[str, Any], built: Built, config: RunConfig, reporter: 
         if changed:
             raise InputError(f"the checkpoint was saved with another config ({changed}); go back "
                              f"to that one, or force it")
+        if "seen_targets" not in extra["config"]["evaluate"] and built.validator.misses:
+            raise InputError("the checkpoint's best metric counts targets that are in their "
+                             f"user's history as ranked, and now {built.validator.misses} of "
+                             "them are misses (evaluate.seen_targets); go back to the version "
+                             "that saved it, start a new run, or force it")
     except InputError as error:
         if not force:
             raise

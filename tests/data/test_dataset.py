@@ -72,6 +72,14 @@ def test_another_format_version_is_refused(folder: Path) -> None:
         Dataset.open(folder)
 
 
+@pytest.mark.parametrize("missing", ["", "z", "zz", 9])
+def test_an_unknown_id_of_few_characters_is_one_line(dataset: Dataset, missing: object) -> None:
+    for look_up, kind in ((dataset.item_index, "item"), (dataset.user_index, "user")):
+        with pytest.raises(InputError, match=f"{kind} id '{missing}' is not in the voc") as it:
+            look_up([missing])
+        assert "\n" not in str(it.value)
+
+
 def test_unknown_ids_are_named_with_the_nearest(dataset: Dataset) -> None:
     with pytest.raises(InputError, match=r"item id 'i4x' is not in the vocabulary.*nearest: 'i4"):
         dataset.item_index(["i1", "i4x"])
