@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import json
 import os
 import platform
 import re
@@ -13,6 +12,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from rec_jax.files import write_whole
+from rec_jax.jsons import dumps
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "polars", "torch")
 
@@ -66,8 +68,5 @@ def record(path: Path | str, payload: Mapping[str, Any]) -> Path:
         "versions": versions(),
         **payload,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(stamped, indent=1) + "\n")
-    os.replace(temporary, path)
+    write_whole(path, dumps(stamped, indent=1) + "\n")
     return path

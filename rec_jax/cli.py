@@ -12,14 +12,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from rec_jax import cli_bench, cli_checkpoint
+from rec_jax import cli_bench, cli_checkpoint, cli_data
 from rec_jax.allocator import restart_with_kept_memory
-from rec_jax.errors import InputError, Preempted, TrainingError
+from rec_jax.errors import InputError, Preempted, TrainingError, describe_os_error
+from rec_jax.jsons import dumps
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Train sequential recommenders with huge catalogues, exactly.")
 app.add_typer(cli_checkpoint.app, name="checkpoint")
 app.add_typer(cli_bench.app, name="bench")
+app.add_typer(cli_data.app, name="data")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Set = Annotated[Optional[list[str]], typer.Option(  # noqa: UP045 (typer reads it at run time)
@@ -182,7 +184,7 @@ def evaluate(
                           filter_seen=filter_seen, batch=batch, baseline=baseline, data=data,
                           progress=not as_json)
     if as_json:
-        print(json.dumps(result))
+        print(dumps(result))
     else:
         _show_metrics(result)
 
@@ -229,7 +231,7 @@ def recommend(
     found = api.recommend(run, user=user, history=items, k=k, filter_seen=not keep_seen,
                           step=step, data=data)
     if as_json:
-        print(json.dumps({"recommendations": [dataclasses.asdict(entry) for entry in found]}))
+        print(dumps({"recommendations": [dataclasses.asdict(entry) for entry in found]}))
         return
     table = Table("rank", "item", "title", "score")
     for entry in found:
@@ -254,7 +256,7 @@ def plan(
     lines = [*(settings or ()), *([f"table.dim={dim}"] if dim else [])]
     result = api.plan(config, items=items, devices=devices, overrides=lines, compiled=compile)
     if as_json:
-        print(json.dumps(result))
+        print(dumps(result))
     else:
         _show_plan(result)
 
@@ -269,7 +271,7 @@ def _say(line: str) -> None:
 
 def _show_sources(listed: Mapping[str, Mapping[str, Any]], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(listed))
+        print(dumps(listed))
         return
     table = Table("name", "what", "terms")
     for name, source in listed.items():
@@ -279,7 +281,7 @@ def _show_sources(listed: Mapping[str, Mapping[str, Any]], as_json: bool) -> Non
 
 def _show(values: Mapping[str, Any], as_json: bool, title: str) -> None:
     if as_json:
-        print(json.dumps(values))
+        print(dumps(values))
         return
     table = Table("", title, show_header=True)
     for name, value in values.items():
@@ -356,6 +358,9 @@ def main() -> None:
         _fail(str(error), 1)
     except Preempted as error:
         _fail(str(error), 75)
+    except OSError as error:
+        line, by_a_path = describe_os_error(error)
+        _fail(line, 2 if by_a_path else 1)
 
 
 def _fail(message: str, code: int) -> None:

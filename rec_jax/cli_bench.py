@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Annotated, Any, Optional
 
@@ -11,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rec_jax.errors import InputError
+from rec_jax.files import write_whole
+from rec_jax.jsons import dumps
 
 app = typer.Typer(no_args_is_help=True, help="Measure speed on this machine.")
 
@@ -96,9 +97,9 @@ def peers(
         shapes=shapes, steps=steps, rounds=rounds, quality=quality, goal=goal)
     path = bench_record.record(out, result)
     text = bench_peers_report.markdown(result)
-    path.with_suffix(".md").write_text(text)
+    write_whole(path.with_suffix(".md"), text)
     bench_peers_report.plot(result, path.with_suffix(".png"))
-    print(json.dumps({"out": str(path), **result}) if as_json else text)
+    print(dumps({"out": str(path), **result}) if as_json else text)
 
 
 def _names(given: str | None) -> list[str] | None:
@@ -110,7 +111,7 @@ def _finish(result: dict[str, Any], tables: list[Table], out: str | None, as_jso
 
     written = {} if out is None else {"out": str(bench_record.record(out, result))}
     if as_json:
-        print(json.dumps({**written, **result}))
+        print(dumps({**written, **result}))
         return
     for table in tables:
         Console(stderr=True).print(table)

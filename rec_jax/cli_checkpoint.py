@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rec_jax.errors import InputError
+from rec_jax.jsons import dumps
 
 app = typer.Typer(no_args_is_help=True, help="Look after the checkpoints of a run.")
 
@@ -25,7 +25,7 @@ def list_all(run: RunDir, as_json: Json = False) -> None:
     """Steps, sizes, metrics, and what each builds on."""
     rows = _describe(run)
     if as_json:
-        print(json.dumps({"checkpoints": rows}))
+        print(dumps({"checkpoints": rows}))
         return
     table = Table("step", "kind", "MiB", "metric", "")
     for row in rows:
@@ -50,7 +50,7 @@ def inspect(run: RunDir, step: Step = None, as_json: Json = False) -> None:
                "dtype": source.dtype.name}
               for name, sources in opened.items.items() for path, source in sources.items()]
     if as_json:
-        print(json.dumps({"step": chosen, "metric": opened.info.metric, "base": opened.info.base,
+        print(dumps({"step": chosen, "metric": opened.info.metric, "base": opened.info.base,
                           "bytes": opened.size, "extra": opened.info.extra, "arrays": leaves}))
         return
     table = Table("item", "array", "shape", "type")
@@ -74,7 +74,7 @@ def verify(run: RunDir, step: Step = None, as_json: Json = False) -> None:
             except InputError as error:
                 found.append({"step": one, "bytes": None, "problem": str(error)})
     if as_json:
-        print(json.dumps({"checkpoints": found}))
+        print(dumps({"checkpoints": found}))
     for entry in found:
         if not as_json and entry["problem"] is None:
             _say(f"step {entry['step']}: {entry['bytes'] / 2**20:.2f} MiB as they were written")
@@ -93,7 +93,7 @@ def compact(run: RunDir, step: Step = None, as_json: Json = False) -> None:
         was = checkpoints.info(chosen).base
         checkpoints.compact(chosen)
     if as_json:
-        print(json.dumps({"step": chosen, "base_before": was}))
+        print(dumps({"step": chosen, "base_before": was}))
     else:
         _say(f"step {chosen} " + ("was full already" if was is None else "is full now"))
 
@@ -111,7 +111,7 @@ def prune(
         gone = checkpoints.prune(keep, every)
         stay = checkpoints.steps()
     if as_json:
-        print(json.dumps({"removed": gone, "kept": stay}))
+        print(dumps({"removed": gone, "kept": stay}))
     else:
         _say(f"removed {gone or 'nothing'}, kept {stay}")
 
