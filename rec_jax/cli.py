@@ -47,7 +47,8 @@ def fetch(
 
     if name is None:
         listed = {key: {"about": source.about, "terms": source.terms,
-                        "origins": [origin.where for origin in source.origins]}
+                        "origins": [origin.where for origin in source.origins],
+                        "pinned": [origin.pinned for origin in source.origins]}
                   for key, source in SOURCES.items()}
         _show_sources(listed, as_json)
         return
@@ -273,9 +274,11 @@ def _show_sources(listed: Mapping[str, Mapping[str, Any]], as_json: bool) -> Non
     if as_json:
         print(dumps(listed))
         return
-    table = Table("name", "what", "terms")
+    table = Table("name", "what", "terms", "checked by")
     for name, source in listed.items():
-        table.add_row(name, source["about"], source["terms"])
+        hashes = ["no pinned hash" if pinned is None else pinned.partition(" ")[0]
+                  for pinned in source["pinned"]]
+        table.add_row(name, source["about"], source["terms"], ", ".join(dict.fromkeys(hashes)))
     Console().print(table)
 
 

@@ -183,7 +183,11 @@ def _parents(path: Path) -> Iterator[None]:
     """The folders above `path`; those that had to be made go again after an error."""
     missing = [folder for folder in path.parents if not folder.exists()]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR),
+                                     str(path)) from None
         yield
     except BaseException:
         for folder in missing:
