@@ -157,6 +157,8 @@ def cache_folder() -> Path | None:
         return Path(os.environ["REC_JAX_CACHE"])
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not base.is_absolute():
+        if os.environ.get("HOME") == "":  # Python takes it for /
+            return None
         try:
             base = Path.home() / ".cache"
         except RuntimeError:  # no HOME, and the system does not know this user
