@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,9 +126,15 @@ class NpyWriter:
         self._left = length
         self._hash = hashlib.sha256()
         self._file = open_flat(path)
-        np.lib.format.write_array_header_1_0(self._file, {
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {
             "descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False,
             "shape": (length,) if width is None else (length, width)})
+        try:
+            write_flat(self._file, np.frombuffer(header.getbuffer(), np.uint8))
+        except OSError:
+            self._file.close()
+            raise
 
     def write(self, values: npt.NDArray[Any]) -> None:
         data = np.ascontiguousarray(values, self._dtype)
