@@ -115,9 +115,10 @@ def make_clean(root: Path) -> None:
         "objective": {"kind": "sampled_softmax", "count": 4, "backend": "xla"},
         "features": [{"kind": "item_category", "name": "kind"}],
         "checkpoint": {"full_every": 2, "keep": 3},
-        "train": {"rows": 1, "steps": 4, "checkpoint_every": 2, "evaluate_every": 100.0,
+        "train": {"rows": 1, "steps": 6, "checkpoint_every": 2, "evaluate_every": 100.0,
                   "log_every": 1}}), root / "config.toml")
     must(["train", str(root / "config.toml"), "--run", str(root / "run")])
+    shutil.rmtree(root / "run" / "checkpoints" / "step_6")  # so that a resumed run has work
 
 
 def must(arguments: list[str]) -> None:
@@ -250,7 +251,7 @@ def bad_checkpoint(work: Path, draw: Any, values: st.SearchStrategy[Any]) -> Non
 OUT = ["work/out"]
 IN_RUN = ["work/run"]
 TRAIN = Case("train", ["train", "{}/config.toml", "--run", "{}/out", "--set", "train.steps=2"], OUT)
-RESUME = Case("train --resume", ["train", "--resume", "{}/run", "--set", "train.steps=6"], IN_RUN,
+RESUME = Case("train --resume", ["train", "--resume", "{}/run"], IN_RUN,
               changes_in_place=True)
 EVALUATE = Case("evaluate", ["evaluate", "{}/run"])
 RECOMMEND = Case("recommend", ["recommend", "{}/run", "--user", "u3"])
@@ -377,14 +378,18 @@ def main() -> None:
         make_clean(work)
         work.rename(clean)
 
-        def one(kind: str, case: Case, draw: Any) -> None:
+        def run_case(case: Case, mutate: Callable[[], None] | None = None) -> str:
             shutil.rmtree(work, ignore_errors=True)
             shutil.copytree(clean, work)
-            mutate, values, _ = KINDS[kind]
-            mutate(work, draw, values)
+            if mutate:
+                mutate()
             before = snapshot(root)
             ended = call([*(part.replace("{}", str(work)) for part in case.arguments), "--json"])
-            found = judge(case, ended, changed(before, snapshot(root)))
+            return judge(case, ended, changed(before, snapshot(root)))
+
+        def one(kind: str, case: Case, draw: Any) -> None:
+            mutate, values, _ = KINDS[kind]
+            found = run_case(case, lambda: mutate(work, draw, values))
             is_fine = found in ("works", "refused", "diverged")
             counts[f"{case.verb}: {kind}"][found if is_fine else "finding"] += 1
             if not is_fine:
@@ -404,6 +409,10 @@ def main() -> None:
             print(f"{case.verb}: {kind}", dict(counts[f"{case.verb}: {kind}"]),
                   f"{time.monotonic() - began:.0f} s", flush=True)
 
+        for case in {case.verb: case for _, case in pairs}.values():
+            found = run_case(case)
+            if found != "works":
+                raise SystemExit(f"{case.verb} does not work on the clean inputs: {found}")
         for number, (kind, case) in enumerate(pairs):
             check(number, kind, case)
         os.chdir(ROOT)

@@ -255,7 +255,7 @@ def _write_ids(folder: Path, ids: pl.Series) -> None:
 
 
 def _read_ids(folder: Path) -> pl.Series:
-    return pl.read_parquet(folder / "ids.parquet")["id"]
+    return pl.read_parquet(folder / "ids.parquet", glob=False)["id"]
 
 
 Writer = Callable[[Path, pl.Series, Blocks, int], None]

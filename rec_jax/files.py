@@ -81,7 +81,8 @@ def new_folder(out: Path | str, *, replace: bool = False,
     """A temporary folder beside `out` that takes its name when the block ends.
 
     After an error it vanishes. Its files are flushed before it takes the name. While the block
-    runs, nobody else makes `out`: `.NAME.lock` beside it is held, and goes afterwards.
+    runs, nobody else makes `out`: `.NAME.lock` beside it is held, and goes afterwards. Where a
+    process was killed, the next one that makes `out` removes what it left.
 
     replace: a folder of that name is exchanged for the new one in one step, and then deleted;
       the caller has made sure that it may be. Where the system cannot exchange two folders,
@@ -97,9 +98,10 @@ def new_folder(out: Path | str, *, replace: bool = False,
     if replace:
         out = Path(os.path.realpath(out))  # what a link leads to is replaced, not the link
     _check_free(out, replace, check)
-    with _naming(out), _parents(out), _only_maker(out):
+    with _naming(out), _parents(out), _only_maker(out) as note:
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
         try:
+            note(temporary.name)
             os.chmod(temporary, 0o777 & ~_umask())
             yield temporary
             flush_tree(temporary)
@@ -223,26 +225,49 @@ def _code(error: BaseException) -> int | None:
 
 
 @contextlib.contextmanager
-def _only_maker(out: Path) -> Iterator[None]:
-    """Be the one process that makes `out`; where there are no locks, its name decides alone."""
+def _only_maker(out: Path) -> Iterator[Callable[[str], None]]:
+    """Be the one process that makes `out`; where there are no locks, its name decides alone.
+
+    Gives a function that notes the name of the temporary in the lock file.
+    """
     path = out.with_name(f".{out.name}.lock")
-    handle = _lock_beside(path, out)
+    handle, held = _lock_beside(path, out)
+    ours = False
     try:
-        yield
+        ours = _clear(handle, out, held)
+        yield lambda name: _note(handle, name) if ours else None
     finally:
-        if os.fstat(handle).st_size == 0:  # ours is always empty
+        if ours:
             path.unlink(missing_ok=True)
         os.close(handle)
 
 
-def _lock_beside(path: Path, out: Path) -> int:
+def _note(handle: int, name: str) -> None:
+    os.pwrite(handle, os.fsencode(name), 0)
+
+
+def _clear(handle: int, out: Path, held: bool) -> bool:
+    """Remove the temporary of a maker that was killed; whether the lock file is of this program."""
+    name = os.fsdecode(os.pread(handle, 1000, 0))
+    if not name:
+        return True
+    if not re.fullmatch(re.escape(f".{out.name}.") + r"\w+\.tmp", name):
+        return False
+    if held and not out.with_name(name).is_symlink():
+        shutil.rmtree(out.with_name(name), ignore_errors=True)
+    os.ftruncate(handle, 0)
+    return True
+
+
+def _lock_beside(path: Path, out: Path) -> tuple[int, bool]:
+    """A handle of the lock file, and whether it is locked: some file systems have no locks."""
     while True:
         handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in _NO_LOCKS:
-                return handle
+                return handle, False
             os.close(handle)
             if not isinstance(error, BlockingIOError):
                 raise
@@ -251,7 +276,7 @@ def _lock_beside(path: Path, out: Path) -> int:
         # Whoever held it before may have removed the name that this handle was opened by.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle), path.stat()):
-                return handle
+                return handle, True
         os.close(handle)
 
 

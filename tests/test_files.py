@@ -150,12 +150,13 @@ def test_a_folder_is_made_by_one_process_at_a_time(tmp_path: Path) -> None:
         pass
     with files.new_folder(tmp_path / "beside"):
         pass
+    (tmp_path / ".out.mine.tmp").mkdir()
     other.kill()
     other.join()
+    assert len(os.listdir(tmp_path)) == 4  # the lock and the temporary of the dead one, too
     with files.new_folder(tmp_path / "out"):
         pass
-    assert (tmp_path / "out").is_dir()
-    assert not (tmp_path / ".out.lock").exists()
+    assert sorted(os.listdir(tmp_path)) == [".out.mine.tmp", "beside", "out"]
 
 
 def test_a_file_with_the_name_of_the_lock_is_left_alone(tmp_path: Path) -> None:

@@ -259,7 +259,7 @@ def _open_array(folder: Path, name: str, dtype: type[np.generic], *shape: int) -
 
 def _read_vocab(path: Path, columns: Sequence[str]) -> pl.DataFrame:
     try:
-        return pl.read_parquet(path, columns=list(columns))
+        return pl.read_parquet(path, columns=list(columns), glob=False)
     except PARQUET_ERRORS as error:
         cause = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path} cannot be read ({cause}); {AGAIN}") from None

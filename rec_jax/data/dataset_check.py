@@ -84,14 +84,16 @@ def is_covered(meta: Mapping[str, Any], name: str) -> bool:
 def out_of_bounds(meta: Mapping[str, Any], arrays: Arrays, folder: Path) -> Iterator[str]:
     """What is wrong with the values themselves, one line a file."""
     offsets = arrays["offsets"]
-    if (np.diff(offsets) < 0).any():
-        yield "offsets.npy falls; expected rising positions"
-        return
-    train_end, valid_end = arrays["train_end"], arrays["valid_end"]
-    if (train_end < offsets[:-1]).any() or (valid_end < train_end).any() \
-            or (valid_end > offsets[1:]).any():
-        yield ("train_end.npy and valid_end.npy leave the users' interactions; expected offsets "
-               "<= train_end <= valid_end <= next offsets")
+    for start, stop in chunks(len(offsets) - 1):
+        begin, end = offsets[start:stop], offsets[start + 1:stop + 1]
+        if (end < begin).any():
+            yield "offsets.npy falls; expected rising positions"
+            return
+        train_end, valid_end = arrays["train_end"][start:stop], arrays["valid_end"][start:stop]
+        if (train_end < begin).any() or (valid_end < train_end).any() or (end < valid_end).any():
+            yield ("train_end.npy and valid_end.npy leave the users' interactions; expected "
+                   "offsets <= train_end <= valid_end <= next offsets")
+            return
     most = {"items": (0, meta["num_items"] - 1), "ratings": (0, len(meta["ratings"] or ()))}
     most |= {f"{FOLDER}/{name}": (0, about["categories"])
              for name, about in meta["item_features"].items()}
@@ -106,9 +108,9 @@ def out_of_bounds(meta: Mapping[str, Any], arrays: Arrays, folder: Path) -> Iter
         yield "times.npy falls within a user; expected times in order"
     for name in ("item_vocab.parquet", "user_vocab.parquet"):
         try:
-            nulls = pl.scan_parquet(folder / name).select(pl.col("id").null_count()).collect()
-            if nulls.item():
-                yield f"{name} has {nulls.item()} ids that are null"
+            ids = pl.scan_parquet(folder / name, glob=False).select(pl.col("id").null_count())
+            if nulls := ids.collect().item():
+                yield f"{name} has {nulls} ids that are null"
         except PARQUET_ERRORS as error:
             yield f"{name} cannot be read ({(str(error).splitlines() or ['panic'])[0]})"
 
@@ -125,7 +127,7 @@ def _in_order(times: npt.NDArray[Any], offsets: npt.NDArray[Any]) -> bool:
     for start, stop in chunks(len(times)):
         falls = np.flatnonzero(np.diff(times[max(start - 1, 0):stop]) < 0) + max(start, 1)
         # A fall is right where a user begins.
-        if not np.isin(falls, offsets, assume_unique=False).all():
+        if (offsets[np.searchsorted(offsets, falls)] != falls).any():
             return False
     return True
 
@@ -150,7 +152,7 @@ def _values_hash(path: Path, name: str) -> str:
             digest.update(np.ascontiguousarray(array[start:stop]).data)
         return digest.hexdigest()
     column = "value" if name.startswith(f"{FOLDER}/") else "id"
-    return ids_hash(pl.read_parquet(path, columns=[column])[column])
+    return ids_hash(pl.read_parquet(path, columns=[column], glob=False)[column])
 
 
 def _state(folder: Path, meta: Mapping[str, Any]) -> tuple[str, bool]:

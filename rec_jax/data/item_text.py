@@ -22,9 +22,8 @@ def read_item_text(source: ItemFile, ids: pl.Series) -> pl.DataFrame:
     roles |= {f"text{index}": name for index, name in enumerate(source.text)}
     form = guess_format(source.path, default="tsv" if source.separator else None)
     layout = Layout(roles, source.separator, encoding=source.encoding, names=source.names)
-    nothing = pl.DataFrame(schema=dict.fromkeys(roles, pl.String))
-    frame = pl.concat([nothing, *(part.select(pl.col(*roles).cast(pl.String))
-                                  for part in read(Path(source.path), form, layout))])
+    frame = pl.concat([part.select(pl.col(*roles).cast(pl.String))
+                       for part in read(Path(source.path), form, layout)])
     found = ids.alias("id").to_frame().join(
         frame.filter(pl.col("id").is_not_null()).unique("id", keep="first", maintain_order=True),
         on="id", how="left", maintain_order="left")
