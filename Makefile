@@ -17,16 +17,17 @@ EDITABLE := PYTHONWARNINGS=ignore:::setuptools.command.editable_wheel $(BIN)/pip
 # takes its place.
 quickstart: $(VENV)/.installed
 	@rm -rf runs/quickstart
-	@if $(BIN)/rec-jax fetch ml-100k; then \
-	  $(BIN)/rec-jax prepare --config data/ml-100k/prepare.toml --overwrite; \
+	@if $(BIN)/rec-jax fetch ml-100k --out data/quickstart/ml-100k; then \
+	  $(BIN)/rec-jax prepare --config data/quickstart/ml-100k/prepare.toml \
+	    --out data/quickstart/dataset --overwrite; \
 	else \
 	  echo "MovieLens-100K cannot be reached: generated sessions take its place"; \
-	  rm -rf data/synth.parquet; mkdir -p data/ml-100k; \
-	  $(BIN)/rec-jax synth data/synth.parquet --users 2000 --items 2000 && \
-	  $(BIN)/rec-jax prepare data/synth.parquet --out data/ml-100k/dataset --time timestamp \
-	    --overwrite; \
+	  rm -f data/quickstart/synth.parquet; \
+	  $(BIN)/rec-jax synth data/quickstart/synth.parquet --users 2000 --items 2000 && \
+	  $(BIN)/rec-jax prepare data/quickstart/synth.parquet --out data/quickstart/dataset \
+	    --time timestamp --overwrite; \
 	fi
-	$(BIN)/rec-jax train ml100k --run runs/quickstart
+	$(BIN)/rec-jax train ml100k --set data.path=data/quickstart/dataset --run runs/quickstart
 	$(BIN)/rec-jax evaluate runs/quickstart --baseline
 	$(BIN)/rec-jax export runs/quickstart --what items --out runs/quickstart/items
 	@echo
@@ -50,6 +51,7 @@ check: $(VENV)/.installed-dev
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
+	touch $(VENV)/.made-by-make
 	$(BIN)/pip install --quiet --upgrade pip
 
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
@@ -67,5 +69,10 @@ gpu-aot: $(VENV)/.installed-dev
 	$(BIN)/pip install --quiet --no-deps --upgrade --target .gpu-aot \
 	  jax-cuda13-plugin==$$version jax-cuda13-pjrt==$$version nvidia-cuda-nvcc nvidia-cuda-nvdisasm
 
+# Only what make made: other runs and data are the user's, and so is an environment that was
+# there before.
 clean:
-	rm -rf $(VENV) build dist *.egg-info runs data
+	if [ -e $(VENV)/.made-by-make ]; then rm -rf $(VENV); fi
+	rm -rf build rec_jax.egg-info runs/quickstart data/quickstart
+	@for folder in runs data; do \
+	  if [ -d $$folder ]; then rmdir $$folder 2>/dev/null || true; fi; done

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import json
 import os
 import platform
 import re
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rec_jax.files import write_whole
+from rec_jax.jsons import dumps
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "polars", "torch")
 
@@ -103,5 +103,5 @@ def record(path: Path | str, payload: Mapping[str, Any], *,
         "versions": versions(),
         **payload,
     }
-    write_whole(path, json.dumps(stamped, indent=1) + "\n")
+    write_whole(path, dumps(stamped, indent=1) + "\n")
     return path

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from rec_jax import cli_bench, cli_checkpoint, cli_config, cli_summary
+from rec_jax import cli_bench, cli_checkpoint, cli_config, cli_data, cli_summary
 from rec_jax.allocator import restart_with_kept_memory
 from rec_jax.cli_options import App
 from rec_jax.cli_show import (
@@ -23,13 +23,14 @@ from rec_jax.cli_show import (
     print_table,
     say,
 )
-from rec_jax.errors import InputError, Preempted, TrainingError
+from rec_jax.errors import InputError, Preempted, TrainingError, describe_os_error
 
 app = App(no_args_is_help=True, pretty_exceptions_enable=False,
           help="Train sequential recommenders with huge catalogues, exactly.")
 app.add_typer(cli_config.app, name="config")
 app.add_typer(cli_checkpoint.app, name="checkpoint")
 app.add_typer(cli_bench.app, name="bench")
+app.add_typer(cli_data.app, name="data")
 
 _UsageError: Any = typer.BadParameter.__mro__[1]  # typer does not export it
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
@@ -74,7 +75,8 @@ def fetch(
 
     if name is None:
         listed = {key: {"about": source.about, "terms": source.terms,
-                        "origins": [origin.where for origin in source.origins]}
+                        "origins": [origin.where for origin in source.origins],
+                        "pinned": [origin.pinned for origin in source.origins]}
                   for key, source in SOURCES.items()}
         _show_sources(listed, as_json)
         return
@@ -343,8 +345,11 @@ def _show_sources(listed: Mapping[str, Mapping[str, Any]], as_json: bool) -> Non
     if as_json:
         print_json(listed)
         return
-    print_table(["name", "what", "terms"], [(name, source["about"], source["terms"])
-                                            for name, source in listed.items()])
+    print_table(["name", "what", "terms", "checked by"],
+                [(name, source["about"], source["terms"], ", ".join(dict.fromkeys(
+                    "no pinned hash" if pinned is None else pinned.partition(" ")[0]
+                    for pinned in source["pinned"])))
+                 for name, source in listed.items()])
 
 
 def _show_plan(result: Mapping[str, Any]) -> None:
@@ -402,7 +407,8 @@ def main() -> None:
     except (NobodyReads, BrokenPipeError):
         _fail("nobody reads the output any more (broken pipe)", 1)
     except OSError as error:
-        _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
+        line, by_a_path = describe_os_error(error)
+        _fail(line, 2 if by_a_path else 1)
     else:
         if code == 130:  # what typer makes of an interrupt
             _fail("interrupted", 130)

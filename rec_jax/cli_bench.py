@@ -11,6 +11,7 @@ from rich.table import Table
 from rec_jax.cli_options import App
 from rec_jax.cli_show import console, print_json, say
 from rec_jax.errors import InputError
+from rec_jax.files import write_whole
 
 app = App(no_args_is_help=True, help="Measure speed on this machine.")
 
@@ -99,7 +100,7 @@ def peers(
         shapes=shapes, steps=steps, rounds=rounds, quality=quality, goal=goal)
     path = bench_record.record(out, result)
     text = bench_peers_report.markdown(result)
-    path.with_suffix(".md").write_text(text)
+    write_whole(path.with_suffix(".md"), text)
     bench_peers_report.plot(result, path.with_suffix(".png"))
     if as_json:
         print_json({"out": str(path), **result})

@@ -6,7 +6,6 @@ codes. What a terminal would obey or cannot show comes as an escape, such as `\\
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
@@ -17,6 +16,8 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from rec_jax.jsons import dumps
 
 _CONTROLS = ("Cc", "Cf", "Zl", "Zp")
 _JOINERS = "\u200c\u200d"  # of scripts and emoji; they show nothing by themselves
@@ -91,16 +92,7 @@ def print_facts(title: str, facts: Iterable[tuple[str, object]]) -> None:
 
 def print_json(value: Mapping[str, Any]) -> None:
     """The one JSON object on stdout; numbers that JSON does not have become null."""
-    print(json.dumps(finite(value), allow_nan=False))
-
-
-def finite(value: Any) -> Any:
-    """`value` with None for every float that is not finite."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(name): finite(one) for name, one in value.items()}
-    return [finite(one) for one in value] if isinstance(value, list | tuple) else value
+    print(dumps(value))
 
 
 def say(line: str) -> None:

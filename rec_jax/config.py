@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
-import os
 import tomllib
 import types
 import typing
@@ -23,10 +22,9 @@ from typing import Any, TypeVar
 import tomli_w
 
 from rec_jax.errors import InputError
+from rec_jax.files import write_whole
 
 T = TypeVar("T")
-NONE = "none"
-"""How a config file says `None` where a field has another default: `patience = "none"`."""
 NONE = "none"
 """How a config file says `None` where a field has another default: `patience = "none"`."""
 
@@ -145,10 +143,7 @@ def to_mapping(config: Any) -> dict[str, Any]:
 
 def save(config: Any, path: Path | str) -> None:
     """Write the complete config as TOML, whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(tomli_w.dumps(to_mapping(config)))
-    os.replace(temporary, path)
+    write_whole(path, tomli_w.dumps(to_mapping(config)))
 
 
 def difference(old: Any, new: Any) -> str | None:

@@ -1,5 +1,14 @@
 """The errors that the command line turns into a single clear line."""
 
+from __future__ import annotations
+
+import errno
+import os
+
+_WRONG_PATHS = frozenset({
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EACCES,
+    errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EXDEV, errno.EBUSY,
+    errno.ETXTBSY, errno.ENXIO})
 
 class InputError(ValueError):
     """What a user gave is wrong: the message says what, where, and what was expected.
@@ -15,3 +24,16 @@ class TrainingError(RuntimeError):
 
 class Preempted(RuntimeError):
     """A signal asked a training to stop, and it has saved; exit code 75 (EX_TEMPFAIL)."""
+
+
+def describe_os_error(error: OSError) -> tuple[str, bool]:
+    """One line with file or folder and cause; and whether a path that was given is to blame.
+
+    A path that is missing, not writable or of another kind is the user's; a disk that is full or
+    broken is the machine's.
+    """
+    cause = error.strerror or (os.strerror(error.errno) if error.errno else str(error))
+    places = [os.fsdecode(name) for name in (error.filename, error.filename2)
+              if isinstance(name, str | bytes)]
+    line = f"{' -> '.join(places)}: {cause}" if places else cause
+    return " ".join(line.split()) or type(error).__name__, error.errno in _WRONG_PATHS

@@ -8,8 +8,6 @@ so memory does not grow with the catalogue.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,9 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorstore as ts
 
+from rec_jax import files
 from rec_jax.checkpoint import blocks as read_blocks
+from rec_jax.data.arrays import NpyWriter
 from rec_jax.errors import InputError
 from rec_jax.histories import Tiles, iterate_tiles
+from rec_jax.jsons import dumps
 from rec_jax.model import INPUTS
 from rec_jax.progress import Reporter, Silent
 from rec_jax.served import Served, StoredRows, map_tiles, tile_queries
@@ -83,18 +84,12 @@ def export(served: Served | StoredRows, out: Path | str, *, what: What = "items"
     dim = served.config.table.dim
     reporter = reporter or Silent()
     reporter.begin(len(ids))
-    temporary = out.with_name(out.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        WRITERS[format](temporary, ids, _counted(blocks, reporter), dim)
+    with files.new_folder(out) as folder:
+        WRITERS[format](folder, ids, _counted(blocks, reporter), dim)
         about = {"what": what, "format": format, "count": len(ids), "dim": dim, "dtype": "f32",
                  "run": served.run.folder.name, "step": served.step,
                  "dataset": served.dataset.split_hash}
-        (temporary / "export.json").write_text(json.dumps(about, indent=1) + "\n")
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        (folder / "export.json").write_text(dumps(about, indent=1) + "\n")
     return out
 
 
@@ -162,13 +157,11 @@ def _counted(blocks: Blocks, reporter: Reporter) -> Blocks:
 
 
 def _write_npy(folder: Path, ids: pl.Series, blocks: Blocks, dim: int) -> None:
-    array = np.lib.format.open_memmap(folder / "embeddings.npy", mode="w+", dtype=np.float32,
-                                      shape=(len(ids), dim))
-    first = 0
-    for block in blocks:
-        array[first:first + len(block)] = block
-        first += len(block)
-    array.flush()
+    # Not through a map of the file: a full disk would end the process by a signal.
+    with NpyWriter(folder / "embeddings.npy", np.float32, len(ids), dim) as file:
+        for block in blocks:
+            file.write(block)
+        file.close()
     _write_ids(folder, ids)
 
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
+import fcntl
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +25,11 @@ from rec_jax.errors import InputError
 
 LOCK = ".lock"
 """Name of the lock file in a folder that has one writer."""
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Errors of the system that say that there is no room for more bytes."""
+_OF_THE_DISK = FULL | {errno.EIO, errno.EROFS}
+_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}
+_CODE = re.compile(r"(?:os error |os_error_code='|[Ee]rrno )(\d+)")
 _EXCHANGE = 2  # RENAME_EXCHANGE of linux/fs.h
 _AT_FDCWD = -100
 
@@ -42,22 +50,23 @@ def writing(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     Missing folders on the way are made. Another file of that name is replaced at once.
 
     Raises:
-      OSError: as the system says; nothing stands under `path` that did not stand there before.
+      OSError: as the system says, naming `path`; nothing stands under `path` that did not stand
+        there before.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    temporary = Path(name)
-    try:
-        os.chmod(handle, 0o666 & ~_umask())
-        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        flush(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    path = _place(path)
+    with _naming(path), _parents(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
+                os.chmod(temporary, 0o666 & ~_umask())
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            flush(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_whole(path: Path | str, content: str | bytes) -> None:
@@ -67,32 +76,40 @@ def write_whole(path: Path | str, content: str | bytes) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(out: Path | str, *, replace: bool = False) -> Iterator[Path]:
+def new_folder(out: Path | str, *, replace: bool = False,
+               check: Callable[[Path], None] | None = None) -> Iterator[Path]:
     """A temporary folder beside `out` that takes its name when the block ends.
 
-    After an error it vanishes. Its files are flushed before it takes the name.
+    After an error it vanishes. Its files are flushed before it takes the name. While the block
+    runs, nobody else makes `out`: `.NAME.lock` beside it is held, and goes afterwards. Where a
+    process was killed, the next one that makes `out` removes what it left.
 
     replace: a folder of that name is exchanged for the new one in one step, and then deleted;
       the caller has made sure that it may be. Where the system cannot exchange two folders,
       `out` is absent for a moment.
+    check: called with `out` at the beginning and again before it takes its name, where something
+      stands there; raises InputError where that may not be replaced.
 
     Raises:
-      InputError: `out` exists, and is not to be replaced.
-      OSError: as the system says; `out` is as it was.
+      InputError: `out` exists, and is not to be replaced; or another process makes it.
+      OSError: as the system says, naming `out` where its disk is full; `out` is as it was.
     """
-    out = Path(out)
-    _check_free(out, replace)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
-    try:
-        os.chmod(temporary, 0o777 & ~_umask())
-        yield temporary
-        flush_tree(temporary)
-        _check_free(out, replace)
-        _take_name(temporary, out)
-        flush(out.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    out = _place(out)
+    if replace:
+        out = Path(os.path.realpath(out))  # what a link leads to is replaced, not the link
+    _check_free(out, replace, check)
+    with _naming(out), _parents(out), _only_maker(out) as note:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
+        try:
+            note(temporary.name)
+            os.chmod(temporary, 0o777 & ~_umask())
+            yield temporary
+            flush_tree(temporary)
+            _check_free(out, replace, check)
+            _take_name(temporary, out, replace)
+            flush(out.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def flush_tree(folder: Path) -> None:
@@ -128,16 +145,152 @@ def locked(folder: Path | str, wait: float = 0.0) -> Iterator[None]:
         lock.release()
 
 
-def _check_free(out: Path, replace: bool) -> None:
-    if not replace and (out.exists() or out.is_symlink()):
-        raise InputError(f"{out} exists; expected the name of a new folder")
+def no_room(error: BaseException) -> bool:
+    """Whether an error says that a disk is full, also in the words of a library."""
+    return _code(error) in FULL
 
 
-def _take_name(temporary: Path, out: Path) -> None:
+def cache_folder() -> Path | None:
+    """Where this program may keep what can be made again; None where the user has no such place.
+
+    `$REC_JAX_CACHE`, else `$XDG_CACHE_HOME/rec_jax`, else `~/.cache/rec_jax`. It may be missing.
+    """
+    if os.environ.get("REC_JAX_CACHE"):
+        return Path(os.environ["REC_JAX_CACHE"])
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():
+        if os.environ.get("HOME") == "":  # Python takes it for /
+            return None
+        try:
+            base = Path.home() / ".cache"
+        except RuntimeError:  # no HOME, and the system does not know this user
+            return None
+    return base / "rec_jax" if base.is_absolute() else None
+
+
+def _place(path: Path | str) -> Path:
+    if "\0" in str(path):
+        raise InputError(f"{str(path)!r} is no name of a file or folder: it has a NUL")
+    return Path(os.path.abspath(path)) if not Path(path).name else Path(path)
+
+
+def _check_free(out: Path, replace: bool, check: Callable[[Path], None] | None = None) -> None:
+    if out.exists() or out.is_symlink():
+        if not replace:
+            raise InputError(f"{out} exists; expected the name of a new folder")
+        if check is not None:
+            check(out)
+
+
+@contextlib.contextmanager
+def _parents(path: Path) -> Iterator[None]:
+    """The folders above `path`; those that had to be made go again after an error."""
+    missing = [folder for folder in path.parents if not folder.exists()]
+    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR),
+                                     str(path)) from None
+        yield
+    except BaseException:
+        for folder in missing:
+            with contextlib.suppress(OSError):  # somebody else may use it by now
+                folder.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of the disk name `path`, and never a temporary name beside it or a library."""
+    own = str(path.with_name(f".{path.name}."))
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        code = _code(error)
+        name = str(getattr(error, "filename", None) or "")
+        if code is None or not (name.startswith(own) or (not name and code in _OF_THE_DISK)):
+            raise
+        raise OSError(code, os.strerror(code), str(path)) from error
+
+
+def _code(error: BaseException) -> int | None:
+    """The system's number of an error; libraries tell it in their own types and words."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    found = _CODE.search(str(error))
+    return int(found[1]) if found else None
+
+
+@contextlib.contextmanager
+def _only_maker(out: Path) -> Iterator[Callable[[str], None]]:
+    """Be the one process that makes `out`; where there are no locks, its name decides alone.
+
+    Gives a function that notes the name of the temporary in the lock file.
+    """
+    path = out.with_name(f".{out.name}.lock")
+    handle, held = _lock_beside(path, out)
+    ours = False
+    try:
+        ours = _clear(handle, out, held)
+        yield lambda name: _note(handle, name) if ours else None
+    finally:
+        if ours:
+            path.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _note(handle: int, name: str) -> None:
+    os.pwrite(handle, os.fsencode(name), 0)
+
+
+def _clear(handle: int, out: Path, held: bool) -> bool:
+    """Remove the temporary of a maker that was killed; whether the lock file is of this program."""
+    name = os.fsdecode(os.pread(handle, 1000, 0))
+    if not name:
+        return True
+    if not re.fullmatch(re.escape(f".{out.name}.") + r"\w+\.tmp", name):
+        return False
+    if held and not out.with_name(name).is_symlink():
+        shutil.rmtree(out.with_name(name), ignore_errors=True)
+    os.ftruncate(handle, 0)
+    return True
+
+
+def _lock_beside(path: Path, out: Path) -> tuple[int, bool]:
+    """A handle of the lock file, and whether it is locked: some file systems have no locks."""
+    while True:
+        handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                return handle, False
+            os.close(handle)
+            if not isinstance(error, BlockingIOError):
+                raise
+            raise InputError(f"another process makes {out}; wait until it ends, or use another "
+                             "folder") from None
+        # Whoever held it before may have removed the name that this handle was opened by.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                return handle, True
+        os.close(handle)
+
+
+def _take_name(temporary: Path, out: Path, replace: bool) -> None:
     """Rename a folder; one that stands there already gets the other's name in exchange."""
     if not out.exists():
-        os.rename(temporary, out)
-    elif not _exchange(temporary, out):
+        try:
+            os.rename(temporary, out)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            raise InputError(f"{out} was made by somebody else meanwhile; it is as it was "
+                             "there") from None
+    elif replace and not _exchange(temporary, out):
         aside = temporary.with_suffix(".old")
         os.rename(out, aside)
         os.rename(temporary, out)

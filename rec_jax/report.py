@@ -5,11 +5,10 @@ from __future__ import annotations
 import base64
 import html
 import io
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from rec_jax.files import write_whole
 from rec_jax.run import Run
 from rec_jax.train.log import read_metrics
 
@@ -27,12 +26,13 @@ def write_report(run: Run, summary: Mapping[str, Any]) -> None:
     """Write page and curves, each whole or not at all, from `metrics.jsonl` and a summary."""
     lines = read_metrics(run.metrics_path)
     train = [line for line in lines if line["kind"] == "train"]
-    valid = [line for line in lines if line["kind"] == "valid"]
     figures = {name: value for name, value in summary.items() if name != "protocol"}
+    valid = [line for line in lines if line["kind"] == "valid"
+             and line.get(summary["metric"]) is not None]
     parts = [f"<h1>{html.escape(run.folder.name)}</h1>", _table(figures)]
     if train:
         picture = _picture(train, valid, str(summary["metric"]))
-        _replace(run.curves_path, picture)
+        write_whole(run.curves_path, picture)
         source = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
         parts.append(f'<p><img alt="training loss and validation metrics" src="{source}">')
     if valid:
@@ -46,13 +46,7 @@ def write_report(run: Run, summary: Mapping[str, Any]) -> None:
     head = f"<meta charset=utf-8><title>{html.escape(run.folder.name)}</title>"
     page = (f"<!doctype html><html lang=en>{head}<style>{_STYLE}</style>{''.join(parts)}"
             "</html>\n")
-    _replace(run.report_path, page.encode())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    write_whole(run.report_path, page)
 
 
 def _table(values: Mapping[str, Any]) -> str:

@@ -6,11 +6,14 @@ through gigabytes should stay small.
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import IO, Any, NamedTuple, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -79,7 +82,26 @@ class Rows:
 
 def read_flat(path: Path, dtype: Any, start: int, stop: int) -> npt.NDArray[Any]:
     """Elements [start, stop) of a headerless file."""
-    return np.fromfile(path, dtype, stop - start, offset=start * np.dtype(dtype).itemsize)
+    values = np.fromfile(path, dtype, stop - start, offset=start * np.dtype(dtype).itemsize)
+    if len(values) != stop - start:
+        raise OSError(errno.EIO, f"has fewer values than were written ({len(values)} of "
+                                 f"{stop - start} from {start} on)", str(path))
+    return values
+
+
+def open_flat(path: Path) -> IO[bytes]:
+    """A file for `write_flat`, without a buffer: what was not written is told at once."""
+    return cast(IO[bytes], path.open("wb", buffering=0))
+
+
+def write_flat(file: IO[bytes], values: npt.NDArray[Any]) -> None:
+    """Append the bytes of `values`.
+
+    `ndarray.tofile` has a buffer of its own and does not tell when the last of it is lost.
+    """
+    view = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+    while view:
+        view = view[file.write(view):]
 
 
 def chunks(length: int, size: int | None = None) -> Iterator[tuple[int, int]]:
@@ -103,16 +125,29 @@ class NpyWriter:
         self._dtype = np.dtype(dtype)
         self._left = length
         self._hash = hashlib.sha256()
-        self._file = path.open("wb")
-        np.lib.format.write_array_header_1_0(self._file, {
+        self._file = open_flat(path)
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {
             "descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False,
             "shape": (length,) if width is None else (length, width)})
+        try:
+            write_flat(self._file, np.frombuffer(header.getbuffer(), np.uint8))
+        except OSError:
+            self._file.close()
+            raise
 
     def write(self, values: npt.NDArray[Any]) -> None:
         data = np.ascontiguousarray(values, self._dtype)
         self._left -= len(data)
         self._hash.update(data.data)
-        data.tofile(self._file)
+        write_flat(self._file, data)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self._file.close()
 
     def close(self) -> str:
         """Hex sha256 of the values. A file that is not full is a fault of the caller's."""

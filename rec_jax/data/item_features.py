@@ -56,9 +56,9 @@ def write_item_features(config: PrepareConfig, ids: pl.Series,
         slots = int(long["slot"].max()) + 1  # type: ignore[arg-type,operator]
         codes = np.zeros((len(ids), slots), np.int32)
         codes[long["item"].to_numpy(), long["slot"].to_numpy()] = long["code"].to_numpy()
-        file = NpyWriter(folder / FOLDER / f"{name}.npy", np.int32, len(ids), slots)
-        file.write(codes)
-        hashes[f"{FOLDER}/{name}"] = file.close()
+        with NpyWriter(folder / FOLDER / f"{name}.npy", np.int32, len(ids), slots) as file:
+            file.write(codes)
+            hashes[f"{FOLDER}/{name}"] = file.close()
         vocab.write_parquet(folder / FOLDER / f"{name}.parquet")
         text = "\n".join([*vocab["value"], ""])
         about[name] = {"categories": len(vocab), "values": slots,

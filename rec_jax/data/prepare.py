@@ -12,11 +12,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
-import os
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +22,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from rec_jax.data.arrays import NpyWriter, chunks
-from rec_jax.data.dataset import FORMAT_VERSION
+from rec_jax.data.arrays import NpyWriter
+from rec_jax.data.dataset_check import ids_hash
+from rec_jax.data.dataset_files import FORMAT_VERSION, check_ours, file_hash, write_meta
 from rec_jax.data.filters import Kept, add_counts, k_core
 from rec_jax.data.ingest import Counts, Ingested, ingest
 from rec_jax.data.item_features import write_item_features
@@ -42,6 +40,7 @@ from rec_jax.data.prepare_config import (
 from rec_jax.data.sorting import sort_rows
 from rec_jax.data.split import by_time, leave_one_out, split_instants
 from rec_jax.errors import InputError
+from rec_jax.files import new_folder
 from rec_jax.progress import Reporter, Silent
 
 __all__ = ["Columns", "Filters", "ItemFeature", "ItemFile", "PrepareConfig", "Report", "Split",
@@ -91,7 +90,7 @@ def prepare(config: PrepareConfig, reporter: Reporter | None = None) -> Report:
     reporter = reporter or Silent()
     out = Path(config.out)
     _check_free(out, config.overwrite)
-    with _appearing(out) as folder:
+    with new_folder(out, replace=config.overwrite, check=check_ours) as folder:
         work = folder / "work"
         work.mkdir()
         found = ingest(config, work, reporter)
@@ -113,7 +112,7 @@ def prepare(config: PrepareConfig, reporter: Reporter | None = None) -> Report:
         meta = _write(config, found, kept, folder)
         meta["bad_rows"] = {"count": counts.bad, "reasons": counts.reasons,
                             "first": counts.bad_lines}
-        (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+        write_meta(meta, folder)
         outside_core = rows.count() - meta["num_interactions"]
         shutil.rmtree(work)
     return _report(out, meta, counts, duplicates, outside_core, time.monotonic() - began)
@@ -132,7 +131,7 @@ def _write(config: PrepareConfig, found: Ingested, kept: Kept, folder: Path) -> 
     ratings = found.ratings.values
     hashes = _write_arrays(kept, items, offsets, train_end, valid_end, ratings, folder)
     user_ids, ids = found.users.ids().gather(users), found.items.ids().gather(items)
-    hashes |= {"user_ids": _ids_hash(user_ids), "item_ids": _ids_hash(ids)}
+    hashes |= {"user_ids": ids_hash(user_ids), "item_ids": ids_hash(ids)}
     _write_vocab(folder / "user_vocab.parquet", user_ids)
     columns = {"count": by_item[items], "train_count": in_training[items]}
     text = read_item_text(config.item_file, ids) if config.item_file else pl.DataFrame()
@@ -157,7 +156,7 @@ def _write(config: PrepareConfig, found: Ingested, kept: Kept, folder: Path) -> 
         "filters": dataclasses.asdict(config.filters),
         "columns": dataclasses.asdict(config.columns),
         "sources": [{"name": Path(source).name, "bytes": Path(source).stat().st_size,
-                     "sha256": _file_hash(Path(source))} for source in config.sources],
+                     "sha256": file_hash(Path(source))} for source in config.sources],
         "item_order": "falling count in the training part, then first appearance",
     }
 
@@ -194,26 +193,23 @@ def _write_arrays(kept: Kept, items: Int64s, offsets: Int64s, train_end: Int64s,
     count = int(offsets[-1])
     index = np.zeros(len(kept.items), np.int32)
     index[items] = np.arange(len(items), dtype=np.int32)
-    item_file = NpyWriter(folder / "items.npy", np.int32, count)
-    time_file = (NpyWriter(folder / "times.npy", np.int64, count) if kept.rows.times else None)
-    rating_file = (None if ratings is None
-                   else NpyWriter(folder / "ratings.npy", np.uint8, count))
-    for part in kept.walk():
-        item_file.write(index[part.items])
-        if time_file and part.times is not None:
-            time_file.write(part.times)
-        if rating_file and ratings is not None and part.ratings is not None:
-            rating_file.write(np.searchsorted(ratings, part.ratings) + 1)
-    hashes = {"items": item_file.close()}
-    if time_file:
-        hashes["times"] = time_file.close()
-    if rating_file:
-        hashes["ratings"] = rating_file.close()
+    types = {"items": np.int32, **({"times": np.int64} if kept.rows.times else {}),
+             **({} if ratings is None else {"ratings": np.uint8})}
+    with contextlib.ExitStack() as stack:
+        files = {name: stack.enter_context(NpyWriter(folder / f"{name}.npy", dtype, count))
+                 for name, dtype in types.items()}
+        for part in kept.walk():
+            files["items"].write(index[part.items])
+            if part.times is not None:
+                files["times"].write(part.times)
+            if ratings is not None and part.ratings is not None:
+                files["ratings"].write(np.searchsorted(ratings, part.ratings) + 1)
+        hashes = {name: file.close() for name, file in files.items()}
     for name, values in (("offsets", offsets), ("train_end", train_end),
                          ("valid_end", valid_end)):
-        file = NpyWriter(folder / f"{name}.npy", np.int64, len(values))
-        file.write(values)
-        hashes[name] = file.close()
+        with NpyWriter(folder / f"{name}.npy", np.int64, len(values)) as file:
+            file.write(values)
+            hashes[name] = file.close()
     return hashes
 
 
@@ -236,45 +232,9 @@ def _split_hash(hashes: dict[str, str]) -> str:
     return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
 
 
-def _ids_hash(ids: pl.Series) -> str:
-    digest = hashlib.sha256()
-    for start, stop in chunks(len(ids)):
-        digest.update("\n".join([*ids[start:stop], ""]).encode())
-    return digest.hexdigest()
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _check_free(out: Path, overwrite: bool) -> None:
-    if not out.exists():
-        return
-    if not overwrite:
+    if (out.exists() or out.is_symlink()) and not overwrite:
         raise InputError(f"{out} exists; give another output folder, or overwrite = true")
-    if not (out / "meta.json").is_file():
-        raise InputError(f"{out} is no dataset folder and will not be overwritten")
-
-
-@contextlib.contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that becomes `out` at the end, or vanishes on an error."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        if out.exists():
-            old = temporary.with_suffix(".old")
-            os.replace(out, old)
-            os.replace(temporary, out)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _report(out: Path, meta: dict[str, Any], counts: Counts, duplicates: int, outside_core: int,

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from rec_jax.data.arrays import Interactions, Rows, chunks
+from rec_jax.data.arrays import Interactions, Rows, chunks, open_flat, write_flat
 
 Duplicates = Literal["all", "first", "last"]
 
@@ -34,13 +34,13 @@ def sort_rows(rows: Rows, num_users: int, folder: Path, memory_rows: int,
     result = rows.like(folder, "sorted")
     dropped = 0
     with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(path.open("wb")) for path in result.paths]
+        files = [stack.enter_context(open_flat(path)) for path in result.paths]
         for start, stop in itertools.pairwise(starts):
             part = _without_duplicates(_sorted(dealt.read(int(start), int(stop))), duplicates)
             dropped += int(stop - start) - len(part.users)
             columns = [column for column in part if column is not None]
             for column, file in zip(columns, files, strict=True):
-                column.tofile(file)
+                write_flat(file, column)
     dealt.delete()
     return result, dropped
 

@@ -1,7 +1,8 @@
 """Public data sets that can be fetched: where from, under which terms, how to read them.
 
 Nothing of them is in this project. Hashes are those that the publisher states beside the
-archive; where none is stated, `fetch` shows the hash it saw.
+archive, or of the files in a package; an origin without one says so (`pinned`), and `fetch` shows
+the hash it saw.
 """
 
 from __future__ import annotations
@@ -73,6 +74,13 @@ class Archive:
     def where(self) -> str:
         return self.url
 
+    @property
+    def pinned(self) -> str | None:
+        """The hash that what comes must have; None where there is none."""
+        if self.sha256:
+            return f"sha256 {self.sha256}"
+        return f"md5 {self.md5}" if self.md5 else None
+
 
 @dataclass(frozen=True)
 class Wheel:
@@ -90,6 +98,11 @@ class Wheel:
     @property
     def where(self) -> str:
         return f"the wheel of {self.package} {self.version}"
+
+    @property
+    def pinned(self) -> str | None:
+        """The hash that what comes must have; None where there is none."""
+        return "sha256 of each file" if set(self.sha256) >= set(self.members.values()) else None
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
-import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rec_jax import files
 from rec_jax.data.arrays import counting
 from rec_jax.data.permutation import mix
 from rec_jax.errors import InputError
@@ -122,28 +121,29 @@ def synth(config: SynthConfig, out: Path | str,
     out = Path(out)
     if out.exists():
         raise InputError(f"{out} exists; give another output")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
-    names = [f"part-{index:05}.parquet" for index in range(config.slices)]
-    rows = 0
-    reporter.begin(config.users)
-    try:
-        with contextlib.ExitStack() as stack:
-            writers = [stack.enter_context(pq.ParquetWriter(temporary / name, _SCHEMA))
-                       for name in names]
-            for first, stop in user_blocks(config):
-                rows += _write_block(interactions(config, first, stop), writers)
-                reporter.advance(stop - first, f"{rows:,} rows")
-        if config.slices == 1:
-            os.replace(temporary / names[0], out)
-        else:
-            os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    files = (str(out),) if config.slices == 1 else tuple(str(out / name) for name in names)
-    return SynthReport(files, config.users, config.items, rows,
+    if config.slices == 1:
+        names: Sequence[Path] = [out]
+        with files.writing(out) as file:
+            rows = _write(config, [file], reporter)
+    else:
+        parts = [f"part-{index:05}.parquet" for index in range(config.slices)]
+        names = [out / part for part in parts]
+        with files.new_folder(out) as folder:
+            rows = _write(config, [folder / part for part in parts], reporter)
+    return SynthReport(tuple(map(str, names)), config.users, config.items, rows,
                        round(time.monotonic() - began, 3))
+
+
+def _write(config: SynthConfig, places: Sequence[Any], reporter: Reporter) -> int:
+    """Write all interactions, one file or open file a slice; how many there were."""
+    reporter.begin(config.users)
+    rows = 0
+    with contextlib.ExitStack() as stack:
+        writers = [stack.enter_context(pq.ParquetWriter(place, _SCHEMA)) for place in places]
+        for first, stop in user_blocks(config):
+            rows += _write_block(interactions(config, first, stop), writers)
+            reporter.advance(stop - first, f"{rows:,} rows")
+    return rows
 
 
 def user_blocks(config: SynthConfig) -> Iterator[tuple[int, int]]:

@@ -10,14 +10,18 @@ import csv
 import datetime
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 from xml.etree import ElementTree
 
 from rec_jax.errors import InputError
 
 _SPACE = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
 _BUILT_IN_DATES = {*range(14, 23), *range(45, 48)}
+PART_LIMIT = 2 << 30  # bytes of one unpacked part of the file, and of the CSV file
+TEXTS_LIMIT = 256 << 20  # bytes of the parts that are read into memory
 _EPOCH = datetime.datetime(1899, 12, 30)
 
 
@@ -30,18 +34,31 @@ def sheet_to_csv(source: Path, target: Path) -> None:
     try:
         with zipfile.ZipFile(source) as book, target.open("w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerows(_rows(book))
-    except (KeyError, ValueError, zipfile.BadZipFile, ElementTree.ParseError) as error:
+            for row in _rows(book):
+                writer.writerow(row)
+                if file.tell() > PART_LIMIT:
+                    raise ValueError(f"the table is larger than {PART_LIMIT} bytes")
+    except (KeyError, IndexError, ValueError, OverflowError, EOFError, zlib.error,
+            NotImplementedError, RuntimeError, zipfile.BadZipFile,
+            ElementTree.ParseError) as error:
         raise InputError(f"{source} cannot be read as an Excel file: {error}") from None
 
 
 def _rows(book: zipfile.ZipFile) -> Iterator[list[str]]:
     texts, dates = _texts(book), _date_styles(book)
-    with book.open("xl/worksheets/sheet1.xml") as sheet:
+    with _part(book, "xl/worksheets/sheet1.xml", PART_LIMIT) as sheet:
         for _, element in ElementTree.iterparse(sheet):
             if element.tag == f"{_SPACE}row":
                 yield _row(element, texts, dates)
                 element.clear()
+
+
+def _part(book: zipfile.ZipFile, name: str, limit: int) -> IO[bytes]:
+    """A part of the file; `zipfile` reads no more of it than the size that is stated there."""
+    size = book.getinfo(name).file_size
+    if size > limit:
+        raise ValueError(f"{name} has {size} bytes, expected at most {limit}")
+    return book.open(name)
 
 
 def _row(element: ElementTree.Element, texts: list[str], dates: set[int]) -> list[str]:
@@ -73,7 +90,7 @@ def _value(cell: ElementTree.Element, texts: list[str], dates: set[int]) -> str:
 def _texts(book: zipfile.ZipFile) -> list[str]:
     if "xl/sharedStrings.xml" not in book.namelist():
         return []
-    with book.open("xl/sharedStrings.xml") as file:
+    with _part(book, "xl/sharedStrings.xml", TEXTS_LIMIT) as file:
         return ["".join(part.text or "" for part in entry.iter(f"{_SPACE}t"))
                 for _, entry in ElementTree.iterparse(file) if entry.tag == f"{_SPACE}si"]
 
@@ -82,7 +99,7 @@ def _date_styles(book: zipfile.ZipFile) -> set[int]:
     """Numbers of the cell styles that show a date."""
     if "xl/styles.xml" not in book.namelist():
         return set()
-    with book.open("xl/styles.xml") as file:
+    with _part(book, "xl/styles.xml", TEXTS_LIMIT) as file:
         root = ElementTree.parse(file).getroot()
     formats = set(_BUILT_IN_DATES)
     for entry in root.iter(f"{_SPACE}numFmt"):

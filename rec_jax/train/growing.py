@@ -22,6 +22,7 @@ from rec_jax.checkpoint.read import place
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.features import find_features, vocabularies
 from rec_jax.errors import InputError
+from rec_jax.files import write_whole
 from rec_jax.progress import Reporter
 from rec_jax.run import Run, RunConfig
 from rec_jax.served import check_dataset
@@ -90,7 +91,7 @@ def start_from(start: Start, built: Built, target: Run, reporter: Reporter) -> T
     reporter.say(f"started from step {step} of {start.run.folder}: {kept} items kept, "
                  f"{matched.added} new, {len(matched.retired)} retired")
     if matched.retired and jax.process_index() == 0:
-        (target.folder / "retired_items.txt").write_text("\n".join(matched.retired) + "\n")
+        write_whole(target.folder / "retired_items.txt", "\n".join(matched.retired) + "\n")
     return from_items({**fresh, **taken}, built.dataset.num_items)
 
 

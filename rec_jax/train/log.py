@@ -8,7 +8,6 @@ the lines past the checkpoint that it goes on from, so the file reads as if it n
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +15,8 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from rec_jax.files import write_whole
+from rec_jax.jsons import dumps
 from rec_jax.run import Run
 
 
@@ -44,7 +45,7 @@ class MetricsLog:
         """One line, flushed, and one scalar event a figure."""
         if not self._primary:
             return
-        self._file.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
+        self._file.write(dumps({"kind": kind, "step": step, **figures}) + "\n")
         self._file.flush()
         for name, value in figures.items():
             self._events.add_scalar(f"{kind}/{name}", value, step)
@@ -56,17 +57,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = []
-    for text in path.read_text().splitlines():
+    for text in path.read_text(errors="replace").splitlines():
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int) and "kind" in line:
+            lines.append(line)
     return lines
 
 
 def keep_until(path: Path, step: int) -> None:
     """Rewrite a metrics file without the lines past `step`."""
     lines = [line for line in read_metrics(path) if line["step"] <= step]
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    os.replace(temporary, path)
+    write_whole(path, "".join(dumps(line) + "\n" for line in lines))

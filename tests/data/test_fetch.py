@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import subprocess
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from rec_jax.cli import app
 from rec_jax.data import fetch as fetch_module
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.fetch import FetchError, fetch, unpack
@@ -217,3 +220,78 @@ def test_each_reading_fits_the_publishers_layout(name: str, tmp_path: Path) -> N
     assert titles.to_list() == ["Amélie (2001)", "Heat"]
     assert dataset.times is not None
     assert dataset.times.tolist() == [978300760, 978302109]
+
+
+def test_a_link_in_an_archive_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "links.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        link = zipfile.ZipInfo("toy/ratings.csv")
+        link.external_attr = 0o120777 << 16
+        file.writestr(link, "/etc/passwd")
+        file.writestr("toy/folder/", "")
+    for member in ("toy/ratings.csv", "toy/folder/"):
+        with pytest.raises(FetchError, match="is no plain file"):
+            unpack(path, {member: "ratings.csv"}, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["links.zip"]
+
+
+def test_all_members_together_have_a_limit(tmp_path: Path, archive: Path,
+                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch_module, "UNPACKED_LIMIT", 8_000_000)
+    unpack(archive, {"toy/bomb.bin": "bomb.bin"}, tmp_path)
+    with zipfile.ZipFile(archive, "a", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("toy/more.bin", bytes(5_000_000))
+    with pytest.raises(FetchError, match=r"toy/more\.bin is larger than 3000000 bytes"):
+        unpack(archive, {"toy/bomb.bin": "bomb.bin", "toy/more.bin": "more.bin"}, tmp_path)
+
+
+def test_a_full_disk_is_no_fault_of_the_origin(tmp_path: Path, archive: Path,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(fetch_module, "_copy", full)
+    offer(monkeypatch, from_file(archive), from_file(archive))
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/toy'"):
+        fetch("toy", tmp_path / "toy")
+    assert [path.name for path in tmp_path.iterdir()] == ["toy.zip"]
+
+
+def test_an_empty_folder_may_be_filled_and_no_other(tmp_path: Path, archive: Path,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(monkeypatch, from_file(archive))
+    (tmp_path / "toy").mkdir()
+    fetch("toy", tmp_path / "toy")
+    assert (tmp_path / "toy" / "ratings.csv").read_text() == CONTENT
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="exists and does not hold toy"):
+        fetch("toy", tmp_path / "file")
+
+
+def test_names_of_fetched_files_never_lead_elsewhere(tmp_path: Path, archive: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(monkeypatch, from_file(archive))
+    fetch("toy", tmp_path / "toy")
+    record = tmp_path / "toy" / "fetched.json"
+    for files in ({"../toy.zip": digest(archive, "sha256")}, {"/etc/passwd": ""}, [1], 3):
+        record.write_text(json.dumps({**json.loads(record.read_text()), "files": files}))
+        with pytest.raises(InputError):
+            fetch("toy", tmp_path / "toy")
+
+
+def test_every_origin_has_a_hash_or_says_that_it_has_none(
+        tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without = [origin.where for source in SOURCES.values() for origin in source.origins
+               if origin.pinned is None]
+    assert without == ["https://archive.ics.uci.edu/static/public/352/online+retail.zip"]
+    listed = CliRunner().invoke(app, ["fetch", "--json"])
+    assert listed.exit_code == 0
+    for name, about in json.loads(listed.stdout).items():
+        assert [pinned is None for pinned in about["pinned"]] == [
+            origin in without for origin in about["origins"]], name
+    assert "no pinned hash" in " ".join(CliRunner().invoke(
+        app, ["fetch"], env={"COLUMNS": "300"}).stdout.split())
+    offer(monkeypatch, from_file(archive))
+    told: list[str] = []
+    fetch("toy", tmp_path / "toy", tell=told.append)
+    assert any(line.startswith("no hash is pinned for") for line in told)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rec_jax.data import xlsx
 from rec_jax.data.xlsx import sheet_to_csv
 from rec_jax.errors import InputError
 
@@ -39,4 +40,28 @@ def test_text_numbers_and_dates_are_read(tmp_path: Path) -> None:
 def test_another_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.xlsx").write_text("no archive")
     with pytest.raises(InputError, match=r"a\.xlsx cannot be read as an Excel file"):
+        sheet_to_csv(tmp_path / "a.xlsx", tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(("limit", "message"), [
+    ("TEXTS_LIMIT", "sharedStrings.xml has"), ("PART_LIMIT", "sheet1.xml has")])
+def test_a_part_that_swells_is_refused_before_it_is_read(
+        tmp_path: Path, limit: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with zipfile.ZipFile(tmp_path / "a.xlsx", "w", zipfile.ZIP_DEFLATED) as book:
+        book.writestr("xl/worksheets/sheet1.xml", SHEET + " " * 100_000)
+        book.writestr("xl/sharedStrings.xml", TEXTS + " " * 100_000)
+    monkeypatch.setattr(xlsx, limit, 50_000)
+    with pytest.raises(InputError, match=message):
+        sheet_to_csv(tmp_path / "a.xlsx", tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("cell", ['<c t="s"><v>99</v></c>', '<c t="s"><v>x</v></c>',
+                                  '<c s="1"><v>1e300</v></c>', '<c s="1"><v>nan</v></c>'])
+def test_a_cell_that_leads_nowhere_is_one_line(tmp_path: Path, cell: str) -> None:
+    with zipfile.ZipFile(tmp_path / "a.xlsx", "w") as book:
+        book.writestr("xl/worksheets/sheet1.xml",
+                      f"<worksheet {_NS}><sheetData><row>{cell}</row></sheetData></worksheet>")
+        book.writestr("xl/sharedStrings.xml", TEXTS)
+        book.writestr("xl/styles.xml", STYLES)
+    with pytest.raises(InputError, match="cannot be read as an Excel file"):
         sheet_to_csv(tmp_path / "a.xlsx", tmp_path / "a.csv")

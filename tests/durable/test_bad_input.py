@@ -19,17 +19,25 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
-def test_mutated_input_works_or_is_refused_in_one_line(tmp_path: Path) -> None:
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("verbs", "examples"), [
+    (["plan", "export", "prepare", "prepare --overwrite", "data verify", "checkpoint list",
+      "checkpoint inspect", "checkpoint verify", "checkpoint compact", "checkpoint prune"], 120),
+    (["train", "train --resume", "evaluate", "recommend"], 22)], ids=["quick", "compiling"])
+def test_mutated_input_works_or_is_refused_in_one_line(tmp_path: Path, verbs: list[str],
+                                                       examples: int) -> None:
     out = tmp_path / "out.json"
     done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "bad_input.py"), "--examples", "60",
-         "--out", str(out)], capture_output=True, text=True, timeout=600, check=False,
-        env={**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"})
+        [sys.executable, str(ROOT / "benchmarks" / "bad_input.py"), "--examples", str(examples),
+         "--verbs", ",".join(verbs), "--out", str(out)], capture_output=True, text=True,
+        timeout=1700, check=False, env={**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"})
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(out.read_text())
-    assert found["findings"] == [] and found["examples"] >= 60
-    for kind, counts in found["outcomes"].items():
-        assert counts["works"] and counts["refused"], kind
+    assert found["findings"] == [] and found["examples"] >= examples
+    counts = found["outcomes"]
+    assert {pair.partition(":")[0] for pair in counts} == set(verbs)
+    for outcome in ("works", "refused"):
+        assert sum(count.get(outcome, 0) for count in counts.values()) > len(verbs) // 2
 
 
 @pytest.fixture

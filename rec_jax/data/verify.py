@@ -1,0 +1,39 @@
+"""Read a whole dataset and say of every file whether it is as it was written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rec_jax.data.dataset import open_arrays
+from rec_jax.data.dataset_check import damage, is_covered, out_of_bounds
+from rec_jax.data.dataset_files import file_names, read_meta
+from rec_jax.errors import InputError
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """Read all of dataset `folder`, whatever was remembered of it.
+
+    Returns:
+      checksums: "files", or of an old dataset "values" or "none"; files: name, bytes, problem
+      and whether a checksum covers it; problems: of the values, or of files that do not fit.
+
+    Raises:
+      InputError: no dataset folder, or its meta.json is damaged.
+    """
+    meta = read_meta(folder)
+    entries = []
+    for name in file_names(meta):
+        path, problem = folder / name, damage(folder, meta, name)
+        entries.append({"name": name, "bytes": path.stat().st_size if path.is_file() else 0,
+                        "covered": is_covered(meta, name),
+                        "problem": None if problem is None else f"{name}: {problem}"})
+    problems: list[str] = []
+    if not any(entry["problem"] for entry in entries):
+        try:
+            problems += out_of_bounds(meta, open_arrays(folder, meta), folder)
+        except InputError as error:
+            problems.append(str(error))
+    kind = ("files" if meta["files"] is not None else
+            "values" if any(entry["covered"] for entry in entries) else "none")
+    return {"checksums": kind, "files": entries, "problems": problems}
