@@ -27,6 +27,8 @@ Set = Annotated[Optional[list[str]], typer.Option(  # noqa: UP045 (typer reads i
 RunDir = Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")]
 Step = Annotated[Optional[int], typer.Option(  # noqa: UP045
     help="Checkpoint to use; the best one by default.")]
+Trust = Annotated[bool, typer.Option(
+    "--trust-code", help="Load modules of third parties that the config names; their code runs.")]
 Data = Annotated[Optional[str], typer.Option(  # noqa: UP045
     help="Dataset folder, if it moved since training.")]
 
@@ -146,6 +148,7 @@ def train(
         envvar="JAX_PROCESS_ID", help="Which of them this one is, from 0.")] = None,
     multihost: Annotated[bool, typer.Option(
         "--multihost", help="Join the processes that SLURM, a TPU pod or MPI started.")] = False,
+    trust_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Train a model; write checkpoints, metrics and a report into a run folder."""
@@ -155,7 +158,7 @@ def train(
     if multihost or coordinator is not None:
         start_processes(coordinator, processes, process)
     summary = api.train(config, run=run, overrides=settings or (), resume=resume, force=force,
-                        start_from=start_from, keep_state=keep_state,
+                        start_from=start_from, keep_state=keep_state, trust_code=trust_code,
                         progress=not as_json and not process)
     _show(summary, as_json, "training")
 
@@ -171,6 +174,7 @@ def evaluate(
         help="Users ranked at once; changes speed only.")] = None,
     baseline: Annotated[bool, typer.Option(help="Show popularity beside it.")] = False,
     data: Data = None,
+    trust_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Rank the whole catalogue for every user of a split."""
@@ -180,7 +184,7 @@ def evaluate(
         raise InputError(f"--split is {split!r}; expected valid or test")
     result = api.evaluate(run, split=split, step=step,  # type: ignore[arg-type]
                           filter_seen=filter_seen, batch=batch, baseline=baseline, data=data,
-                          progress=not as_json)
+                          trust_code=trust_code, progress=not as_json)
     if as_json:
         print(json.dumps(result))
     else:
@@ -195,6 +199,7 @@ def export(
     format: Annotated[str, typer.Option(help="npy, safetensors, parquet or zarr.")] = "npy",
     step: Step = None,
     data: Data = None,
+    trust_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Write embeddings with the ids of the source."""
@@ -203,7 +208,7 @@ def export(
     if what not in ("items", "users", "inputs"):
         raise InputError(f"--what is {what!r}; expected items, users or inputs")
     folder = api.export(run, out=out, what=what, format=format,  # type: ignore[arg-type]
-                        step=step, data=data, progress=not as_json)
+                        step=step, data=data, trust_code=trust_code, progress=not as_json)
     about = json.loads((folder / "export.json").read_text())
     _show({"folder": str(folder), **about}, as_json, "export")
 
@@ -219,6 +224,7 @@ def recommend(
         "--keep-seen", help="Items of the history may come again.")] = False,
     step: Step = None,
     data: Data = None,
+    trust_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Recommend items to a user, or after a history."""
@@ -227,7 +233,7 @@ def recommend(
     items = None if history is None else [part.strip() for part in history.split(",")
                                           if part.strip()]
     found = api.recommend(run, user=user, history=items, k=k, filter_seen=not keep_seen,
-                          step=step, data=data)
+                          step=step, data=data, trust_code=trust_code)
     if as_json:
         print(json.dumps({"recommendations": [dataclasses.asdict(entry) for entry in found]}))
         return
@@ -246,13 +252,15 @@ def plan(
     settings: Set = None,
     compile: Annotated[bool, typer.Option(
         "--compile", help="Compile the step for a TPU slice; show XLA's own figures.")] = False,
+    trust_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Bytes, operations, traffic and time of a step, before there is a machine."""
     from rec_jax import api
 
     lines = [*(settings or ()), *([f"table.dim={dim}"] if dim else [])]
-    result = api.plan(config, items=items, devices=devices, overrides=lines, compiled=compile)
+    result = api.plan(config, items=items, devices=devices, overrides=lines, compiled=compile,
+                      trust_code=trust_code)
     if as_json:
         print(json.dumps(result))
     else:

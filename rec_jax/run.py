@@ -9,11 +9,12 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rec_jax import config
+from rec_jax import config, files
 from rec_jax.data.features import FeatureConfig, check_different
 from rec_jax.encoders import ENCODERS
 from rec_jax.errors import InputError
@@ -22,6 +23,11 @@ from rec_jax.metrics import metric_names
 from rec_jax.objectives import OBJECTIVES
 from rec_jax.optimizer import OptimizerConfig
 from rec_jax.tables import TableConfig
+
+END_SECONDS = 5.0
+"""How long to wait for the lock of a process that may just have been killed."""
+MOST_FULL_EVERY = 512
+"""Longest chain of checkpoints that build on each other; each costs a reader some files."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ class CheckpointConfig:
       may take more MiB than these: the whole state, a quarter of it for a sparse table; none: as
       much as is free.
     full_every: of a sparse table, each so many-th checkpoint is full, and those between hold the
-      rows touched since the one before; 1: all are full.
+      rows touched since the one before; 1: all are full; at most 512.
     delta_values: how those rows are written: exact, or rounded to bfloat16 or int8, which a
       resumed run then goes on from.
     """
@@ -111,8 +117,10 @@ class CheckpointConfig:
             raise InputError(f"checkpoint.keep_every is {self.keep_every}; expected at least 1")
         if self.growth_mib is not None and self.growth_mib < 0:
             raise InputError(f"checkpoint.growth_mib is {self.growth_mib}; expected at least 0")
-        if self.full_every < 1:
-            raise InputError(f"checkpoint.full_every is {self.full_every}; expected at least 1")
+        if not 1 <= self.full_every <= MOST_FULL_EVERY:
+            raise InputError(f"checkpoint.full_every is {self.full_every}; expected 1 to "
+                             f"{MOST_FULL_EVERY}: the last delta needs all before it back to a "
+                             "full checkpoint")
 
 
 @dataclass(frozen=True)
@@ -172,9 +180,13 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Run:
-    """Paths of a run folder."""
+    """Paths of a run folder.
+
+    trust_code: its config may name modules of third parties, which run when it is read.
+    """
 
     folder: Path
+    trust_code: bool = False
 
     @property
     def config_path(self) -> Path:
@@ -220,8 +232,29 @@ class Run:
         """The run's config.
 
         Raises:
+          InputError: the folder is no run, or its config names code that is not trusted.
+        """
+        self.check_begun()
+        return config.load(RunConfig, self.config_path, trust_code=self.trust_code)
+
+    def saved_config(self) -> dict[str, Any]:
+        """The plain values of the run's config; no code is loaded, whatever it names.
+
+        Raises:
           InputError: the folder is no run.
         """
+        self.check_begun()
+        return config.read_mapping(self.config_path)
+
+    def check_begun(self) -> None:
+        """Raises InputError where there is no run in the folder."""
         if not self.config_path.is_file():
             raise InputError(f"{self.folder} is not a run: it has no config.toml")
-        return config.load(RunConfig, self.config_path)
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Be the one process that trains this run; a killed one may take a moment to be gone.
+
+        Raises:
+          InputError: another process trains it.
+        """
+        return files.locked(self.folder, END_SECONDS)
