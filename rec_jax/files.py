@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -171,8 +171,10 @@ class Pin:
         handle, self._handle = self._handle, -1
         _close(handle)
 
-    def __del__(self) -> None:
-        self.close()
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        # At the end of the interpreter the names of this module may be gone.
+        if self._handle >= 0:
+            close(self._handle)
 
 
 @contextlib.contextmanager

@@ -163,14 +163,18 @@ class Checkpoints:
 
     def infos(self) -> dict[int, Info]:
         """What each checkpoint says about itself; damaged ones are left out, with a warning."""
+        return self._infos(find_steps(self.folder), self._warn)
+
+    def _infos(self, paths: Mapping[int, Path], warn: Warn) -> dict[int, Info]:
         found = {}
-        for step in self.steps():
+        for step, path in paths.items():
             try:
-                found[step] = self.info(step)
+                info = self._path_info(path, step)
+                found[step] = self.info(step) if info is None else info
             except Missing:
                 continue  # removed meanwhile
             except Damaged as error:
-                self._warn(f"{error}; checkpoint {step_name(step)} is passed over")
+                warn(f"{error}; checkpoint {step_name(step)} is passed over")
         return found
 
     def info(self, step: int) -> Info:
@@ -283,22 +287,19 @@ class Checkpoints:
         if not self._may_change():
             return []
         with changing(self.folder):
-            read = {step: self._path_info(path, step)
-                    for step, path in remove.settle(self.folder).items()}
-            infos = {}
-            for step in self.steps():
-                try:
-                    infos[step] = self.info(step)
-                except Damaged:
-                    continue  # it is not ours to throw away what somebody may want to look at
+            shadows = remove.settle(self.folder)
+            paths = find_steps(self.folder)
+            # Damaged ones are not ours to throw away: somebody may want to look at them.
+            infos = self._infos(paths, lambda _: None)
             stay = kept_steps(infos.values(), latest=keep, every=every)
-            for step, info in read.items():
+            for step, path in shadows.items():
+                info = self._path_info(path, step)
                 stay |= set(chain(infos if info is None else {**infos, step: info}, step))
             gone: list[int] = []
             for step in sorted(infos, reverse=True):  # a delta goes before its base
                 if step in stay:
                     continue
-                if remove.remove_step(self.folder, step):
+                if remove.remove_step(shadows.get(step), paths[step]):
                     gone.append(step)
                 else:
                     stay |= set(chain(infos, step))

@@ -9,6 +9,7 @@ its name. Of what a killed process left, only names that this package gives are 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import secrets
 import shutil
@@ -44,9 +45,10 @@ class Leftover:
     def size(self) -> int:
         """Bytes of its files, as far as they are still there."""
         total = 0
-        for path in self.path.rglob("*"):
-            with contextlib.suppress(OSError):
-                total += 0 if path.is_symlink() or path.is_dir() else path.stat().st_size
+        for folder, _, names in os.walk(self.path):
+            for name in names:
+                with contextlib.suppress(OSError):
+                    total += os.lstat(os.path.join(folder, name)).st_size
         return total
 
 
@@ -83,9 +85,9 @@ def sweep(folder: Path) -> None:
             shutil.rmtree(one.path, ignore_errors=True)
 
 
-def remove_step(folder: Path, step: int) -> bool:
+def remove_step(*names: Path | None) -> bool:
     """Take a checkpoint away under each of its names; False where somebody reads it."""
-    for path in (shadowed(folder).get(step), find_steps(folder).get(step)):
+    for path in names:
         if path is not None:
             with files.unpinned(path / SEAL) as free:
                 if not free:
@@ -95,16 +97,20 @@ def remove_step(folder: Path, step: int) -> bool:
 
 
 def settle(folder: Path) -> dict[int, Path]:
-    """Take deltas away that were made full; while anything is read they stay, and are returned.
+    """Take deltas away that were made full; those that are read stay, and are returned.
 
-    A reader may have begun with the delta, or with one that builds on it.
+    A reader may have begun with the delta, or with a later one that builds on it.
     """
-    found = shadowed(folder)
-    if not found or any(_pinned(path) for path in (*find_steps(folder).values(),
-                                                   *found.values())):
-        return found
-    take_away(found.values())
-    return {}
+    found, stay = shadowed(folder), {}
+    steps = find_steps(folder) if found else {}
+    for step, path in found.items():
+        later = [other for paths in (steps, found) for number, other in paths.items()
+                 if number > step]
+        if any(_pinned(one) for one in (path, *later)):
+            stay[step] = path
+        else:
+            take_away([path])
+    return stay
 
 
 def set_aside(path: Path, step: int) -> None:
