@@ -133,7 +133,7 @@ def prune(
 
 
 def _clear_killed(run: str, checkpoints: Any) -> list[str]:
-    """Clear away what was left, unless a training saves here, whose it may be."""
+    """Take away what was left, unless a training saves here, whose it may be."""
     try:
         with files.locked(run):
             found: list[str] = checkpoints.clear()

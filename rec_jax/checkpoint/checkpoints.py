@@ -307,9 +307,9 @@ class Checkpoints:
         return sorted(gone)
 
     def clear(self, *, damaged: bool = False) -> list[str]:
-        """Remove what killed processes left, or with `damaged` what was set aside; the names.
+        """Take away what killed processes left, or with `damaged` what was set aside; the names.
 
-        For whoever alone may save here.
+        For whoever alone may save here. This takes a moment only: `prune` deletes the files.
         """
         if not self._may_change():
             return []
@@ -318,7 +318,6 @@ class Checkpoints:
                      else remove.killed(self.folder))
             remove.take_away(one.path for one in found)
             remove.settle(self.folder)
-        remove.sweep(self.folder)
         return [one.path.name for one in found]
 
     def leftovers(self) -> list[Leftover]:
@@ -373,5 +372,7 @@ class Checkpoints:
     def _clear_after(self, what: str) -> None:
         try:
             self.clear()
+            if self._may_change():
+                remove.sweep(self.folder)
         except InputError as error:  # such as a stopped process that has the lock
             self._warn(f"what {what} left stays for now: {error}")

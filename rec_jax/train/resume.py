@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -56,10 +57,10 @@ def resume(checkpoints: Checkpoints, built: Built, config: RunConfig, reporter: 
         opened = checkpoints.open(step)  # held against its seal before anything is believed
         extra = opened.info.extra
         try:
-            position, data = Position(**extra["position"]), dict(extra["data"])
+            position, data = Position(**extra["position"]), _mapping(extra["data"])
             _check(extra, built, config, reporter, force)
             if force:
-                built.stream.seek(int(data["step"]))
+                built.stream.seek(operator.index(data["step"]))
             else:
                 built.stream.restore(data)
         except (KeyError, TypeError) as error:
@@ -93,11 +94,17 @@ def changes(old: RunConfig | Mapping[str, Any], new: RunConfig) -> str | None:
     return configs.difference(before, new)
 
 
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"expected an object, got {value!r:.40}")
+    return value
+
+
 def _check(extra: Mapping[str, Any], built: Built, config: RunConfig, reporter: Reporter,
            force: bool) -> None:
     try:
         check_dataset(built.dataset, str(extra["dataset"]))
-        changed = changes(dict(extra["config"]), config)
+        changed = changes(_mapping(extra["config"]), config)
         if changed:
             raise InputError(f"the checkpoint was saved with another config ({changed}); go back "
                              f"to that one, or force it")
