@@ -80,7 +80,8 @@ class Checkpoints:
         warn: hears of damaged checkpoints that are passed over.
         """
         self.folder = Path(folder).absolute()
-        self._keep, self._every, self._read_only = keep, keep_every, read_only
+        self._keep, self._every = keep, keep_every
+        self._read_only, self._alone = read_only, alone
         self._hold = partial(hold, copy_bytes=copy_bytes, moving=moving,
                              growth_bytes=growth_bytes)
         self._warn = warn
@@ -325,8 +326,11 @@ class Checkpoints:
         return remove.leftovers(self.folder)
 
     def _may_change(self) -> bool:
-        """Of several processes the first one does."""
-        return jax.process_index() == 0 and not self._read_only
+        """Of several processes that save together the first one does.
+
+        Others do not ask which process they are: that opens devices, which the training has.
+        """
+        return not self._read_only and (not self._alone or jax.process_index() == 0)
 
     def _look(self, step: int, look: Callable[[dict[int, Path]], T]) -> T:
         """`look(paths by step)`, once more where one of these was moved or removed meanwhile."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import pytest
 from typer.testing import CliRunner
@@ -119,6 +120,14 @@ def test_prune_beside_a_training_and_a_compaction_leaves_what_they_write(run: Pa
             "a save that is under way", "a compaction that is under way"]
     with files.locked(run / "checkpoints" / compaction):
         assert answer("prune", str(run))["cleared"] == [save]
+
+
+def test_no_verb_opens_a_device_which_a_training_may_have(
+        run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("process_index", "process_count", "devices", "local_devices"):
+        monkeypatch.setattr(jax, name, lambda *_: pytest.fail("a device was opened"))
+    for verb in ("list", "inspect", "verify", "compact", "prune"):
+        answer(verb, str(run))
 
 
 def test_no_verb_reads_the_code_that_a_config_names(run: Path, tmp_path: Path,
