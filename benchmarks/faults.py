@@ -183,7 +183,9 @@ def make_settings(scratch: Path) -> RunConfig:
     assert status == 0, (scratch / "prepare.log").read_text()
     return config.build(RunConfig, {
         "seed": 3, "data": {"path": str(out), "length": 12}, "table": {"dim": DIM},
-        "encoder": {"kind": "transformer", "layers": 1, "heads": 2, "hidden": 1, "dropout": 0.1},
+        "encoder": {"kind": "transformer", "layers": 1, "heads": 2, "hidden": 1, "dropout": 0.1,
+                    "backend": "xla"},
+        "objective": {"kind": "next_item", "backend": "xla"},  # which kernels matters nothing here
         "optimizer": {"rate": 1e-3, "warmup": 4},
         "train": {"rows": 4, "steps": STEPS, "evaluate_every": 10, "checkpoint_every": EVERY,
                   "patience": "none", "log_every": 10},

@@ -28,6 +28,7 @@ from rec_jax.served import Served, StoredRows, load_served, open_rows
 from rec_jax.train.growing import Start
 from rec_jax.train.loop import run_training
 from rec_jax.train.opening import open_run
+from rec_jax.train.together import of_first, together
 
 Source = Path | str
 
@@ -35,7 +36,7 @@ Source = Path | str
 def train(config: RunConfig | Source | None = None, *, run: Source | None = None,
           overrides: Sequence[str] = (), resume: Source | None = None, force: bool = False,
           start_from: Source | None = None, keep_state: bool = False,
-          progress: bool = False) -> dict[str, Any]:
+          trust_code: bool = False, progress: bool = False) -> dict[str, Any]:
     """Train a run to its end and write its report; see `RunConfig` for what can be set.
 
     config: a `RunConfig` or the path of a TOML file; with `resume` it may be left out, and is
@@ -47,18 +48,22 @@ def train(config: RunConfig | Source | None = None, *, run: Source | None = None
     force: go on although config or dataset changed; what differs is said.
     start_from: folder of a run whose rows and encoder a new run starts with; items are matched
       by id, so the catalogue may have grown. keep_state: its optimizer state too.
+    trust_code: a config may name modules of third parties (a dotted `kind`), which then run.
 
     Returns the summary: run, steps, best metric and its step, seconds.
 
     Raises:
       InputError: the config, the data or the run folder are not as they should be.
     """
-    start = None if start_from is None else Start(Run(Path(start_from)), keep_state=keep_state)
-    target, resolved = open_run(config, run, overrides, resume, force=force)
+    start = (None if start_from is None
+             else Start(Run(Path(start_from), trust_code), keep_state=keep_state))
+    target, resolved = together(lambda: open_run(config, run, overrides, resume, force=force,
+                                                 trust_code=trust_code))
+    target = replace(target, folder=Path(of_first(str(target.folder))))  # its name has a time
 
     with _reporter("train", progress) as reporter:
         summary = {"run": str(target.folder), **run_training(
-            target, resolved, reporter, force=force, start=start)}
+            target, resolved, reporter, force=force, start=start, new=resume is None)}
     if jax.process_index() == 0:
         write_report(target, summary)
     return summary
@@ -67,16 +72,16 @@ def train(config: RunConfig | Source | None = None, *, run: Source | None = None
 def evaluate(run: Source, *, split: Split = "test", step: int | None = None,
              filter_seen: bool | None = None, seen_targets: str | None = None,
              batch: int | None = None, baseline: bool = False, data: str | None = None,
-             progress: bool = False) -> dict[str, Any]:
+             trust_code: bool = False, progress: bool = False) -> dict[str, Any]:
     """Full-ranking metrics of a run's best checkpoint (or of `step`) with their protocol.
 
     filter_seen, seen_targets, batch: replace those of the run's config. baseline: popularity
-    beside it. data: where the dataset is now, if it moved.
+    beside it. data: where the dataset is now, if it moved. trust_code: see `train`.
 
     Raises:
       InputError: also where the protocol leaves nobody to evaluate.
     """
-    served = load_served(Run(Path(run)), step=step, dataset_path=data)
+    served = load_served(Run(Path(run), trust_code), step=step, dataset_path=data)
     given: dict[str, Any] = {"filter_seen": filter_seen, "seen_targets": seen_targets,
                              "batch": batch}
     settings = replace(served.config.evaluate, **{
@@ -87,45 +92,51 @@ def evaluate(run: Source, *, split: Split = "test", step: int | None = None,
 
 
 def export(run: Source, *, out: Source, what: What = "items", format: str = "npy",
-           step: int | None = None, data: str | None = None, progress: bool = False) -> Path:
+           step: int | None = None, data: str | None = None, trust_code: bool = False,
+           progress: bool = False) -> Path:
     """Write the embeddings of items, users or inputs, with the source's ids; see
-    `load_embeddings`."""
+    `load_embeddings`. trust_code: see `train`."""
     # Item rows go from the checkpoint to the file in blocks; only queries need the model.
     served: Served | StoredRows
     if what == "users":
-        served = load_served(Run(Path(run)), step=step, dataset_path=data)
+        served = load_served(Run(Path(run), trust_code), step=step, dataset_path=data)
     else:
-        served = open_rows(Run(Path(run)), step=step, dataset_path=data, inputs=what == "inputs")
+        served = open_rows(Run(Path(run), trust_code), step=step, dataset_path=data,
+                           inputs=what == "inputs")
     with _reporter("export", progress) as reporter:
         return export_served(served, out, what=what, format=format, reporter=reporter)
 
 
 def recommend(run: Source, *, user: str | None = None, history: Sequence[str] | None = None,
               times: Sequence[int] | None = None, k: int = 10, filter_seen: bool | None = None,
-              step: int | None = None, data: str | None = None) -> list[Recommendation]:
+              step: int | None = None, data: str | None = None,
+              trust_code: bool = False) -> list[Recommendation]:
     """The k best items for a user of the dataset, or after any history of item ids; fewer where
     no more may be recommended.
 
     times: seconds of the items of `history`, where the model reads times.
-    filter_seen: replaces that of the run's `evaluate` section.
+    filter_seen: replaces that of the run's `evaluate` section. trust_code: see `train`.
     """
-    served = load_served(Run(Path(run)), step=step, dataset_path=data)
+    served = load_served(Run(Path(run), trust_code), step=step, dataset_path=data)
     return recommend_served(served, user=user, history=history, times=times, k=k,
                             filter_seen=filter_seen)
 
 
 def plan(config: RunConfig | Source, *, items: float, devices: str = "cpu",
-         overrides: Sequence[str] = (), compiled: bool = False) -> dict[str, Any]:
+         overrides: Sequence[str] = (), compiled: bool = False,
+         trust_code: bool = False) -> dict[str, Any]:
     """What a run over `items` items would need on `devices`; see `rec_jax.plan.Plan`.
 
     devices: `v5p:4x4x4` (a TPU slice), `h100x8`, or `cpu` for this machine.
     compiled: also compile the step for a TPU slice and add XLA's own figures.
+    trust_code: see `train`.
 
     Raises:
       InputError: unknown devices, or a catalogue that no table can hold.
     """
     if not isinstance(config, RunConfig):
-        config = configs.load(RunConfig, shipped.locate(config), overrides)
+        config = configs.load(RunConfig, shipped.locate(config), overrides,
+                              trust_code=trust_code)
     machine = parse_devices(devices)
     found = make_plan(config, int(items), machine)
     result: dict[str, Any] = {

@@ -105,10 +105,10 @@ def vary(lines: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def run(config: Path | str, *, overrides: Sequence[str] = (), variations: Sequence[str] = (),
-        steps: int = 20, rounds: int = 5) -> dict[str, Any]:
+        steps: int = 20, rounds: int = 5, trust_code: bool = False) -> dict[str, Any]:
     """Time `rounds` rounds of `steps` steps of a config and of each of its variations.
 
-    variations: lines for `vary`.
+    variations: lines for `vary`. trust_code: the config may name modules of third parties.
 
     Returns:
       what `bench_record.record` writes: `peak_operations_per_second` by precision (a matrix
@@ -121,7 +121,7 @@ def run(config: Path | str, *, overrides: Sequence[str] = (), variations: Sequen
     """
     if steps < 1 or rounds < 1:
         raise InputError(f"steps = {steps}, rounds = {rounds}; expected at least 1")
-    runners = [_prepare(config, (*overrides, *lines), " ".join(lines) or "as given")
+    runners = [_prepare(config, (*overrides, *lines), " ".join(lines) or "as given", trust_code)
                for lines in vary(variations)]
     products = {name: _Product(name) for name in
                 dict.fromkeys(one.config.train.precision for one in runners)}
@@ -142,8 +142,8 @@ def run(config: Path | str, *, overrides: Sequence[str] = (), variations: Sequen
     }
 
 
-def _prepare(path: Path | str, lines: Sequence[str], name: str) -> _Runner:
-    config = configs.load(RunConfig, shipped.locate(path), lines)
+def _prepare(path: Path | str, lines: Sequence[str], name: str, trust_code: bool) -> _Runner:
+    config = configs.load(RunConfig, shipped.locate(path), lines, trust_code=trust_code)
     built = build(config)
     batch, _ = next(_batches(built, config))
     start = time.perf_counter()

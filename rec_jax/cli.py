@@ -40,6 +40,8 @@ Set = Annotated[Optional[list[str]], typer.Option(  # noqa: UP045 (typer reads i
 RunDir = Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")]
 Step = Annotated[Optional[int], typer.Option(  # noqa: UP045
     help="Checkpoint to use; the best one by default.")]
+Trust = Annotated[bool, typer.Option(
+    "--trust-code", help="Load modules of third parties that the config names; their code runs.")]
 Data = Annotated[Optional[str], typer.Option(  # noqa: UP045
     help="Dataset folder, if it moved since training.")]
 
@@ -196,6 +198,7 @@ def train(
         envvar="JAX_PROCESS_ID", help="Which of them this one is, from 0.")] = None,
     multihost: Annotated[bool, typer.Option(
         "--multihost", help="Join the processes that SLURM, a TPU pod or MPI started.")] = False,
+    trust_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Train a model; write checkpoints, metrics and a report into a run folder."""
@@ -205,7 +208,7 @@ def train(
     if multihost or coordinator is not None:
         start_processes(coordinator, processes, process)
     summary = api.train(config, run=run, overrides=settings or (), resume=resume, force=force,
-                        start_from=start_from, keep_state=keep_state,
+                        start_from=start_from, keep_state=keep_state, trust_code=trust_code,
                         progress=not as_json and not process)
     if as_json:
         print_json(summary)
@@ -227,6 +230,7 @@ def evaluate(
         help="Users ranked at once; changes speed only.")] = None,
     baseline: Annotated[bool, typer.Option(help="Show popularity beside it.")] = False,
     data: Data = None,
+    trust_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Rank the whole catalogue for every user of a split."""
@@ -236,7 +240,8 @@ def evaluate(
         raise InputError(f"--split is {split!r}; expected valid or test")
     result = api.evaluate(run, split=split, step=step,  # type: ignore[arg-type]
                           filter_seen=filter_seen, seen_targets=seen_targets, batch=batch,
-                          baseline=baseline, data=data, progress=not as_json)
+                          baseline=baseline, data=data, trust_code=trust_code,
+                          progress=not as_json)
     if as_json:
         print_json(result)
     else:
@@ -251,6 +256,7 @@ def export(
     format: Annotated[str, typer.Option(help="npy, safetensors, parquet or zarr.")] = "npy",
     step: Step = None,
     data: Data = None,
+    trust_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Write embeddings with the ids of the source."""
@@ -259,7 +265,7 @@ def export(
     if what not in ("items", "users", "inputs"):
         raise InputError(f"--what is {what!r}; expected items, users or inputs")
     folder = api.export(run, out=out, what=what, format=format,  # type: ignore[arg-type]
-                        step=step, data=data, progress=not as_json)
+                        step=step, data=data, trust_code=trust_code, progress=not as_json)
     about = json.loads((folder / "export.json").read_text())
     if as_json:
         print_json({"folder": str(folder), **about})
@@ -287,6 +293,7 @@ def recommend(
                                           "run is evaluated by default.")] = None,
     step: Step = None,
     data: Data = None,
+    trust_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Recommend items to a user, or after a history."""
@@ -298,7 +305,7 @@ def recommend(
         raise InputError("ids and times come from options or from a file, not from both")
     when = typed.read_times(typed.read_lines(times_file) if times_file else times or [])
     items = typed.read_lines(history_file) if history_file else None
-    served = load_served(Run(Path(run)), step=step, dataset_path=data)
+    served = load_served(Run(Path(run), trust_code), step=step, dataset_path=data)
     if history:
         items = typed.read_ids(served.dataset, history)
     found = retrieve.recommend(
@@ -322,6 +329,7 @@ def plan(
     settings: Set = None,
     compile: Annotated[bool, typer.Option(
         "--compile", help="Compile the step for a TPU slice; show XLA's own figures.")] = False,
+    trust_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Bytes, operations, traffic and time of a step, before there is a machine."""
@@ -330,7 +338,8 @@ def plan(
     if not 1 <= items < float("inf"):
         raise InputError(f"--items is {items:g}; expected at least 1")
     lines = [*(settings or ()), *([] if dim is None else [f"table.dim={dim}"])]
-    result = api.plan(config, items=items, devices=devices, overrides=lines, compiled=compile)
+    result = api.plan(config, items=items, devices=devices, overrides=lines, compiled=compile,
+                      trust_code=trust_code)
     if as_json:
         print_json(result)
     else:

@@ -55,13 +55,15 @@ def train(
     steps: Annotated[int, typer.Option(help="Steps of a variant in a round.")] = 20,
     rounds: Annotated[int, typer.Option(help="Rounds over all variants.")] = 5,
     out: Out = None,
+    trust_code: Annotated[bool, typer.Option(
+        "--trust-code", help="Load modules of third parties that the config names.")] = False,
     as_json: Json = False,
 ) -> None:
     """Positions, targets and users a second of a config, and its share of the machine's peak."""
     from rec_jax import bench_train
 
     result = bench_train.run(config, overrides=settings or (), variations=vary or (),
-                             steps=steps, rounds=rounds)
+                             steps=steps, rounds=rounds, trust_code=trust_code)
     _finish(result, [bench_train.table(result)], out, as_json)
 
 

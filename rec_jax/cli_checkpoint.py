@@ -7,6 +7,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from rec_jax import files
 from rec_jax.cli_options import App
 from rec_jax.cli_show import number, print_json, print_table, say
 from rec_jax.errors import InputError
@@ -20,10 +21,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 
 @app.command("list")
 def list_all(run: RunDir, as_json: Json = False) -> None:
-    """Steps, sizes, metrics, and what each builds on."""
-    rows = _describe(run)
+    """Steps, sizes, metrics, what each builds on, and what else lies beside them."""
+    rows, others = _describe(run)
     if as_json:
-        print_json({"checkpoints": rows})
+        print_json({"checkpoints": rows, "leftovers": others})
         return
     lines = []
     for row in rows:
@@ -34,6 +35,8 @@ def list_all(run: RunDir, as_json: Json = False) -> None:
         lines.append((row["step"], row["kind"], number(row["bytes"] / 2**20, 2), metric,
                       ", ".join(notes)))
     print_table(["step", "kind", "MiB", "metric", ""], lines, numbers=("step", "MiB", "metric"))
+    for other in others:
+        say(f"{other['name']}: {number(other['bytes'] / 2**20, 2)} MiB, {other['about']}")
 
 
 @app.command()
@@ -62,11 +65,16 @@ def inspect(run: RunDir, step: Step = None, as_json: Json = False) -> None:
 @app.command()
 def verify(run: RunDir, step: Step = None, as_json: Json = False) -> None:
     """Read every byte and hold it against its checksum; exit code 2 if something is damaged."""
+    from rec_jax.checkpoint import Missing
+
     found: list[dict[str, Any]] = []
     with _open(run) as checkpoints:
         for one in checkpoints.steps() if step is None else [step]:
             try:
                 found.append({"step": one, "bytes": checkpoints.verify(one), "problem": None})
+            except Missing:
+                if step is not None:  # otherwise a training removed it meanwhile
+                    raise
             except InputError as error:
                 found.append({"step": one, "bytes": None, "problem": str(error)})
     if as_json:
@@ -82,7 +90,7 @@ def verify(run: RunDir, step: Step = None, as_json: Json = False) -> None:
 @app.command()
 def compact(run: RunDir, step: Step = None, as_json: Json = False) -> None:
     """Make deltas full, so that they no longer need their bases; the newest one by default."""
-    with _open(run, read_only=False) as checkpoints:
+    with _open(run, writes=True) as checkpoints:
         chosen = checkpoints.latest() if step is None else step
         if chosen is None:
             raise InputError(f"run {run} has no checkpoint yet")
@@ -100,45 +108,83 @@ def prune(
     keep: Annotated[int, typer.Option(min=1, help="Latest checkpoints that stay.")] = 1,
     every: Annotated[Optional[int], typer.Option(  # noqa: UP045
         min=1, help="Checkpoints whose step it divides stay too.")] = None,
+    damaged: Annotated[bool, typer.Option(
+        "--damaged", help="Remove what was set aside as damaged, too.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove checkpoints; the best one, and what a delta builds on, always stay."""
-    with _open(run, read_only=False) as checkpoints:
+    """Remove checkpoints and what killed processes left; the best one, what a delta builds on,
+    and what is read just now, always stay. A training may go on meanwhile."""
+    with _open(run, writes=True) as checkpoints:
+        cleared = _clear_killed(run, checkpoints)
+        if damaged:
+            cleared += checkpoints.clear(damaged=True)
         gone = checkpoints.prune(keep, every)
         stay = checkpoints.steps()
     if as_json:
-        print_json({"removed": gone, "kept": stay})
+        print_json({"removed": gone, "kept": stay, "cleared": cleared})
     else:
         say(f"removed {gone or 'nothing'}, kept {stay}")
+        for name in cleared:
+            say(f"removed {name}")
 
 
-def _describe(run: str) -> list[dict[str, Any]]:
-    """One entry a checkpoint, damaged ones with the problem."""
+def _clear_killed(run: str, checkpoints: Any) -> list[str]:
+    """Take away what was left, unless a training saves here, whose it may be."""
+    try:
+        with files.locked(run):
+            found: list[str] = checkpoints.clear()
+            return found
+    except InputError:
+        return []
+
+
+def _describe(run: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """One entry a checkpoint, damaged ones with the problem; and one for all else."""
+    from rec_jax.checkpoint import Missing, best_step
+
     problems: dict[int, str] = {}
     sizes: dict[int, int] = {}
     with _open(run) as checkpoints:
         infos = checkpoints.infos()
-        best, latest, steps = checkpoints.best(), checkpoints.latest(), checkpoints.steps()
-        for step in steps:
+        steps = []
+        for step in sorted({*checkpoints.steps(), *infos}):
             try:
                 sizes[step] = checkpoints.size(step)
+            except Missing:
+                continue  # removed meanwhile
             except InputError as error:
                 problems[step] = str(error)
+            steps.append(step)
+        others = [{"name": one.path.name, "kind": one.kind, "bytes": one.size,
+                   "about": _about(one.kind, run, one.path)} for one in checkpoints.leftovers()]
+    best = best_step(info for step, info in infos.items() if step in steps)
     return [{
         "step": step,
         "kind": ("damaged" if step not in infos else
                  "full" if infos[step].base is None else f"delta of {infos[step].base}"),
         "bytes": sizes.get(step, 0), "metric": infos[step].metric if step in infos else None,
-        "best": step == best, "latest": step == latest, "problem": problems.get(step),
-    } for step in steps]
+        "best": step == best, "latest": step == steps[-1], "problem": problems.get(step),
+    } for step in steps], others
 
 
-def _open(run: str, *, read_only: bool = True) -> Any:
+def _about(kind: str, run: str, path: Path) -> str:
+    """What a folder beside the checkpoints is, and how it goes."""
+    if kind == "damaged":
+        return "set aside as damaged; `prune --damaged` removes it"
+    if (kind == "save" and files.is_locked(run)) or (
+            kind == "compaction" and files.is_locked(path)):
+        return f"a {kind} that is under way"
+    what = "a removal" if kind == "removed" else f"a {kind}"
+    return f"left by {what} that was killed; `prune` clears it away"
+
+
+def _open(run: str, *, writes: bool = False) -> Any:
     from rec_jax.checkpoint import Checkpoints
     from rec_jax.run import Run
 
     folder = Run(Path(run))
-    folder.config()  # refuses a folder that is no run
+    folder.check_begun()  # its config is not read: nothing here depends on it
     if not folder.checkpoints.is_dir():
         raise InputError(f"run {run} has no checkpoint yet")
-    return Checkpoints(folder.checkpoints, read_only=read_only, warn=say)
+    # A training may be at work in the same folder.
+    return Checkpoints(folder.checkpoints, read_only=not writes, alone=False, warn=say)

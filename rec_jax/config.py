@@ -4,7 +4,8 @@ A config is data: nested frozen dataclasses, built from one TOML file and from o
 are themselves single lines of TOML (`optimizer.rate = 1e-3`). An unknown key is an error that
 names the nearest known one. A component that can be one of several (an encoder, an objective)
 is a field made by `choice`: its `kind` names the module whose `Config` it takes; a dotted
-`kind` loads a third party's module the same way.
+`kind` loads a third party's module the same way, if the caller says `trust_code`: a module runs
+when it is loaded, and a config may come from anywhere.
 """
 
 from __future__ import annotations
@@ -38,27 +39,49 @@ def choice(modules: Mapping[str, str], default: str) -> Any:
     return dataclasses.field(default_factory=make_default, metadata={"modules": modules})
 
 
-def component_config(modules: Mapping[str, str], kind: str) -> type:
-    """The `Config` class of component `kind`; a dotted kind is a module of a third party."""
+def component_config(modules: Mapping[str, str], kind: str, *, trust_code: bool = False) -> type:
+    """The `Config` class of component `kind`; a dotted kind is a module of a third party.
+
+    trust_code: load such a module, which runs it; this package's own are loaded in any case.
+
+    Raises:
+      InputError: there is no such kind, or it is not to be trusted.
+    """
     name = modules.get(kind, kind if "." in kind else None)
     if name is None:
         raise InputError(f"unknown kind {kind!r}{_nearest(kind, modules)}")
+    if name not in modules.values() and not trust_code:
+        raise InputError(f"kind {kind!r} is a module that is not part of rec_jax, and loading it "
+                         "runs its code; where you trust that, say --trust-code "
+                         "(trust_code=True in Python)")
     try:
-        return importlib.import_module(name).Config
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"kind {kind!r} cannot be loaded: {error}") from error
+        found = importlib.import_module(name).Config
+    except Exception as error:  # it runs code that is not ours
+        said = (str(error).splitlines() or [""])[0]
+        raise InputError(f"kind {kind!r} cannot be loaded: {type(error).__name__}: {said}"
+                         ) from error
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        raise InputError(f"kind {kind!r} cannot be used: its Config is no dataclass")
+    return found
 
 
-def load(cls: type[T], path: Path | str, overrides: Iterable[str] = ()) -> T:
+def load(cls: type[T], path: Path | str, overrides: Iterable[str] = (), *,
+         trust_code: bool = False) -> T:
     """Read TOML file `path`, apply `a.b=c` overrides, and build `cls` from it."""
-    return read(cls, path, {}, overrides)
+    return read(cls, path, {}, overrides, trust_code=trust_code)
 
 
 def read(cls: type[T], path: Path | str | None, values: Mapping[str, Any],
-         overrides: Iterable[str] = ()) -> T:
+         overrides: Iterable[str] = (), *, trust_code: bool = False) -> T:
     """`cls` from a TOML file (if any), with nested `values` and then `a.b=c` lines over it."""
-    mapping = {} if path is None else _toml(Path(path))
-    return build(cls, override(_merge(mapping, values), overrides), str(path or "settings"))
+    mapping = {} if path is None else read_mapping(path)
+    return build(cls, override(_merge(mapping, values), overrides), str(path or "settings"),
+                 trust_code=trust_code)
+
+
+def read_mapping(path: Path | str) -> dict[str, Any]:
+    """The plain values of a TOML file; nothing is built of them, and nothing is loaded."""
+    return _toml(Path(path))
 
 
 def _toml(path: Path) -> dict[str, Any]:
@@ -89,8 +112,11 @@ def override(mapping: Mapping[str, Any], lines: Iterable[str]) -> dict[str, Any]
     return merged
 
 
-def build(cls: type[T], mapping: Mapping[str, Any], where: str = "config") -> T:
+def build(cls: type[T], mapping: Mapping[str, Any], where: str = "config", *,
+          trust_code: bool = False) -> T:
     """An instance of dataclass `cls` from `mapping`; unknown keys and wrong types are refused.
+
+    trust_code: a dotted `kind` may load a third party's module, see `component_config`.
 
     Raises:
       InputError: naming `where`, the key, and what was expected.
@@ -104,7 +130,7 @@ def build(cls: type[T], mapping: Mapping[str, Any], where: str = "config") -> T:
         modules = fields[key].metadata.get("modules")
         label = f"{where}: {key}"
         if modules is not None:
-            values[key] = _component(modules, value, label, fields[key])
+            values[key] = _component(modules, value, label, fields[key], trust_code)
         else:
             values[key] = _convert(hints[key], value, label)
     for name, field in fields.items():
@@ -132,13 +158,14 @@ def to_mapping(config: Any) -> dict[str, Any]:
             if field.default is None:
                 continue
             value = NONE
-        if dataclasses.is_dataclass(value):
-            value = to_mapping(value)
-        elif isinstance(value, tuple):
-            value = [to_mapping(item) if dataclasses.is_dataclass(item) else item
-                     for item in value]
-        result[field.name] = value
+        result[field.name] = _plain(value)
     return result
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_mapping(value)
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def save(config: Any, path: Path | str) -> None:
@@ -147,8 +174,34 @@ def save(config: Any, path: Path | str) -> None:
 
 
 def difference(old: Any, new: Any) -> str | None:
-    """The first key in which two configs differ, as `a.b: old -> new`; None if they agree."""
+    """The first key in which two configs differ, as `a.b: old -> new`; None if they agree.
+
+    old: a config, or its plain mapping as `to_mapping` made it, perhaps of an earlier version:
+      what it does not say is what `new` has by default.
+    """
+    if isinstance(old, Mapping):
+        return _difference(_filled(old, new), to_mapping(new), ())
     return _difference(to_mapping(old), to_mapping(new), ())
+
+
+def _filled(mapping: Mapping[str, Any], config: Any) -> dict[str, Any]:
+    """A mapping with the defaults of what it leaves out of the class of `config`."""
+    result = dict(mapping)
+    for field in dataclasses.fields(config):
+        value, said = getattr(config, field.name), result.get(field.name)
+        if field.name not in result:
+            default = field.default
+            if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
+                default = field.default_factory()
+            if default is not dataclasses.MISSING and default is not None:
+                result[field.name] = _plain(default)
+        elif dataclasses.is_dataclass(value) and isinstance(said, Mapping):
+            result[field.name] = _filled(said, value)
+        elif isinstance(value, tuple) and isinstance(said, list) and len(said) == len(value):
+            result[field.name] = [
+                _filled(one, other) if isinstance(one, Mapping) and dataclasses.is_dataclass(other)
+                else one for one, other in zip(said, value, strict=True)]
+    return result
 
 
 def _difference(old: Any, new: Any, path: tuple[str, ...]) -> str | None:
@@ -162,12 +215,12 @@ def _difference(old: Any, new: Any, path: tuple[str, ...]) -> str | None:
 
 
 def _component(modules: Mapping[str, str], value: Any, label: str,
-               field: dataclasses.Field[Any]) -> Any:
+               field: dataclasses.Field[Any], trust_code: bool) -> Any:
     if not isinstance(value, Mapping):
         raise InputError(f"{label}: expected a table with a 'kind', got {value!r}")
     default = field.default_factory().kind  # type: ignore[misc,operator]
     try:
-        cls = component_config(modules, str(value.get("kind", default)))
+        cls = component_config(modules, str(value.get("kind", default)), trust_code=trust_code)
     except InputError as error:
         raise InputError(f"{label}: {error}") from None
     return build(cls, value, label)

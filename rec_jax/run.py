@@ -9,11 +9,12 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rec_jax import config
+from rec_jax import config, files
 from rec_jax.data.features import FeatureConfig, check_different
 from rec_jax.encoders import ENCODERS
 from rec_jax.errors import InputError
@@ -23,6 +24,11 @@ from rec_jax.objectives import OBJECTIVES
 from rec_jax.optimizer import OptimizerConfig
 from rec_jax.ranges import above, at_least, between, check
 from rec_jax.tables import TableConfig
+
+END_SECONDS = 5.0
+"""How long to wait for the lock of a process that may just have been killed."""
+MOST_FULL_EVERY = 512
+"""Longest chain of checkpoints that build on each other; each costs a reader some files."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ class CheckpointConfig:
       may take more MiB than these: the whole state, a quarter of it for a sparse table; none: as
       much as is free.
     full_every: of a sparse table, each so many-th checkpoint is full, and those between hold the
-      rows touched since the one before; 1: all are full.
+      rows touched since the one before; 1: all are full; at most 512.
     delta_values: how those rows are written: exact, or rounded to bfloat16 or int8, which a
       resumed run then goes on from.
     """
@@ -107,7 +113,7 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         check(self, "checkpoint.", keep=at_least(1), keep_every=at_least(1),
-              copy_mib=at_least(0), growth_mib=at_least(0), full_every=at_least(1))
+              copy_mib=at_least(0), growth_mib=at_least(0), full_every=at_least(1, MOST_FULL_EVERY))
 
 
 @dataclass(frozen=True)
@@ -169,9 +175,13 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Run:
-    """Paths of a run folder."""
+    """Paths of a run folder.
+
+    trust_code: its config may name modules of third parties, which run when it is read.
+    """
 
     folder: Path
+    trust_code: bool = False
 
     @property
     def config_path(self) -> Path:
@@ -217,8 +227,29 @@ class Run:
         """The run's config.
 
         Raises:
+          InputError: the folder is no run, or its config names code that is not trusted.
+        """
+        self.check_begun()
+        return config.load(RunConfig, self.config_path, trust_code=self.trust_code)
+
+    def saved_config(self) -> dict[str, Any]:
+        """The plain values of the run's config; no code is loaded, whatever it names.
+
+        Raises:
           InputError: the folder is no run.
         """
+        self.check_begun()
+        return config.read_mapping(self.config_path)
+
+    def check_begun(self) -> None:
+        """Raises InputError where there is no run in the folder."""
         if not self.config_path.is_file():
             raise InputError(f"{self.folder} is not a run: it has no config.toml")
-        return config.load(RunConfig, self.config_path)
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Be the one process that trains this run; a killed one may take a moment to be gone.
+
+        Raises:
+          InputError: another process trains it.
+        """
+        return files.locked(self.folder, END_SECONDS)

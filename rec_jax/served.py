@@ -9,7 +9,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 
-from rec_jax.checkpoint import Checkpoints, Source
+from rec_jax.checkpoint import Checkpoints, Missing, Opened, Source
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.features import find_features, uses_gaps
 from rec_jax.encoders import Inputs, uses_times
@@ -48,7 +48,7 @@ class Served:
 class StoredRows:
     """Item rows of one checkpoint, left on disk: what an export of items needs.
 
-    source: `[V_padded, d]`, read in ranges of rows.
+    source: `[V_padded, d]`, read in ranges of rows; the checkpoint stays as long as this lives.
     inputs: these rows feed the encoder, and are not the items'.
     """
 
@@ -57,6 +57,7 @@ class StoredRows:
     dataset: Dataset
     source: Source
     step: int
+    opened: Opened
     inputs: bool = False
 
 
@@ -81,17 +82,15 @@ def open_rows(folder: Run, *, step: int | None = None, dataset_path: str | None 
         raise InputError(f"run {folder.folder} has one table for inputs and items (table.tied); "
                          "expected an export of items")
     dataset = Dataset.open(dataset_path or config.data.path)
-    with _reading(folder) as checkpoints:
-        chosen = _choose(folder, checkpoints, step)
-        check_dataset(dataset, str(checkpoints.extra(chosen).get("dataset")))
-        name = "average" if config.train.ema is not None else "model"
-        source = checkpoints.open(chosen).items.get(name, {}).get(
-            "['inputs']" if inputs else "['rows']")
+    opened = _open(folder, step)
+    check_dataset(dataset, str(opened.info.extra.get("dataset")))
+    name = "average" if config.train.ema is not None else "model"
+    source = opened.items.get(name, {}).get("['inputs']" if inputs else "['rows']")
     if source is None or source.shape[1:] != (config.table.dim,) \
             or source.shape[0] < dataset.num_items:
-        raise InputError(f"checkpoint of step {chosen} in {folder.folder} has no item rows of "
-                         f"{dataset.num_items} x {config.table.dim}")
-    return StoredRows(folder, config, dataset, source, chosen, inputs)
+        raise InputError(f"checkpoint of step {opened.info.step} in {folder.folder} has no item "
+                         f"rows of {dataset.num_items} x {config.table.dim}")
+    return StoredRows(folder, config, dataset, source, opened.info.step, opened, inputs)
 
 
 def load_served(folder: Run, *, step: int | None = None,
@@ -105,39 +104,40 @@ def load_served(folder: Run, *, step: int | None = None,
     """
     config = folder.config()
     dataset = Dataset.open(dataset_path or config.data.path)
-    with _reading(folder) as checkpoints:
-        chosen = _choose(folder, checkpoints, step)
-        check_dataset(dataset, str(checkpoints.extra(chosen).get("dataset")))
-        encoder, params = build_encoder(
-            config.encoder, dim=config.table.dim, length=config.data.length,
-            causal=config.objective.causal, precision=config.train.precision, seed=config.seed,
-            features=find_features(config.features, dataset))
-        rows = jax.eval_shape(
-            lambda: init_table(config.table, dataset.num_items, config.seed)).rows
-        name = "model"
-        if config.train.ema is not None:  # averages are f32, whatever the rows are
-            name, rows = "average", jax.ShapeDtypeStruct(rows.shape, jnp.float32)
-        like = {"encoder": params, "rows": rows} | ({} if config.table.tied else {INPUTS: rows})
-        model = checkpoints.restore(chosen, {name: like}, widen=True)[name]
-        if not config.table.tied:
-            model["encoder"][INPUTS] = model[INPUTS]
-    return Served(folder, config, dataset, encoder, model["encoder"], model["rows"], chosen)
+    opened = _open(folder, step)
+    check_dataset(dataset, str(opened.info.extra.get("dataset")))
+    encoder, params = build_encoder(
+        config.encoder, dim=config.table.dim, length=config.data.length,
+        causal=config.objective.causal, precision=config.train.precision, seed=config.seed,
+        features=find_features(config.features, dataset))
+    rows = jax.eval_shape(
+        lambda: init_table(config.table, dataset.num_items, config.seed)).rows
+    name = "model"
+    if config.train.ema is not None:  # averages are f32, whatever the rows are
+        name, rows = "average", jax.ShapeDtypeStruct(rows.shape, jnp.float32)
+    like = {"encoder": params, "rows": rows} | ({} if config.table.tied else {INPUTS: rows})
+    model = opened.restore({name: like}, widen=True)[name]
+    if not config.table.tied:
+        model["encoder"][INPUTS] = model[INPUTS]
+    return Served(folder, config, dataset, encoder, model["encoder"], model["rows"],
+                  opened.info.step)
 
 
-def _reading(folder: Run) -> Checkpoints:
+def _open(folder: Run, step: int | None) -> Opened:
+    """The best checkpoint, or that of `step`, which no process removes while it is read."""
     if not folder.checkpoints.is_dir():
         raise InputError(f"run {folder.folder} has no checkpoint yet")
-    return Checkpoints(folder.checkpoints, read_only=True)
-
-
-def _choose(folder: Run, checkpoints: Checkpoints, step: int | None) -> int:
-    chosen = checkpoints.best() if step is None else step
-    if chosen is None:
-        raise InputError(f"run {folder.folder} has no checkpoint yet")
-    if chosen not in checkpoints.steps():
-        raise InputError(f"run {folder.folder} has no checkpoint of step {chosen}; "
-                         f"it has {', '.join(map(str, checkpoints.steps()))}")
-    return chosen
+    with Checkpoints(folder.checkpoints, read_only=True) as checkpoints:
+        while True:
+            chosen = checkpoints.best() if step is None else step
+            if chosen is None:
+                raise InputError(f"run {folder.folder} has no checkpoint yet")
+            try:
+                return checkpoints.open(chosen)
+            except Missing:  # there is no such step, or it was removed since it was chosen
+                if step is not None:
+                    raise InputError(f"run {folder.folder} has no checkpoint of step {step}; it "
+                                     f"has {', '.join(map(str, checkpoints.steps()))}") from None
 
 
 def check_dataset(dataset: Dataset, expected: str) -> None:

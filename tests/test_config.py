@@ -152,17 +152,69 @@ def test_a_dotted_kind_loads_a_third_partys_module(
     (tmp_path / "their_encoders.py").rename(package / "encoders.py")
     monkeypatch.syspath_prepend(str(tmp_path))
     kind = "their_package.encoders"
-    built = config.build(RunConfig, {"data": {"path": "x"},
-                                     "encoder": {"kind": kind, "depth": 4}})
+    mapping = {"data": {"path": "x"}, "encoder": {"kind": kind, "depth": 4}}
+    with pytest.raises(InputError, match=rf"encoder: kind '{kind}' .*--trust-code") as caught:
+        config.build(RunConfig, mapping)
+    assert "\n" not in str(caught.value) and "their_package" not in sys.modules
+    built = config.build(RunConfig, mapping, trust_code=True)
     assert (built.encoder.kind, built.encoder.depth) == (kind, 4)
     assert type(built.encoder) is sys.modules[kind].Config
     config.save(built, tmp_path / "a.toml")
-    assert config.load(RunConfig, tmp_path / "a.toml") == built
+    with pytest.raises(InputError, match="--trust-code"):
+        config.load(RunConfig, tmp_path / "a.toml")
+    assert config.load(RunConfig, tmp_path / "a.toml", trust_code=True) == built
+    assert config.difference(config.read_mapping(tmp_path / "a.toml"), built) is None
+
+
+@pytest.mark.parametrize("text", ["raise RuntimeError('two\\nlines')", "x = (", "Config = 3",
+                                  "class Config: pass", "import no_such_thing"])
+def test_a_module_that_cannot_be_used_is_one_line(tmp_path: Path, text: str,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_package").mkdir()
+    (tmp_path / "broken_package" / "them.py").write_text(text + "\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(InputError, match=r"kind .broken_package.them. cannot be") as caught:
+        config.build(RunConfig, {"data": {"path": "x"},
+                                 "encoder": {"kind": "broken_package.them"}}, trust_code=True)
+    assert "\n" not in str(caught.value)
+    sys.modules.pop("broken_package.them", None)
+    sys.modules.pop("broken_package", None)
+
+
+def test_a_dotted_kind_of_this_package_needs_no_trust() -> None:
+    built = config.build(RunConfig, {"data": {"path": "x"},
+                                     "encoder": {"kind": "rec_jax.encoders.hstu"}})
+    assert type(built.encoder).__module__ == "rec_jax.encoders.hstu"
+    for kind in ("rec_jax.cli", ".transformer", "os.path"):
+        with pytest.raises(InputError, match="--trust-code"):
+            config.build(RunConfig, {"data": {"path": "x"}, "encoder": {"kind": kind}})
+
+
+def test_a_saved_mapping_is_compared_without_its_code_and_with_the_defaults_of_now() -> None:
+    built = config.build(RunConfig, {"data": {"path": "x"}, "train": {"patience": "none"}})
+    saved = config.to_mapping(built)
+    assert config.difference(saved, built) is None
+    del saved["train"]["rows"], saved["checkpoint"], saved["encoder"]["layers"]  # not known then
+    assert config.difference(saved, built) is None
+    other = config.build(RunConfig, {"data": {"path": "x"}, "train": {"patience": 3, "rows": 7}})
+    assert config.difference(saved, other) == "train.patience: 'none' -> 3"
+    saved["encoder"] = {"kind": "no.such.module"}
+    assert "encoder.kind: 'no.such.module' -> 'transformer'" in str(
+        config.difference(saved, built))
+    plain = config.build(RunConfig, {"data": {"path": "x"}})
+    assert config.difference({}, plain) == "data: None -> {'path': 'x', 'length': 200, " \
+        "'pack': True, 'window': 'last'}"
+
+
+@pytest.mark.parametrize("number", [0, 513, 10**9])
+def test_the_chain_of_deltas_is_bounded(number: int) -> None:
+    message = refusal({"data": {"path": "x"}, "checkpoint": {"full_every": number}}, RunConfig)
+    assert f"checkpoint.full_every is {number}; expected 1 to 512" in message
 
 
 def test_a_dotted_kind_that_cannot_be_imported_says_so() -> None:
     message = refusal({"data": {"path": "x"}, "encoder": {"kind": "no.such.module"}}, RunConfig)
-    assert "encoder" in message and "'no.such.module' cannot be loaded" in message
+    assert "encoder" in message and "'no.such.module' " in message and "--trust-code" in message
 
 
 @pytest.mark.parametrize(("content", "expected"), [

@@ -211,3 +211,48 @@ def test_the_cache_folder_is_the_users_or_none(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert files.cache_folder() == (None if expected is None else Path(expected))
+
+
+def test_whether_a_folder_is_locked_is_found_out_without_a_trace(tmp_path: Path) -> None:
+    assert not files.is_locked(tmp_path) and os.listdir(tmp_path) == []
+    with files.locked(tmp_path):
+        assert files.is_locked(tmp_path)
+    assert not files.is_locked(tmp_path)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks available"),
+                                   NotImplementedError("FileSystem does not support flock")])
+def test_a_place_without_locks_is_one_line(tmp_path: Path, error: Exception,
+                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    def acquire(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+    with pytest.raises(InputError, match=r"cannot be locked .*(locks available|support flock)"), \
+            files.locked(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be locked"), files.locked(tmp_path / "file" / "a"):
+        pass
+
+
+def test_a_pin_keeps_removers_away_until_it_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "seal"
+    path.write_text("x")
+    first, second = files.Pin(path), files.Pin(path)
+    assert first.is_of(path)
+    first.close()
+    first.close()
+    with files.unpinned(path) as free:
+        assert not free
+    del second
+    with files.unpinned(path) as free:
+        assert free
+    path.rename(tmp_path / "away")
+    path.write_text("another")
+    pin = files.Pin(tmp_path / "away")
+    assert pin.is_of(tmp_path / "away") and not pin.is_of(path)
+    assert not files.Pin(tmp_path / "missing").is_of(tmp_path / "missing")

@@ -13,14 +13,18 @@ promised, and against what, is in `docs/durability.md`.
     read         ranges of rows, and onto devices of any mesh
     keep         which checkpoints stay
     delta        the rows that changed since another checkpoint
+    opened       a checkpoint as it is read
+    remove       taking checkpoints away beside readers, and what killed processes left
     compact      a delta made full
 """
 
-from rec_jax.checkpoint.checkpoints import COPY_BYTES, Checkpoints, Opened
+from rec_jax.checkpoint.checkpoints import COPY_BYTES, Checkpoints
 from rec_jax.checkpoint.delta import touched_rows
-from rec_jax.checkpoint.layout import Damaged, Info
+from rec_jax.checkpoint.keep import best_step
+from rec_jax.checkpoint.layout import Damaged, Info, Missing
+from rec_jax.checkpoint.opened import Opened
 from rec_jax.checkpoint.read import Source, blocks
 from rec_jax.checkpoint.write import Touched
 
-__all__ = ["COPY_BYTES", "Checkpoints", "Damaged", "Info", "Opened", "Source", "Touched", "blocks",
-           "touched_rows"]
+__all__ = ["COPY_BYTES", "Checkpoints", "Damaged", "Info", "Missing", "Opened", "Source", "Touched",
+           "best_step", "blocks", "touched_rows"]

@@ -4,35 +4,33 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
-from rec_jax.checkpoint.blocks import flush
+from rec_jax.checkpoint import remove
 from rec_jax.checkpoint.compact import write_full
 from rec_jax.checkpoint.hold import hold
-from rec_jax.checkpoint.keep import best_step, kept_steps
+from rec_jax.checkpoint.keep import best_step, chain, kept_steps
 from rec_jax.checkpoint.layout import (
     ITEM_NAME,
-    LEAVES,
     Damaged,
     Info,
+    Missing,
     find_steps,
     first_line,
-    named_leaves,
-    read_info,
+    shadowed,
     step_name,
 )
-from rec_jax.checkpoint.read import Source, blocks, open_item, place
+from rec_jax.checkpoint.opened import Opened, open_step, read_step_info
+from rec_jax.checkpoint.read import blocks
+from rec_jax.checkpoint.remove import Leftover, changing
 from rec_jax.checkpoint.seal import SealedFolder, check_seal
 from rec_jax.checkpoint.write import HandlerArgs, StateHandler, StateSave
 from rec_jax.errors import InputError, TrainingError
@@ -42,7 +40,6 @@ COPY_BYTES = 256 * 2**20
 
 T = TypeVar("T")
 Warn = Callable[[str], None]
-_FLOATS = ("float32", "bfloat16")
 
 
 def shout(message: str) -> None:
@@ -56,70 +53,23 @@ def _raised_anyway(record: logging.LogRecord) -> bool:
     return "background save thread" not in str(record.msg)
 
 
-@dataclass(frozen=True)
-class Opened:
-    """One checkpoint, its files held against its seal; arrays are read when asked for.
-
-    items: sources of its leaves, by item and path.
-    size: bytes of its files, without those of a delta's base.
-    """
-
-    name: str
-    info: Info
-    items: dict[str, dict[str, Source]]
-    size: int
-
-    def restore(self, like: Mapping[str, Any], *, cast: bool = False,
-                widen: bool = False) -> dict[str, Any]:
-        """The named pytrees in the structure, types and shardings of `like`; see `Checkpoints`."""
-        matched = {name: self._match(name, tree, cast, widen) for name, tree in like.items()}
-        found = {}
-        for name, tree in like.items():
-            leaves = [place(source, leaf) for source, leaf in zip(
-                matched[name], jax.tree.leaves(tree), strict=True)]
-            found[name] = jax.tree.unflatten(jax.tree.structure(tree), leaves)
-        return found
-
-    def _match(self, name: str, tree: Any, cast: bool, widen: bool) -> list[Source]:
-        """The sources of a pytree's leaves, all checked before anything is read."""
-        if name not in self.items:
-            raise InputError(f"checkpoint {self.name} has no item {name!r}; it has "
-                             f"{', '.join(sorted(self.items))}")
-        sources, wanted = self.items[name], named_leaves(tree)
-        for kind, paths in (("lacks", wanted.keys() - sources.keys()),
-                            ("has", sources.keys() - wanted.keys())):
-            if paths:
-                raise InputError(f"checkpoint {self.name} does not fit: its item {name!r} {kind} "
-                                 f"{len(paths)} leaves such as {min(paths)}"
-                                 f"{', which the config has no place for' * (kind == 'has')}")
-        for path, leaf in wanted.items():
-            source, dtype = sources[path], np.dtype(leaf.dtype)
-            if tuple(leaf.shape) != source.shape:
-                raise InputError(f"checkpoint {self.name} does not fit: {name}{path} is "
-                                 f"{list(source.shape)}, expected {list(leaf.shape)}")
-            both_float = dtype.name in _FLOATS and source.dtype.name in _FLOATS
-            wider = widen and dtype.itemsize > source.dtype.itemsize
-            if dtype != source.dtype and not (both_float and (cast or wider)):
-                raise InputError(f"checkpoint {self.name} does not fit: {name}{path} is "
-                                 f"{source.dtype}, expected {dtype}")
-        return [sources[path] for path in wanted]
-
-
 class Checkpoints:
     """The checkpoints of one folder.
 
-    A context manager: leaving it waits for the writes that are under way.
+    A context manager: leaving it waits for the writes that are under way. Others may read, prune
+    and compact at the same time, in any process; one at a time may save.
     """
 
     def __init__(self, folder: Path | str, *, keep: int = 2, keep_every: int | None = None,
-                 read_only: bool = False, copy_bytes: int = COPY_BYTES,
+                 read_only: bool = False, alone: bool = True, copy_bytes: int = COPY_BYTES,
                  moving: float = 1.0, growth_bytes: float = math.inf,
                  warn: Warn = shout) -> None:
-        """Open a folder; a writer clears away what an interrupted save left.
+        """Open a folder; the one that saves clears away what an interrupted save left.
 
         keep: latest checkpoints that stay; the best one and what a delta builds on stay too.
         keep_every: checkpoints whose step it divides stay as well.
         read_only: nothing in the folder changes, not even what a running save has begun.
+        alone: no other process saves here; otherwise its save stays, and nothing is cleared away.
         copy_bytes: a state of at most so many bytes in host memory is copied there; a larger one
           is frozen by a forked process, on Linux, and written behind the training as well. On
           accelerators the copy is made in their own memory. Where there is no room, the state is
@@ -130,7 +80,8 @@ class Checkpoints:
         warn: hears of damaged checkpoints that are passed over.
         """
         self.folder = Path(folder).absolute()
-        self._keep, self._every, self._read_only = keep, keep_every, read_only
+        self._keep, self._every = keep, keep_every
+        self._read_only, self._alone = read_only, alone
         self._hold = partial(hold, copy_bytes=copy_bytes, moving=moving,
                              growth_bytes=growth_bytes)
         self._warn = warn
@@ -138,7 +89,8 @@ class Checkpoints:
         self._writer: ocp.AsyncCheckpointer | None = None
         if not read_only:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._clear()
+            if alone:
+                self._clear_after("an interrupted save")
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -193,7 +145,10 @@ class Checkpoints:
             self._failed(error)
         if self._saving is not None:
             self._saving = None
-            self.prune(self._keep, self._every)
+            try:
+                self.prune(self._keep, self._every)
+            except InputError as error:  # such as a stopped process that has the lock
+                self._warn(f"old checkpoints stay for now: {error}")
 
     def steps(self) -> list[int]:
         """Every complete step, ascending."""
@@ -209,24 +164,27 @@ class Checkpoints:
 
     def infos(self) -> dict[int, Info]:
         """What each checkpoint says about itself; damaged ones are left out, with a warning."""
+        return self._infos(find_steps(self.folder), self._warn)
+
+    def _infos(self, paths: Mapping[int, Path], warn: Warn) -> dict[int, Info]:
         found = {}
-        for step in self.steps():
+        for step, path in paths.items():
             try:
-                found[step] = self.info(step)
+                info = self._path_info(path, step)
+                found[step] = self.info(step) if info is None else info
+            except Missing:
+                continue  # removed meanwhile
             except Damaged as error:
-                self._warn(f"{error}; checkpoint {step_name(step)} is passed over")
+                warn(f"{error}; checkpoint {step_name(step)} is passed over")
         return found
 
     def info(self, step: int) -> Info:
-        """What the checkpoint of `step` says about itself; raises `Damaged`."""
-        info = read_info(self._path(step))
-        if info.step != step:
-            raise Damaged(f"checkpoint {self._name(step)} says that it is of step {info.step}")
-        return info
+        """What the checkpoint of `step` says about itself; raises `Damaged` or `Missing`."""
+        return self._look(step, lambda paths: read_step_info(paths[step], step, self.folder.name))
 
     def size(self, step: int) -> int:
         """Bytes of a checkpoint's own files, after a look at their sizes; raises `Damaged`."""
-        return check_seal(self._path(step))
+        return self._look(step, lambda paths: check_seal(paths[step]))
 
     def extra(self, step: int) -> dict[str, Any]:
         """What was saved beside the arrays."""
@@ -235,17 +193,13 @@ class Checkpoints:
     def open(self, step: int) -> Opened:
         """Check the files of a checkpoint, and of all that it builds on.
 
+        As long as what is returned lives, no process removes them.
+
         Raises:
           Damaged: something is not as it was written.
+          Missing: there is no such checkpoint, or no longer.
         """
-        path, info = self._path(step), self.info(step)
-        size = check_seal(path, hashes=True)
-        base = None if info.base is None else self._base(step, info.base)
-        items = {}
-        for index in sorted(path.glob(f"*/{LEAVES}")):
-            name = index.parent.name
-            items[name] = open_item(index.parent, None if base is None else base.items.get(name))
-        return Opened(self._name(step), info, items, size)
+        return self._look(step, lambda paths: open_step(paths, step, self.folder.name))
 
     def restore(self, step: int, like: Mapping[str, Any], *, cast: bool = False,
                 widen: bool = False) -> dict[str, Any]:
@@ -272,17 +226,21 @@ class Checkpoints:
           Damaged: every checkpoint is.
         """
         steps, problem = self.steps(), None
-        for step in reversed(steps):
+        while steps:
+            step = steps.pop()
             try:
                 return step, load(step)
+            except Missing:
+                continue  # removed meanwhile
             except Damaged as error:
                 problem = error
-                rest = [other for other in steps if other < step]
-                then = f"going on from step {rest[-1]}" if rest else "there is none before it"
-                self._warn(f"DAMAGED CHECKPOINT {self._name(step)} IS PASSED OVER ({error}); "
-                           f"{then}")
-                if not self._read_only and rest:
-                    self._set_aside(step)
+            if step in shadowed(self.folder) and self._may_change():
+                steps.append(step)  # the delta that was made full
+            then = f"going on from step {steps[-1]}" if steps else "there is none before it"
+            self._warn(f"DAMAGED CHECKPOINT {self._name(step)} IS PASSED OVER ({problem}); {then}")
+            if steps and self._may_change():
+                with changing(self.folder):
+                    remove.set_aside(self._path(step), step)
         if problem is not None:
             raise problem
         return None
@@ -309,39 +267,93 @@ class Checkpoints:
         """Make a delta full: it no longer needs its base. Memory: a few blocks.
 
         The delta stands until the full checkpoint is complete. Nothing happens to a full one.
+
+        Raises:
+          TrainingError: it could not be written; the delta stands.
         """
         opened = self.open(step)
-        if opened.info.base is not None:
-            write_full(self.folder, opened.info, opened.items)
-            self._remove(self.folder / step_name(step))
+        if opened.info.base is None:
+            return
+        try:
+            write_full(self.folder, opened)
+            remove.sweep(self.folder)
+        except OSError as error:
+            raise TrainingError(f"checkpoint {self._name(step)} could not be made full: "
+                                f"{error.strerror or error}; it stands as a delta") from error
 
     def prune(self, keep: int, every: int | None = None) -> list[int]:
-        """Remove all but the `keep` latest checkpoints, the best, and every `every`-th; which."""
-        if jax.process_index() != 0 or self._read_only:
-            return []
-        infos = {}
-        for step in self.steps():
-            try:
-                infos[step] = self.info(step)
-            except Damaged:
-                continue  # it is not ours to throw away what somebody may want to look at
-        stay = kept_steps(infos.values(), latest=keep, every=every)
-        gone = [step for step in infos if step not in stay]
-        for step in gone:
-            self._remove(self._path(step))
-        return gone
+        """Remove all but the `keep` latest checkpoints, the best, and every `every`-th; which.
 
-    def _base(self, step: int, base: int) -> Opened:
-        if base not in self.steps():
-            raise Damaged(f"checkpoint {self._name(step)} changes step {base}, which is missing")
-        return self.open(base)
+        What a kept one builds on stays, and so does what any process reads now.
+        """
+        if not self._may_change():
+            return []
+        with changing(self.folder):
+            shadows = remove.settle(self.folder)
+            paths = find_steps(self.folder)
+            # Damaged ones are not ours to throw away: somebody may want to look at them.
+            infos = self._infos(paths, lambda _: None)
+            stay = kept_steps(infos.values(), latest=keep, every=every)
+            for step, path in shadows.items():
+                info = self._path_info(path, step)
+                stay |= set(chain(infos if info is None else {**infos, step: info}, step))
+            gone: list[int] = []
+            for step in sorted(infos, reverse=True):  # a delta goes before its base
+                if step in stay:
+                    continue
+                if remove.remove_step(shadows.get(step), paths[step]):
+                    gone.append(step)
+                else:
+                    stay |= set(chain(infos, step))
+        remove.sweep(self.folder)
+        return sorted(gone)
+
+    def clear(self, *, damaged: bool = False) -> list[str]:
+        """Take away what killed processes left, or with `damaged` what was set aside; the names.
+
+        For whoever alone may save here. This takes a moment only: `prune` deletes the files.
+        """
+        if not self._may_change():
+            return []
+        with changing(self.folder):
+            found = ([one for one in self.leftovers() if one.kind == "damaged"] if damaged
+                     else remove.killed(self.folder))
+            remove.take_away(one.path for one in found)
+            remove.settle(self.folder)
+        return [one.path.name for one in found]
+
+    def leftovers(self) -> list[Leftover]:
+        """What else lies in the folder: set aside, under way, or left by a killed process."""
+        return remove.leftovers(self.folder)
+
+    def _may_change(self) -> bool:
+        """Of several processes that save together the first one does.
+
+        Others do not ask which process they are: that opens devices, which the training has.
+        """
+        return not self._read_only and (not self._alone or jax.process_index() == 0)
+
+    def _look(self, step: int, look: Callable[[dict[int, Path]], T]) -> T:
+        """`look(paths by step)`, once more where one of these was moved or removed meanwhile."""
+        while True:
+            paths = find_steps(self.folder)
+            if step not in paths:
+                has = ", ".join(map(str, paths)) or "none"
+                raise Missing(f"{self.folder} has no checkpoint of step {step}; it has {has}")
+            try:
+                return look(paths)
+            except Damaged:
+                if all(path.is_dir() for path in paths.values()):
+                    raise
+
+    def _path_info(self, path: Path, step: int) -> Info | None:
+        try:
+            return read_step_info(path, step, self.folder.name)
+        except Damaged:
+            return None
 
     def _path(self, step: int) -> Path:
-        found = find_steps(self.folder)
-        if step not in found:
-            has = ", ".join(map(str, found)) or "none"
-            raise InputError(f"{self.folder} has no checkpoint of step {step}; it has {has}")
-        return found[step]
+        return self._look(step, lambda paths: paths[step])
 
     def _name(self, step: int) -> str:
         return f"{self.folder.name}/{step_name(step)}"
@@ -356,34 +368,16 @@ class Checkpoints:
 
     def _failed(self, error: Exception) -> None:
         step, self._saving = self._saving, None
-        self._clear()
+        self._clear_after("the save")
         last = self.latest()
         stands = "there is none before it" if last is None else f"that of step {last} stands"
         raise TrainingError(f"checkpoint {self.folder.name}/{step_name(step or 0)} could not be "
                             f"written: {first_line(error)}; {stands}") from error
 
-    def _clear(self) -> None:
-        """Remove what interrupted saves and removals left."""
-        if jax.process_index() == 0:
-            for path in self.folder.glob("step_*"):
-                if path.name.endswith((".orbax-checkpoint-tmp", ".removed", ".tmp")):
-                    shutil.rmtree(path, ignore_errors=True)
-
-    def _remove(self, path: Path) -> None:
-        # Renamed first: a kill in the middle must not leave half a checkpoint under its name.
-        away = path.with_name(path.name + ".removed")
-        shutil.rmtree(away, ignore_errors=True)
-        path.rename(away)
-        flush(self.folder)
-        shutil.rmtree(away, ignore_errors=True)
-
-    def _set_aside(self, step: int) -> None:
-        if jax.process_index() == 0:
-            path = self._path(step)
-            away = path.with_name(step_name(step) + ".damaged")
-            shutil.rmtree(away, ignore_errors=True)
-            path.rename(away)
-            flush(self.folder)
-
-
-
+    def _clear_after(self, what: str) -> None:
+        try:
+            self.clear()
+            if self._may_change():
+                remove.sweep(self.folder)
+        except InputError as error:  # such as a stopped process that has the lock
+            self._warn(f"what {what} left stays for now: {error}")

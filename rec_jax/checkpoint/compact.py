@@ -1,48 +1,68 @@
-"""A delta made full: every leaf is read through its chain and written whole, block by block."""
+"""A delta made full: every leaf is read through its chain and written whole, block by block.
+
+The full one is written as a folder of its own, which its maker locks, and gets the name
+`step_N.full` when it is complete. That name goes before the delta's, so that from then on there is
+one checkpoint of the step, whether the delta could be removed or not.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import shutil
+import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
-from rec_jax.checkpoint.blocks import flush
+from rec_jax import files
 from rec_jax.checkpoint.layout import (
     ARRAYS,
     INFO,
     LEAVES,
     PACKED,
     PACKED_BYTES,
-    Info,
+    SEAL,
     Leaf,
     block_rows,
     compacted_name,
     write_info,
     write_leaves,
 )
+from rec_jax.checkpoint.opened import Opened
 from rec_jax.checkpoint.read import Source, blocks
+from rec_jax.checkpoint.remove import changing, settle
 from rec_jax.checkpoint.seal import write_file, write_seal
 from rec_jax.checkpoint.write import BlockWriter
 
 
-def write_full(folder: Path, info: Info, items: dict[str, dict[str, Source]]) -> None:
-    """Write the leaves of a delta without a base as `step_N.full`, complete or not at all."""
-    final = folder / compacted_name(info.step)
-    temporary = final.with_name(final.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        for name, sources in items.items():
-            _write_item(temporary / name, sources)
-        write_file(temporary / INFO, write_info(dataclasses.replace(info, base=None)))
-        write_seal(temporary)
-        os.rename(temporary, final)
-        flush(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def write_full(folder: Path, delta: Opened) -> None:
+    """Write the leaves of a delta without a base as `step_N.full`, complete or not at all.
+
+    Where the delta was made full by somebody else meanwhile, or replaced, nothing changes.
+
+    Raises:
+      OSError: as the system says.
+    """
+    final = folder / compacted_name(delta.info.step)
+    with ExitStack() as held:
+        with changing(folder):  # until the new folder is locked, it looks like a killed one's
+            temporary = Path(tempfile.mkdtemp(prefix=f"{final.name}.", suffix=".tmp", dir=folder))
+            held.callback(shutil.rmtree, temporary, ignore_errors=True)
+            held.enter_context(files.locked(temporary))
+        whole = temporary / "whole"
+        whole.mkdir()
+        for name, sources in delta.items.items():
+            _write_item(whole / name, sources)
+        write_file(whole / INFO, write_info(dataclasses.replace(delta.info, base=None)))
+        write_seal(whole)
+        with changing(folder):
+            if not final.exists() and delta.pin.is_of(delta.path / SEAL):
+                os.rename(whole, final)
+                files.flush(folder)
+            delta.pin.close()
+            settle(folder)
 
 
 def _write_item(folder: Path, sources: dict[str, Source]) -> None:

@@ -58,6 +58,10 @@ class Damaged(InputError):
     """A checkpoint that does not hold what was written; the message names it and the file."""
 
 
+class Missing(InputError):
+    """There is no checkpoint of that step, or no longer."""
+
+
 @dataclass(frozen=True)
 class Leaf:
     """One array of an item.
@@ -117,6 +121,12 @@ def find_steps(folder: Path) -> dict[int, Path]:
             if match[2] or step not in found:
                 found[step] = path
     return dict(sorted(found.items()))
+
+
+def shadowed(folder: Path) -> dict[int, Path]:
+    """Deltas by step that were made full, and stand beside the full one still."""
+    return {step: folder / step_name(step) for step, path in find_steps(folder).items()
+            if path.name != step_name(step) and (folder / step_name(step)).is_dir()}
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:

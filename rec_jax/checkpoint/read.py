@@ -126,13 +126,35 @@ class Stored:
                 read_block(file, rows[begin:begin + self.block])
 
 
-class Chained:
-    """An array as a delta leaves it: the base's rows, with the changed ones laid over them."""
+@dataclass(frozen=True)
+class Layer:
+    """The rows that one delta changes. ids: `[T]`, ascending; scale: of quantised rows, or None."""
 
-    def __init__(self, base: Source, ids: np.ndarray, rows: Source,
-                 scale: Source | None = None) -> None:
+    ids: np.ndarray
+    rows: Source
+    scale: Source | None = None
+
+    def lay(self, rows: np.ndarray, first: int) -> None:
+        """Over rows from `first` on, those of them that changed."""
+        low, high = (int(x) for x in np.searchsorted(self.ids, [first, first + len(rows)]))
+        if low == high:
+            return
+        changed = self.rows.read(low, high)
+        if self.scale is not None:
+            scale = self.scale.read(low, high).reshape(-1, *(1,) * (changed.ndim - 1))
+            changed = changed.astype(np.float32) * scale
+        rows[self.ids[low:high] - first] = changed.astype(rows.dtype)
+
+
+class Chained:
+    """An array as a chain of deltas leaves it: the rows of a full one, and layers over them."""
+
+    def __init__(self, base: Source, layer: Layer) -> None:
         self.shape, self.dtype, self.block = base.shape, base.dtype, base.block
-        self._base, self._ids, self._rows, self._scale = base, ids, rows, scale
+        # A flat list: a chain may be longer than functions may be nested.
+        self._base: Source = base._base if isinstance(base, Chained) else base
+        self._layers: tuple[Layer, ...] = (
+            *(base._layers if isinstance(base, Chained) else ()), layer)
 
     def read(self, first: int, last: int) -> np.ndarray:
         found = np.empty((last - first, *self.shape[1:]), self.dtype)
@@ -141,14 +163,8 @@ class Chained:
 
     def read_into(self, rows: np.ndarray, first: int) -> None:
         self._base.read_into(rows, first)
-        low, high = (int(x) for x in np.searchsorted(self._ids, [first, first + len(rows)]))
-        if low == high:
-            return
-        changed = self._rows.read(low, high)
-        if self._scale is not None:
-            scale = self._scale.read(low, high).reshape(-1, *(1,) * (changed.ndim - 1))
-            changed = changed.astype(np.float32) * scale
-        rows[self._ids[low:high] - first] = changed.astype(self.dtype)
+        for layer in self._layers:
+            layer.lay(rows, first)
 
 
 def open_item(folder: Path, base: Mapping[str, Source] | None) -> dict[str, Source]:
@@ -188,7 +204,7 @@ def _open_touched(place: Path, leaf: Leaf, base: Mapping[str, Source] | None) ->
     rows = part("", (leaf.count, *leaf.shape[1:]), leaf.stored)
     scale = part(".scale", (leaf.count,), "float32") if leaf.stored == "int8" \
         and leaf.dtype != "int8" else None
-    return Chained(under, ids, rows, scale)
+    return Chained(under, Layer(ids, rows, scale))
 
 
 def blocks(source: Source, first: int = 0, last: int | None = None) -> Iterator[

@@ -17,7 +17,7 @@ from pathlib import Path
 from orbax.checkpoint.path import atomicity
 
 from rec_jax.checkpoint.blocks import flush
-from rec_jax.checkpoint.layout import ARRAYS, FORMAT, SEAL, Damaged, read_json
+from rec_jax.checkpoint.layout import ARRAYS, FORMAT, SEAL, Damaged, first_line, read_json
 
 _ORBAX = ("_CHECKPOINT_METADATA", "commit_success.txt")  # written after the seal, never read
 
@@ -56,6 +56,13 @@ def check_seal(folder: Path, *, hashes: bool = False) -> int:
     Raises:
       Damaged: naming the first file that is missing, cut, changed, a link, or not listed.
     """
+    try:
+        return _check(folder, hashes)
+    except OSError as error:  # such as a file that goes away meanwhile
+        raise Damaged(f"checkpoint {folder.name} cannot be read: {first_line(error)}") from None
+
+
+def _check(folder: Path, hashes: bool) -> int:
     content = read_json(folder / SEAL)
     files = content.get("files")
     if content.get("format") != FORMAT or not isinstance(files, dict):

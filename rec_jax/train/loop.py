@@ -11,6 +11,7 @@ counters) or in the config, so a resumed run repeats the bits of one that was le
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -36,30 +37,62 @@ from rec_jax.train.resume import Position, resume
 from rec_jax.train.saving import Saver, growth_bytes, make_saver, moving_share
 from rec_jax.train.state import TrainState
 from rec_jax.train.step import StepMetrics, check_ids, place_batch
+from rec_jax.train.together import together
 
 
 def run_training(run: Run, config: RunConfig, reporter: Reporter | None = None, *,
-                 force: bool = False, start: Start | None = None) -> dict[str, Any]:
+                 force: bool = False, start: Start | None = None,
+                 new: bool = False) -> dict[str, Any]:
     """Train from the newest checkpoint of `run`, or from the start where there is none.
 
-    Returns a summary: steps, best metric with its step and protocol, seconds. The run folder and
-    its config exist already (see `Run.create`). With several processes, every one of them calls
-    this.
+    Returns a summary: steps, best metric with its step and protocol, seconds. One process at a
+    time trains a run. With several processes of one training, every one of them calls this, and
+    the first has the run's lock for all.
 
     force: go on from a checkpoint of another config or dataset; see `resume`.
     start: the run whose rows a new one starts with; see `start_from`.
+    new: there must be no run in the folder yet.
 
     Raises:
-      InputError: the dataset is not the run's, or config and data do not fit.
+      InputError: another process trains the run; the dataset is not the run's, or config and data
+        do not fit.
       TrainingError: the loss stopped being finite, or a checkpoint could not be written.
       Preempted: a signal asked to stop; a checkpoint of the step is complete.
     """
     reporter = reporter or Silent()
-    built = build(config)
-    if jax.process_index() == 0 and not run.config_path.exists():
-        run.create(config)  # only now: a config that fits nothing leaves no folder
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("run folder")
+    with ExitStack() as held:
+        lock = _Lock(run, held)
+        # A second start is refused before it takes memory for a table; a new run's folder is
+        # made only when all else is known to fit.
+        together(lambda: lock.take() if run.config_path.exists() else None)
+        built = build(config)
+        together(lambda: lock.take(new=new))
+        if jax.process_index() == 0 and not run.config_path.exists():
+            run.create(config)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("run folder")
+        return _train(run, config, built, reporter, force, start)
+
+
+@dataclass
+class _Lock:
+    """The lock of a run, which process 0 takes for all, until `held` ends."""
+
+    run: Run
+    held: ExitStack
+    taken: bool = False
+
+    def take(self, new: bool = False) -> None:
+        """Take it, unless that is done. new: refuse a run that somebody has begun meanwhile."""
+        if jax.process_index() == 0 and not self.taken:
+            self.held.enter_context(self.run.locked())
+            self.taken = True
+        if jax.process_index() == 0 and new:
+            self.run.check_free()
+
+
+def _train(run: Run, config: RunConfig, built: Built, reporter: Reporter, force: bool,
+           start: Start | None) -> dict[str, Any]:
     tables = "item table" if config.table.tied else "item tables, inputs apart"
     mode = built.choice.mode
     reporter.say(f"{tables}: {mode}, {built.choice.reason}; {trained_by(config.table, mode)}")
@@ -75,7 +108,7 @@ def run_training(run: Run, config: RunConfig, reporter: Reporter | None = None, 
         state, done, position = resume(checkpoints, built, config, reporter, force=force)
         if start is not None and done == 0:
             state = start_from(start, built, run, reporter)
-        if jax.process_index() == 0 and run.config() != config:
+        if jax.process_index() == 0 and run.saved_config() != to_mapping(config):
             save_config(config, run.config_path)  # what a resumed run was allowed to change
         reporter.begin(built.horizon.total, done)
         with MetricsLog(run, first_step=done, primary=jax.process_index() == 0) as log:

@@ -17,42 +17,46 @@ Source = Path | str
 
 
 def open_run(config: RunConfig | Source | None, run: Source | None, overrides: Sequence[str],
-             resume: Source | None, *, force: bool = False) -> tuple[Run, RunConfig]:
+             resume: Source | None, *, force: bool = False,
+             trust_code: bool = False) -> tuple[Run, RunConfig]:
     """The run and the config that it is trained with.
 
     resume: folder of a run; or "auto": the run in folder `run` if it has begun, or the newest
       one in runs/ with this config, or else a new one, so that a scheduler can repeat one
       command.
     force: take the given config although it changes the run's numbers.
+    trust_code: the config, or that of the run, may name modules of third parties.
 
     Raises:
       InputError: no such run, another config than the run's, or a folder that is in use.
     """
     given = config
     if isinstance(config, str | Path):
-        given = configs.load(RunConfig, shipped.locate(config), overrides)
+        given = configs.load(RunConfig, shipped.locate(config), overrides,
+                             trust_code=trust_code)
     elif config is not None and overrides:
         raise InputError("overrides need the path of a config file, not a config object")
     if resume == AUTO:
         if not isinstance(given, RunConfig):
             raise InputError("--resume auto needs the config of the run")
-        found = Run(Path(run)) if run is not None else _newest(given)
+        found = Run(Path(run), trust_code) if run is not None else _newest(given)
         if found is not None and found.config_path.exists():
             return found, _agreed(found, given, force)
         resume = None
     if resume is None:
         if not isinstance(given, RunConfig):
             raise InputError("train needs a config, or the run to resume")
-        target = Run(Path(run) if run is not None else _dated(config))
+        target = Run(Path(run) if run is not None else _dated(config), trust_code)
         target.check_free()
         return target, given
     if run is not None:
         raise InputError("a resumed run keeps its folder; leave `run` out")
-    target = Run(Path(resume))
+    target = Run(Path(resume), trust_code)
     own = target.config()
     if given is None:
         if overrides:
-            own = configs.load(RunConfig, target.config_path, overrides)
+            own = configs.load(RunConfig, target.config_path, overrides,
+                               trust_code=trust_code)
         return target, _agreed(target, own, force)
     if not isinstance(given, RunConfig):
         raise InputError("train needs a config, or the run to resume")
@@ -60,7 +64,7 @@ def open_run(config: RunConfig | Source | None, run: Source | None, overrides: S
 
 
 def _agreed(run: Run, given: RunConfig, force: bool) -> RunConfig:
-    changed = changes(run.config(), given)
+    changed = changes(run.saved_config(), given)
     if changed and not force:
         raise InputError(f"run {run.folder} was started with another config ({changed}); "
                          "resume it without one, start a new run, or --force it")
@@ -76,7 +80,7 @@ def _runs_of(config: RunConfig) -> Iterator[Run]:
     for path in Path("runs").glob("*/config.toml"):
         run = Run(path.parent)
         try:
-            same = changes(run.config(), config) is None
+            same = changes(run.saved_config(), config) is None
         except InputError:
             continue  # of another version, or damaged: not this run
         if same:

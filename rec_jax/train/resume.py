@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,6 +17,11 @@ from rec_jax.run import RunConfig
 from rec_jax.served import check_dataset
 from rec_jax.train.build import Built
 from rec_jax.train.state import TrainState, from_items, to_items
+
+FREE: dict[str, tuple[str, ...]] = {
+    "mesh": (), "checkpoint": (), "data": ("path",), "train": ("log_every", "checkpoint_every"),
+    "evaluate": ("batch",)}
+"""Keys that a resumed run may change; without names, all of that part."""
 
 
 @dataclass
@@ -48,12 +54,13 @@ def resume(checkpoints: Checkpoints, built: Built, config: RunConfig, reporter: 
         leaf.shape, leaf.dtype, sharding=leaf.sharding), to_items(built.state))
 
     def load(step: int) -> tuple[dict[str, Any], Position]:
-        extra = checkpoints.extra(step)
+        opened = checkpoints.open(step)  # held against its seal before anything is believed
+        extra = opened.info.extra
         try:
-            position, data = Position(**extra["position"]), dict(extra["data"])
+            position, data = Position(**extra["position"]), _mapping(extra["data"])
             _check(extra, built, config, reporter, force)
             if force:
-                built.stream.seek(int(data["step"]))
+                built.stream.seek(operator.index(data["step"]))
             else:
                 built.stream.restore(data)
         except (KeyError, TypeError) as error:
@@ -73,23 +80,35 @@ def resume(checkpoints: Checkpoints, built: Built, config: RunConfig, reporter: 
     return from_items(items, built.dataset.num_items), step, position
 
 
-def changes(old: RunConfig, new: RunConfig) -> str | None:
+def changes(old: RunConfig | Mapping[str, Any], new: RunConfig) -> str | None:
     """The first difference that changes a run's numbers, as `a.b: old -> new`; None if there is
-    none. Devices, paths, and how often something is logged or saved may differ."""
-    return configs.difference(old, replace(
-        new, mesh=old.mesh, checkpoint=old.checkpoint,
-        data=replace(new.data, path=old.data.path),
-        train=replace(new.train, log_every=old.train.log_every,
-                      checkpoint_every=old.train.checkpoint_every),
-        evaluate=replace(new.evaluate, batch=old.evaluate.batch)))
+    none. Devices, paths, and how often something is logged or saved may differ.
+
+    old: a config, or the plain mapping of one that was saved; no code that it names is loaded.
+    """
+    before = dict(old) if isinstance(old, Mapping) else configs.to_mapping(old)
+    now = configs.to_mapping(new)
+    for part, names in FREE.items():
+        if not names:
+            before[part] = now[part]
+        elif isinstance(before.get(part), Mapping):
+            same = {name: now[part][name] for name in names if name in now[part]}
+            before[part] = {name: value for name, value in before[part].items()
+                            if name not in names} | same
+    return configs.difference(before, new)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"expected an object, got {value!r:.40}")
+    return value
 
 
 def _check(extra: Mapping[str, Any], built: Built, config: RunConfig, reporter: Reporter,
            force: bool) -> None:
     try:
         check_dataset(built.dataset, str(extra["dataset"]))
-        changed = changes(configs.build(RunConfig, extra["config"], "the checkpoint's config"),
-                          config)
+        changed = changes(_mapping(extra["config"]), config)
         if changed:
             raise InputError(f"the checkpoint was saved with another config ({changed}); go back "
                              f"to that one, or force it")

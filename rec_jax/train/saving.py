@@ -54,7 +54,7 @@ class Saver:
              metric: float | None) -> TrainState:
         """Start to save; the state to go on with. Raises what `Checkpoints.save` raises."""
         items, base = to_items(each_table(state, unmark)), None
-        if self.marks and self.last is not None and self.deltas + 1 < self.settings.full_every:
+        if self.marks and self.deltas + 1 < self.settings.full_every and self._has_last():
             tables = {"rows": state.table, "inputs": state.inputs}
             ids = {name: touched_ids(table) for name, table in tables.items() if table is not None}
             if sum(map(len, ids.values())) <= WORTH_IT * len(ids) * state.table.num_items:
@@ -67,6 +67,11 @@ class Saver:
         self.checkpoints.save(step, items, extra, metric, base=base)
         self.last, self.deltas = step, 0 if base is None else self.deltas + 1
         return each_table(state, mark) if self.marks else state
+
+    def _has_last(self) -> bool:
+        """Whether the checkpoint that a delta would build on is complete, and still there."""
+        self.checkpoints.wait()
+        return self.last is not None and self.last in self.checkpoints.steps()
 
 
 def moving_share(mode: Mode) -> float:

@@ -87,7 +87,7 @@ def test_of_untied_tables_a_delta_has_the_rows_that_each_was_touched_in(
             source = after[path]
             assert isinstance(source, Chained)
             one, other = (leaves[path].read(0, 50) for leaves in (before, after))
-            touched[path] = source._ids.tolist()
+            touched[path] = source._layers[-1].ids.tolist()
             assert touched[path] == np.flatnonzero(np.any(one != other, axis=1)).tolist()
     # One step of one row: 12 inputs; targets and 4 negatives.
     assert 0 < len(touched["['inputs']"]) <= 12 and 0 < len(touched["['rows']"]) <= 16

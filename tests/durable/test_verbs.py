@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import pytest
 from typer.testing import CliRunner
 
-from rec_jax import config
+from rec_jax import config, files
 from rec_jax.checkpoint import Checkpoints
 from rec_jax.cli import app
 from rec_jax.errors import InputError
@@ -76,8 +78,67 @@ def test_verify_finds_a_flipped_bit_and_says_where(run: Path) -> None:
 
 
 def test_prune_keeps_the_best_and_the_latest(run: Path) -> None:
-    assert answer("prune", str(run)) == {"removed": [6], "kept": [3, 9]}
-    assert answer("prune", str(run)) == {"removed": [], "kept": [3, 9]}
+    assert answer("prune", str(run)) == {"removed": [6], "kept": [3, 9], "cleared": []}
+    assert answer("prune", str(run)) == {"removed": [], "kept": [3, 9], "cleared": []}
+
+
+def leave_things(run: Path) -> list[str]:
+    """What a killed save, compaction and removal leave, and a damaged checkpoint; their names."""
+    names = ["step_12.orbax-checkpoint-tmp", "step_6.damaged", "step_6.full.ab12.tmp",
+             "step_8.ab12.removed"]
+    for name in names:
+        shutil.copytree(run / "checkpoints" / "step_3", run / "checkpoints" / name)
+    return names
+
+
+def test_list_names_what_killed_processes_left_and_prune_clears_it_away(run: Path) -> None:
+    names = leave_things(run)
+    (run / "checkpoints" / "step_notes.tmp").mkdir()  # somebody's own
+    found = answer("list", str(run))
+    assert [row["step"] for row in found["checkpoints"]] == [3, 6, 9]
+    assert [row["name"] for row in found["leftovers"]] == names
+    assert [row["kind"] for row in found["leftovers"]] == [
+        "save", "damaged", "compaction", "removed"]
+    assert all(row["bytes"] > 100 for row in found["leftovers"])
+    text = " ".join(invoke("list", str(run)).stdout.split())
+    assert all(name in text for name in names) and "left by a save that was killed" in text
+    cleared = answer("prune", str(run))["cleared"]
+    assert cleared == ["step_12.orbax-checkpoint-tmp", "step_6.full.ab12.tmp"]
+    assert [row["name"] for row in answer("list", str(run))["leftovers"]] == ["step_6.damaged"]
+    assert answer("prune", str(run), "--damaged")["cleared"] == ["step_6.damaged"]
+    assert answer("list", str(run))["leftovers"] == []
+    assert (run / "checkpoints" / "step_notes.tmp").is_dir()
+
+
+def test_prune_beside_a_training_and_a_compaction_leaves_what_they_write(run: Path) -> None:
+    save, damaged, compaction, _ = leave_things(run)
+    with files.locked(run), files.locked(run / "checkpoints" / compaction):
+        assert answer("prune", str(run)) == {"removed": [6], "kept": [3, 9], "cleared": []}
+        rows = answer("list", str(run))["leftovers"]
+        assert [row["name"] for row in rows] == [save, damaged, compaction]
+        assert [row["about"] for row in rows if row["kind"] != "damaged"] == [
+            "a save that is under way", "a compaction that is under way"]
+    with files.locked(run / "checkpoints" / compaction):
+        assert answer("prune", str(run))["cleared"] == [save]
+
+
+def test_no_verb_opens_a_device_which_a_training_may_have(
+        run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("process_index", "process_count", "devices", "local_devices"):
+        monkeypatch.setattr(jax, name, lambda *_: pytest.fail("a device was opened"))
+    for verb in ("list", "inspect", "verify", "compact", "prune"):
+        answer(verb, str(run))
+
+
+def test_no_verb_reads_the_code_that_a_config_names(run: Path, tmp_path: Path,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "theirs.py").write_text("raise SystemExit('it ran')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = (run / "config.toml").read_text()
+    assert 'kind = "transformer"' in text
+    (run / "config.toml").write_text(text.replace('kind = "transformer"', 'kind = "theirs.x"'))
+    for verb in ("list", "inspect", "verify", "compact", "prune"):
+        answer(verb, str(run))
 
 
 def test_compact_leaves_a_full_checkpoint_alone(run: Path) -> None:
