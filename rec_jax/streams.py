@@ -17,8 +17,8 @@ import jax.numpy as jnp
 Array = jax.Array
 
 PARAMETERS, MASK, FEATURES, STEPS = 1, 2, 3, 4  # of a run
-NEGATIVES, ROUNDING, MICRO_BATCHES = 1, 2, 3  # of a step
-DROPOUT, TASK = 1, 2  # of a micro-batch
+NEGATIVES, ROUNDING = 2**31, 2**31 + 1  # of a step, past the number of any micro-batch
+DROPOUT, TASK = 0, 1  # of a micro-batch
 
 
 def of_run(seed: int, name: int) -> Array:
@@ -31,13 +31,15 @@ def of_steps(seed: int) -> Array:
     return of_run(seed, STEPS)
 
 
-def of_step(run: Array, step: Array, name: int) -> Array:
-    """The key of stream `name` in a step; run: that of `of_steps`; step: int32, updates done."""
+def of_step(run: Array, step: Array, name: int | Array) -> Array:
+    """The key of stream `name`, or of a micro-batch by its number, in a step.
+
+    run: the key of `of_steps`; step: int32, updates done.
+    """
     return jax.random.fold_in(jax.random.fold_in(run, step), name)
 
 
 def of_micro_batches(run: Array, step: Array, count: int, name: int) -> Array:
     """Keys `[count]` of stream `name` in the micro-batches of a step."""
-    base = of_step(run, step, MICRO_BATCHES)
-    return jax.vmap(lambda index: jax.random.fold_in(jax.random.fold_in(base, index), name))(
+    return jax.vmap(lambda index: jax.random.fold_in(of_step(run, step, index), name))(
         jnp.arange(count))

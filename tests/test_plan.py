@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import optax
 import pytest
 
 from rec_jax import config
@@ -12,6 +13,7 @@ from rec_jax.plan import Plan, make_plan, nearest_fit
 from rec_jax.run import RunConfig
 from rec_jax.tables import TableConfig, init_table, row_optimizer
 from rec_jax.tables.row_optimizers import RowOptimizerConfig
+from rec_jax.train.state import init_state
 
 BASE = {"data": {"path": "anywhere", "length": 64}, "train": {"rows": 64}}
 
@@ -45,6 +47,25 @@ def test_bytes_of_rows_and_state_are_those_of_the_table(kind: str, dtype: str) -
     assert plan.memory["rows"] == table.rows.nbytes
     assert plan.memory["row optimizer"] == sum(
         leaf.nbytes for leaf in jax.tree.leaves(table.state))
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_a_dense_table_plans_for_f32_moments_and_averages(dtype: str) -> None:
+    settings = TableConfig(dim=16, dtype=dtype)  # type: ignore[arg-type]
+    table = init_table(settings, 5000, 0)
+    state = init_state({}, table, optax.adam(1.0), seed=0, mode="dense", average=True)
+    lines = ("table.dim=16", f"table.dtype={dtype}", "table.update=dense")
+    plan = make_plan(run_config(*lines, "train.ema=0.9"), 5000, parse_devices("cpu"))
+    kept = (state.table.rows, state.average, state.rest)
+    assert plan.memory["rows"] == sum(leaf.nbytes for leaf in jax.tree.leaves(kept))
+    moments = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim]
+    assert plan.memory["row optimizer"] == sum(leaf.nbytes for leaf in moments)
+    # The gradient is f32, and so are the rows as long as a step lasts.
+    values = table.rows.size
+    assert plan.memory["row gradient"] == values * (8 if dtype == "bf16" else 4)
+    assert "its rows train by optimizer (adam)" in plan.reason
+    without = make_plan(run_config(*lines), 5000, parse_devices("cpu"))
+    assert without.memory["rows"] == table.rows.nbytes
 
 
 @pytest.mark.parametrize("mode", ["dense", "streamed"])

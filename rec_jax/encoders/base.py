@@ -16,8 +16,9 @@ class Inputs(NamedTuple):
     segments: int32, 0 = padding, 1.. = the user within the row; a segment's places stand side by
       side, and attention stays inside one.
     positions: int32, restart at 0 for each segment.
-    times: int32, seconds from the segment's first item to each, at most 2^31 - 1; None where the
-      encoder's config does not say `uses_times` and no feature needs them.
+    times: int32, seconds from the segment's first item to each, at most 2^31 - 1; an encoder gets
+      them from the first item that is not hidden. None where its config does not say `uses_times`
+      and no feature needs them.
     features: codes int32 `[B, L, K]` of side features by path; added to the item vectors before
       an encoder sees them, see `rec_jax.features`.
     """

@@ -65,7 +65,7 @@ def _by_size(rows: int, values: int, touched: int | None) -> Choice:
 
 def optimizer_of(config: TableConfig, mode: Mode) -> str:
     """Section and kind of the optimizer that moves the rows in `mode`."""
-    return "[optimizer] adam" if mode == "dense" else f"[table.optimizer] {config.optimizer.kind}"
+    return "optimizer (adam)" if mode == "dense" else f"table.optimizer ({config.optimizer.kind})"
 
 
 def trained_by(config: TableConfig, mode: Mode) -> str:
@@ -74,4 +74,4 @@ def trained_by(config: TableConfig, mode: Mode) -> str:
     clause = f"its rows train by {optimizer_of(config, mode)}"
     if mode == "dense" or config.update != "auto":
         return clause
-    return f"{clause}, not by the [optimizer] of tables up to {DENSE_VALUES:,} values"
+    return f"{clause}, not by the optimizer of tables up to {DENSE_VALUES:,} values"

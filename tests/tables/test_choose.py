@@ -51,9 +51,9 @@ def test_rows_that_get_another_optimizer_by_their_number_are_told_so(num_items, 
     table = TableConfig()
     small, large = (choose_update(table, num_items=count, touched=touched).mode
                     for count in (1000, num_items))
-    assert trained_by(table, small) == "its rows train by [optimizer] adam"
+    assert trained_by(table, small) == "its rows train by optimizer (adam)"
     assert trained_by(table, large) == (
-        "its rows train by [table.optimizer] row_adam, not by the [optimizer] of tables up to "
+        "its rows train by table.optimizer (row_adam), not by the optimizer of tables up to "
         "16,777,216 values")
     asked = TableConfig(update=large)
-    assert trained_by(asked, large) == "its rows train by [table.optimizer] row_adam"
+    assert trained_by(asked, large) == "its rows train by table.optimizer (row_adam)"
