@@ -209,7 +209,7 @@ def test_a_saved_mapping_is_compared_without_its_code_and_with_the_defaults_of_n
 @pytest.mark.parametrize("number", [0, 513, 10**9])
 def test_the_chain_of_deltas_is_bounded(number: int) -> None:
     message = refusal({"data": {"path": "x"}, "checkpoint": {"full_every": number}}, RunConfig)
-    assert f"checkpoint.full_every is {number}; expected 1 to 512" in message
+    assert f"checkpoint.full_every is {number}; expected at least 1 and at most 512" in message
 
 
 def test_a_dotted_kind_that_cannot_be_imported_says_so() -> None:
