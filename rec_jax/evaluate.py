@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from rec_jax.data.dataset import Dataset
 from rec_jax.histories import Reading, Tiles, iterate_tiles
-from rec_jax.mesh import MeshConfig, make_mesh
+from rec_jax.mesh import ITEMS, Axes, MeshConfig, make_mesh
 from rec_jax.metrics import Coverage, rank_metrics
 from rec_jax.model import Encoder, Params
 from rec_jax.progress import Reporter, Silent
@@ -38,12 +38,13 @@ Ranker = Callable[[Params, jax.Array, Tiles], Ranked]
 
 
 def make_ranker(encoder: Encoder, num_items: int, mesh: Mesh, *, filter_seen: bool,
-                cold: np.ndarray | None = None, list_length: int = 0) -> Ranker:
+                cold: np.ndarray | None = None, list_length: int = 0,
+                over: Axes = (ITEMS,)) -> Ranker:
     """A jitted `(params, rows, tiles) -> Ranked`; with `list_length` k it recommends k items.
 
     Build it once: it is traced once for each shape and number of tiles.
 
-    cold: bool `[num_items]`, items that do not compete.
+    cold: bool `[num_items]`, items that do not compete; over: mesh axes that cut the rows.
     """
     out = None if cold is None else jnp.asarray(cold)
 
@@ -56,11 +57,11 @@ def make_ranker(encoder: Encoder, num_items: int, mesh: Mesh, *, filter_seen: bo
             queries = tile_queries(encoder, params, rows, tile)
             seen = (tile.seen_offsets, tile.seen_items) if filter_seen else None
             ranks = catalogue_rank(mesh, queries, rows, tile.targets, seen, num_items=num_items,
-                                   bias=bias)
+                                   over=over, bias=bias)
             if not list_length:
                 return Ranked(ranks, None)
             _, best = catalogue_top_k(mesh, queries, rows, list_length, seen,
-                                      num_items=num_items, bias=bias)
+                                      num_items=num_items, over=over, bias=bias)
             return Ranked(ranks, best)
 
         return map_tiles(one, tiles)
