@@ -40,6 +40,8 @@ import jax
 import jax.numpy as jnp
 
 Array = jax.Array
+AxisName = str | tuple[str, ...]
+"""One mesh axis, or several that cut the rows together, the first one coarsest."""
 
 RowUpdate = Callable[[Array, Array, Any, Any], tuple[Array, Any]]
 """`update(rows f32 [T, d], grads f32 [T, d], state, hyper) -> (rows f32 [T, d], state)`: a

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from . import dispatch
 from .exclusion import Exclude, excluded_pairs
-from .primitives import Array, Backend, Excluded
+from .primitives import Array, AxisName, Backend, Excluded
 from .shards import align, check_arrays, score_rule
 
 LOWEST = jnp.finfo(jnp.float32).min
@@ -16,7 +16,7 @@ LOWEST = jnp.finfo(jnp.float32).min
 def target_rank(queries: Array, items: Array, targets: Array, *, exclude: Exclude | None = None,
                 bias: Array | None = None, logit_scale: float | Array = 1.0,
                 softcap: float | None = None, num_items: int | Array | None = None,
-                axis_name: str | None = None, backend: str | Backend = "auto") -> Array:
+                axis_name: AxisName | None = None, backend: str | Backend = "auto") -> Array:
     """Rank of each query's target among the items that are not excluded; 1 is best.
 
     rank_i = 1 + number of candidates j other than the target with not s_ij < s_i(target).

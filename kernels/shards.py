@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from .compat import vary, varying_axes
-from .primitives import Array, Scores
+from .primitives import Array, AxisName, Scores
 from .rows import gather_rows
 
 FLOATS = ("float32", "bfloat16")
@@ -45,7 +45,7 @@ def check_arrays(op: str, queries: Array, items: Array, targets: Array | None,
         fail(f"softcap is {softcap}; expected a positive number")
 
 
-def place(items: Array, num_items: int | Array | None, axis_name: str | None
+def place(items: Array, num_items: int | Array | None, axis_name: AxisName | None
           ) -> tuple[int | Array, int | Array]:
     """(number of items of the whole table, global id of this shard's first row)."""
     shards = 1 if axis_name is None else jax.lax.axis_size(axis_name)
@@ -58,7 +58,7 @@ def place(items: Array, num_items: int | Array | None, axis_name: str | None
 
 
 def score_rule(items: Array, scale: Array, bias: Array | None, num_items: int | Array | None,
-               softcap: float | None, axis_name: str | None) -> Scores:
+               softcap: float | None, axis_name: AxisName | None) -> Scores:
     """How this shard scores; see `Scores`."""
     total, offset = place(items, num_items, axis_name)
     bias = None if bias is None else bias.astype(jnp.float32)
@@ -74,7 +74,7 @@ def align(*arrays: Array | None) -> Any:
     return [None if x is None else vary(x, axes) for x in arrays]
 
 
-def pick_rows(items: Array, ids: Array, offset: int | Array, axis_name: str | None) -> Array:
+def pick_rows(items: Array, ids: Array, offset: int | Array, axis_name: AxisName | None) -> Array:
     """f32 `[N, d]`: the rows of global `ids`, 0 for ids that no shard has."""
     rows = gather_rows(items, ids - offset).astype(jnp.float32)
     return rows if axis_name is None else jax.lax.psum(rows, axis_name)

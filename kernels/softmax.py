@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from . import dispatch
 from .compat import vary, varying_axes
-from .primitives import Array, Backend, Partials
+from .primitives import Array, AxisName, Backend, Partials
 from .shards import align, check_arrays, pick_rows, place, score_rule
 
 
@@ -28,7 +28,7 @@ class _Static:
     backend: Backend
     softcap: float | None
     num_items: int | None
-    axis_name: str | None
+    axis_name: AxisName | None
 
 
 class _Residuals(NamedTuple):
@@ -47,7 +47,7 @@ class _Residuals(NamedTuple):
 
 def softmax_loss(queries: Array, items: Array, targets: Array, *, bias: Array | None = None,
                  logit_scale: float | Array = 1.0, softcap: float | None = None,
-                 num_items: int | Array | None = None, axis_name: str | None = None,
+                 num_items: int | Array | None = None, axis_name: AxisName | None = None,
                  backend: str | Backend = "auto") -> tuple[Array, Array]:
     """Cross-entropy of each query against every item, and the log-normaliser.
 
@@ -75,7 +75,7 @@ def softmax_loss(queries: Array, items: Array, targets: Array, *, bias: Array | 
       softcap: scores become softcap * tanh(score / softcap).
       num_items: rows from here on (global id) pad the table and are no items. Default: all are.
         `primitives.py` says what such rows, NaN and inf do.
-      axis_name: mesh axis over which the rows are sharded, inside `shard_map`.
+      axis_name: mesh axis, or axes, over which the rows are sharded, inside `shard_map`.
       backend: "auto", a name of `dispatch.BACKENDS`, or a `Backend`.
 
     Returns:
@@ -117,7 +117,7 @@ def _fold(static: _Static, queries: Array, items: Array, targets: Array, bias: A
     return merge(parts, static.axis_name)
 
 
-def merge(parts: Partials, axis_name: str | None) -> Partials:
+def merge(parts: Partials, axis_name: AxisName | None) -> Partials:
     """Partial sums of all shards of `axis_name` brought to one reference and added: O(N d)."""
     if axis_name is None:
         return parts

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 
 from . import dispatch
 from .exclusion import Exclude, excluded_pairs
-from .primitives import Array, Backend, Excluded, ordered
+from .primitives import Array, AxisName, Backend, Excluded, ordered
 from .shards import align, check_arrays, score_rule
 
 
 def top_k(queries: Array, items: Array, k: int, *, exclude: Exclude | None = None,
           bias: Array | None = None, logit_scale: float | Array = 1.0,
           softcap: float | None = None, num_items: int | Array | None = None,
-          axis_name: str | None = None, backend: str | Backend = "auto"
+          axis_name: AxisName | None = None, backend: str | Backend = "auto"
           ) -> tuple[Array, Array]:
     """The k best items of each query that are not excluded.
 
@@ -49,7 +49,7 @@ def top_k(queries: Array, items: Array, k: int, *, exclude: Exclude | None = Non
     return (scores, ids) if axis_name is None else _merge(scores, ids, k, axis_name)
 
 
-def _merge(scores: Array, ids: Array, k: int, axis_name: str) -> tuple[Array, Array]:
+def _merge(scores: Array, ids: Array, k: int, axis_name: AxisName) -> tuple[Array, Array]:
     """The best k of all shards: O(N k) from each shard. Equal on all shards."""
     count = scores.shape[0]
     shards, index = jax.lax.axis_size(axis_name), jax.lax.axis_index(axis_name)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from . import dispatch
-from .primitives import Array, Backend, RowUpdate, SparseRows
+from .primitives import Array, AxisName, Backend, RowUpdate, SparseRows
 from .shards import align, check_arrays, score_rule
 from .softmax import second_pass
 
@@ -28,7 +28,7 @@ def softmax_item_update(items: Array, state: Any, queries: Array, targets: Array
                         hyper: Any = None, sparse: SparseRows | None = None,
                         seed: Array | None = None, bias: Array | None = None,
                         logit_scale: float | Array = 1.0, softcap: float | None = None,
-                        num_items: int | Array | None = None, axis_name: str | None = None,
+                        num_items: int | Array | None = None, axis_name: AxisName | None = None,
                         backend: str | Backend = "auto") -> Updated:
     """Gradient of `softmax_loss` with respect to the rows, consumed tile by tile by `update`.
 

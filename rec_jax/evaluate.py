@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from rec_jax.data.dataset import Dataset
 from rec_jax.histories import Reading, Tiles, iterate_tiles
-from rec_jax.mesh import MeshConfig, make_mesh
+from rec_jax.mesh import ITEMS, Axes, MeshConfig, make_mesh
 from rec_jax.metrics import MISSED, Coverage, rank_metrics
 from rec_jax.model import Encoder, Params
 from rec_jax.progress import Reporter, Silent
@@ -45,22 +45,24 @@ Ranker = Callable[[Params, jax.Array, Tiles], Ranked]
 
 
 def make_ranker(encoder: Encoder, num_items: int, mesh: Mesh, *, filter_seen: bool,
-                cold: np.ndarray | None = None, list_length: int = 0) -> Ranker:
+                cold: np.ndarray | None = None, list_length: int = 0,
+                over: Axes = (ITEMS,)) -> Ranker:
     """A jitted `(params, rows, tiles) -> Ranked`; with `list_length` k it recommends k items.
 
     Build it once: it is traced once for each shape and number of tiles. A target has a rank if
     and only if a list that is long enough would hold it: one whose score is NaN is missed too.
 
     filter_seen: items of the history may not be recommended; a target that is one is missed.
-    cold: bool `[num_items]`, items that do not compete.
+    cold: bool `[num_items]`, items that do not compete; over: mesh axes that cut the rows.
     """
-    ranker = _jitted(encoder, num_items, mesh, filter_seen, list_length)
+    ranker = _jitted(encoder, num_items, mesh, filter_seen, list_length, over)
     out = None if cold is None else jnp.asarray(cold)
     return lambda params, rows, tiles: ranker(params, rows, tiles, out)
 
 
 def _jitted(encoder: Encoder, num_items: int, mesh: Mesh, filter_seen: bool,
-            list_length: int) -> Callable[[Params, jax.Array, Tiles, jax.Array | None], Ranked]:
+            list_length: int, over: Axes
+            ) -> Callable[[Params, jax.Array, Tiles, jax.Array | None], Ranked]:
     """What `make_ranker` calls, with the cold items as an argument."""
 
     @jax.jit
@@ -72,13 +74,13 @@ def _jitted(encoder: Encoder, num_items: int, mesh: Mesh, filter_seen: bool,
             queries = tile_queries(encoder, params, rows, tile)
             seen = (tile.seen_offsets, tile.seen_items) if filter_seen else None
             ranks = catalogue_rank(mesh, queries, rows, tile.targets, seen, num_items=num_items,
-                                   bias=bias)
+                                   over=over, bias=bias)
             listed = jnp.sum(queries * rows[tile.targets].astype(jnp.float32), axis=1) > -jnp.inf
             ranks = jnp.where(listed & ~_forbidden(tile, filter_seen, out), ranks, MISSED)
             if not list_length:
                 return Ranked(ranks, None)
             _, best = catalogue_top_k(mesh, queries, rows, list_length, seen,
-                                      num_items=num_items, bias=bias)
+                                      num_items=num_items, over=over, bias=bias)
             return Ranked(ranks, best)
 
         return map_tiles(one, tiles)

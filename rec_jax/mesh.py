@@ -1,7 +1,8 @@
 """One named mesh for everything: `("data", "items")`; a laptop is the 1 x 1 mesh.
 
-Batches are cut over both axes, table rows over `items` only: row shards of one `data` group
-form the whole table, and every group holds the same one.
+Batches are cut over both axes, table rows over `items`: row shards of one `data` group form the
+whole table, and every group holds the same one. Rows of a streamed table are cut over both axes,
+since every device would otherwise make the same gradient as its like in the other groups.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from rec_jax.ranges import at_least, check
 
 DATA, ITEMS = "data", "items"
 BOTH = (DATA, ITEMS)
+Axes = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,10 @@ def make_mesh(config: MeshConfig) -> Mesh:
     return Mesh(grid, BOTH, axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def row_sharding(mesh: Mesh) -> NamedSharding:
-    """Arrays `[V_padded, ...]`: contiguous row ranges over `items`, the same in every group."""
-    return NamedSharding(mesh, PartitionSpec(ITEMS))
+def row_sharding(mesh: Mesh, over: Axes = (ITEMS,)) -> NamedSharding:
+    """Arrays `[V_padded, ...]`: contiguous row ranges over the axes `over`; over `items` alone
+    they are the same in every group."""
+    return NamedSharding(mesh, PartitionSpec(over))
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:

@@ -101,7 +101,9 @@ def make_plan(config: RunConfig, num_items: int, devices: Devices) -> Plan:
     mined = objective.mined if sampled else 0  # each device's shard is scanned for all of them
 
     per_row, constant = _STATE[table.optimizer.kind]
-    local_rows = rows / items
+    shards = count if mode == "streamed" else items  # ranges that the rows are cut into
+    groups = count / shards  # of devices, each of which holds all rows and its share of queries
+    local_rows = rows / shards
     kept_rows = local_rows * (1 if table.tied else 2)  # of both tables
     averages = 2 if settings.ema is not None else 0  # itself and what rounding took from it
     # Rows in bf16 are f32 as long as a dense step lasts.
@@ -114,7 +116,7 @@ def make_plan(config: RunConfig, num_items: int, devices: Devices) -> Plan:
         "encoder and its optimizer": parameters * 4 * (4 + averages),
         "activations": micro * _activation_bytes(config, compute),
         "gathered rows": 0.0 if mode == "dense" else fetched * dim * 4 * 3,
-        "queries and expected rows": predicted / data * dim * (compute + 3 * 4),
+        "queries and expected rows": predicted / groups * dim * (compute + 3 * 4),
     }
     layers, length = getattr(config.encoder, "layers", 2), config.data.length
     operations = {
@@ -124,7 +126,7 @@ def make_plan(config: RunConfig, num_items: int, devices: Devices) -> Plan:
         "search": 2.0 * mined * local_rows * dim,
     }
     exps = 2.0 * pairs / count
-    passes = max(1.0, predicted / data / _QUERY_TILE)
+    passes = max(1.0, predicted / groups / _QUERY_TILE)
     state_bytes = per_row * dim + constant
     traffic = (fetched * (3 * dim * width + 2 * state_bytes)
                + (local_rows * dim * width if mined else 0.0) if sampled else
@@ -132,11 +134,11 @@ def make_plan(config: RunConfig, num_items: int, devices: Devices) -> Plan:
     if not table.tied and not sampled:  # a second one, of which a step reads its inputs
         moved = local_rows if mode == "dense" else fetched
         traffic += fetched * dim * width + moved * 2 * (dim * width + state_bytes)
-    others = (items - 1) / items
+    others = (shards - 1) / shards
     communication = {
         "rows and their gradients": 0.0 if mode == "dense" else
         fetched * dim * (width + 4) * others,
-        "queries": 0.0 if sampled else predicted / data * dim * (compute + 2 * 4) * others,
+        "queries": 0.0 if sampled else predicted / groups * dim * (compute + 2 * 4) * others,
         "second pass": predicted * dim * (compute + (4 if table.tied else 0)) * (count - 1) / count
         if mode == "streamed" else 0.0,
         "encoder gradient": 2.0 * parameters * 4 * (count - 1) / count,

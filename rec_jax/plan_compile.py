@@ -30,7 +30,7 @@ from rec_jax.model import build_encoder
 from rec_jax.optimizer import dense_optimizer, schedule
 from rec_jax.run import RunConfig
 from rec_jax.served import reading_of
-from rec_jax.tables import Table, row_optimizer
+from rec_jax.tables import Table, row_optimizer, rows_over
 from rec_jax.tables.table import DTYPES, padded_size
 from rec_jax.train.build import update_of
 from rec_jax.train.state import TrainState, state_shardings, trained, weights
@@ -154,7 +154,7 @@ def _lower(config: RunConfig, num_items: int, mesh: Mesh) -> Any:
     shapes: Any = (jax.ShapeDtypeStruct((), jnp.int32), rows,
                    jax.ShapeDtypeStruct((2,), jnp.uint32))
     counter, table_rows, key = shapes
-    table = Table(table_rows, row_state, num_items)
+    table = Table(table_rows, row_state, num_items, rows_over(mode))
     inputs = None if table_config.tied else table  # of the same shapes
     average = None if settings.ema is None else jax.eval_shape(weights, params, table, inputs)
     moments = jax.eval_shape(lambda *parts: optimizer.init(trained(*parts, mode=mode)),

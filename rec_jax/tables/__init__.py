@@ -1,7 +1,14 @@
-"""Tables: item rows and their per-row optimizer state, sharded over the mesh axis `items`."""
+"""Tables: item rows and their per-row optimizer state, sharded over a mesh."""
 
 from rec_jax.tables.row_optimizers import Hyper, RowOptimizer, RowOptimizerConfig, row_optimizer
-from rec_jax.tables.table import Table, TableConfig, init_table, other_stream, padded_size
+from rec_jax.tables.table import (
+    Table,
+    TableConfig,
+    init_table,
+    other_stream,
+    padded_size,
+    rows_over,
+)
 
 __all__ = ["Hyper", "RowOptimizer", "RowOptimizerConfig", "Table", "TableConfig", "init_table",
-           "other_stream", "padded_size", "row_optimizer"]
+           "other_stream", "padded_size", "row_optimizer", "rows_over"]

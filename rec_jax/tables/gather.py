@@ -1,4 +1,4 @@
-"""Rows from their owners and gradients to them: all-to-all over `items`, by the rows touched.
+"""Rows from their owners and gradients to them: all-to-all, by the rows touched.
 
 A device asks each owner for the distinct ids it needs and gets their rows back. A message to
 one owner has `capacity` places. Where the ids of some device do not fit, all devices split
@@ -21,26 +21,36 @@ import jax.numpy as jnp
 
 from rec_jax.kernels.rounding import mix
 from rec_jax.kernels.rows import gather_rows
-from rec_jax.mesh import DATA, ITEMS
+from rec_jax.mesh import BOTH, DATA, ITEMS, Axes
 from rec_jax.tables.unique import NO_ID, Unique, add_duplicates, unique_ids
 
 Array = jax.Array
 
 
 class Shards(NamedTuple):
-    """Where the caller stands, all static: sizes of the two mesh axes."""
+    """How a mesh cuts a table, all static.
 
-    data: int = 1
-    items: int = 1
+    replicas: devices that hold the same rows; pieces: row ranges that the table is cut into;
+    over: the mesh axes that cut it, `items` or both.
+    """
+
+    replicas: int = 1
+    pieces: int = 1
+    over: Axes = (ITEMS,)
 
     @property
     def alone(self) -> bool:
         """One device: no collective is needed, nor a `shard_map`."""
-        return self.data * self.items == 1
+        return self.replicas * self.pieces == 1
+
+    @property
+    def axis(self) -> Axes | None:
+        """The axes over which the rows are cut; None where one device has all of them."""
+        return self.over if self.pieces > 1 else None
 
     def offset(self, rows: Array) -> Array:
         """Global id of the first of this device's `rows`."""
-        index = jax.lax.axis_index(ITEMS) if self.items > 1 else jnp.int32(0)
+        index = jnp.int32(0) if self.axis is None else jax.lax.axis_index(self.axis)
         return index * rows.shape[0]
 
 
@@ -49,7 +59,7 @@ class Shards(NamedTuple):
 class Route:
     """Which message and round carries each distinct id.
 
-    owner: int32 `[M]`, shard that has the row; `items` for an unused slot.
+    owner: int32 `[M]`, shard that has the row; the number of shards for an unused slot.
     place: int32 `[M]`, place in the message to the owner, less than `capacity`.
     round: int32 `[M]`; rounds: int32 `[]`, how many there are, equal on all devices.
     capacity: places of a message, static.
@@ -64,14 +74,14 @@ class Route:
 
 def message_capacity(count: int, shards: Shards, slack: float) -> int:
     """Places in a message for `count` slots: `slack` even shares, from 8 up to all of them."""
-    share = -(-int(count * slack) // shards.items)
+    share = -(-int(count * slack) // shards.pieces)
     return min(count, max(8, share))
 
 
 def make_route(unique: Unique, rows_per_shard: int, shards: Shards, capacity: int) -> Route:
     """Send every distinct id to its owner in as few rounds as fit."""
     used = unique.ids != NO_ID
-    owner = jnp.where(used, unique.ids // rows_per_shard, shards.items)
+    owner = jnp.where(used, unique.ids // rows_per_shard, shards.pieces)
     hashed = mix(unique.ids.astype(jnp.uint32))
 
     def place_all(bits: Array) -> tuple[Array, Array]:
@@ -84,7 +94,7 @@ def make_route(unique: Unique, rows_per_shard: int, shards: Shards, capacity: in
         start = jax.lax.cummax(jnp.where(first, index, 0))
         place = jnp.zeros_like(owner).at[order].set(index - start, unique_indices=True)
         longest = jnp.max(jnp.where(used, place, 0)) + 1
-        return place, jax.lax.pmax(longest, (DATA, ITEMS)) > capacity
+        return place, jax.lax.pmax(longest, BOTH) > capacity
 
     if capacity >= owner.size:  # every id fits into one message
         place, _ = place_all(jnp.uint32(0))
@@ -105,7 +115,7 @@ def make_route(unique: Unique, rows_per_shard: int, shards: Shards, capacity: in
 def fetch_rows(rows: Array, unique: Unique, route: Route | None, shards: Shards) -> Array:
     """Rows of the distinct ids, `[M, d]` in the table's type; 0 in unused slots.
 
-    rows: `[V / items, d]`, this device's. route: None where `shards.items` is 1.
+    rows: `[V / shards.pieces, d]`, this device's. route: None where `shards.pieces` is 1.
     """
     offset = shards.offset(rows)
     if route is None:
@@ -113,8 +123,8 @@ def fetch_rows(rows: Array, unique: Unique, route: Route | None, shards: Shards)
 
     def one(number: Array, found: Array) -> Array:
         target = _targets(route, number, shards)
-        asked = _exchange(_message(unique.ids, target, route, shards, NO_ID))
-        answer = _exchange(gather_rows(rows, asked - offset))
+        asked = _exchange(_message(unique.ids, target, route, shards, NO_ID), shards)
+        answer = _exchange(gather_rows(rows, asked - offset), shards)
         mine = target < answer.shape[0]
         return jnp.where(mine[:, None], answer[jnp.where(mine, target, 0)], found)
 
@@ -140,8 +150,8 @@ def deliver_grads(carry: Any, grads: Array, unique: Unique, route: Route | None,
 
     def one(number: Array, carry: Any) -> Any:
         target = _targets(route, number, shards)
-        ids = _exchange(_message(unique.ids, target, route, shards, NO_ID))
-        sent = _exchange(_message(grads, target, route, shards, 0))
+        ids = _exchange(_message(unique.ids, target, route, shards, NO_ID), shards)
+        sent = _exchange(_message(grads, target, route, shards, 0), shards)
         return apply(carry, *_merge(ids, sent, shards))
 
     return jax.lax.fori_loop(0, route.rounds, one, carry)
@@ -154,7 +164,7 @@ def gather_all(ids: Array, grads: Array, shards: Shards) -> tuple[Array, Array]:
     several devices have occurs several times, in the order of the devices.
     """
     if not shards.alone:
-        ids, grads = (jax.lax.all_gather(x, (DATA, ITEMS), tiled=True) for x in (ids, grads))
+        ids, grads = (jax.lax.all_gather(x, BOTH, tiled=True) for x in (ids, grads))
         ids, order = jax.lax.sort((ids, jax.lax.iota(jnp.int32, ids.size)), num_keys=1,
                                   is_stable=True)
         grads = grads[order]
@@ -163,7 +173,7 @@ def gather_all(ids: Array, grads: Array, shards: Shards) -> tuple[Array, Array]:
 
 def _merge(ids: Array, grads: Array, shards: Shards) -> tuple[Array, Array]:
     """One sum an id, from all peers of this message and all replicas of this shard."""
-    if shards.data > 1:
+    if shards.replicas > 1:
         ids, grads = (jax.lax.all_gather(x, DATA, tiled=True) for x in (ids, grads))
     merged = unique_ids(ids, NO_ID, mask=ids != NO_ID)
     return merged.ids, add_duplicates(grads, merged)
@@ -171,16 +181,16 @@ def _merge(ids: Array, grads: Array, shards: Shards) -> tuple[Array, Array]:
 
 def _targets(route: Route, number: Array, shards: Shards) -> Array:
     """Index into the messages of round `number`; past their end for ids not in it."""
-    there = (route.round == number) & (route.owner < shards.items)
+    there = (route.round == number) & (route.owner < shards.pieces)
     return jnp.where(there, route.owner * route.capacity + route.place,
-                     shards.items * route.capacity)
+                     shards.pieces * route.capacity)
 
 
 def _message(values: Array, target: Array, route: Route, shards: Shards, fill: int) -> Array:
-    empty = jnp.full((shards.items * route.capacity, *values.shape[1:]), fill, values.dtype)
+    empty = jnp.full((shards.pieces * route.capacity, *values.shape[1:]), fill, values.dtype)
     return empty.at[target].set(values, mode="drop")
 
 
-def _exchange(message: Array) -> Array:
+def _exchange(message: Array, shards: Shards) -> Array:
     """Block j goes to shard j; block i of the result came from shard i."""
-    return jax.lax.all_to_all(message, ITEMS, split_axis=0, concat_axis=0, tiled=True)
+    return jax.lax.all_to_all(message, shards.over, split_axis=0, concat_axis=0, tiled=True)

@@ -2,11 +2,12 @@
 
 A step is ordinary code on global arrays (the encoder, the dense optimizer), which XLA partitions
 by their shardings, with islands where the rows of a table meet the mesh. Batches are cut over
-both axes, rows over `items`. On one device an island is a plain call.
+both axes, rows over the axes `over` of their table. On one device an island is a plain call.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from rec_jax.kernels import RowUpdate, softmax_loss, target_rank, top_k
-from rec_jax.mesh import BOTH, DATA, ITEMS
+from rec_jax.mesh import BOTH, ITEMS, Axes
 from rec_jax.tables import gather
 from rec_jax.tables.gather import Route, Shards
 from rec_jax.tables.table import Table
@@ -33,7 +34,7 @@ class Fetched(NamedTuple):
     """Rows that a step uses, each device's distinct ones; leading axes are cut over both axes.
 
     rows: `[M, d]` in the table's type; unique: where they go; route: how they came, None where
-    `items` is 1.
+    the table is in one piece.
     """
 
     rows: Array
@@ -41,15 +42,16 @@ class Fetched(NamedTuple):
     route: Route | None
 
 
-def shards_of(mesh: Mesh) -> Shards:
-    """The sizes of the mesh's axes."""
-    return Shards(mesh.shape[DATA], mesh.shape[ITEMS])
+def shards_of(mesh: Mesh, over: Axes = (ITEMS,)) -> Shards:
+    """How the mesh cuts a table over the axes `over`."""
+    count = math.prod(mesh.shape[axis] for axis in over)
+    return Shards(mesh.size // count, count, over)
 
 
 def island(body: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any, *,
            check: bool = False) -> Callable[..., Any]:
     """`body` under `shard_map`, or as it is on one device."""
-    if shards_of(mesh).alone:
+    if mesh.size == 1:
         return body
     return jax.shard_map(body, mesh=mesh, in_specs=in_specs, out_specs=out_specs,
                          check_vma=check)
@@ -62,20 +64,20 @@ def fetch(mesh: Mesh, table: Table, wanted: dict[str, Array], masks: dict[str, A
     wanted: int32 `[A, n]` by name, n a multiple of the device count; masks: bool, the same
     shapes, False where a position has no row.
     """
-    shards = shards_of(mesh)
+    shards = shards_of(mesh, table.over)
 
     def body(rows: Array, wanted: dict[str, Array], masks: dict[str, Array]) -> Fetched:
         ids, mask = (jnp.concatenate([part[name].ravel() for name in sorted(wanted)])
                      for part in (wanted, masks))
         unique = unique_ids(ids, table.num_items, mask)
         route = None
-        if shards.items > 1:
+        if shards.pieces > 1:
             capacity = gather.message_capacity(ids.size, shards, slack)
             route = gather.make_route(unique, rows.shape[0], shards, capacity)
         return Fetched(gather.fetch_rows(rows, unique, route, shards), unique, route)
 
-    return island(body, mesh, (P(ITEMS), _COLUMNS, _COLUMNS), _fetched_specs(mesh, wanted, slack)
-                  )(table.rows, wanted, masks)
+    return island(body, mesh, (P(table.over), _COLUMNS, _COLUMNS),
+                  _fetched_specs(shards, wanted, slack))(table.rows, wanted, masks)
 
 
 def spread(mesh: Mesh, rows: Array, unique: Unique, like: dict[str, Array]) -> dict[str, Array]:
@@ -96,21 +98,23 @@ def spread(mesh: Mesh, rows: Array, unique: Unique, like: dict[str, Array]) -> d
 
 
 def full_softmax(mesh: Mesh, queries: Array, rows: Array, targets: Array, *, num_items: int,
-                 logit_scale: float = 1.0, softcap: float | None = None, backend: str = "auto"
-                 ) -> tuple[Array, Array]:
-    """`softmax_loss` against a table over the mesh: loss and lse f32 `[N]`, cut over `data`.
+                 over: Axes = (ITEMS,), logit_scale: float = 1.0, softcap: float | None = None,
+                 backend: str = "auto") -> tuple[Array, Array]:
+    """`softmax_loss` against a table over the mesh: loss and lse f32 `[N]`.
 
-    queries: `[N, d]`, N a multiple of the device count; rows `[V_padded, d]`. Differentiable.
+    queries: `[N, d]`, N a multiple of the device count; rows `[V_padded, d]`, cut over the axes
+      `over`. Queries and results are cut over the axes that do not cut the rows, and are on all
+      devices of the others. Differentiable.
     """
-    shards = shards_of(mesh)
+    shards = shards_of(mesh, over)
 
     def body(queries: Array, rows: Array, targets: Array) -> tuple[Array, Array]:
         return softmax_loss(queries, rows, targets, logit_scale=logit_scale, softcap=softcap,
-                            num_items=num_items, backend=backend,
-                            axis_name=ITEMS if shards.items > 1 else None)
+                            num_items=num_items, backend=backend, axis_name=shards.axis)
 
-    specs = (P(DATA), P(ITEMS) if shards.items > 1 else P(), P(DATA))
-    return island(body, mesh, specs, (P(DATA), P(DATA)), check=True)(queries, rows, targets)
+    cut = P(tuple(axis for axis in BOTH if axis not in over))
+    specs = (cut, P() if shards.axis is None else P(over), cut)
+    return island(body, mesh, specs, (cut, cut), check=True)(queries, rows, targets)
 
 
 def shared_softmax(mesh: Mesh, queries: Array, rows: Array, targets: Array, *, bias: Array,
@@ -130,46 +134,47 @@ def shared_softmax(mesh: Mesh, queries: Array, rows: Array, targets: Array, *, b
 
 def catalogue_rank(mesh: Mesh, queries: Array, rows: Array, targets: Array,
                    seen: tuple[Array, Array] | None, *, num_items: int,
-                   bias: Array | None = None) -> Array:
+                   over: Axes = (ITEMS,), bias: Array | None = None) -> Array:
     """`target_rank` against a table over the mesh: int32 `[N]`; queries are on every device.
 
-    bias: f32 `[V_padded]`, added to the scores of all queries.
+    over: axes that cut the rows; bias: f32 `[V_padded]`, added to the scores of all queries.
     """
-    axis = ITEMS if shards_of(mesh).items > 1 else None
+    axis = shards_of(mesh, over).axis
 
     def body(queries: Array, rows: Array, targets: Array, seen: Any, bias: Any) -> Array:
         return target_rank(queries, rows, targets, exclude=seen, bias=bias, num_items=num_items,
                            axis_name=axis)
 
-    return island(body, mesh, (P(), P(ITEMS), P(), P(), P(ITEMS)), P())(
+    return island(body, mesh, (P(), P(over), P(), P(), P(over)), P())(
         queries, rows, targets, seen, bias)
 
 
 def catalogue_top_k(mesh: Mesh, queries: Array, rows: Array, k: int,
                     seen: tuple[Array, Array] | None, *, num_items: int,
-                    bias: Array | None = None) -> tuple[Array, Array]:
+                    over: Axes = (ITEMS,), bias: Array | None = None) -> tuple[Array, Array]:
     """`top_k` over a table on the mesh: scores f32 `[N, k]` and ids int32 `[N, k]`."""
-    axis = ITEMS if shards_of(mesh).items > 1 else None
+    axis = shards_of(mesh, over).axis
 
     def body(queries: Array, rows: Array, seen: Any, bias: Any) -> tuple[Array, Array]:
         return top_k(queries, rows, k, exclude=seen, bias=bias, num_items=num_items,
                      axis_name=axis)
 
-    return island(body, mesh, (P(), P(ITEMS), P(), P(ITEMS)), (P(), P()))(
+    return island(body, mesh, (P(), P(over), P(), P(over)), (P(), P()))(
         queries, rows, seen, bias)
 
 
 def apply_sparse(mesh: Mesh, table: Table, fetched: Fetched, grads: Array, update: RowUpdate,
                  hyper: Any, *, seed: Array | None = None, slack: float = 1.0) -> Table:
     """Update the rows that were fetched, from the gradient `[M, d]` of `fetched.rows`."""
-    shards = shards_of(mesh)
+    shards = shards_of(mesh, table.over)
 
     def body(rows: Array, state: Any, grads: Array, unique: Unique, route: Route | None,
              hyper: Any, seed: Array | None) -> tuple[Array, Any]:
         return update_sparse(rows, state, grads, unique, route, shards, update, hyper, seed=seed)
 
-    specs = (P(ITEMS), P(ITEMS), _CUT, _CUT, _route_specs(fetched.route), P(), P())
-    rows, state = island(body, mesh, specs, (P(ITEMS), P(ITEMS)))(
+    cut = P(table.over)
+    specs = (cut, cut, _CUT, _CUT, _route_specs(fetched.route), P(), P())
+    rows, state = island(body, mesh, specs, (cut, cut))(
         table.rows, table.state, grads, fetched.unique, fetched.route, hyper, seed)
     return table.replace(rows=rows, state=state)
 
@@ -182,7 +187,7 @@ def apply_streamed(mesh: Mesh, table: Table, scored: Scored, inputs: tuple[Array
 
     inputs: (`fetched.unique.ids`, gradient of `fetched.rows`), or None if untied.
     """
-    shards = shards_of(mesh)
+    shards = shards_of(mesh, table.over)
 
     def body(rows: Array, state: Any, scored: Scored, inputs: tuple[Array, Array] | None,
              hyper: Any, seed: Array | None) -> tuple[Array, Any]:
@@ -190,17 +195,16 @@ def apply_streamed(mesh: Mesh, table: Table, scored: Scored, inputs: tuple[Array
                                num_items=table.num_items, seed=seed, logit_scale=logit_scale,
                                softcap=softcap, backend=backend)
 
-    specs = (P(ITEMS), P(ITEMS), _CUT, _CUT, P(), P())
-    rows, state = island(body, mesh, specs, (P(ITEMS), P(ITEMS)))(
+    cut = P(table.over)
+    rows, state = island(body, mesh, (cut, cut, _CUT, _CUT, P(), P()), (cut, cut))(
         table.rows, table.state, scored, inputs, hyper, seed)
     return table.replace(rows=rows, state=state)
 
 
-def _fetched_specs(mesh: Mesh, wanted: dict[str, Array], slack: float) -> Fetched:
-    shards = shards_of(mesh)
-    if shards.items == 1:
+def _fetched_specs(shards: Shards, wanted: dict[str, Array], slack: float) -> Fetched:
+    if shards.pieces == 1:
         return Fetched(_CUT, _CUT, None)  # type: ignore[arg-type]
-    count = sum(ids.size for ids in wanted.values()) // (shards.data * shards.items)
+    count = sum(ids.size for ids in wanted.values()) // (shards.replicas * shards.pieces)
     capacity = gather.message_capacity(count, shards, slack)
     return Fetched(_CUT, _CUT, Route(_CUT, _CUT, _CUT, P(), capacity))  # type: ignore[arg-type]
 

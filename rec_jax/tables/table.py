@@ -1,12 +1,14 @@
 """A table: rows of item vectors, their optimizer state, and how both come to be.
 
-Rows are sharded by contiguous ranges over the mesh axis `items`. Row r starts as a hash of
-(seed, table, r), so that any shard makes its own rows, on any device count the same bits.
+Rows are sharded by contiguous ranges over the mesh axis `items`, or over both axes. Row r starts
+as a hash of (seed, table, r), so that any shard makes its own rows, on any device count the same
+bits.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,7 +18,7 @@ from jax.sharding import Mesh
 
 from rec_jax.errors import InputError
 from rec_jax.kernels.rounding import mix, random_bits
-from rec_jax.mesh import ITEMS, row_sharding
+from rec_jax.mesh import BOTH, ITEMS, Axes, row_sharding
 from rec_jax.ranges import above, at_least, check
 from rec_jax.tables.row_optimizers import RowOptimizer, RowOptimizerConfig
 
@@ -67,16 +69,23 @@ class Table:
 
     rows: `[V_padded, d]`, f32 or bf16; rows from `num_items` on are padding and stay 0.
     state: the row optimizer's arrays `[V_padded, ...]`, or () where there is none.
-    num_items: V, static.
+    num_items: V, static; over: mesh axes that cut the rows, static.
     """
 
     rows: Array
     state: Any
     num_items: int = field(metadata={"static": True})
+    over: Axes = field(default=(ITEMS,), metadata={"static": True})
 
     def replace(self, **changes: Any) -> Table:
-        """This table with other `rows` or `state`."""
+        """This table with other `rows`, `state` or `over`."""
         return dataclasses.replace(self, **changes)
+
+
+def rows_over(mode: str) -> Axes:
+    """The mesh axes that cut the rows of a table that trains in `mode`: both where it is streamed,
+    so that every device passes over its own rows alone, and no two over the same."""
+    return BOTH if mode == "streamed" else (ITEMS,)
 
 
 def padded_size(num_items: int) -> int:
@@ -116,19 +125,23 @@ def first_rows(seed: Array, ids: Array, *, dim: int, scale: float, num_items: in
 
 
 def init_table(config: TableConfig, num_items: int, seed: int, mesh: Mesh | None = None, *,
-               optimizer: RowOptimizer | None = None, second: bool = False) -> Table:
+               optimizer: RowOptimizer | None = None, second: bool = False,
+               over: Axes = (ITEMS,)) -> Table:
     """A new table; each device makes its rows alone, and nothing else of size V x d exists.
 
     optimizer: gives the state; none for a table that is trained densely.
     second: of two tables of a run, the one that is the encoder's input.
+    over: mesh axes that cut the rows, see `rows_over`.
 
     Raises:
       InputError: `num_items` is out of range, or the device count does not divide the rows.
     """
     total = padded_size(num_items)
     dtype = DTYPES[config.dtype]
-    if mesh is not None and total % mesh.shape[ITEMS]:
-        raise InputError(f"mesh.items = {mesh.shape[ITEMS]} does not divide the {total} allocated "
+    shards = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in over)
+    if total % shards:
+        names = " times ".join(f"mesh.{axis}" for axis in over)
+        raise InputError(f"{names} = {shards} does not divide the {total} allocated "
                          f"rows; expected 2^a or 3 * 2^a, at most 256")
 
     def make(seed: Array) -> tuple[Array, Any]:
@@ -138,6 +151,6 @@ def init_table(config: TableConfig, num_items: int, seed: int, mesh: Mesh | None
                           num_items=num_items).astype(dtype)
         return rows, () if optimizer is None else optimizer.init((total, config.dim))
 
-    sharding = None if mesh is None else row_sharding(mesh)
+    sharding = None if mesh is None else row_sharding(mesh, over)
     rows, state = jax.jit(make, out_shardings=sharding)(jnp.uint32(seed % 2**32))
-    return Table(rows, state, num_items)
+    return Table(rows, state, num_items, over)

@@ -45,8 +45,8 @@ def update_sparse(rows: Array, state: Any, grads: Array, unique: Unique, route: 
                   ) -> tuple[Array, Any]:
     """`update_rows` with each device's gradients `[M, d]` of its distinct ids, sent to the owners.
 
-    rows, state: this device's share, `[V / items, ...]`. Every replica of a shard applies the
-    same sums and so stays the same.
+    rows, state: this device's share, `[V / shards.pieces, ...]`. Every replica of a shard applies
+    the same sums and so stays the same.
     """
     offset = shards.offset(rows)
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from rec_jax.kernels import RowUpdate, SparseRows, softmax_item_update
-from rec_jax.mesh import BOTH, ITEMS
+from rec_jax.mesh import BOTH
 from rec_jax.tables.gather import Shards, gather_all
 
 Array = jax.Array
@@ -40,7 +40,7 @@ def update_streamed(rows: Array, state: Any, scored: Scored, inputs: tuple[Array
     """One optimizer step of every row, (rows, state); donate both.
 
     Args:
-      rows, state: this device's share, `[V / items, ...]`.
+      rows, state: this device's share, `[V / shards.pieces, ...]`.
       inputs: (ids int32 `[M]`, grads `[M, d]`) of this device's distinct input ids, or None
         where another table feeds the encoder.
       update, hyper, seed: row optimizer, its scalars, stochastic rounding of bf16 rows.
@@ -52,5 +52,5 @@ def update_streamed(rows: Array, state: Any, scored: Scored, inputs: tuple[Array
     updated = softmax_item_update(
         rows, state, *scored, update=update, hyper=hyper, sparse=sparse, seed=seed,
         logit_scale=logit_scale, softcap=softcap, num_items=num_items,
-        axis_name=ITEMS if shards.items > 1 else None, backend=backend)
+        axis_name=shards.axis, backend=backend)
     return updated.items, updated.state

@@ -15,14 +15,14 @@ from rec_jax.data.dataset import Dataset
 from rec_jax.data.features import find_features
 from rec_jax.data.label_frequency import label_counts, log_shares
 from rec_jax.evaluate import Ranker, make_ranker, rank_users
-from rec_jax.mesh import make_mesh
+from rec_jax.mesh import ITEMS, Axes, make_mesh
 from rec_jax.metrics import rank_metrics
 from rec_jax.model import Encoder, build_encoder
 from rec_jax.optimizer import dense_optimizer, schedule
 from rec_jax.protocol import Panel, choose_panel, cold_items
 from rec_jax.run import RunConfig
 from rec_jax.served import reading_of
-from rec_jax.tables import init_table, row_optimizer
+from rec_jax.tables import init_table, row_optimizer, rows_over
 from rec_jax.tables.choose import Choice, choose_update
 from rec_jax.train.state import TrainState, init_state, served
 from rec_jax.train.step import Step, make_train_step
@@ -86,7 +86,7 @@ def build(config: RunConfig) -> Built:
     row_state = None if choice.mode == "dense" else row_optimizer(config.table.optimizer)
     table, *inputs = (
         init_table(config.table, dataset.num_items, config.seed, mesh, optimizer=row_state,
-                   second=second)
+                   second=second, over=rows_over(choice.mode))
         for second in ((False,) if config.table.tied else (False, True)))
     state = init_state(params, table, optimizer, average=settings.ema is not None,
                        seed=config.seed, mode=choice.mode, mesh=mesh,
@@ -96,7 +96,7 @@ def build(config: RunConfig) -> Built:
         table=config.table, mode=choice.mode, mesh=mesh,
         rate=schedule(config.optimizer, horizon.total))
     return Built(dataset, stream, mesh, horizon, choice, step, state,
-                 Validator(config, dataset, encoder, mesh), _log_share(config, dataset))
+                 Validator(config, dataset, encoder, mesh, table.over), _log_share(config, dataset))
 
 
 def _log_share(config: RunConfig, dataset: Dataset) -> npt.NDArray[np.float32] | None:
@@ -128,14 +128,15 @@ class Validator:
     """Ranks the validation users with the weights of a state."""
 
     def __init__(self, config: RunConfig, dataset: Dataset, encoder: Encoder,
-                 mesh: Mesh) -> None:
-        """Raises InputError where the dataset has nobody to validate on."""
+                 mesh: Mesh, over: Axes = (ITEMS,)) -> None:
+        """over: mesh axes that cut the rows. Raises InputError where the dataset has nobody to
+        validate on."""
         self._config, self._dataset = config, dataset
         settings = config.evaluate
         self.panel: Panel = choose_panel(dataset, "valid", settings, settings.users, config.seed)
         self._ranker: Ranker = make_ranker(encoder, dataset.num_items, mesh,
                                            filter_seen=settings.filter_seen,
-                                           cold=cold_items(dataset, settings))
+                                           cold=cold_items(dataset, settings), over=over)
 
     @property
     def misses(self) -> int:

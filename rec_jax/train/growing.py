@@ -92,7 +92,7 @@ def start_from(start: Start, built: Built, target: Run, reporter: Reporter) -> T
                  f"{matched.added} new, {len(matched.retired)} retired")
     if matched.retired and jax.process_index() == 0:
         write_whole(target.folder / "retired_items.txt", "\n".join(matched.retired) + "\n")
-    return from_items({**fresh, **taken}, built.dataset.num_items)
+    return from_items({**fresh, **taken}, built.state.table)
 
 
 def _check_meanings(config: RunConfig, old: Dataset, new: Dataset) -> None:

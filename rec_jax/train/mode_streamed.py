@@ -42,7 +42,7 @@ def open(setting: Setting, state: TrainState, batch: Batch, tasks: Task, key: Ar
     touched = touch(setting, table if inputs is None else inputs, wanted, masks)
     zeros = jnp.zeros(tasks.targets.shape, jnp.float32)
     own = {"inputs": touched.vectors["inputs"], "loss_zero": zeros, "lse_zero": zeros}
-    fixed = {"num_items": table.num_items, "rows": table.rows}
+    fixed = {"num_items": table.num_items, "rows": table.rows, "over": table.over}
 
     def close(closing: Closing) -> Tables:
         to_vectors, joined, new_inputs = {"inputs": closing.own["inputs"]}, None, None
@@ -70,7 +70,8 @@ def loss(setting: Setting, shared: dict[str, Any], own: dict[str, Any], fixed: d
     """See `Mode.loss`."""
     queries = queries_of(setting, shared["encoder"], own["inputs"], micro, task, key)
     plain, lse = full_softmax(setting.mesh, queries, jax.lax.stop_gradient(fixed["rows"]),
-                              task.targets, num_items=fixed["num_items"], **_scoring(setting))
+                              task.targets, num_items=fixed["num_items"], over=fixed["over"],
+                              **_scoring(setting))
     plain, lse = plain + own["loss_zero"], lse + own["lse_zero"]
     found = setting.objective.combine(plain, lse, queries, None)
     return weighted(found, task.weights), (queries, plain, lse)

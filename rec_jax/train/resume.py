@@ -77,7 +77,7 @@ def resume(checkpoints: Checkpoints, built: Built, config: RunConfig, reporter: 
         built.stream.seek(0)
         return built.state, 0, Position()
     step, (items, position) = found
-    return from_items(items, built.dataset.num_items), step, position
+    return from_items(items, built.state.table), step, position
 
 
 def changes(old: RunConfig | Mapping[str, Any], new: RunConfig) -> str | None:

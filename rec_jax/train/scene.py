@@ -36,7 +36,7 @@ def draw(setting: Setting, state: TrainState, batch: Batch, tasks: Task, key: Ar
     def best(queries: Array, k: int, exclude: Any) -> tuple[Array, Array]:
         queries = jax.lax.with_sharding_constraint(queries, replicated(mesh))
         return catalogue_top_k(mesh, queries, jax.lax.stop_gradient(table.rows), k, exclude,
-                               num_items=table.num_items)
+                               num_items=table.num_items, over=table.over)
 
     log_q = batch.get("log_q")
     drawn: Negatives = setting.objective.draw(key, Scene(

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from rec_jax import streams
 from rec_jax.mesh import MeshConfig, make_mesh, replicated, row_sharding
 from rec_jax.model import INPUTS, Params
-from rec_jax.tables import Table
+from rec_jax.tables import Table, rows_over
 
 KeyPath = tuple[Any, ...]
 
@@ -59,6 +59,8 @@ def init_state(encoder: Params, table: Table, optimizer: optax.GradientTransform
     table, inputs: with row-optimizer state unless `mode` is dense, see `init_table`.
     """
     mesh = mesh or make_mesh(MeshConfig())
+    table = table.replace(over=rows_over(mode))
+    inputs = None if inputs is None else inputs.replace(over=rows_over(mode))
     # Donated buffers must be distinct, so the average starts as a copy.
     copy = jax.tree.map(jnp.copy, weights(encoder, table, inputs)) if average else None
     moments = jax.jit(lambda *parts: optimizer.init(trained(*parts, mode=mode)))
@@ -75,10 +77,10 @@ def trained(encoder: Params, table: Table, inputs: Table | None, *, mode: str) -
 
 
 def state_shardings(state: TrainState, mesh: Mesh) -> Any:
-    """Where each leaf lives: what has a row for each of the table's over `items`, the others
+    """Where each leaf lives: what has a row for each of the table's over its axes, the others
     everywhere."""
     total = state.table.rows.shape[0]
-    cut, whole = row_sharding(mesh), replicated(mesh)
+    cut, whole = row_sharding(mesh, state.table.over), replicated(mesh)
     return jax.tree.map_with_path(
         lambda path, leaf: cut if has_rows(path, leaf, total) else whole, state)
 
@@ -165,20 +167,21 @@ def to_items(state: TrainState) -> dict[str, Any]:
     return items
 
 
-def from_items(items: Mapping[str, Any], num_items: int) -> TrainState:
-    """The inverse of `to_items`; where there is an average, its `rest` may be missing."""
+def from_items(items: Mapping[str, Any], like: Table) -> TrainState:
+    """The inverse of `to_items`, for tables of the size and over the axes of `like`; where there
+    is an average, its `rest` may be missing."""
     model, training, average = items["model"], items["training"], items.get("average")
     rest = items.get("rest")
     if average is not None and rest is None:
         rest = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, device=leaf.sharding), average)
     return TrainState(
         step=training["step"], encoder=model["encoder"],
-        table=Table(model["rows"], training["rows"], num_items),
+        table=like.replace(rows=model["rows"], state=training["rows"]),
         optimizer=training["optimizer"],
         average=None if average is None else Weights(**average),
         key=training["key"],
-        inputs=(Table(model["inputs"], training["inputs"], num_items) if "inputs" in model
-                else None),
+        inputs=(like.replace(rows=model["inputs"], state=training["inputs"])
+                if "inputs" in model else None),
         rest=None if rest is None else Weights(**rest))
 
 

@@ -130,8 +130,8 @@ def test_bf16_rows_get_the_same_bits_on_every_mesh():
         def body(rows, ids, grads, shards=shards):
             unique = unique_ids(ids, V)
             route = None
-            if shards.items > 1:
-                route = gather.make_route(unique, V // shards.items, shards, 8)
+            if shards.pieces > 1:
+                route = gather.make_route(unique, V // shards.pieces, shards, 8)
             optimizer = row_optimizer(RowOptimizerConfig(kind="sgd"))
             return update_sparse(rows, (), add_duplicates(grads, unique), unique, route, shards,
                                  optimizer.update, Hyper(jnp.float32(0.1)), seed=jnp.uint32(3))[0]
