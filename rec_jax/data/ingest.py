@@ -193,7 +193,7 @@ def _clean(frame: pl.DataFrame, config: PrepareConfig, counts: Counts, source: S
     """Rows with user, item and, where mapped, time (int64 ticks); `counts` is added to."""
     roles = [role for role in _ROLES if role in frame.columns]
     counts.rows += frame.height
-    fault = "fault" in frame.columns
+    fault = "fault" in frame.columns and frame["fault"].null_count() < frame.height
     if fault:
         height = frame.height
         frame = frame.filter(pl.col("fault").ne_missing(BLANK))

@@ -30,6 +30,7 @@ BLOCK_BYTES = 64 << 20
 BLOCK_ROWS = 2_000_000
 BLANK = "blank"
 _HEADER_BYTES = 1 << 16
+_SURPLUS = 3  # fields after the last column that are looked at; empty ones are let pass
 _UNIT = "\x1f"  # stands for a separator of several bytes, such as "::"
 _SEPARATORS = (",", "\t", ";", "|")
 
@@ -250,9 +251,9 @@ def find_column(name: str, names: Sequence[str], path: Path) -> str:
 def _parse(block: Block, width: int, picked: Mapping[str, int], separator: str,
            quote: str | None, path: Path) -> pl.DataFrame:
     """`line`, the picked fields as text, and `fault`; an empty field that is not quoted is null."""
-    names = [*(f"c{index}" for index in range(width)), "extra"]
+    names = [f"c{index}" for index in range(width + _SURPLUS)]
     schema = dict.fromkeys(names, pl.String())
-    places = sorted({*picked.values(), width})
+    places = sorted({*picked.values(), *range(width, width + _SURPLUS)})
     try:
         frame = pl.read_csv(
             block.data, has_header=False, schema=schema, separator=separator, quote_char=quote,
@@ -264,8 +265,9 @@ def _parse(block: Block, width: int, picked: Mapping[str, int], separator: str,
         raise InputError(f"{path}: {block.records} records begin at line {block.lines[0]}, but "
                          f"{frame.height} could be read; is its separator {separator!r}?")
     fields = {role: pl.col(names[place]) for role, place in picked.items()}
-    nothing = pl.all_horizontal(value.is_null() for value in [*fields.values(), pl.col("extra")])
-    fault = (pl.when(pl.col("extra").is_not_null()).then(pl.lit("too many fields"))
+    surplus = pl.any_horizontal(pl.col(names[width:]).is_not_null())
+    nothing = pl.all_horizontal(value.is_null() for value in fields.values())
+    fault = (pl.when(surplus).then(pl.lit("too many fields"))
              .when(nothing).then(pl.lit(BLANK)))
     result = frame.select(pl.Series("line", block.lines, pl.Int64),
                           *(value.alias(role) for role, value in fields.items()),

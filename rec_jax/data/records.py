@@ -2,7 +2,7 @@
 
 The dialect is that of RFC 4180: a field that begins with a quote ends at the next single quote,
 and a quote inside it is doubled; a quote inside an unquoted field is an ordinary character. Where
-a file escapes quotes by a backslash instead (as Spark does), each `\\"` is made `""` first.
+a file escapes quotes by a backslash instead (as Spark does), these are made doubled ones.
 
 A block is checked as a whole with a few array operations. Only where something is wrong in it
 are its records matched one by one: a line at whose quotes no record can be read is set aside, and
@@ -27,6 +27,8 @@ _LONGEST_RECORD = 8  # in blocks
 OPEN_QUOTE = "a quote is not closed, or not doubled"
 _SAMPLE = 1_000  # lines of a record that are looked at
 _QUOTE, _LINE = 34, 10
+_ESCAPED, _PAIR = b"\xff\xff", b"\xff\xfe"
+"""What stand for an escaped quote and an escaped escape meanwhile: bytes that no UTF-8 has."""
 _BACKSLASH = b"\\"
 Int64s = npt.NDArray[np.int64]
 
@@ -88,7 +90,7 @@ class Records:
                 end = data.find(b"\n") + 1 or len(data)
             self._line += data.count(b"\n", 0, end)
             self._rest = self._rest[end:]
-            return data[:end].rstrip(b"\n")
+            return self._match.canonical(data[:end].rstrip(b"\n"))
 
     def blocks(self, fields: int, numbers: tuple[int, ...]) -> Iterator[Block]:
         """All further records, each of `fields` fields, of which those at `numbers` are numbers or
@@ -118,7 +120,7 @@ class Records:
             cut = len(data) if self._final else data.rfind(b"\n") + 1
             return self._plain(data[:cut], None), cut
         quotes, clean = _quotes(data, self.dialect.separator)
-        if self._match.escaped_lines(self.escape, data):
+        if self._match.escaped_lines(self.escape, data) or _escaped_outside(data, quotes):
             clean = False
         if clean and not (self._final and len(quotes) % 2):
             cut = len(data) if self._final else _last_end(data, quotes)
@@ -137,7 +139,7 @@ class Records:
         count = data.count(b"\n") + bool(data and not data.endswith(b"\n"))
         if lines is None:
             lines = np.arange(count)
-        block = Block(data, len(lines), lines + self._line)
+        block = Block(data.replace(_ESCAPED, b'""'), len(lines), lines + self._line)
         self._line += count
         return block
 
@@ -168,7 +170,7 @@ class Records:
                 break
             if record is not None and not (b"\n" in record and self.dialect.quote and _is_joined(
                     record.split(b"\n"), self.dialect.separator, fields, numbers)):
-                taken.append(self._match.canonical(record, self.escape) + b"\n")
+                taken.append(self._match.canonical(record) + b"\n")
                 lines.append(np.array([line], np.int64))
                 line += record.count(b"\n") + 1
                 at += len(record) + 1
@@ -186,11 +188,11 @@ class Records:
                 and data.count(b"\n", at) <= MOST_LINES)
 
     def _normal(self, data: bytes) -> bytes:
-        """`data` with doubled quotes in place of escaped ones, byte for byte."""
+        """`data` with escaped quotes marked, byte for byte."""
         if not self.escape or not self.dialect.quote or self.escape not in data:
             return data
-        pair, spare = self.escape * 2, b"\xff\xfe"  # bytes that no UTF-8 has
-        return data.replace(pair, spare).replace(self.escape + b'"', b'""').replace(spare, pair)
+        pair = self.escape * 2
+        return data.replace(pair, _PAIR).replace(self.escape + b'"', _ESCAPED).replace(_PAIR, pair)
 
     def _settle_escape(self) -> None:
         """Decide whether backslashes escape quotes, where the text says so for the first time."""
@@ -206,7 +208,7 @@ class Records:
         data = trial._normal(self._rest)
         quotes, clean = _quotes(data, self.dialect.separator)
         if clean and not (self._final and len(quotes) % 2):
-            return 0
+            return 0  # quotes are where they should be
         block, _ = trial._one_by_one(data, 0, ())
         return 2 * len(block.faults) + 1
 
@@ -225,7 +227,7 @@ class _Matcher:
         self._record = re.compile(field + b"(?:" + mark + field + b")*+(?=\n|\\Z)")
         self._open = re.compile(b"(?:" + field + mark + b')*+"[^"]*+(?:""[^"]*+)*+"?\\Z')
         self._field = re.compile(field)
-        bare = b"(?:" + quoted + b'[^"\n' + mark + b"]*+)"
+        bare = b"(?:" + quoted + b'[^"\xff\n' + mark + b"]*+)"
         self._clean = re.compile(bare + b"(?:" + mark + bare + b")*+")
 
     def escaped_lines(self, escape: bytes | None, data: bytes) -> bool:
@@ -235,8 +237,8 @@ class _Matcher:
     def special(self, data: bytes, at: int, escape: bytes | None) -> int:
         """Where the first character that needs care stands, from `at` on; -1: nowhere."""
         found = data.find(b'"', at)
-        if not self.quote and escape:
-            other = data.find(escape, at)
+        if escape:
+            other = data.find(_ESCAPED if self.quote else escape, at)
             found = min(found, other) if found >= 0 and other >= 0 else max(found, other)
         return found
 
@@ -258,10 +260,10 @@ class _Matcher:
         """Whether a quote that is not closed before the end of `data` may be closed after it."""
         return self._open.match(data, at) is not None
 
-    def canonical(self, record: bytes, escape: bytes | None) -> bytes:
-        """`record` with every field that has a quote in it quoted."""
+    def canonical(self, record: bytes) -> bytes:
+        """`record` with every field that has a quote in it quoted, and each of these doubled."""
         if self.quote and self._clean.fullmatch(record):
-            return record
+            return record.replace(_ESCAPED, b'""')
         fields, at = [], 0
         while at <= len(record):
             found = self._field.match(record, at)
@@ -271,11 +273,9 @@ class _Matcher:
                 field = re.sub(rb"\\([\s\S])", rb"\1", field)
                 if re.search(b'["\n' + re.escape(self.separator) + b"]", field):
                     field = b'"' + field.replace(b'"', b'""') + b'"'
-            elif b'"' in field and not field.startswith(b'"'):
-                if escape:  # `""` stands for an escaped quote
-                    field = field.replace(b'""', b'"')
+            elif not field.startswith(b'"') and (b'"' in field or _ESCAPED in field):
                 field = b'"' + field.replace(b'"', b'""') + b'"'
-            fields.append(field)
+            fields.append(field.replace(_ESCAPED, b'""'))
         return self.separator.join(fields)
 
 
@@ -285,10 +285,10 @@ def _quotes(data: bytes, separator: bytes) -> tuple[Int64s, bool]:
     Every second one opens a field: it stands at the field's beginning, or right behind the quote
     that seemed to close one, which makes the two a doubled quote. So by induction.
     """
+    if b'"' not in data:
+        return np.zeros(0, np.int64), True
     text = np.frombuffer(data, np.uint8)
     quotes = np.flatnonzero(text == _QUOTE)
-    if not len(quotes):
-        return quotes, True
     allowed = np.zeros(256, bool)
     allowed[[separator[0], _QUOTE, _LINE]] = True
     opening, closing = quotes[0::2], quotes[1::2]
@@ -297,6 +297,14 @@ def _quotes(data: bytes, separator: bytes) -> tuple[Int64s, bool]:
     if len(closing) and closing[-1] == len(data) - 1:
         closing = closing[:-1]
     return quotes, bool(allowed[text[opening - 1]].all() and allowed[text[closing + 1]].all())
+
+
+def _escaped_outside(data: bytes, quotes: Int64s) -> bool:
+    """Whether a marked quote stands in a field that is not quoted."""
+    if _ESCAPED not in data:
+        return False
+    marks = np.flatnonzero(np.frombuffer(data, np.uint8) == _ESCAPED[0])
+    return bool((np.searchsorted(quotes, marks) % 2 == 0).any())
 
 
 def _last_end(data: bytes, quotes: Int64s) -> int:

@@ -23,6 +23,7 @@ from rec_jax.errors import InputError
 PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 _DIGITS = {"s": 0, "ms": 3, "us": 6, "ns": 9}
 _DAY = 86_400
+_PIECE = 1 << 18
 _PLAUSIBLE = (631_152_000, 4_102_444_800)  # seconds: 1990 to 2100
 _LIMIT = 2**63 - 1
 _ISO = (r"^(\d{4})-?(\d\d)-?(\d\d)"
@@ -85,6 +86,10 @@ class TimeReader:
                          "dates, numbers or text")
 
     def _text(self, values: pl.Series, source: str) -> tuple[pl.Series, int]:
+        usual = _usual_iso(values)
+        if usual is not None:
+            self._kinds["ISO 8601"] = None
+            return usual, 1
         whole = values.cast(pl.Int64, strict=False)
         parts: list[tuple[pl.Series, int]] = []
         if whole.null_count() < len(values):
@@ -92,7 +97,7 @@ class TimeReader:
         left = whole.is_null() & values.is_not_null()
         if left.any():
             where = left.arg_true()
-            text = values.gather(where).str.strip_chars()
+            text = (values if left.all() else values.gather(where)).str.strip_chars()
             numbers = text.cast(pl.Float64, strict=False)
             for found, per_second in (*self._fractions(text, numbers, source), _iso(text)):
                 if found.null_count() < len(found):
@@ -195,16 +200,13 @@ def found_unit(values: pl.Series, before: str | None, name: str) -> str:
               for unit, scale in PER_SECOND.items()}
     fitting = [unit for unit, share in shares.items() if share]
     ask = 'set columns.time_unit to "s", "ms", "us", "ns" or "YYYYMMDD"'
-    if len(fitting) > 1 or (fitting and before and before not in ("s", *fitting)):
+    if len(fitting) > 1 or (fitting and before and before not in fitting):
         kinds = " and ".join(dict.fromkeys([*([before] if before else []), *fitting]))
         raise InputError(f"{name} has numbers that look like {kinds} of the years 1990 to 2100; "
                          f"{ask}")
     if before and (not fitting or fitting == [before]):
         return before
     if fitting and (shares[fitting[0]] >= 0.5 or fitting[0] == "s"):
-        if before is not None and before != fitting[0]:
-            raise InputError(f"{name} has small numbers first and then such that look like "
-                             f"{fitting[0]}; {ask}")
         return fitting[0]
     if float(np.mean(_are_days(size))) >= 0.5:
         return "YYYYMMDD"
@@ -277,7 +279,28 @@ def _may_be_finer(text: pl.Series, form: str) -> bool:
             and bool(text.str.contains(r"[.,]\d{6}[1-9]|[.,]\d{7}[1-9]|[.,]\d{8}[1-9]").any()))
 
 
+def _usual_iso(text: pl.Series) -> pl.Series | None:
+    """Seconds, where all is of the form 2024-01-31 12:30:00 (or with a T): many are, and there is
+    a short way. None elsewhere."""
+    first = text[0] if len(text) else None
+    if not isinstance(first, str) or len(first) != 19 or first[4] != "-":
+        return None
+    sizes = text.str.len_bytes()
+    if sizes.min() != 19 or sizes.max() != 19:
+        return None
+    found = text.str.to_datetime(f"%Y-%m-%d{'T' if first[10] == 'T' else ' '}%H:%M:%S",
+                                 strict=False, time_unit="ms")
+    return None if found.null_count() > text.null_count() else found.to_physical() // 1_000
+
+
 def _iso(text: pl.Series) -> tuple[pl.Series, int]:
+    """`_iso_part`, piece by piece, since the groups of the expression take much memory."""
+    pieces = [_iso_part(text.slice(start, _PIECE)) for start in range(0, len(text), _PIECE)]
+    per_second = max(own for _, own in pieces)
+    return pl.concat([rescaled(found, per_second // own) for found, own in pieces]), per_second
+
+
+def _iso_part(text: pl.Series) -> tuple[pl.Series, int]:
     """Ticks of ISO 8601 dates, with or without time of day, fraction and offset.
 
     Also in it: a space for the `T`, `UTC` for the `Z`, and a second 60, which is the next
