@@ -120,7 +120,8 @@ class Records:
             cut = len(data) if self._final else data.rfind(b"\n") + 1
             return self._plain(data[:cut], None), cut
         quotes, clean = _quotes(data, self.dialect.separator)
-        if self._match.escaped_lines(self.escape, data) or _escaped_outside(data, quotes):
+        if self.escape and (self._match.escaped_lines(self.escape, data)
+                            or _escaped_outside(data, quotes)):
             clean = False
         if clean and not (self._final and len(quotes) % 2):
             cut = len(data) if self._final else _last_end(data, quotes)
@@ -137,9 +138,9 @@ class Records:
     def _plain(self, data: bytes, lines: Int64s | None) -> Block:
         """A block without faults. lines: counted from 0, where they are not one a record."""
         count = data.count(b"\n") + bool(data and not data.endswith(b"\n"))
-        if lines is None:
-            lines = np.arange(count)
-        block = Block(data.replace(_ESCAPED, b'""'), len(lines), lines + self._line)
+        lines = np.arange(count) if lines is None else lines
+        data = data.replace(_ESCAPED, b'""') if self.escape else data
+        block = Block(data, len(lines), lines + self._line)
         self._line += count
         return block
 
@@ -196,7 +197,8 @@ class Records:
 
     def _settle_escape(self) -> None:
         """Decide whether backslashes escape quotes, where the text says so for the first time."""
-        if self.escape is not None or b'\\"' not in self._rest:
+        rest = self._rest
+        if self.escape is not None or b'"' not in rest or b'\\"' not in rest:
             return
         if self._faults(b"") and self._faults(_BACKSLASH) < self._faults(b""):
             self.escape = _BACKSLASH

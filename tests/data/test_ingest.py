@@ -145,6 +145,7 @@ def test_repeats_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         zip(random.integers(0, 40, 900), random.integers(0, 30, 900), strict=True))]
     log = "user,item,time\n" + "".join(f"{u},{i},{t}\n" for u, i, t in rows)
     monkeypatch.setattr("rec_jax.data.arrays.CHUNK_ROWS", 17)
+    monkeypatch.setattr("rec_jax.data.repeats._PART_ROWS", 5)
     report, dataset = run(tmp_path, log)
     again = len(rows) - len({row[:2] for row in rows})
     assert dataset.meta["repeat_share"] == report.repeat_share == again / len(rows)

@@ -18,9 +18,11 @@ from rec_jax.data.source_files import source_files
 from rec_jax.errors import InputError
 
 
-def run(tmp_path: Path, source: Path | tuple[str, ...], **settings: Any) -> tuple[Report, dict[str, list[str]]]:
+def run(tmp_path: Path, source: Path | tuple[str, ...], **settings: Any,
+        ) -> tuple[Report, dict[str, list[str]]]:
     report = prepare(PrepareConfig(**{
-        "source": source if isinstance(source, tuple) else str(source), "out": str(tmp_path / "made"), "overwrite": True,
+        "source": source if isinstance(source, tuple) else str(source),
+        "out": str(tmp_path / "made"), "overwrite": True,
         "columns": Columns("user", "item"), **settings}))
     dataset = Dataset.open(report.out)
     ids = dataset.item_ids().to_list()

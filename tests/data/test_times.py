@@ -140,7 +140,7 @@ def test_typed_instants_keep_their_resolution() -> None:
 @pytest.mark.parametrize("values", [[dt.timedelta(1)], [dt.time(1)], [True], [[1]], [b"1"],
                                     [{"a": 1}]])
 def test_columns_without_instants_are_refused(values: list[Any]) -> None:
-    with pytest.raises(InputError, match="log: when has type .*; expected instants"):
+    with pytest.raises(InputError, match=r"log: when has type .*; expected instants"):
         read(values)
 
 
