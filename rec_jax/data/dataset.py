@@ -11,7 +11,9 @@
     valid_end.npy         int64 [U]    absolute position at which user u's validation part ends
     item_vocab.parquet    index, id, count, train_count[, title][, text]
     user_vocab.parquet    index, id
-    meta.json             counts, filters, sources and their hashes, split, bad rows
+    meta.json             counts, filters, sources and their hashes, split, bad rows, and the
+                          shares of repeats (`repeat_share`, `repeat_targets`; folders of before
+                          these were counted lack them)
 
 Items are numbered by falling count in the training part (ties: first seen first), so that a
 small index means a popular item; users in the order in which the source first names them.

@@ -223,9 +223,9 @@ def _ids(values: pl.Series, role: str, source: str) -> pl.Series:
         if (whole.cast(pl.String) != values.cast(pl.String).str.replace(r"\.0*$", "")).any():
             raise InputError(f"{source}: {role} ids are fractions; expected whole numbers "
                              "or text")
-        return _narrow(whole)
+        return _narrow(whole, role, source)
     if kind.is_integer():
-        return _narrow(values)
+        return _narrow(values, role, source)
     if kind.is_float():  # integers with gaps, as pandas writes them
         values = values.cast(pl.Float64).fill_nan(None)
         if (values.abs() > _EXACT_FLOATS).any():
@@ -254,11 +254,17 @@ def id_text(values: pl.Series, source: str) -> pl.Series:
     return _ids(values, "item", source).cast(pl.String)
 
 
-def _narrow(whole: pl.Series) -> pl.Series:
+def _narrow(whole: pl.Series, role: str, source: str) -> pl.Series:
     if whole.dtype not in (pl.UInt64, pl.Int128, pl.UInt128):
         return whole.cast(pl.Int64)
     narrow = whole.cast(pl.Int64, strict=False)
-    return narrow if narrow.null_count() == whole.null_count() else whole.cast(pl.Int128)
+    if narrow.null_count() == whole.null_count():
+        return narrow
+    wide = whole.cast(pl.Int128, strict=False)
+    if wide.null_count() > whole.null_count():
+        raise InputError(f"{source}: {role} ids are numbers above 2^127; expected smaller ones, "
+                         "or text")
+    return wide
 
 
 def _rating(values: pl.Series, config: PrepareConfig, source: SourceFile) -> pl.Series:

@@ -159,6 +159,9 @@ def _columns(path: Path, layout: Layout, separator: str, quote: bool) -> tuple[l
 def _header(path: Path, layout: Layout, separator: str, quote: bool) -> list[str]:
     records = _records(path, layout, separator, quote, min(_HEADER_BYTES, BLOCK_BYTES))
     text = records.header().decode()
+    if "\x00" in text:
+        raise InputError(f"{path} has NUL characters in its header; if it is UTF-16, set encoding "
+                         'to "utf-16-le" or "utf-16-be"')
     mark = records.dialect.separator.decode()
     if not text:
         return []

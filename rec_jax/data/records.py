@@ -25,6 +25,7 @@ MOST_LINES = 10_000
 """Lines that one record may have."""
 _LONGEST_RECORD = 8  # in blocks
 OPEN_QUOTE = "a quote is not closed, or not doubled"
+_TRIAL = 1 << 20  # bytes
 _SAMPLE = 1_000  # lines of a record that are looked at
 _QUOTE, _LINE = 34, 10
 _ESCAPED, _PAIR = b"\xff\xff", b"\xff\xfe"
@@ -77,9 +78,13 @@ class Records:
         self._match = _Matcher(dialect.separator, dialect.quote)
 
     def header(self) -> bytes:
-        """The first line (with quotes: the first record), taken off; empty if there is none."""
+        """The first line (with quotes: the first record) that is not blank, taken off; empty if
+        there is none."""
         while True:
-            data = self._normal(self._rest)
+            text = self._rest.lstrip(b"\n")  # blank lines before it
+            self._line += len(self._rest) - len(text)
+            self._rest = text
+            data = self._normal(text)
             end = self._match.first(data)
             if end is None and not self._final and (
                     b"\n" not in data or self._match.is_open(data, 0)) and (
@@ -152,7 +157,7 @@ class Records:
         faults: list[tuple[int, str]] = []
         at, line = 0, self._line
         while at < len(data):
-            special = self._match.special(data, at, self.escape)
+            special = self._match.special(data, at)
             start = len(data) if special < 0 else data.rfind(b"\n", at, special) + 1 or at
             if special < 0 and not self._final:
                 start = data.rfind(b"\n", at) + 1 or at
@@ -200,19 +205,28 @@ class Records:
         rest = self._rest
         if self.escape is not None or b'"' not in rest or b'\\"' not in rest:
             return
-        if self._faults(b"") and self._faults(_BACKSLASH) < self._faults(b""):
+        doubled, escaped = self._trial(b""), self._trial(_BACKSLASH)
+        if doubled._is_clean():
+            return
+        if escaped._is_clean() or escaped._count_faults() < doubled._count_faults():
             self.escape = _BACKSLASH
 
-    def _faults(self, escape: bytes) -> int:
-        """How many lines cannot be read if `escape` is what stands before a quote."""
+    def _trial(self, escape: bytes) -> Records:
+        """The same text, if `escape` is what stands before a quote."""
         trial = Records(iter(()), Dialect(self.dialect.separator, True, escape), self._size)
         trial._rest, trial._final = self._rest, self._final
-        data = trial._normal(self._rest)
-        quotes, clean = _quotes(data, self.dialect.separator)
-        if clean and not (self._final and len(quotes) % 2):
-            return 0  # quotes are where they should be
-        block, _ = trial._one_by_one(data, 0, ())
-        return 2 * len(block.faults) + 1
+        return trial
+
+    def _is_clean(self) -> bool:
+        """Whether all quotes are where they should be."""
+        quotes, clean = _quotes(self._normal(self._rest), self.dialect.separator)
+        return clean and not (self._final and len(quotes) % 2)
+
+    def _count_faults(self) -> int:
+        """Lines that cannot be read, up to a while after the first backslash before a quote."""
+        data = self._rest[:self._rest.find(b'\\"') + _TRIAL]
+        block, _ = self._one_by_one(self._normal(data), 0, ())
+        return len(block.faults)
 
 
 class _Matcher:
@@ -229,6 +243,7 @@ class _Matcher:
         self._record = re.compile(field + b"(?:" + mark + field + b")*+(?=\n|\\Z)")
         self._open = re.compile(b"(?:" + field + mark + b')*+"[^"]*+(?:""[^"]*+)*+"?\\Z')
         self._field = re.compile(field)
+        self._special = re.compile(b'"|\xff\xff' if quote else rb'"|\\')
         bare = b"(?:" + quoted + b'[^"\xff\n' + mark + b"]*+)"
         self._clean = re.compile(bare + b"(?:" + mark + bare + b")*+")
 
@@ -236,13 +251,10 @@ class _Matcher:
         """Whether separators or line ends can be escaped here (only where nothing is quoted)."""
         return bool(not self.quote and escape and (escape in data or b'"' in data))
 
-    def special(self, data: bytes, at: int, escape: bytes | None) -> int:
+    def special(self, data: bytes, at: int) -> int:
         """Where the first character that needs care stands, from `at` on; -1: nowhere."""
-        found = data.find(b'"', at)
-        if escape:
-            other = data.find(_ESCAPED if self.quote else escape, at)
-            found = min(found, other) if found >= 0 and other >= 0 else max(found, other)
-        return found
+        found = self._special.search(data, at)
+        return found.start() if found else -1
 
     def first(self, data: bytes) -> int | None:
         """Where the first record ends, its line end included; None if it does not end here."""

@@ -78,12 +78,17 @@ def _without_mark(blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _plain_line_ends(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    held = b""
+    held, seen, alone = b"", False, False
     for block in blocks:
         block = held + block if held else block
         held = b"\r" if block.endswith(b"\r") else b""
         block = block.removesuffix(held)
-        yield block.replace(b"\r\n", b"\n") if b"\r" in block else block
+        if b"\r" in block:
+            block = block.replace(b"\r\n", b"\n")
+        seen = seen or b"\n" in block
+        # Where no other line end comes first, a carriage return is one, as on old Macs.
+        alone = alone or (not seen and b"\r" in block)
+        yield block.replace(b"\r", b"\n") if alone else block
     if held:  # half of the last line's end
         yield b"\n"
 

@@ -205,7 +205,8 @@ def test_small_and_huge_numbers_of_two_files_are_one_vocabulary(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("values", [
-    [b"a"], [["a"]], [True], [1.5], [2.0**60], [Decimal("1.5")], [{"a": 1}]])
+    [b"a"], [["a"]], [True], [1.5], [2.0**60], [Decimal("1.5")], [{"a": 1}],
+    pl.Series([2**127 + 5], dtype=pl.UInt128)])
 @pytest.mark.parametrize("role", ["user", "item"])
 def test_other_types_are_no_ids(tmp_path: Path, values: list[Any], role: str) -> None:
     other = "item" if role == "user" else "user"

@@ -121,6 +121,7 @@ def test_encodings_and_marks(tmp_path: Path, encoding: str, given: str,
 
 @pytest.mark.parametrize(("content", "message"), [
     (b"user,item\na,\xe9\n", "line 2 is not utf-8"),
+    ("user,item\n".encode("utf-16-le"), "set encoding to \"utf-16-le\""),
     (b"PK\x03\x04...", "is a zip archive"), (b"PAR1....", "is a Parquet file")])
 def test_what_is_no_text_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     write(tmp_path / "log.csv", content)
@@ -132,6 +133,16 @@ def test_an_unknown_encoding_is_named(tmp_path: Path) -> None:
     write(tmp_path / "log.csv", "user,item\na,x\n")
     with pytest.raises(InputError, match="encoding 'klingon' is unknown"):
         run(tmp_path, tmp_path / "log.csv", encoding="klingon")
+
+
+@pytest.mark.parametrize("text", [
+    "user,item\ra,x\ra,y\r", "\n\nuser,item\na,x\na,y\n", "\r\nuser,item\r\na,x\r\na,y"])
+def test_other_line_ends_and_blank_lines_before_the_header(
+        tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for size in (1 << 20, 5):
+        monkeypatch.setattr("rec_jax.data.readers.BLOCK_BYTES", size)
+        write(tmp_path / "log.csv", text)
+        assert run(tmp_path, tmp_path / "log.csv")[1] == {"a": ["x", "y"]}
 
 
 @pytest.mark.parametrize("separator", [";", "\t", "|"])
