@@ -16,6 +16,7 @@ import difflib
 import io
 import lzma
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,13 +89,14 @@ def read(path: Path | str, form: str, layout: Layout) -> Iterator[pl.DataFrame]:
 
 
 def column_types(path: Path, form: str, layout: Layout) -> dict[str, pl.DataType]:
-    """Names of the columns that a file has, and their types; of text, all are strings."""
+    """Names of the columns that a file has once, and their types; of text, all are strings."""
     try:
         if form == "parquet":
             return dict(pl.scan_parquet(path).collect_schema())
         if form in ("csv", "tsv"):
             names = layout.names or _columns(path, layout, *_DEFAULTS[form])[0]
-            return dict.fromkeys((name.partition(":")[0] for name in names), pl.String())
+            short = Counter(name.partition(":")[0] for name in names)
+            return {name: pl.String() for name, times in short.items() if times == 1}
     except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error, lzma.LZMAError,
             UnicodeError):
         pass  # `read` tells it

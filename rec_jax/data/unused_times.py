@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 import polars as pl
@@ -10,6 +11,7 @@ from rec_jax.data.ingest import file_format, file_layout
 from rec_jax.data.prepare_config import PrepareConfig
 from rec_jax.data.readers import column_types, read
 from rec_jax.data.source_files import source_files
+from rec_jax.errors import InputError
 
 _WORDS = {"time", "timestamp", "date", "datetime", "ts", "at", "when", "epoch", "unixtime", "dt",
           "t"}
@@ -33,7 +35,9 @@ def unused_times(config: PrepareConfig) -> list[str]:
     text = [name for name, kind in types.items() if kind == pl.String]
     roles = {f"c{place}": name for place, name in enumerate(text)}
     layout = file_layout(config, source, roles)
-    frame = next(read(source.path, form, layout), None) if text else None
+    frame = None
+    with contextlib.suppress(InputError):  # of a column that nobody asked for
+        frame = next(read(source.path, form, layout), None) if text else None
     dates = [] if frame is None else [
         name for role, name in roles.items() if _are_dates(frame[role].head(_SAMPLE))]
     found = [name for name, kind in types.items()

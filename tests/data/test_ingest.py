@@ -134,7 +134,7 @@ def test_a_time_column_that_is_not_used_is_named(tmp_path: Path, header: str, ro
 
 
 def test_other_columns_are_no_times(tmp_path: Path) -> None:
-    log = "user,item,price,times_seen,category,update\na,x,1.5,3,b,c\n"
+    log = "user,item,price,price,times_seen,category,update\na,x,1.5,2,3,b,c\n"
     assert run(tmp_path, log, Columns("user", "item"))[0].notes == ()
     assert run(tmp_path, "user,item,time\na,x,1\n")[0].notes == ()
 
