@@ -121,7 +121,8 @@ def synth(
 @app.command()
 def prepare(
     source: Annotated[Optional[list[str]], typer.Argument(  # noqa: UP045
-        metavar="SOURCE", help="CSV, TSV, Parquet or text, also .gz.")] = None,
+        metavar="SOURCE", help="CSV, TSV, Parquet or text, also compressed; a file, a folder "
+                                    "of files or a glob.")] = None,
     out: Annotated[Optional[str], typer.Option(help="New dataset folder.")] = None,  # noqa: UP045
     config_path: Annotated[Optional[str], typer.Option(  # noqa: UP045
         "--config", help="TOML file; `rec-jax config keys prepare` lists its keys.")] = None,
@@ -132,6 +133,14 @@ def prepare(
     time: Annotated[Optional[str], typer.Option(help="Column of the time.")] = None,  # noqa: UP045
     rating: Annotated[Optional[str], typer.Option(  # noqa: UP045
         help="Column of the rating.")] = None,
+    time_unit: Annotated[Optional[str], typer.Option(  # noqa: UP045
+        help="Unit of numeric times: s, ms, us, ns or YYYYMMDD; found where it is clear.")] = None,
+    separator: Annotated[Optional[str], typer.Option(  # noqa: UP045
+        help="Between the fields of a text file.")] = None,
+    quote: Annotated[Optional[bool], typer.Option(  # noqa: UP045
+        "--quote/--no-quote", help="Whether fields may be quoted; in CSV they may.")] = None,
+    escape: Annotated[Optional[str], typer.Option(  # noqa: UP045
+        help="What stands before a quote inside quotes, such as a backslash.")] = None,
     min_rating: Annotated[Optional[float], typer.Option(  # noqa: UP045
         help="Drop interactions below it.")] = None,
     core: Annotated[Optional[int], typer.Option(  # noqa: UP045
@@ -156,7 +165,9 @@ def prepare(
 
     flags = _without_none({
         "source": list(source) if source else None, "out": out, "format": format,
-        "columns": _without_none({"user": user, "item": item, "time": time, "rating": rating}),
+        "columns": _without_none({"user": user, "item": item, "time": time, "rating": rating,
+                                  "time_unit": time_unit}),
+        "separator": separator, "quote": quote, "escape": escape,
         "filters": _without_none({"min_rating": min_rating, "user_core": core, "item_core": core,
                                   "duplicates": duplicates}),
         "split": _without_none({"kind": split}), "overwrite": overwrite or None,
@@ -168,6 +179,8 @@ def prepare(
         print_json(_without_none(report.to_dict()))
     else:
         cli_summary.dataset(report.to_dict())
+    for line in report.notes:
+        say(f"note: {line}")
     for line in report.bad_lines:
         say(f"skipped {line}")
 

@@ -33,7 +33,18 @@ def dataset(report: Mapping[str, Any]) -> None:
                 yield label, number(report[name])
         for reason, count in (report.get("bad_reasons") or {}).items():
             yield "  because", f"{reason} ({number(count)})"
-        known = {*_DATASET, "out", "bad_reasons", "bad_lines", "split_hash", "seconds"}
+        if report.get("first_time"):
+            yield "times", (f"{report['first_time']} to {report['last_time']} UTC, "
+                            f"read as {report['time_unit']}")
+        if report.get("repeat_share"):
+            yield "of which a user had before", f"{report['repeat_share']:.1%} of interactions"
+            for name, share in (report.get("repeat_targets") or {}).items():
+                yield f"  {name} targets", f"{share:.1%}"
+        if report.get("titled_items") is not None:
+            yield "items with a title", number(report["titled_items"])
+        known = {*_DATASET, "out", "bad_reasons", "bad_lines", "split_hash", "seconds",
+                 "first_time", "last_time", "time_unit", "repeat_share", "repeat_targets",
+                 "titled_items", "notes"}
         yield from _others(report, known)
         yield "content hash", report["split_hash"]
         yield "time", duration(report["seconds"])

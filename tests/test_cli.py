@@ -231,6 +231,21 @@ def one_object(ended: Ended) -> dict[str, Any]:
     return found
 
 
+def test_prepare_says_what_should_be_looked_at(rec_jax: Command) -> None:
+    Path("log.tsv").write_text('user\titem\ttime\n"u"\t"say \\"x\\""\t1700000000000\n')
+    ended = rec_jax("prepare", "log.tsv", "--out", "d", "--user", "user", "--item", "item",
+                    "--quote", "--escape", "\\", "--json")
+    assert json.loads(ended.out)["interactions"] == 1
+    assert ended.err.startswith("note: no time column was given") and "'time'" in ended.err
+    report = one_object(rec_jax("prepare", "log.tsv", "--out", "e", "--user", "user", "--item",
+                                "item", "--time", "time", "--time-unit", "ms", "--quote",
+                                "--json"))
+    assert report["first_time"] == report["last_time"] == "2023-11-14T22:13:20Z"
+    assert (report["time_unit"], report["repeat_share"]) == ("ms", 0.0)
+    assert "expected a backslash" in refused(rec_jax("prepare", "log.tsv", "--out", "f",
+                                                     "--escape", "x"))
+
+
 def test_every_verb_prints_one_json_object(rec_jax: Command, tiny_csv: Path,
                                            config_file: Path) -> None:
     dataset = one_object(rec_jax("prepare", tiny_csv, "--out", "d", "--time", "time", "--json"))

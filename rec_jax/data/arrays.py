@@ -22,8 +22,9 @@ CHUNK_ROWS = 4_000_000
 
 
 class Interactions(NamedTuple):
-    """Some interactions in memory. users, items: int32 codes `[n]`; times: int64 seconds `[n]`
-    and ratings: f32 `[n]`, each None where the source has none."""
+    """Some interactions in memory. users, items: int32 codes `[n]`; times: int64 ticks `[n]`,
+    as fine as the source's (see `rec_jax.data.times`), and ratings: f32 `[n]`, each None where
+    the source has none."""
 
     users: npt.NDArray[np.int32]
     items: npt.NDArray[np.int32]

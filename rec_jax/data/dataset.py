@@ -11,8 +11,10 @@
     valid_end.npy         int64 [U]    absolute position at which user u's validation part ends
     item_vocab.parquet    index, id, count, train_count[, title][, text]
     user_vocab.parquet    index, id
-    meta.json             counts, filters, sources and their hashes, split, bad rows; sizes and
-                          checksums of the other files, and its own (`rec_jax.data.dataset_files`)
+    meta.json             counts, filters, sources and their hashes, split, bad rows; the shares
+                          of repeats (`repeat_share`, `repeat_targets`; folders of before these
+                          were counted lack them); sizes and checksums of the other files, and
+                          its own (`rec_jax.data.dataset_files`)
 
 Items are numbered by falling count in the training part (ties: first seen first), so that a
 small index means a popular item; users in the order in which the source first names them.

@@ -17,8 +17,11 @@ import numpy as np
 import polars as pl
 
 from rec_jax.data.arrays import NpyWriter
+from rec_jax.data.ingest import file_format, file_layout
+from rec_jax.data.item_rows import as_text, good_rows, read_items
 from rec_jax.data.prepare_config import ItemFeature, PrepareConfig
-from rec_jax.data.readers import Layout, guess_format, read
+from rec_jax.data.readers import read
+from rec_jax.data.source_files import source_files
 from rec_jax.errors import InputError
 
 FOLDER = "item_features"
@@ -73,7 +76,7 @@ def _read(config: PrepareConfig, ids: pl.Series) -> pl.DataFrame:
     known = pl.DataFrame({"id": ids}, schema={"id": pl.String})
     found = known.clear().with_columns(pl.lit(None, pl.String).alias(role) for role in roles)
     for frame in _frames(config, roles):
-        part = frame.select(pl.col("id", *roles).cast(pl.String)).filter(
+        part = frame.select(pl.col("id", *roles)).filter(
             pl.any_horizontal(pl.col(*roles).is_not_null()))
         part = part.join(known, on="id", how="semi")  # never more than the catalogue
         # Of each column the first value counts, though another row may have another's.
@@ -83,21 +86,17 @@ def _read(config: PrepareConfig, ids: pl.Series) -> pl.DataFrame:
 
 
 def _frames(config: PrepareConfig, roles: dict[str, str]) -> Iterator[pl.DataFrame]:
-    file = config.item_file
-    if file is not None:
-        layout = Layout({"id": file.id, **roles}, file.separator, encoding=file.encoding,
-                        names=file.names)
-        form = guess_format(file.path, default="tsv" if file.separator else None)
-        yield from read(Path(file.path), form, layout)
+    if config.item_file is not None:
+        yield from read_items(config.item_file, {"id": config.item_file.id, **roles})[0]
         return
-    layout = Layout({"id": config.columns.item, **roles}, config.separator, config.quote,
-                    config.encoding, config.names)
-    for source in config.sources:
-        form = guess_format(source) if config.format == "auto" else config.format
+    for source in (file for name in config.sources for file in source_files(name)):
+        form = file_format(config, source)
         if form in ("pairs", "lists"):
             raise InputError(f"format {form!r} has no columns of items; item_features need an "
                              "item_file")
-        yield from read(source, form, layout)
+        layout = file_layout(config, source, {"id": config.columns.item, **roles})
+        for frame in read(source.path, form, layout):
+            yield as_text(good_rows(frame), [*roles], source.name)
 
 
 def _values(fields: pl.DataFrame, number: int, feature: ItemFeature) -> pl.Series:

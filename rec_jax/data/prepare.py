@@ -37,8 +37,11 @@ from rec_jax.data.prepare_config import (
     PrepareConfig,
     Split,
 )
+from rec_jax.data.repeats import repeats
 from rec_jax.data.sorting import sort_rows
+from rec_jax.data.source_files import source_files
 from rec_jax.data.split import by_time, leave_one_out, split_instants
+from rec_jax.data.unused_times import unused_times
 from rec_jax.errors import InputError
 from rec_jax.files import new_folder
 from rec_jax.progress import Reporter, Silent
@@ -55,6 +58,8 @@ class Report:
 
     rows: read from the sources, blank lines included; bad: skipped, `bad_reasons` says why and
     `bad_lines` where the first few are ("file:line: reason").
+    first_time, last_time: of the rows, as dates in UTC; time_unit: how times were read.
+    repeat_share, repeat_targets: see `rec_jax.data.repeats`. notes: what should be looked at.
     """
 
     out: str
@@ -73,6 +78,13 @@ class Report:
     test_users: int
     split_hash: str
     seconds: float
+    first_time: str | None = None
+    last_time: str | None = None
+    time_unit: str | None = None
+    repeat_share: float = 0.0
+    repeat_targets: dict[str, float] = dataclasses.field(default_factory=dict)
+    titled_items: int | None = None
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -91,6 +103,7 @@ def prepare(config: PrepareConfig, reporter: Reporter | None = None) -> Report:
     out = Path(config.out)
     _check_free(out, config.overwrite)
     with new_folder(out, replace=config.overwrite, check=check_ours) as folder:
+        notes = unused_times(config)
         work = folder / "work"
         work.mkdir()
         found = ingest(config, work, reporter)
@@ -110,6 +123,7 @@ def prepare(config: PrepareConfig, reporter: Reporter | None = None) -> Report:
                              f"{rows.count()} interactions is empty")
         reporter.advance(0, "writing")
         meta = _write(config, found, kept, folder)
+        meta["notes"] = notes + meta["notes"]
         meta["bad_rows"] = {"count": counts.bad, "reasons": counts.reasons,
                             "first": counts.bad_lines}
         write_meta(meta, folder)
@@ -123,18 +137,20 @@ def _write(config: PrepareConfig, found: Ingested, kept: Kept, folder: Path) -> 
     by_user, by_item = kept.counts()
     users = np.flatnonzero(kept.users)
     offsets = np.concatenate([[0], np.cumsum(by_user[users])]).astype(np.int64)
-    train_end, valid_end, split = _split(config, kept, users, offsets)
+    per_second = found.times.reader.per_second if found.times else 1
+    train_end, valid_end, split = _split(config, kept, users, offsets, per_second)
     in_training = _training_counts(kept, users, offsets, train_end)
     items = np.flatnonzero(kept.items)
     items = items[np.argsort(-in_training[items], kind="stable")]
 
     ratings = found.ratings.values
-    hashes = _write_arrays(kept, items, offsets, train_end, valid_end, ratings, folder)
+    hashes = _write_arrays(kept, items, offsets, train_end, valid_end, ratings, per_second, folder)
     user_ids, ids = found.users.ids().gather(users), found.items.ids().gather(items)
     hashes |= {"user_ids": ids_hash(user_ids), "item_ids": ids_hash(ids)}
     _write_vocab(folder / "user_vocab.parquet", user_ids)
     columns = {"count": by_item[items], "train_count": in_training[items]}
-    text = read_item_text(config.item_file, ids) if config.item_file else pl.DataFrame()
+    text, notes = (read_item_text(config.item_file, ids) if config.item_file
+                   else (pl.DataFrame(), []))
     vocab = _write_vocab(folder / "item_vocab.parquet", ids, columns, text)
     features, feature_hashes = write_item_features(config, ids, folder)
     hashes |= feature_hashes | {f"categories of {name}": about["hash"]
@@ -147,6 +163,11 @@ def _write(config: PrepareConfig, found: Ingested, kept: Kept, folder: Path) -> 
         "num_valid": int(((valid_end > train_end) & (train_end > offsets[:-1])).sum()),
         "num_test": int(((offsets[1:] > valid_end) & (valid_end > offsets[:-1])).sum()),
         "has_times": kept.rows.times is not None,
+        "times": found.times.about() if found.times else None,
+        **repeats(kept, offsets, train_end, valid_end),
+        "titled_items": (len(text) - text["title"].null_count() if "title" in text.columns
+                         else None),
+        "notes": notes,
         "ratings": None if ratings is None else ratings.tolist(),
         "item_features": features,
         "item_columns": vocab.columns,
@@ -155,19 +176,22 @@ def _write(config: PrepareConfig, found: Ingested, kept: Kept, folder: Path) -> 
         "hashes": hashes,
         "filters": dataclasses.asdict(config.filters),
         "columns": dataclasses.asdict(config.columns),
-        "sources": [{"name": Path(source).name, "bytes": Path(source).stat().st_size,
-                     "sha256": file_hash(Path(source))} for source in config.sources],
+        "sources": [{"name": file.name, "bytes": file.path.stat().st_size,
+                     "sha256": file_hash(file.path)}
+                    for source in config.sources for file in source_files(source)],
         "item_order": "falling count in the training part, then first appearance",
     }
 
 
-def _split(config: PrepareConfig, kept: Kept, users: Int64s, offsets: Int64s,
+def _split(config: PrepareConfig, kept: Kept, users: Int64s, offsets: Int64s, per_second: int,
            ) -> tuple[Int64s, Int64s, dict[str, Any]]:
     if config.split.kind == "leave_one_out":
         return *leave_one_out(offsets), {"kind": "leave_one_out", "fewest_items": 3}
-    instants = split_instants(kept, config.split, int(offsets[-1]))
-    description = {"kind": "time", "valid_time": instants[0], "test_time": instants[1]}
-    return *by_time(kept, users, offsets, instants), description
+    instants = split_instants(kept, config.split, int(offsets[-1]), per_second)
+    valid_time, test_time = (ticks // per_second if ticks % per_second == 0 else ticks / per_second
+                             for ticks in instants)
+    description = {"kind": "time", "valid_time": valid_time, "test_time": test_time}
+    return *by_time(kept, users, offsets, instants, per_second), description
 
 
 def _training_counts(kept: Kept, users: Int64s, offsets: Int64s, train_end: Int64s) -> Int64s:
@@ -184,11 +208,12 @@ def _training_counts(kept: Kept, users: Int64s, offsets: Int64s, train_end: Int6
 
 
 def _write_arrays(kept: Kept, items: Int64s, offsets: Int64s, train_end: Int64s,
-                  valid_end: Int64s, ratings: npt.NDArray[np.float32] | None,
+                  valid_end: Int64s, ratings: npt.NDArray[np.float32] | None, per_second: int,
                   folder: Path) -> dict[str, str]:
     """The `.npy` files; returns the sha256 of each one's values.
 
-    ratings: the different ones, rising; none: they are not kept.
+    ratings: the different ones, rising; none: they are not kept. per_second: ticks of the rows'
+      times in a second, the unit that is written.
     """
     count = int(offsets[-1])
     index = np.zeros(len(kept.items), np.int32)
@@ -201,7 +226,7 @@ def _write_arrays(kept: Kept, items: Int64s, offsets: Int64s, train_end: Int64s,
         for part in kept.walk():
             files["items"].write(index[part.items])
             if part.times is not None:
-                files["times"].write(part.times)
+                files["times"].write(part.times // per_second)
             if ratings is not None and part.ratings is not None:
                 files["ratings"].write(np.searchsorted(ratings, part.ratings) + 1)
         hashes = {name: file.close() for name, file in files.items()}
@@ -245,4 +270,8 @@ def _report(out: Path, meta: dict[str, Any], counts: Counts, duplicates: int, ou
         bad=counts.bad, bad_reasons=counts.reasons, bad_lines=tuple(counts.bad_lines),
         below_min_rating=counts.below_min_rating, duplicates=duplicates,
         outside_core=outside_core, valid_users=meta["num_valid"], test_users=meta["num_test"],
-        split_hash=meta["split_hash"], seconds=round(seconds, 3))
+        split_hash=meta["split_hash"], seconds=round(seconds, 3),
+        **{f"{name}_time" if name != "unit" else "time_unit": value
+           for name, value in (meta["times"] or {}).items()},
+        repeat_share=meta["repeat_share"], repeat_targets=meta["repeat_targets"],
+        titled_items=meta["titled_items"], notes=tuple(meta["notes"]))

@@ -14,19 +14,33 @@ SECONDS = Range(-(2**38), 2**38)
 """Instants: some 8,000 years to both sides of 1970."""
 
 
+def check_escape(escape: str | None) -> None:
+    """Raises InputError unless it is a backslash, nothing, or none."""
+    if escape not in (None, "", '"', "\\"):
+        raise InputError(f"escape is {escape!r}; expected a backslash, or \"\" for quotes that "
+                         "are doubled")
+
+
 @dataclass(frozen=True)
 class Columns:
     """Names of the source's columns; `name:type` headers go by the part before the colon.
 
     time: orders a user's interactions; none: the order of the file does.
-    time_unit: of numeric times; dates as text are read as ISO 8601 or by `time_format`.
+    time_unit: of numeric times. auto: found where the numbers are of the years 1990 to 2100 in
+      one unit only, and asked for where they are not; small numbers, such as 0, 1, 2, are
+      seconds. YYYYMMDD: days, such as 20240131.
+    time_format: of dates as text (`strptime`); none: ISO 8601, with or without an offset, and
+      without one in UTC.
+
+    Ids are taken as they stand: text with its spaces and zeros, whole numbers as their digits. An
+    empty one is none.
     """
 
     user: str = "user_id"
     item: str = "item_id"
     time: str | None = None
     rating: str | None = None
-    time_unit: Literal["s", "ms", "us", "ns"] = "s"
+    time_unit: Literal["auto", "s", "ms", "us", "ns", "YYYYMMDD"] = "auto"
     time_format: str | None = None
 
     def __post_init__(self) -> None:
@@ -40,6 +54,7 @@ class ItemFile:
     path: CSV, TSV or Parquet with a header (see `names` for files without one).
     names: column names in order, for a file without a header; empty: the first line is one.
     separator: between fields; none: by the file's suffix.
+    quote, escape: as in `PrepareConfig`.
     """
 
     path: str
@@ -49,6 +64,11 @@ class ItemFile:
     names: tuple[str, ...] = ()
     separator: str | None = None
     encoding: str = "utf-8"
+    quote: bool | None = None
+    escape: str | None = None
+
+    def __post_init__(self) -> None:
+        check_escape(self.escape)
 
 
 @dataclass(frozen=True)
@@ -145,12 +165,16 @@ class Split:
 class PrepareConfig:
     """A whole `prepare` job.
 
-    source: one file, or several that are read one after the other.
+    source: a file, a folder of files (as Spark and pandas write them, with their `key=value`
+      folders as columns) or a glob, or several of these that are read one after the other.
     out: dataset folder to make; it must not exist, unless `overwrite`.
     format: `pairs` is one "user item" pair a line, `lists` a user a line ("user item item
       ..."), both without header; csv, tsv and parquet have named columns. Text files may be
-      compressed (.gz). auto: by the suffix.
+      compressed (.gz, .bz2, .xz, .zst). auto: by the suffix.
     separator, quote, encoding: of text files; none: by the format.
+    escape: what stands before a quote inside quotes, such as a backslash (Spark); "": quotes are
+      doubled there; none: a backslash, if the file cannot be read otherwise. Without quotes, it
+      stands before separators and line ends that are part of a field.
     names: column names in order, for a text file without a header.
     item_features: categorical attributes of the items that are kept, see `ItemFeature`. Times and
       (at most 255 different) ratings are kept wherever their columns are given.
@@ -166,6 +190,7 @@ class PrepareConfig:
     separator: str | None = None
     quote: bool | None = None
     encoding: str = "utf-8"
+    escape: str | None = None
     names: tuple[str, ...] = ()
     item_file: ItemFile | None = None
     item_features: tuple[ItemFeature, ...] = ()
@@ -178,6 +203,7 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         if not self.sources:
             raise InputError("source is empty; expected at least one file")
+        check_escape(self.escape)
         check(self, "", max_bad_share=at_least(0, 1), memory_rows=at_least(1, 2**40))
         if self.filters.min_rating is not None and self.columns.rating is None:
             raise InputError("filters.min_rating needs columns.rating")

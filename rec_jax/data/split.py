@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from rec_jax.data.filters import Kept, add_counts
 from rec_jax.data.prepare_config import Split
+from rec_jax.data.times import instant
 from rec_jax.errors import InputError
 
 Int64s = npt.NDArray[np.int64]
@@ -24,29 +25,43 @@ def leave_one_out(offsets: Int64s) -> tuple[Int64s, Int64s]:
 
 
 def by_time(kept: Kept, users: Int64s, offsets: Int64s, instants: tuple[int, int],
-            ) -> tuple[Int64s, Int64s]:
+            per_second: int = 1) -> tuple[Int64s, Int64s]:
     """(train_end, valid_end): what lies before the first and before the second instant.
 
-    users: codes of the kept users in the order of `offsets`; instants: seconds.
+    users: codes of the kept users in the order of `offsets`; instants: in the ticks of the rows.
+
+    Raises:
+      InputError: no interaction lies in one of the three parts.
     """
     before = [np.zeros(len(kept.users), np.int64) for _ in instants]
     for part in kept.walk():
         assert part.times is not None
-        for counts, instant in zip(before, instants, strict=True):
-            add_counts(counts, part.users[part.times < instant])
+        for counts, end in zip(before, instants, strict=True):
+            add_counts(counts, part.users[part.times < end])
+    ends = [0, *(int(counts.sum()) for counts in before), int(offsets[-1])]
+    sizes = dict(zip(("train", "valid", "test"), np.diff(ends).tolist(), strict=True))
+    empty = [name for name, size in sizes.items() if not size]
+    if empty:
+        low, high = (instant(ticks, per_second) for ticks in _range(kept))
+        valid, test = (instant(ticks, per_second) for ticks in instants)
+        raise InputError(f"the time split leaves {' and '.join(empty)} empty: valid_time is "
+                         f"{valid}, test_time {test}, and the interactions are from {low} to "
+                         f"{high}; expected other instants or quantiles")
     return offsets[:-1] + before[0][users], offsets[:-1] + before[1][users]
 
 
-def split_instants(kept: Kept, split: Split, count: int) -> tuple[int, int]:
-    """The two instants of a global-time split, in seconds: given, or quantiles of the times.
+def split_instants(kept: Kept, split: Split, count: int, per_second: int = 1) -> tuple[int, int]:
+    """The two instants of a global-time split, in ticks: given, or quantiles of the times.
+
+    per_second: ticks in a second.
 
     Raises:
-      InputError: the source has no times, or one period would be empty.
+      InputError: the source has no times.
     """
     if kept.rows.times is None:
         raise InputError("split.kind = 'time' needs columns.time")
     if split.valid_time is not None and split.test_time is not None:
-        return split.valid_time, split.test_time
+        return split.valid_time * per_second, split.test_time * per_second
     return (time_at_rank(kept, int(split.valid_quantile * count)),
             time_at_rank(kept, int(split.test_quantile * count)))
 

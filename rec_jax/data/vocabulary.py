@@ -28,18 +28,20 @@ class Vocabulary:
         self._known: pl.DataFrame | None = None
 
     def encode(self, ids: pl.Series) -> npt.NDArray[np.int32]:
-        """Codes of `ids` (Int64 or String, no nulls): int32 [n].
+        """Codes of `ids` (Int64, Int128 or String, no nulls): int32 [n].
 
         Raises:
           InputError: ids are numbers in one file and text in another, or there are 2^31 of them.
         """
+        if not len(ids):
+            return np.zeros(0, np.int32)
         if self._dtype is None:
             self._dtype = ids.dtype
+        if ids.dtype != self._dtype and {ids.dtype, self._dtype} == {pl.Int64, pl.Int128}:
+            ids = self._widened(ids)
         if ids.dtype != self._dtype:
             raise InputError(f"{self.kind} ids are {self._dtype} in one file and {ids.dtype} in "
                              "another; expected one type")
-        if not len(ids):
-            return np.zeros(0, np.int32)
         if self._table is not None and not self._fits_table(ids):
             self._table = None
             self._known = self._frame(self._parts, 0) if self._parts else None
@@ -50,6 +52,15 @@ class Vocabulary:
         if not self._parts:
             return pl.Series("id", [], pl.String)
         return pl.concat(self._parts).cast(pl.String).alias("id")
+
+    def _widened(self, ids: pl.Series) -> pl.Series:
+        """`ids` as Int128, and all known ones too."""
+        if self._dtype == pl.Int64:
+            self._dtype = pl.Int128()
+            self._parts = [part.cast(pl.Int128) for part in self._parts]
+            self._table = None
+            self._known = self._frame(self._parts, 0) if self._parts else None
+        return ids.cast(pl.Int128)
 
     def _fits_table(self, ids: pl.Series) -> bool:
         if ids.dtype != pl.Int64:

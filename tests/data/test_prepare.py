@@ -237,11 +237,19 @@ def test_quoted_line_ends_do_not_split_a_row(run: Any, monkeypatch: pytest.Monke
 
 def test_a_quote_that_never_ends_is_named(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rec_jax.data.readers.BLOCK_BYTES", 50)
-    text = 'user,item\na,5" disk\n' + "b,y\n" * 200
-    with pytest.raises(InputError, match="set quote = false"):
+    text = 'user,item\na,"5 disk\n' + "b,y\n" * 20
+    with pytest.raises(InputError, match=r"log.csv:2: a quote is not closed.*set quote = false"):
         run(text)
+    report, dataset = run(text, max_bad_share=0.1)
+    assert (report.bad, report.interactions) == (1, 20)
     _, dataset = run(text, quote=False)
-    assert histories(dataset)["a"] == ['5" disk']
+    assert histories(dataset)["a"] == ['"5 disk']
+
+
+def test_a_quote_inside_an_unquoted_field_is_a_character(run: Any) -> None:
+    report, dataset = run('user,item\na,5" disk\nb,y\n"c","z"\n')
+    assert histories(dataset) == {"a": ['5" disk'], "b": ["y"], "c": ["z"]}
+    assert report.bad == 0
 
 
 def test_too_many_bad_rows_stop_the_job(run: Any, tmp_path: Path) -> None:
