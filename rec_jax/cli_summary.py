@@ -34,7 +34,7 @@ def dataset(report: Mapping[str, Any]) -> None:
         for reason, count in (report.get("bad_reasons") or {}).items():
             yield "  because", f"{reason} ({number(count)})"
         if report.get("first_time"):
-            yield "times", (f"{report['first_time']} to {report['last_time']} UTC, "
+            yield "times", (f"{report['first_time']} to {report['last_time']}, "
                             f"read as {report['time_unit']}")
         if report.get("repeat_share"):
             yield "of which a user had before", f"{report['repeat_share']:.1%} of interactions"
