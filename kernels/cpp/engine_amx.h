@@ -42,7 +42,6 @@ inline Vec split_off_fast(Vec& x) {
 
 // Two bf16 a lane: `low` in the lower half.
 inline Ints pair(Vec low, Vec high) {
-  typedef uint32_t Unsigned __attribute__((vector_size(64)));
   return (Ints)((Unsigned)low >> 16) | (Ints)high;
 }
 
@@ -102,6 +101,7 @@ constexpr int parts_of() { return sizeof(T) == 4 ? 3 : 1; }
 // See `fold.h` for what an engine has to offer. Widths and sizes are multiples of 32.
 template <class Query, class Item, int kMost = 2>
 struct AmxEngine {
+  static constexpr int64_t kUnit = 32;
   static constexpr int kQuery = parts_of<Query>(), kItem = parts_of<Item>();
   static constexpr int kQuerySide = kQuery > kMost ? kMost : kQuery;
   static constexpr int kItemSide = kItem > kMost ? kMost : kItem;
@@ -297,13 +297,9 @@ struct AmxEngine {
   template <int kParts, class T>
   static void split_row(const T* row, int64_t column, int64_t dim, Ints (&parts)[kParts]) {
     Vec first = load_row(row, column, dim), second = load_row(row, column + 16, dim);
-    Ints even, odd;
-    for (int i = 0; i < 16; ++i) {
-      even[i] = 2 * i;
-      odd[i] = 2 * i + 1;
-    }
-    Vec low = (Vec)pick((Ints)first, (Ints)second, even);
-    Vec high = (Vec)pick((Ints)first, (Ints)second, odd);
+    const Ints a = (Ints)first, b = (Ints)second;
+    Vec low = (Vec)pick<0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30>(a, b);
+    Vec high = (Vec)pick<1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31>(a, b);
     for (int part = 0; part < kParts; ++part) {
       Vec a = split_off(low), b = split_off(high);
       parts[part] = pair(a, b);
