@@ -55,6 +55,7 @@ class View {
       own_[q / kLanes][q % kLanes] = s.own[i];
       places_[q / kLanes][q % kLanes] = s.places[i];
       first_place_ = std::min(first_place_, s.places[i]);
+      last_place_ = std::max(last_place_, s.places[i]);
       of_one_ = of_one_ && s.own[i] == own_[0][0];
     }
   }
@@ -98,6 +99,7 @@ class View {
   }
 
   bool sees_any(int64_t start) const {
+    if (causal_ && start > last_place_) return false;
     const Ints none{};
     for (int64_t j = start; j < std::min(start + 32, keys_); ++j) {
       Ints any{};
@@ -118,7 +120,7 @@ class View {
   int64_t keys_;
   bool causal_;
   Ints own_[kPieces], places_[kPieces];
-  int32_t first_place_ = INT32_MAX;
+  int32_t first_place_ = INT32_MAX, last_place_ = INT32_MIN;
   bool of_one_ = true;
 };
 

@@ -57,8 +57,9 @@ struct Right {
 };
 
 // C[i][kPanel] (+)= sum over steps and k of a(i, step * depth + k) * B[step][k], for kCount rows.
+// Not inlined: the compiler would keep the caller's values in the registers of the sums.
 template <bool kAdd, class Of, int kCount, class Left>
-inline void multiply_strip(float* c, int64_t c_row, const Left& left, int64_t first,
+__attribute__((noinline)) void multiply_strip(float* c, int64_t c_row, const Left& left, int64_t first,
                            const Right<typename Of::Element>& right) {
   constexpr int kColumns = kMachine.columns;
   Vec sums[kCount][kColumns];
@@ -109,7 +110,7 @@ inline void pack_by_lane(int64_t count, int64_t steps, int32_t* out, const Lanes
 
 // weight(item, piece, scores) of a span of scores [size][32], to out, `stride` floats an item.
 template <class Weight>
-inline void weigh(const float* scores, Span span, float* out, int64_t stride,
+__attribute__((noinline)) void weigh(const float* scores, Span span, float* out, int64_t stride,
                   const Weight& weight) {
 #pragma GCC unroll 8
   for (int piece = 0; piece < kPieces; ++piece)

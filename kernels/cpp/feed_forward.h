@@ -16,6 +16,9 @@ inline Vec reciprocal(Vec x) {
 #if defined(__AVX512F__)
   const Vec near = (Vec)_mm512_rcp14_ps((__m512)x);
   return near * (2.0f - x * near);
+#elif defined(__AVX__) && !defined(REC_JAX_WIDE)
+  const Vec near = (Vec)_mm256_rcp_ps((__m256)x);
+  return near * (2.0f - x * near);
 #else
   return 1.0f / x;
 #endif
