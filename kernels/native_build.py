@@ -112,6 +112,8 @@ def build(folder: Path | None = None) -> Path:
     if native_cache.holds(folder / file):
         return folder / file
     target = native_cache.writable(folder) / file
+    if native_cache.holds(target):
+        return target
     with native_cache.locked(target.parent, 2 * _COMPILING):
         if not native_cache.holds(target):
             _compile([*command, *FLAGS, *isa.flags], target)

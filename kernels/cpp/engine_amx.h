@@ -6,12 +6,17 @@
 // out over a catalogue. bf16 arguments are one part.
 #pragma once
 
-#if defined(__AMX_BF16__) && defined(__AVX512F__) && defined(__linux__)
+#if defined(REC_JAX_EMULATED_AMX)  // a header with tiles in memory, for tests
+#include REC_JAX_EMULATED_AMX
 #define REC_JAX_AMX 1
-
+#elif defined(__AMX_BF16__) && defined(__AVX512F__) && defined(__linux__)
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#define REC_JAX_AMX 1
+#endif
+
+#ifdef REC_JAX_AMX
 
 #include "vector.h"
 
@@ -19,11 +24,15 @@ namespace rec_jax {
 
 constexpr int64_t kTileBytes = 1024;  // 16 rows of 64 bytes
 
+#ifdef REC_JAX_EMULATED_AMX
+inline bool amx_permitted() { return true; }
+#else
 inline bool amx_permitted() {
   constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   static const bool permitted = syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
   return permitted;
 }
+#endif
 
 // The bf16 nearest to `x`, as a float, taken away from it.
 inline Vec split_off(Vec& x) {

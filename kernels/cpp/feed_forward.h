@@ -46,7 +46,7 @@ void feed_forward(Threads& pool, FeedForwardShape s, Activation kind, const T* x
                   const T* up, const float* up_bias, const T* down, const float* down_bias, T* out,
                   T* before) {
   const int64_t width = round_up(s.dim, Engine::kUnit), size = round_up(s.hidden, 32);
-  const int64_t groups = ceil_div(s.places, kGroup), together = 4;
+  const int64_t groups = ceil_div(s.places, kGroup), together = 2;
   const int64_t parts = kind == Activation::kSwiglu ? 2 : 1, stride = parts * s.hidden;
   const int64_t tile = Engine::tile_bytes(size, width);
   Buffer keys(parts * tile), values(Engine::values_bytes(size, width));

@@ -251,7 +251,7 @@ void forward(Threads& pool, const Arguments<Query, Item>& a, Sums out) {
   const int64_t width = a.template width<Engine>(), groups = a.groups();
   const Packed<Engine, Query, Item> packed(pool, a, false);
   // A block of queries is large enough to hide the packing of tiles.
-  const Cuts work(groups, a.num_queries > 4096 ? 16 : 8, a.num_rows, 4096);
+  const Cuts work(groups, a.num_queries > 4096 ? 16 : 8, a.num_rows, 512);
   const int64_t cuts = work.cuts, padded = groups * kGroup;
   Buffer m(cuts * padded * 4), sum(cuts * padded * 4);
   Buffer expected(out.expected ? cuts * padded * width * 4 : 0);
@@ -311,7 +311,8 @@ void item_grad(Threads& pool, const Arguments<Query, Item>& a, Side side, float*
   std::fill_n(weight, padded, 0.0f);
   std::copy_n(side.lse, a.num_queries, lse);
   std::copy_n(side.weight, a.num_queries, weight);
-  const int64_t together = 8;  // tiles of a unit
+  // Tiles of a unit.
+  const int64_t together = std::clamp<int64_t>(a.num_rows / (size * 64), 1, 8);
   parallel_for(pool, ceil_div(a.num_rows, size * together), [&](int64_t unit) {
     const Span all = {0, size};
     Buffer tile(Engine::tile_bytes(size, width));

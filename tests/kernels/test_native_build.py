@@ -72,7 +72,7 @@ def test_a_compiler_that_fails_is_named_and_leaves_nothing(
 def test_a_compiler_that_makes_nothing_has_failed(tmp_path: Path,
                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "true")
-    with pytest.raises(OSError, match="^true failed: it made no library$"):
+    with pytest.raises(OSError, match=r"^true failed: it made no library$"):
         native_build.build(tmp_path / "cache")
 
 
@@ -153,7 +153,8 @@ def test_instructions_that_the_cpu_lacks_are_one_line(monkeypatch: pytest.Monkey
 def test_what_cannot_be_built_is_said_once_and_xla_runs(tmp_path: Path) -> None:
     """In a process of its own, which has no library yet."""
     program = ("import jax.numpy as jnp; from rec_jax.kernels import softmax_loss, native_build;"
-               "[softmax_loss(jnp.ones((2, 4)), jnp.ones((9, 4)), jnp.zeros(2, int)) for _ in 'ab'];"
+               "arrays = jnp.ones((2, 4)), jnp.ones((9, 4)), jnp.zeros(2, int);"
+               "[softmax_loss(*arrays) for _ in 'ab'];"
                "assert native_build.problem()")
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=True,

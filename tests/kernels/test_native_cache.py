@@ -140,7 +140,7 @@ def test_without_a_home_there_is_a_folder(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
     with (native_cache.locked(tmp_path, 1.0),
-          pytest.raises(OSError, match="another process has built in .* for 0 seconds"),
+          pytest.raises(OSError, match=r"another process has built in .* for 0 seconds"),
           native_cache.locked(tmp_path, 0.1)):
         pass
 
