@@ -110,7 +110,7 @@ inline void pack_by_lane(int64_t count, int64_t steps, int32_t* out, const Lanes
 
 // weight(item, piece, scores) of a span of scores [size][32], to out, `stride` floats an item.
 template <class Weight>
-__attribute__((noinline)) void weigh(const float* scores, Span span, float* out, int64_t stride,
+inline void weigh(const float* scores, Span span, float* out, int64_t stride,
                   const Weight& weight) {
 #pragma GCC unroll 8
   for (int piece = 0; piece < kPieces; ++piece)
