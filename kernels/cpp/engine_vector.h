@@ -53,32 +53,44 @@ struct ByStrip {  // strips of [depth][rows of the strip], see by_strips; from k
 template <class Element>
 struct Right {
   const Element* data;
-  int64_t of_k, depth, of_step = 0, steps = 1;
+  int64_t of_k, depth, of_step = 0, steps = 1;  // depth and steps: at least one
 };
 
 // C[i][kPanel] (+)= sum over steps and k of a(i, step * depth + k) * B[step][k], for kCount rows.
-// Not inlined: the compiler would keep the caller's values in the registers of the sums.
+// Not inlined: the compiler would keep the caller's values in the registers of the sums. Unrolled:
+// the sums are to be registers, too, before and after the loop.
 template <bool kAdd, class Of, int kCount, class Left>
 __attribute__((noinline)) void multiply_strip(float* c, int64_t c_row, const Left& left, int64_t first,
                            const Right<typename Of::Element>& right) {
   constexpr int kColumns = kMachine.columns;
   Vec sums[kCount][kColumns];
+#pragma GCC unroll 16
   for (int i = 0; i < kCount; ++i)
+#pragma GCC unroll 16
     for (int v = 0; v < kColumns; ++v)
       sums[i][v] = kAdd ? load(c + i * c_row + v * kLanes) : Vec{};
   const typename Of::Element* a = left.template strip<kCount>(first);
-  for (int64_t step = 0; step < right.steps; ++step) {
-    const typename Of::Element* b = right.data + step * right.of_step;
-    for (int64_t k = 0; k < right.depth; ++k) {
+  const typename Of::Element* of_step = right.data;
+  int64_t steps = right.steps;
+  do {
+    const typename Of::Element* b = of_step;
+    int64_t depth = right.depth;
+    do {
       typename Of::Lanes lanes[kColumns];
+#pragma GCC unroll 16
       for (int v = 0; v < kColumns; ++v) lanes[v] = Of::load(b + v * kLanes);
+#pragma GCC unroll 16
       for (int i = 0; i < kCount; ++i)
+#pragma GCC unroll 16
         for (int v = 0; v < kColumns; ++v) sums[i][v] = Of::add(sums[i][v], a[i * left.row], lanes[v]);
       a += left.template step<kCount>();
       b += right.of_k;
-    }
-  }
+    } while (--depth > 0);
+    of_step += right.of_step;
+  } while (--steps > 0);
+#pragma GCC unroll 16
   for (int i = 0; i < kCount; ++i)
+#pragma GCC unroll 16
     for (int v = 0; v < kColumns; ++v) store(c + i * c_row + v * kLanes, sums[i][v]);
 }
 
@@ -87,6 +99,7 @@ __attribute__((noinline)) void multiply_strip(float* c, int64_t c_row, const Lef
 template <bool kAdd, class Of = Singles, class Left>
 inline void multiply(float* c, int64_t c_row, const Left& left, int64_t rows,
                      Right<typename Of::Element> right, int64_t panels, int64_t of_panel) {
+  if (right.depth == 0 || right.steps == 0) return;  // of keys that nobody sees: adds nothing
   for (int64_t panel = 0; panel < panels; ++panel, c += kPanel, right.data += of_panel)
     by_strips(rows, [&](int64_t row, auto count) {
       multiply_strip<kAdd, Of, count.value>(c + row * c_row, c_row, left, row, right);
