@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import native_build
+from . import auto, native_build
 from .compat import result_like
 from .primitives import Array, Excluded
 from .shards import align
@@ -35,7 +35,7 @@ def excluded_pairs(exclude: Exclude | None, also: Array | None, num_queries: int
         queries = jnp.concatenate([queries, jnp.arange(num_queries, dtype=jnp.int32)])
         items = jnp.concatenate([items, also.astype(jnp.int32)])
     items = jnp.where(items < 0, UNUSED, items)
-    if native_build.usable():
+    if auto.takes_native("target_rank"):
         return Excluded(*jax.lax.platform_dependent(
             queries, items, cpu=_sorted_natively, default=_sorted))
     return Excluded(*_sorted(queries, items))

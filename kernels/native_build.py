@@ -1,9 +1,8 @@
 """Builds the C++ of the `native` backend for this machine, once, and hands it to XLA.
 
-The library is compiled with this CPU's instructions and XLA's headers (they come with jaxlib)
-into the user's cache folder: `$REC_JAX_CACHE`, else `$XDG_CACHE_HOME/rec_jax`, else
-`~/.cache/rec_jax`. Its name is a hash of all that it depends on. That takes about ten seconds,
-at the first use on a machine.
+The library is compiled with this CPU's instructions (or those of `native_isa.py`) and XLA's
+headers (they come with jaxlib) into the user's cache folder (`native_cache.py`). Its name is a
+hash of all that it depends on. That takes about twenty seconds, at the first use on a machine.
 """
 
 from __future__ import annotations
@@ -16,32 +15,39 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import jaxlib
 
+from . import native_cache, native_isa
 from .primitives import Array
 
 SOURCES = Path(__file__).parent / "cpp"
 TARGETS = ("softmax_forward", "softmax_item_grad", "attention_forward", "attention_backward",
            "feed_forward", "label_scores", "rank_count", "sorted_pairs")
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fno-math-errno", "-pthread",
-         "-Wno-psabi")
+         "-ffp-contract=fast", "-Wno-psabi")
+_COMPILING = 300.0
+"""Seconds that the compiler gets."""
 
 log = logging.getLogger("rec_jax.kernels")
 
 
 @functools.cache
 def problem() -> str | None:
-    """Why there is no library on this machine, or None. Builds it if it has not been built."""
+    """Why there is no library on this machine, or None. Builds it if it has not been built.
+
+    The first to ask also reads the reason in the log.
+    """
     try:
         library()
     except OSError as error:
+        log.warning("the native backend cannot be used, and xla is taken: %s", error)
         return str(error)
     return None
 
@@ -58,10 +64,7 @@ def library() -> ctypes.CDLL:
     Raises:
       OSError: no compiler, or one that fails; the message is one line.
     """
-    try:
-        return ctypes.CDLL(str(build()))
-    except subprocess.SubprocessError as error:
-        raise OSError(f"the C++ compiler did not end: {error}") from error
+    return ctypes.CDLL(str(build()))
 
 
 def has_amx() -> bool:
@@ -95,29 +98,25 @@ def _register() -> None:
 def build(folder: Path | None = None) -> Path:
     """Path of the library in `folder` (the cache by default), compiled if it is not there.
 
+    One process compiles, and the others wait for it.
+
     Raises:
       OSError: no compiler, or one that fails; the message is one line.
     """
     if sys.platform not in ("linux", "darwin"):
         raise OSError(f"its C++ is not built on {sys.platform}")
     command = compiler()
-    if folder is None:
-        folder = cache_folder()
-    target = folder / f"native-{fingerprint(command)}.so"
-    if target.exists():
+    name, isa = native_isa.chosen()
+    folder = native_cache.folder() if folder is None else folder
+    file = f"native-{name}-{fingerprint(command, isa.flags)}.so"
+    if native_cache.holds(folder / file):
+        return folder / file
+    target = native_cache.writable(folder) / file
+    if native_cache.holds(target):
         return target
-    log.info("compiling %s with %s", target, command[0])
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        unfinished = Path(scratch) / target.name
-        done = subprocess.run(
-            [*command, *FLAGS, *_for_this_cpu(), "-isystem", jax.ffi.include_dir(),
-             str(SOURCES / "module.cc"), "-o", str(unfinished)],
-            capture_output=True, text=True, timeout=300, check=False)
-        if done.returncode != 0:
-            lines = [line for line in done.stderr.splitlines() if "error" in line]
-            raise OSError(f"{command[0]} failed: {(lines or [done.stderr.strip()[-200:]])[0]}")
-        unfinished.rename(target)  # two processes may build it: the last one stands
+    with native_cache.locked(target.parent, 2 * _COMPILING):
+        if not native_cache.holds(target):
+            _compile([*command, *FLAGS, *isa.flags], target)
     return target
 
 
@@ -127,44 +126,68 @@ def compiler() -> list[str]:
     Raises:
       OSError: there is none.
     """
-    if os.environ.get("CXX"):
-        return shlex.split(os.environ["CXX"])
+    wanted = os.environ.get("CXX", "")
+    try:
+        if command := shlex.split(wanted):
+            return command
+    except ValueError as error:
+        raise OSError(f"$CXX is {wanted!r}, which is no command: {error}") from None
     for name in ("c++", "g++", "clang++"):
         if found := shutil.which(name):
             return [found]
     raise OSError("no C++ compiler was found (c++, g++, clang++ or $CXX)")
 
 
-def cache_folder() -> Path:
-    """Where built libraries are kept."""
-    if os.environ.get("REC_JAX_CACHE"):
-        return Path(os.environ["REC_JAX_CACHE"])
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "rec_jax"
+def fingerprint(command: list[str], flags: Sequence[str] = ()) -> str:
+    """A hash of sources, compiler, flags, XLA's headers and this CPU.
 
-
-def fingerprint(command: list[str]) -> str:
-    """A hash of sources, compiler, flags, XLA's headers and this CPU."""
-    try:
-        version = subprocess.run([*command, "--version"], capture_output=True, text=True,
-                                 timeout=60, check=True).stdout
-    except subprocess.CalledProcessError as error:
-        raise OSError(f"{command[0]} --version failed") from error
-    parts = [version, *command, *FLAGS, jaxlib.__version__, platform.machine(), _cpu()]
+    Raises:
+      OSError: the compiler does not tell its version.
+    """
+    code, version, _ = _run([*command, "--version"], 60.0)
+    if code != 0:
+        raise OSError(f"{command[0]} --version failed")
+    parts = [version, *command, *FLAGS, *flags, jaxlib.__version__, platform.machine(),
+             native_isa.cpu()]
     parts += [source.read_text() for source in sorted(SOURCES.iterdir())
               if source.suffix in (".h", ".cc")]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def _for_this_cpu() -> list[str]:
-    return ["-mcpu=native"] if platform.machine() in ("arm64", "aarch64") else ["-march=native"]
+def _compile(command: list[str], target: Path) -> None:
+    log.info("compiling %s with %s", target, command[0])
+    with native_cache.scratch(target.parent) as scratch:
+        unfinished = scratch / target.name
+        code, _, errors = _run(
+            [*command, "-isystem", jax.ffi.include_dir(), str(SOURCES / "module.cc"),
+             "-o", str(unfinished)], _COMPILING)
+        if code != 0:
+            lines = [line for line in errors.splitlines() if "error" in line]
+            last = errors.strip().splitlines()[-1:] or [f"exit code {code}"]
+            raise OSError(f"{command[0]} failed: {(lines or last)[0][-200:]}")
+        if not unfinished.is_file() or unfinished.stat().st_size == 0:
+            raise OSError(f"{command[0]} failed: it made no library")
+        native_cache.keep(unfinished, target)
 
 
-def _cpu() -> str:
-    """Model and instructions of the CPU, as far as the system tells."""
+def _run(command: list[str], seconds: float) -> tuple[int, str, str]:
+    """Exit code, output and errors of a command; past its time it ends with all its children.
+
+    Raises:
+      OSError: it cannot be run, or does not end; the message is one line.
+    """
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    kept = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
-    return "\n".join(sorted(set(kept)))
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                   stdin=subprocess.DEVNULL, text=True, errors="replace",
+                                   start_new_session=True)
+    except OSError as error:
+        raise OSError(f"{command[0]} cannot be run: {error.strerror}") from None
+    try:
+        out, errors = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        raise OSError(f"{command[0]} did not end within {seconds:.0f} seconds") from None
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    return process.returncode, out, errors

@@ -19,7 +19,8 @@ struct AttentionShape {
   int64_t batch, heads, queries, keys, dim;
   bool causal;
   float scale;
-  int64_t width() const { return round_up(dim, 32); }
+  template <class Engine>
+  int64_t width() const { return round_up(dim, Engine::kUnit); }
   int64_t size() const { return round_up(keys, 32); }
   int64_t groups() const { return ceil_div(queries, kGroup); }
 };
@@ -51,9 +52,10 @@ class View {
       : segments_(s.segments + b * a.keys), keys_(a.keys), causal_(a.causal) {
     for (int64_t q = 0; q < kGroup; ++q) {
       const int64_t i = b * a.queries + std::min(group * kGroup + q, a.queries - 1);
-      own_[q / 16][q % 16] = s.own[i];
-      places_[q / 16][q % 16] = s.places[i];
+      own_[q / kLanes][q % kLanes] = s.own[i];
+      places_[q / kLanes][q % kLanes] = s.places[i];
       first_place_ = std::min(first_place_, s.places[i]);
+      last_place_ = std::max(last_place_, s.places[i]);
       of_one_ = of_one_ && s.own[i] == own_[0][0];
     }
   }
@@ -71,19 +73,19 @@ class View {
 
   // scores [size][32] of raw products, in place: -inf where the key is not seen. Their maxima, of
   // which the backward pass has no need.
-  void hide(Span span, float* scores, Vec (&most)[2]) const {
-    for (int half = 0; half < 2; ++half) most[half] = splat(kLowest);
+  void hide(Span span, float* scores, Vec (&most)[kPieces]) const {
+    for (int piece = 0; piece < kPieces; ++piece) most[piece] = splat(kLowest);
     for (int64_t start = span.begin; start < span.end; start += 32) {
       const bool all = sees_all(start);
       for (int64_t j = start; j < start + 32; ++j) {
-        for (int half = 0; half < 2; ++half) {
-          float* at = scores + j * kGroup + half * 16;
+        for (int piece = 0; piece < kPieces; ++piece) {
+          float* at = scores + j * kGroup + piece * kLanes;
           Vec s = load(at);
           if (!all) {
-            s = (j < keys_ ? sees(j, half) : Ints{}) ? s : splat(-kInfinity);
+            s = (j < keys_ ? sees(j, piece) : Ints{}) ? s : splat(-kInfinity);
             store(at, s);
           }
-          most[half] = max(s, most[half]);
+          most[piece] = max(s, most[piece]);
         }
       }
     }
@@ -91,15 +93,17 @@ class View {
 
  private:
   // All bits of a lane are set if its query sees key j < keys.
-  Ints sees(int64_t j, int half) const {
-    Ints seen = own_[half] == segments_[j];
-    return causal_ ? seen & (places_[half] >= int32_t(j)) : seen;
+  Ints sees(int64_t j, int piece) const {
+    Ints seen = own_[piece] == segments_[j];
+    return causal_ ? seen & (places_[piece] >= int32_t(j)) : seen;
   }
 
   bool sees_any(int64_t start) const {
+    if (causal_ && start > last_place_) return false;
     const Ints none{};
     for (int64_t j = start; j < std::min(start + 32, keys_); ++j) {
-      const Ints any = sees(j, 0) | sees(j, 1);
+      Ints any{};
+      for (int piece = 0; piece < kPieces; ++piece) any |= sees(j, piece);
       if (std::memcmp(&any, &none, sizeof none) != 0) return true;
     }
     return false;
@@ -115,23 +119,23 @@ class View {
   const int32_t* segments_;
   int64_t keys_;
   bool causal_;
-  Ints own_[2], places_[2];
-  int32_t first_place_ = INT32_MAX;
+  Ints own_[kPieces], places_[kPieces];
+  int32_t first_place_ = INT32_MAX, last_place_ = INT32_MIN;
   bool of_one_ = true;
 };
 
 // [width][32 queries] times `factor` to rows of one head.
 template <class T>
-void store_group(const float* columns, int64_t width, Vec (&factor)[2], int64_t count, int64_t dim,
+void store_group(const float* columns, int64_t width, Vec (&factor)[kPieces], int64_t count, int64_t dim,
                  T* rows, int64_t stride) {
-  for (int half = 0; half < 2; ++half) {
-    for (int64_t k = 0; k < width && k < dim; k += 16) {
-      Ints block[16];
-      for (int i = 0; i < 16; ++i)
-        block[i] = (Ints)(load(columns + (k + i) * kGroup + half * 16) * factor[half]);
+  for (int piece = 0; piece < kPieces; ++piece) {
+    for (int64_t k = 0; k < width && k < dim; k += kLanes) {
+      Ints block[kLanes];
+      for (int i = 0; i < kLanes; ++i)
+        block[i] = (Ints)(load(columns + (k + i) * kGroup + piece * kLanes) * factor[piece]);
       transpose(block);
-      for (int q = 0; q < 16 && half * 16 + q < count; ++q)
-        store_row(rows + (half * 16 + q) * stride + k, (Vec)block[q], dim - k);
+      for (int q = 0; q < kLanes && piece * kLanes + q < count; ++q)
+        store_row(rows + (piece * kLanes + q) * stride + k, (Vec)block[q], dim - k);
     }
   }
 }
@@ -145,20 +149,20 @@ float attend_alone(const AttentionShape& a, Rows<T> q, Rows<T> k, Rows<T> v, con
   float m = kLowest;
   for (int64_t j = 0; j < end; ++j) {
     Vec products{};
-    for (int64_t c = 0; c < a.dim; c += 16)
+    for (int64_t c = 0; c < a.dim; c += kLanes)
       products += load_row(q.at(0), c, a.dim) * load_row(k.at(j), c, a.dim);
     scores[j] = segments[j] == own ? sum(products) * a.scale : -kInfinity;
     m = std::max(m, scores[j]);
   }
   std::fill(scores + std::max<int64_t>(end, 0), scores + a.size(), -kInfinity);
   Vec totals{};
-  for (int64_t j = 0; j < end; j += 16) {
+  for (int64_t j = 0; j < end; j += kLanes) {
     const Vec p = exp(load(scores + j) - m);
     store(scores + j, p);
     totals += p;
   }
   const float total = sum(totals), factor = total > 0 ? 1 / total : 0;
-  for (int64_t c = 0; c < a.dim; c += 16) {
+  for (int64_t c = 0; c < a.dim; c += kLanes) {
     Vec mixed{};
     for (int64_t j = 0; j < end; ++j) mixed += scores[j] * load_row(v.at(j), c, a.dim);
     store_row(out + c, mixed * factor, a.dim - c);
@@ -168,10 +172,10 @@ float attend_alone(const AttentionShape& a, Rows<T> q, Rows<T> k, Rows<T> v, con
 
 // out `[B, C, h c]`, log_total `[B, h, C]`.
 template <class Engine, class T>
-void attention_forward(xla::ffi::ThreadPool& pool, const AttentionShape& a, Wide<const T> q,
+void attention_forward(Threads& pool, const AttentionShape& a, Wide<const T> q,
                        Wide<const T> k, Wide<const T> v, Segments segments, Wide<T> out,
                        float* log_total) {
-  const int64_t width = a.width(), size = a.size();
+  const int64_t width = a.template width<Engine>(), size = a.size();
   parallel_for(pool, a.batch * a.heads, [&](int64_t unit) {
     const int64_t b = unit / a.heads, h = unit % a.heads;
     Buffer keys(Engine::tile_bytes(size, width)), values(Engine::values_bytes(size, width));
@@ -195,24 +199,24 @@ void attention_forward(xla::ffi::ThreadPool& pool, const AttentionShape& a, Wide
       const Span span = view.span();
       Engine::pack_queries(q.rows(b, first, h, a.dim), count, width, queries.at());
       Engine::score(queries.at(), keys.at(), size, width, span, scores);
-      Vec m[2], total[2] = {};
+      Vec m[kPieces], total[kPieces] = {};
       view.hide(span, scores, m);
       std::fill_n(o, width * kGroup, 0.0f);
       Engine::fold_items(values.at(), size, width, span, scores, weights.at(), o,
-                         [&](int64_t, int half, Vec s) {
-                           Vec p = exp(a.scale * (s - m[half]));
-                           total[half] += p;
+                         [&](int64_t, int piece, Vec s) {
+                           Vec p = exp(a.scale * (s - m[piece]));
+                           total[piece] += p;
                            return p;
                          });
-      Vec factor[2];
-      for (int half = 0; half < 2; ++half)
-        for (int i = 0; i < 16; ++i) factor[half][i] = total[half][i] > 0 ? 1 / total[half][i] : 0;
+      Vec factor[kPieces];
+      for (int piece = 0; piece < kPieces; ++piece)
+        for (int i = 0; i < kLanes; ++i) factor[piece][i] = total[piece][i] > 0 ? 1 / total[piece][i] : 0;
       store_group(o, width, factor, count, a.dim, out.at(b, first, h, a.dim), out.width);
       for (int64_t i = 0; i < count; ++i) {
-        const float sum = total[i / 16][i % 16];
+        const float sum = total[i / kLanes][i % kLanes];
         // A query that sees nothing has weights 0 in the backward pass, too.
         log_total[(b * a.heads + h) * a.queries + first + i] =
-            sum > 0 ? a.scale * m[i / 16][i % 16] + std::log(sum) : kInfinity;
+            sum > 0 ? a.scale * m[i / kLanes][i % kLanes] + std::log(sum) : kInfinity;
       }
     }
     Engine::leave();
@@ -227,10 +231,10 @@ struct AttentionKept {
 };
 
 template <class Engine, class T>
-void attention_backward(xla::ffi::ThreadPool& pool, const AttentionShape& a,
+void attention_backward(Threads& pool, const AttentionShape& a,
                         const AttentionKept<T>& kept, Segments segments, Wide<T> dq, Wide<T> dk,
                         Wide<T> dv) {
-  const int64_t width = a.width(), size = a.size();
+  const int64_t width = a.template width<Engine>(), size = a.size();
   parallel_for(pool, a.batch * a.heads, [&](int64_t unit) {
     const int64_t b = unit / a.heads, h = unit % a.heads;
     Buffer keys(Engine::tile_bytes(size, width)), values(Engine::tile_bytes(size, width));
@@ -257,24 +261,24 @@ void attention_backward(xla::ffi::ThreadPool& pool, const AttentionShape& a,
       Engine::pack_side(q, count, width, query_side.at());
       Engine::pack_queries(gradient, count, width, gradients.at());
       Engine::pack_side(gradient, count, width, gradient_side.at());
-      Vec log_total[2], mean[2], most[2];
+      Vec log_total[kPieces], mean[kPieces], most[kPieces];
       for (int64_t i = 0; i < kGroup; ++i) {
         Vec products{};
-        for (int64_t c = 0; i < count && c < a.dim; c += 16)
+        for (int64_t c = 0; i < count && c < a.dim; c += kLanes)
           products += load_row(gradient.at(i), c, a.dim) * load_row(out.at(i), c, a.dim);
-        mean[i / 16][i % 16] = sum(products);
-        log_total[i / 16][i % 16] =
+        mean[i / kLanes][i % kLanes] = sum(products);
+        log_total[i / kLanes][i % kLanes] =
             i < count ? kept.log_total[(b * a.heads + h) * a.queries + first + i] : kInfinity;
       }
       Engine::score(queries.at(), keys.at(), size, width, span, p);
       view.hide(span, p, most);
       Engine::score(gradients.at(), values.at(), size, width, span, ds);
       for (int64_t j = span.begin; j < span.end; ++j) {
-        for (int half = 0; half < 2; ++half) {
-          const int64_t at = j * kGroup + half * 16;
-          const Vec weight = exp(a.scale * load(p + at) - log_total[half]);
+        for (int piece = 0; piece < kPieces; ++piece) {
+          const int64_t at = j * kGroup + piece * kLanes;
+          const Vec weight = exp(a.scale * load(p + at) - log_total[piece]);
           store(p + at, weight);
-          store(ds + at, weight * (load(ds + at) - mean[half]));
+          store(ds + at, weight * (load(ds + at) - mean[piece]));
         }
       }
       const auto as_it_is = [](int64_t, int, Vec s) { return s; };
@@ -285,12 +289,13 @@ void attention_backward(xla::ffi::ThreadPool& pool, const AttentionShape& a,
       std::fill_n(of_queries, width * kGroup, 0.0f);
       Engine::fold_items(key_values.at(), size, width, span, ds, weights.at(), of_queries,
                          as_it_is);
-      Vec factor[2] = {splat(a.scale), splat(a.scale)};
+      Vec factor[kPieces];
+      std::fill_n(factor, kPieces, splat(a.scale));
       store_group(of_queries, width, factor, count, a.dim, dq.at(b, first, h, a.dim), dq.width);
     }
     Engine::leave();
     for (int64_t j = 0; j < a.keys; ++j) {
-      for (int64_t c = 0; c < a.dim; c += 16) {
+      for (int64_t c = 0; c < a.dim; c += kLanes) {
         store_row(dk.at(b, j, h, a.dim) + c, load(of_keys + j * width + c) * a.scale, a.dim - c);
         store_row(dv.at(b, j, h, a.dim) + c, load(of_values + j * width + c), a.dim - c);
       }

@@ -6,12 +6,17 @@
 // out over a catalogue. bf16 arguments are one part.
 #pragma once
 
-#if defined(__AMX_BF16__) && defined(__AVX512F__) && defined(__linux__)
+#if defined(REC_JAX_EMULATED_AMX)  // a header with tiles in memory, for tests
+#include REC_JAX_EMULATED_AMX
 #define REC_JAX_AMX 1
-
+#elif defined(__AMX_BF16__) && defined(__AVX512F__) && defined(__linux__)
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#define REC_JAX_AMX 1
+#endif
+
+#ifdef REC_JAX_AMX
 
 #include "vector.h"
 
@@ -19,11 +24,15 @@ namespace rec_jax {
 
 constexpr int64_t kTileBytes = 1024;  // 16 rows of 64 bytes
 
+#ifdef REC_JAX_EMULATED_AMX
+inline bool amx_permitted() { return true; }
+#else
 inline bool amx_permitted() {
   constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   static const bool permitted = syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
   return permitted;
 }
+#endif
 
 // The bf16 nearest to `x`, as a float, taken away from it.
 inline Vec split_off(Vec& x) {
@@ -42,7 +51,6 @@ inline Vec split_off_fast(Vec& x) {
 
 // Two bf16 a lane: `low` in the lower half.
 inline Ints pair(Vec low, Vec high) {
-  typedef uint32_t Unsigned __attribute__((vector_size(64)));
   return (Ints)((Unsigned)low >> 16) | (Ints)high;
 }
 
@@ -102,6 +110,7 @@ constexpr int parts_of() { return sizeof(T) == 4 ? 3 : 1; }
 // See `fold.h` for what an engine has to offer. Widths and sizes are multiples of 32.
 template <class Query, class Item, int kMost = 2>
 struct AmxEngine {
+  static constexpr int64_t kUnit = 32;
   static constexpr int kQuery = parts_of<Query>(), kItem = parts_of<Item>();
   static constexpr int kQuerySide = kQuery > kMost ? kMost : kQuery;
   static constexpr int kItemSide = kItem > kMost ? kMost : kItem;
@@ -297,13 +306,9 @@ struct AmxEngine {
   template <int kParts, class T>
   static void split_row(const T* row, int64_t column, int64_t dim, Ints (&parts)[kParts]) {
     Vec first = load_row(row, column, dim), second = load_row(row, column + 16, dim);
-    Ints even, odd;
-    for (int i = 0; i < 16; ++i) {
-      even[i] = 2 * i;
-      odd[i] = 2 * i + 1;
-    }
-    Vec low = (Vec)pick((Ints)first, (Ints)second, even);
-    Vec high = (Vec)pick((Ints)first, (Ints)second, odd);
+    const Ints a = (Ints)first, b = (Ints)second;
+    Vec low = (Vec)pick<0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30>(a, b);
+    Vec high = (Vec)pick<1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31>(a, b);
     for (int part = 0; part < kParts; ++part) {
       Vec a = split_off(low), b = split_off(high);
       parts[part] = pair(a, b);

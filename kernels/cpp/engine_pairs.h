@@ -18,6 +18,17 @@ struct Doubles {
   }
 };
 
+// A left side, `[depth][rows]`; see ByRow.
+struct ByColumn {
+  const int32_t* data;
+  int64_t depth_step;
+  static constexpr int64_t row = 1;
+  template <int>
+  const int32_t* strip(int64_t first) const { return data + first; }
+  template <int>
+  int64_t step() const { return depth_step; }
+};
+
 // 32 elements of a row from `column` on, 0 from `dim` on, as 16 pairs.
 inline Ints load_pairs(const uint16_t* row, int64_t column, int64_t dim) {
   const int64_t count = std::clamp<int64_t>(dim - column, 0, 32);
@@ -56,8 +67,9 @@ struct PairScores : VectorEngine<uint16_t, uint16_t> {
   static void score(const void* queries, const void* tile, int64_t, int64_t width, Span span,
                     float* scores) {
     multiply<false, Doubles>(
-        scores + span.begin * 32, 32, static_cast<const int32_t*>(tile) + span.begin * width / 2,
-        width / 2, 1, static_cast<const int32_t*>(queries), 32, span.end - span.begin, width / 2);
+        scores + span.begin * 32, 32,
+        ByRow<int32_t>{static_cast<const int32_t*>(tile) + span.begin * width / 2, width / 2},
+        span.end - span.begin, {static_cast<const int32_t*>(queries), 32, width / 2}, 1, 0);
   }
 };
 
@@ -100,8 +112,8 @@ struct PairEngine : PairScores {
       }
     }
     multiply<true, Doubles>(
-        expected, 32, static_cast<const int32_t*>(values) + span.begin / 2 * width, 1, width,
-        p + span.begin / 2 * 32, 32, width, (span.end - span.begin) / 2);
+        expected, 32, ByColumn{static_cast<const int32_t*>(values) + span.begin / 2 * width, width},
+        width, {p + span.begin / 2 * 32, 32, (span.end - span.begin) / 2}, 1, 0);
   }
 
   // [size][room * 16] of pairs of queries
@@ -120,11 +132,12 @@ struct PairEngine : PairScores {
 
   static void fold_queries(const void* weights, const void* side, int64_t, Span span,
                            int64_t steps, int64_t room, int64_t width, float* grad) {
-    for (int64_t column = 0; column < width; column += 32)
-      multiply<true, Doubles>(
-          grad + span.begin * width + column, width,
-          static_cast<const int32_t*>(weights) + span.begin * room * 16, room * 16, 1,
-          static_cast<const int32_t*>(side) + column, width, span.end - span.begin, steps * 16);
+    const int64_t row = room * 16;
+    multiply<true, Doubles>(
+        grad + span.begin * width, width,
+        ByRow<int32_t>{static_cast<const int32_t*>(weights) + span.begin * row, row},
+        span.end - span.begin, {static_cast<const int32_t*>(side), width, steps * 16}, width / 32,
+        32);
   }
 };
 

@@ -16,6 +16,9 @@ inline Vec reciprocal(Vec x) {
 #if defined(__AVX512F__)
   const Vec near = (Vec)_mm512_rcp14_ps((__m512)x);
   return near * (2.0f - x * near);
+#elif defined(__AVX__) && !defined(REC_JAX_WIDE)
+  const Vec near = (Vec)_mm256_rcp_ps((__m256)x);
+  return near * (2.0f - x * near);
 #else
   return 1.0f / x;
 #endif
@@ -39,11 +42,11 @@ struct FeedForwardShape {
 // out `[N, d]`; before: what is activated, `[N, e]`, or null. With swiglu, `2 e` of up, its bias and
 // `before`.
 template <class Engine, class T>
-void feed_forward(xla::ffi::ThreadPool& pool, FeedForwardShape s, Activation kind, const T* x,
+void feed_forward(Threads& pool, FeedForwardShape s, Activation kind, const T* x,
                   const T* up, const float* up_bias, const T* down, const float* down_bias, T* out,
                   T* before) {
-  const int64_t width = round_up(s.dim, 32), size = round_up(s.hidden, 32);
-  const int64_t groups = ceil_div(s.places, kGroup), together = 4;
+  const int64_t width = round_up(s.dim, Engine::kUnit), size = round_up(s.hidden, 32);
+  const int64_t groups = ceil_div(s.places, kGroup), together = 2;
   const int64_t parts = kind == Activation::kSwiglu ? 2 : 1, stride = parts * s.hidden;
   const int64_t tile = Engine::tile_bytes(size, width);
   Buffer keys(parts * tile), values(Engine::values_bytes(size, width));
@@ -63,7 +66,8 @@ void feed_forward(xla::ffi::ThreadPool& pool, FeedForwardShape s, Activation kin
     float *scores = scores_buffer.at<float>(), *o = sums.at<float>();
     const float* other = scores + size * kGroup;  // the second half's, with swiglu
     const Span all = {0, size};
-    Vec ones[2] = {splat(1), splat(1)};
+    Vec ones[kPieces];
+    std::fill_n(ones, kPieces, splat(1));
     Engine::enter();
     for (int64_t g = unit * together; g < std::min(groups, (unit + 1) * together); ++g) {
       const int64_t first = g * kGroup, count = std::min(kGroup, s.places - first);
@@ -73,23 +77,23 @@ void feed_forward(xla::ffi::ThreadPool& pool, FeedForwardShape s, Activation kin
         Engine::score(places.at(), keys.at(part * tile), size, width, all, own);
         if (before == nullptr) continue;
         for (int64_t j = 0; j < s.hidden; ++j)
-          for (int half = 0; half < 2; ++half) {
-            float* at = own + j * kGroup + half * 16;
+          for (int piece = 0; piece < kPieces; ++piece) {
+            float* at = own + j * kGroup + piece * kLanes;
             store(at, load(at) + now[part * size + j]);
           }
         store_group(own, size, ones, count, s.hidden, before + first * stride + part * s.hidden,
                     stride);
       }
       for (int64_t k = 0; k < width; ++k)
-        for (int half = 0; half < 2; ++half)
-          store(o + k * kGroup + half * 16, splat(k < s.dim ? down_bias[k] : 0));
+        for (int piece = 0; piece < kPieces; ++piece)
+          store(o + k * kGroup + piece * kLanes, splat(k < s.dim ? down_bias[k] : 0));
       if (parts == 1)
         Engine::fold_items(values.at(), size, width, all, scores, weights.at(), o,
                            [&](int64_t j, int, Vec h) { return activate(kind, h + late[j]); });
       else
         Engine::fold_items(values.at(), size, width, all, scores, weights.at(), o,
-                           [&](int64_t j, int half, Vec h) {
-                             const Vec times = load(other + j * kGroup + half * 16) + late[size + j];
+                           [&](int64_t j, int piece, Vec h) {
+                             const Vec times = load(other + j * kGroup + piece * kLanes) + late[size + j];
                              return activate(kind, h + late[j]) * times;
                            });
       store_group(o, width, ones, count, s.dim, out + first * s.dim, s.dim);

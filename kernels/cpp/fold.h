@@ -7,8 +7,9 @@
 //   fold_items              expected [width][32] += items^T * weight(scores)
 //   pack_weights, pack_side, fold_queries
 //                           grad [size][width] += weight(scores) * queries, over several groups
-// Only the items of a span take part. Sizes and widths are padded to multiples of 32; what pads a
-// row or a group is 0.
+//   kUnit                   what widths are padded to a multiple of
+// Only the items of a span take part. Sizes are padded to multiples of 32; what pads a row or a
+// group is 0.
 // How the work is cut depends on the problem alone, so that the result does not depend on threads.
 #pragma once
 
@@ -22,7 +23,6 @@
 
 namespace rec_jax {
 
-constexpr int64_t kGroup = 32;        // queries whose scores are computed together
 constexpr int64_t kForwardTile = 128;  // items of a tile
 constexpr int64_t kGradTile = 64;
 constexpr int64_t kGradGroups = 8;   // groups between additions to a tile's gradient
@@ -83,8 +83,8 @@ __attribute__((noinline)) inline void finish_scores(const Rule& rule, int64_t fi
       std::fill_n(scores + j * kGroup, kGroup, -kInfinity);
       continue;
     }
-    for (int half = 0; half < 2; ++half) {
-      float* at = scores + j * kGroup + half * 16;
+    for (int piece = 0; piece < kPieces; ++piece) {
+      float* at = scores + j * kGroup + piece * kLanes;
       Vec s = load(at) * rule.scale + bias;
       if (rule.softcap > 0) s = rule.softcap * tanh(s / rule.softcap);
       store(at, s);
@@ -163,7 +163,8 @@ struct Arguments {
   const int32_t* targets;
   int64_t num_queries, num_rows, dim;
   Rule rule;
-  int64_t width() const { return round_up(dim, 32); }
+  template <class Engine>
+  int64_t width() const { return round_up(dim, Engine::kUnit); }
   int64_t groups() const { return ceil_div(num_queries, kGroup); }
   int64_t in_group(int64_t group) const { return std::min(kGroup, num_queries - group * kGroup); }
 };
@@ -172,9 +173,9 @@ struct Arguments {
 template <class Engine, class Query, class Item>
 class Packed {
  public:
-  Packed(xla::ffi::ThreadPool& pool, const Arguments<Query, Item>& a, bool with_side)
-      : of_query_(Engine::query_bytes(a.width())),
-        of_side_(with_side ? Engine::side_bytes(a.width()) : 0),
+  Packed(Threads& pool, const Arguments<Query, Item>& a, bool with_side)
+      : of_query_(Engine::query_bytes(a.template width<Engine>())),
+        of_side_(with_side ? Engine::side_bytes(a.template width<Engine>()) : 0),
         queries_(a.groups() * of_query_),
         side_(a.groups() * of_side_),
         targets_(a.groups() * kGroup * 4) {
@@ -183,8 +184,8 @@ class Packed {
     parallel_for(pool, ceil_div(a.groups(), 8), [&](int64_t unit) {
       for (int64_t g = unit * 8; g < std::min(a.groups(), unit * 8 + 8); ++g) {
         const Rows<Query> rows = {a.queries + g * kGroup * a.dim, a.dim, a.dim};
-        Engine::pack_queries(rows, a.in_group(g), a.width(), queries_.at(g * of_query_));
-        if (with_side) Engine::pack_side(rows, a.in_group(g), a.width(), side_.at(g * of_side_));
+        Engine::pack_queries(rows, a.in_group(g), a.template width<Engine>(), queries_.at(g * of_query_));
+        if (with_side) Engine::pack_side(rows, a.in_group(g), a.template width<Engine>(), side_.at(g * of_side_));
       }
     });
   }
@@ -210,7 +211,7 @@ template <class Engine, class Query, class Item>
 void forward_unit(const Arguments<Query, Item>& a, const Packed<Engine, Query, Item>& packed,
                   int64_t first_group, int64_t groups, int64_t begin, int64_t end, Sums out) {
   constexpr int64_t size = kForwardTile;
-  const int64_t width = a.width();
+  const int64_t width = a.template width<Engine>();
   const bool expected = out.expected != nullptr, capped = a.rule.softcap > 0;
   const Span all = {0, size};
   Buffer tile(Engine::tile_bytes(size, width));
@@ -235,36 +236,36 @@ void forward_unit(const Arguments<Query, Item>& a, const Packed<Engine, Query, I
       Engine::score(packed.queries(first_group + g), tile.at(), size, width, all, scores);
       rule.finish(scores);
       mask_labels(packed.targets(first_group + g), rule.offset + start, size, scores);
-      Vec m[2], sum[2], shrink[2];
-      for (int half = 0; half < 2; ++half) {
-        float* at = out.m + g * kGroup + half * 16;
+      Vec m[kPieces], sum[kPieces], shrink[kPieces];
+      for (int piece = 0; piece < kPieces; ++piece) {
+        float* at = out.m + g * kGroup + piece * kLanes;
         const Vec before = load(at);
         Vec top[4] = {before, before, before, before};
         for (int64_t j = 0; j < size; j += 4)
           for (int i = 0; i < 4; ++i)
-            top[i] = max(load(scores + (j + i) * kGroup + half * 16), top[i]);
-        m[half] = max(max(top[0], top[1]), max(top[2], top[3]));
-        store(at, m[half]);
-        shrink[half] = exp(before - m[half]);
-        sum[half] = load(out.sum + g * kGroup + half * 16) * shrink[half];
+            top[i] = max(load(scores + (j + i) * kGroup + piece * kLanes), top[i]);
+        m[piece] = max(max(top[0], top[1]), max(top[2], top[3]));
+        store(at, m[piece]);
+        shrink[piece] = exp(before - m[piece]);
+        sum[piece] = load(out.sum + g * kGroup + piece * kLanes) * shrink[piece];
       }
       if (expected) {
         float* o = out.expected + g * kGroup * width;
         for (int64_t k = 0; k < width; ++k)
-          for (int half = 0; half < 2; ++half)
-            store(o + k * kGroup + half * 16, load(o + k * kGroup + half * 16) * shrink[half]);
+          for (int piece = 0; piece < kPieces; ++piece)
+            store(o + k * kGroup + piece * kLanes, load(o + k * kGroup + piece * kLanes) * shrink[piece]);
         Engine::fold_items(values.at(), size, width, all, scores, weights.at(), o,
-                           [&](int64_t, int half, Vec s) {
-                             const Vec p = exp(s - m[half]);
-                             sum[half] += p;
+                           [&](int64_t, int piece, Vec s) {
+                             const Vec p = exp(s - m[piece]);
+                             sum[piece] += p;
                              return capped ? p * slope_of(rule, max(s, splat(-rule.softcap))) : p;
                            });
       } else {
         for (int64_t j = 0; j < size; ++j)
-          for (int half = 0; half < 2; ++half)
-            sum[half] += exp(load(scores + j * kGroup + half * 16) - m[half]);
+          for (int piece = 0; piece < kPieces; ++piece)
+            sum[piece] += exp(load(scores + j * kGroup + piece * kLanes) - m[piece]);
       }
-      for (int half = 0; half < 2; ++half) store(out.sum + g * kGroup + half * 16, sum[half]);
+      for (int piece = 0; piece < kPieces; ++piece) store(out.sum + g * kGroup + piece * kLanes, sum[piece]);
     }
   }
   Engine::leave();
@@ -272,11 +273,12 @@ void forward_unit(const Arguments<Query, Item>& a, const Packed<Engine, Query, I
 
 // See `primitives.Forward`.
 template <class Engine, class Query, class Item>
-void forward(xla::ffi::ThreadPool& pool, const Arguments<Query, Item>& a, Sums out) {
-  const int64_t width = a.width(), groups = a.groups();
+void forward(Threads& pool, const Arguments<Query, Item>& a, Sums out) {
+  const int64_t width = a.template width<Engine>(), groups = a.groups();
   const Packed<Engine, Query, Item> packed(pool, a, false);
-  // A block of queries is large enough to hide the packing of tiles.
-  const Cuts work(groups, a.num_queries > 4096 ? 16 : 8, a.num_rows, 4096);
+  // A block of queries is large enough to hide the packing of tiles, where there is work for all.
+  const int64_t block = a.num_queries > 4096 ? 16 : groups < 64 && a.num_rows < 16384 ? 4 : 8;
+  const Cuts work(groups, block, a.num_rows, 4096);
   const int64_t cuts = work.cuts, padded = groups * kGroup;
   Buffer m(cuts * padded * 4), sum(cuts * padded * 4);
   Buffer expected(out.expected ? cuts * padded * width * 4 : 0);
@@ -288,30 +290,30 @@ void forward(xla::ffi::ThreadPool& pool, const Arguments<Query, Item>& a, Sums o
              out.expected ? expected.at<float>() + at * width : nullptr});
   });
   parallel_for(pool, groups, [&](int64_t g) {
-    Vec top[2], total[2];
+    Vec top[kPieces], total[kPieces];
     Buffer merged(width * kGroup * 4);
     float* o = merged.at<float>();
     std::fill_n(o, width * kGroup, 0.0f);
-    for (int half = 0; half < 2; ++half) {
-      const int64_t lane = g * kGroup + half * 16;
-      top[half] = splat(kLowest);
-      total[half] = Vec{};
+    for (int piece = 0; piece < kPieces; ++piece) {
+      const int64_t lane = g * kGroup + piece * kLanes;
+      top[piece] = splat(kLowest);
+      total[piece] = Vec{};
       for (int64_t cut = 0; cut < cuts; ++cut)
-        top[half] = max(load(m.at<float>() + cut * padded + lane), top[half]);
+        top[piece] = max(load(m.at<float>() + cut * padded + lane), top[piece]);
       for (int64_t cut = 0; cut < cuts; ++cut) {
-        const Vec factor = exp(load(m.at<float>() + cut * padded + lane) - top[half]);
-        total[half] += factor * load(sum.at<float>() + cut * padded + lane);
+        const Vec factor = exp(load(m.at<float>() + cut * padded + lane) - top[piece]);
+        total[piece] += factor * load(sum.at<float>() + cut * padded + lane);
         if (!out.expected) continue;
-        const float* from = expected.at<float>() + (cut * padded + g * kGroup) * width + half * 16;
+        const float* from = expected.at<float>() + (cut * padded + g * kGroup) * width + piece * kLanes;
         for (int64_t k = 0; k < a.dim; ++k)
-          store(o + k * kGroup + half * 16,
-                load(o + k * kGroup + half * 16) + factor * load(from + k * kGroup));
+          store(o + k * kGroup + piece * kLanes,
+                load(o + k * kGroup + piece * kLanes) + factor * load(from + k * kGroup));
       }
     }
     for (int64_t q = 0; q < a.in_group(g); ++q) {
       const int64_t i = g * kGroup + q;
-      out.m[i] = top[q / 16][q % 16];
-      out.sum[i] = total[q / 16][q % 16];
+      out.m[i] = top[q / kLanes][q % kLanes];
+      out.sum[i] = total[q / kLanes][q % kLanes];
       if (!out.expected) continue;
       for (int64_t k = 0; k < a.dim; ++k) out.expected[i * a.dim + k] = o[k * kGroup + q];
     }
@@ -325,10 +327,10 @@ struct Side {
 
 // See `primitives.ItemGrad`.
 template <class Engine, class Query, class Item>
-void item_grad(xla::ffi::ThreadPool& pool, const Arguments<Query, Item>& a, Side side, float* grad,
+void item_grad(Threads& pool, const Arguments<Query, Item>& a, Side side, float* grad,
                float* grad_bias) {
   constexpr int64_t size = kGradTile, room = kGradGroups;
-  const int64_t width = a.width(), groups = a.groups(), padded = groups * kGroup;
+  const int64_t width = a.template width<Engine>(), groups = a.groups(), padded = groups * kGroup;
   const Packed<Engine, Query, Item> packed(pool, a, true);
   Buffer per_query(2 * padded * 4);
   float *lse = per_query.at<float>(), *weight = lse + padded;
@@ -336,12 +338,13 @@ void item_grad(xla::ffi::ThreadPool& pool, const Arguments<Query, Item>& a, Side
   std::fill_n(weight, padded, 0.0f);
   std::copy_n(side.lse, a.num_queries, lse);
   std::copy_n(side.weight, a.num_queries, weight);
-  const int64_t together = 8;  // tiles of a unit
+  // Tiles of a unit.
+  const int64_t together = std::clamp<int64_t>(a.num_rows / (size * 64), 1, 8);
   parallel_for(pool, ceil_div(a.num_rows, size * together), [&](int64_t unit) {
     const Span all = {0, size};
     Buffer tile(Engine::tile_bytes(size, width));
     Buffer scores_buffer(size * kGroup * 4), weights(Engine::weights_bytes(size, room));
-    Buffer sums(size * width * 4), bias_sums(size * 64);
+    Buffer sums(size * width * 4), bias_sums(size * kLanes * 4);
     float *scores = scores_buffer.at<float>(), *total = sums.at<float>();
     const int64_t end = std::min(a.num_rows, (unit + 1) * size * together);
     Engine::enter();
@@ -349,7 +352,7 @@ void item_grad(xla::ffi::ThreadPool& pool, const Arguments<Query, Item>& a, Side
       const int64_t rows = std::min(size, end - start);
       const int64_t valid = std::clamp<int64_t>(a.rule.items - start, 0, rows);
       std::fill_n(total, size * width, 0.0f);
-      std::fill_n(bias_sums.at<float>(), size * 16, 0.0f);
+      std::fill_n(bias_sums.at<float>(), size * kLanes, 0.0f);
       const TileRule rule(a.rule, start, rows, size);
       if (valid > 0)
         Engine::pack_tile({a.items + start * a.dim, a.dim, a.dim}, rows, size, width, tile.at());
@@ -360,21 +363,24 @@ void item_grad(xla::ffi::ThreadPool& pool, const Arguments<Query, Item>& a, Side
           Engine::score(packed.queries(g), tile.at(), size, width, all, scores);
           rule.finish(scores);
           mask_labels(packed.targets(g), rule.offset + start, valid, scores);
-          const Vec lse_of[2] = {load(lse + g * kGroup), load(lse + g * kGroup + 16)};
-          const Vec weight_of[2] = {load(weight + g * kGroup), load(weight + g * kGroup + 16)};
+          Vec lse_of[kPieces], weight_of[kPieces];
+          for (int piece = 0; piece < kPieces; ++piece) {
+            lse_of[piece] = load(lse + g * kGroup + piece * kLanes);
+            weight_of[piece] = load(weight + g * kGroup + piece * kLanes);
+          }
           if (rule.softcap > 0 || rule.bias) {
             Engine::pack_weights(
-                scores, size, all, step, room, weights.at(), [&](int64_t j, int half, Vec s) {
-                  Vec c = weight_of[half] * exp(s - lse_of[half]);
+                scores, size, all, step, room, weights.at(), [&](int64_t j, int piece, Vec s) {
+                  Vec c = weight_of[piece] * exp(s - lse_of[piece]);
                   if (rule.softcap > 0) c *= slope_of(rule, max(s, splat(-rule.softcap)));
-                  float* b = bias_sums.at<float>() + j * 16;
+                  float* b = bias_sums.at<float>() + j * kLanes;
                   store(b, load(b) + c);
                   return c;
                 });
           } else {
             Engine::pack_weights(scores, size, all, step, room, weights.at(),
-                                 [&](int64_t, int half, Vec s) {
-                                   return weight_of[half] * exp(s - lse_of[half]);
+                                 [&](int64_t, int piece, Vec s) {
+                                   return weight_of[piece] * exp(s - lse_of[piece]);
                                  });
           }
         }
@@ -384,7 +390,8 @@ void item_grad(xla::ffi::ThreadPool& pool, const Arguments<Query, Item>& a, Side
       const auto is_item = [&](int64_t j) { return j < valid && !rule.out(start + j); };
       if (grad_bias)
         for (int64_t j = 0; j < rows; ++j)
-          grad_bias[start + j] = is_item(j) ? sum(load(bias_sums.at<float>() + j * 16)) : 0.0f;
+          grad_bias[start + j] =
+              is_item(j) ? sum(load(bias_sums.at<float>() + j * kLanes)) : 0.0f;
       for (int64_t i = 0; i < a.num_queries; ++i) {
         const int64_t row = int64_t(a.targets[i]) - (rule.offset + start);
         if (row < 0 || row >= valid || !is_item(row)) continue;

@@ -8,11 +8,24 @@
 #include "fold.h"
 #include "pairs.h"
 #include "rank.h"
+#include "xla/ffi/api/ffi.h"
 
 namespace rec_jax {
 namespace {
 
 namespace ffi = xla::ffi;
+
+// The threads of XLA's own pool.
+class Lent : public Threads {
+ public:
+  explicit Lent(ffi::ThreadPool& pool) : pool_(pool) {}
+  int64_t count() const override { return pool_.num_threads(); }
+  void schedule(std::function<void()> work) override { pool_.Schedule(std::move(work)); }
+
+ private:
+  ffi::ThreadPool& pool_;
+};
+
 using Floats = ffi::Buffer<ffi::F32>;
 using Ids = ffi::Buffer<ffi::S32>;
 using Scalar = ffi::BufferR0<ffi::F32>;
@@ -83,10 +96,11 @@ Arguments<Query, Item> arguments(const Query* q, const Item* w, const ffi::AnyBu
           items.dimensions()[1], rule};
 }
 
-ffi::Error softmax_forward(ffi::ThreadPool pool, bool use_amx, float softcap,
+ffi::Error softmax_forward(ffi::ThreadPool lent, bool use_amx, float softcap,
                            ffi::AnyBuffer queries, ffi::AnyBuffer items, Scalar scale, Floats bias,
                            Integer num_items, Integer offset, Ids targets, ffi::Result<Floats> m,
                            ffi::Result<Floats> sum, ffi::Result<Floats> expected) {
+  Lent pool(lent);
   const Rule rule = rule_of(softcap, scale, bias, num_items, offset, items.dimensions()[0]);
   return dispatch<2>(use_amx, queries, items, [&](auto engine, auto* q, auto* w) {
     const Sums out = {m->typed_data(), sum->typed_data(),
@@ -96,11 +110,12 @@ ffi::Error softmax_forward(ffi::ThreadPool pool, bool use_amx, float softcap,
   });
 }
 
-ffi::Error softmax_item_grad(ffi::ThreadPool pool, bool use_amx, float softcap,
+ffi::Error softmax_item_grad(ffi::ThreadPool lent, bool use_amx, float softcap,
                              ffi::AnyBuffer queries, ffi::AnyBuffer items, Scalar scale,
                              Floats bias, Integer num_items, Integer offset, Ids targets,
                              Floats lse, Floats weight, Floats label_weight,
                              ffi::Result<Floats> grad, ffi::Result<Floats> grad_bias) {
+  Lent pool(lent);
   const Rule rule = rule_of(softcap, scale, bias, num_items, offset, items.dimensions()[0]);
   return dispatch<2>(use_amx, queries, items, [&](auto engine, auto* q, auto* w) {
     const Side side = {lse.typed_data(), weight.typed_data(), label_weight.typed_data()};
@@ -111,10 +126,11 @@ ffi::Error softmax_item_grad(ffi::ThreadPool pool, bool use_amx, float softcap,
   });
 }
 
-ffi::Error label_scores_call(ffi::ThreadPool pool, bool use_amx, float softcap,
+ffi::Error label_scores_call(ffi::ThreadPool lent, bool use_amx, float softcap,
                              ffi::AnyBuffer queries, ffi::AnyBuffer items, Scalar scale,
                              Floats bias, Integer num_items, Integer offset, Ids targets,
                              ffi::Result<Floats> out) {
+  Lent pool(lent);
   const Rule rule = rule_of(softcap, scale, bias, num_items, offset, items.dimensions()[0]);
   return dispatch<2>(use_amx, queries, items, [&](auto engine, auto* q, auto* w) {
     label_scores<decltype(engine)>(
@@ -122,10 +138,11 @@ ffi::Error label_scores_call(ffi::ThreadPool pool, bool use_amx, float softcap,
   });
 }
 
-ffi::Error rank_count_call(ffi::ThreadPool pool, bool use_amx, float softcap,
+ffi::Error rank_count_call(ffi::ThreadPool lent, bool use_amx, float softcap,
                            ffi::AnyBuffer queries, ffi::AnyBuffer items, Scalar scale, Floats bias,
                            Integer num_items, Integer offset, Floats least, Ids pair_queries,
                            Ids pair_items, ffi::Result<Ids> out) {
+  Lent pool(lent);
   const Rule rule = rule_of(softcap, scale, bias, num_items, offset, items.dimensions()[0]);
   const Pairs pairs = {pair_queries.typed_data(), pair_items.typed_data(),
                        int64_t(pair_items.element_count())};
@@ -153,11 +170,12 @@ Wide<T> wide(ffi::Result<ffi::AnyBuffer>& buffer, int64_t column) {
           buffer->dimensions()[2], column};
 }
 
-ffi::Error attention_forward_call(ffi::ThreadPool pool, bool use_amx, bool causal, int64_t heads,
+ffi::Error attention_forward_call(ffi::ThreadPool lent, bool use_amx, bool causal, int64_t heads,
                                   int64_t dim, int64_t q_at, int64_t k_at, int64_t v_at,
                                   ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::AnyBuffer v, Ids own,
                                   Ids segments, Ids places, ffi::Result<ffi::AnyBuffer> out,
                                   ffi::Result<Floats> log_total) {
+  Lent pool(lent);
   const Segments who = {own.typed_data(), segments.typed_data(), places.typed_data()};
   const AttentionShape shape = shape_of(causal, heads, dim, q, k);
   return dispatch<3>(use_amx, q, q, [&](auto engine, auto* one, auto* other) {
@@ -170,13 +188,14 @@ ffi::Error attention_forward_call(ffi::ThreadPool pool, bool use_amx, bool causa
 }
 
 // With `joint`, dq is `[B, L, width]` of q, k and v side by side, and dk and dv are empty.
-ffi::Error attention_backward_call(ffi::ThreadPool pool, bool use_amx, bool causal, int64_t heads,
+ffi::Error attention_backward_call(ffi::ThreadPool lent, bool use_amx, bool causal, int64_t heads,
                                    int64_t dim, int64_t q_at, int64_t k_at, int64_t v_at,
                                    bool joint, ffi::AnyBuffer q, ffi::AnyBuffer k,
                                    ffi::AnyBuffer v, Ids own, Ids segments, Ids places,
                                    ffi::AnyBuffer out, ffi::AnyBuffer gradient, Floats log_total,
                                    ffi::Result<ffi::AnyBuffer> dq, ffi::Result<ffi::AnyBuffer> dk,
                                    ffi::Result<ffi::AnyBuffer> dv) {
+  Lent pool(lent);
   const Segments who = {own.typed_data(), segments.typed_data(), places.typed_data()};
   const AttentionShape shape = shape_of(causal, heads, dim, q, k);
   return dispatch<3>(use_amx, q, q, [&](auto engine, auto* one, auto* other) {
@@ -190,10 +209,11 @@ ffi::Error attention_backward_call(ffi::ThreadPool pool, bool use_amx, bool caus
   });
 }
 
-ffi::Error feed_forward_call(ffi::ThreadPool pool, bool use_amx, int32_t activation,
+ffi::Error feed_forward_call(ffi::ThreadPool lent, bool use_amx, int32_t activation,
                              ffi::AnyBuffer x, ffi::AnyBuffer up, Floats up_bias,
                              ffi::AnyBuffer down, Floats down_bias,
                              ffi::Result<ffi::AnyBuffer> out, ffi::Result<ffi::AnyBuffer> before) {
+  Lent pool(lent);
   const FeedForwardShape shape = {x.dimensions()[0], x.dimensions()[1], down.dimensions()[0]};
   return dispatch<3>(use_amx, x, x, [&](auto engine, auto* one, auto* other) {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(one)>>;

@@ -1,6 +1,7 @@
-// A loop over independent units of work, on the threads that XLA lends.
+// A loop over independent units of work, on threads that somebody lends.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -8,14 +9,20 @@
 #include <memory>
 #include <mutex>
 
-#include "xla/ffi/api/ffi.h"
-
 namespace rec_jax {
+
+// Who lends threads; `module.cc` asks XLA.
+class Threads {
+ public:
+  virtual ~Threads() = default;
+  virtual int64_t count() const = 0;
+  virtual void schedule(std::function<void()> work) = 0;
+};
 
 // Runs work(unit) for every unit in [0, units), each once, in no fixed order. The caller takes
 // part and waits only for helpers that hold a unit, so it cannot wait for a thread that never comes.
 // A helper that arrives when all units are taken touches nothing but the shared counter.
-inline void parallel_for(xla::ffi::ThreadPool& pool, int64_t units,
+inline void parallel_for(Threads& pool, int64_t units,
                          const std::function<void(int64_t)>& work) {
   struct Shared {
     std::atomic<int64_t> next{0};
@@ -36,8 +43,8 @@ inline void parallel_for(xla::ffi::ThreadPool& pool, int64_t units,
     shared->done += finished;
     if (shared->done == shared->units) shared->all_done.notify_all();
   };
-  int64_t helpers = std::min<int64_t>(pool.num_threads(), units) - 1;
-  for (int64_t i = 0; i < helpers; ++i) pool.Schedule(std::function<void()>(take));
+  int64_t helpers = std::min<int64_t>(pool.count(), units) - 1;
+  for (int64_t i = 0; i < helpers; ++i) pool.schedule(std::function<void()>(take));
   take();
   std::unique_lock<std::mutex> lock(shared->mutex);
   shared->all_done.wait(lock, [&] { return shared->done == shared->units; });

@@ -46,11 +46,11 @@ class Grouped {
 // Scores of a group against 32 rows of which its targets are the first, second, ..: the same
 // products in the same order as `rank_unit`'s, so that a target's score has its bits.
 template <class Engine, class Query, class Item>
-void label_scores(xla::ffi::ThreadPool& pool, const Arguments<Query, Item>& a, float* out) {
+void label_scores(Threads& pool, const Arguments<Query, Item>& a, float* out) {
   const Packed<Engine, Query, Item> packed(pool, a, false);
   parallel_for(pool, a.groups(), [&](int64_t g) {
     constexpr int64_t size = kGroup;
-    Buffer rows_buffer(size * a.dim * sizeof(Item)), tile(Engine::tile_bytes(size, a.width()));
+    Buffer rows_buffer(size * a.dim * sizeof(Item)), tile(Engine::tile_bytes(size, a.template width<Engine>()));
     Buffer scores_buffer(size * kGroup * 4);
     Item* rows = rows_buffer.at<Item>();
     float* scores = scores_buffer.at<float>();
@@ -64,8 +64,8 @@ void label_scores(xla::ffi::ThreadPool& pool, const Arguments<Query, Item>& a, f
       biases[i] = a.rule.bias ? a.rule.bias[from] : 0.0f;
     }
     Engine::enter();
-    Engine::pack_tile({rows, a.dim, a.dim}, size, size, a.width(), tile.at());
-    Engine::score(packed.queries(g), tile.at(), size, a.width(), {0, size}, scores);
+    Engine::pack_tile({rows, a.dim, a.dim}, size, size, a.template width<Engine>(), tile.at());
+    Engine::score(packed.queries(g), tile.at(), size, a.template width<Engine>(), {0, size}, scores);
     Engine::leave();
     Rule rule = a.rule;
     rule.items = size;
@@ -82,7 +82,7 @@ void rank_unit(const Arguments<Query, Item>& a, const Packed<Engine, Query, Item
                const Grouped& excluded, int64_t first_group, int64_t groups, int64_t begin,
                int64_t end, const float* least, int32_t* counts) {
   constexpr int64_t size = kForwardTile;
-  Buffer tile(Engine::tile_bytes(size, a.width())), scores_buffer(size * kGroup * 4);
+  Buffer tile(Engine::tile_bytes(size, a.template width<Engine>())), scores_buffer(size * kGroup * 4);
   float* scores = scores_buffer.at<float>();
   std::fill_n(counts, groups * kGroup, 0);
   std::vector<const Grouped::Pair*> next(groups);
@@ -90,20 +90,20 @@ void rank_unit(const Arguments<Query, Item>& a, const Packed<Engine, Query, Item
   Engine::enter();
   for (int64_t start = begin; start < end; start += size) {
     const int64_t rows = std::min(size, end - start);
-    Engine::pack_tile({a.items + start * a.dim, a.dim, a.dim}, rows, size, a.width(), tile.at());
+    Engine::pack_tile({a.items + start * a.dim, a.dim, a.dim}, rows, size, a.template width<Engine>(), tile.at());
     const TileRule rule(a.rule, start, rows, size);
     for (int64_t g = 0; g < groups; ++g) {
-      Engine::score(packed.queries(first_group + g), tile.at(), size, a.width(), {0, size}, scores);
+      Engine::score(packed.queries(first_group + g), tile.at(), size, a.template width<Engine>(), {0, size}, scores);
       rule.finish(scores);
-      for (int half = 0; half < 2; ++half) {
-        const Vec bound = load(least + g * kGroup + half * 16);
+      for (int piece = 0; piece < kPieces; ++piece) {
+        const Vec bound = load(least + g * kGroup + piece * kLanes);
         Ints less[4] = {};
         for (int64_t j = 0; j < size; j += 4)
           for (int i = 0; i < 4; ++i)
-            less[i] += load(scores + (j + i) * kGroup + half * 16) < bound;  // -1 where it is
+            less[i] += load(scores + (j + i) * kGroup + piece * kLanes) < bound;  // -1 where it is
         const Ints found = int32_t(size) + less[0] + less[1] + less[2] + less[3];
-        int32_t* at = counts + g * kGroup + half * 16;
-        for (int i = 0; i < 16; ++i) at[i] += found[i];
+        int32_t* at = counts + g * kGroup + piece * kLanes;
+        for (int i = 0; i < kLanes; ++i) at[i] += found[i];
       }
       const Grouped::Pair* last = excluded.end(first_group + g);
       for (; next[g] != last && next[g]->row < start + rows; ++next[g]) {
@@ -118,7 +118,7 @@ void rank_unit(const Arguments<Query, Item>& a, const Packed<Engine, Query, Item
 
 // See `primitives.RankCount`. least: `[N]`, the targets' scores.
 template <class Engine, class Query, class Item>
-void rank_count(xla::ffi::ThreadPool& pool, const Arguments<Query, Item>& a, const float* least,
+void rank_count(Threads& pool, const Arguments<Query, Item>& a, const float* least,
                 const Pairs& pairs, int32_t* out) {
   const int64_t groups = a.groups(), padded = groups * kGroup;
   const Packed<Engine, Query, Item> packed(pool, a, false);

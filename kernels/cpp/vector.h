@@ -1,4 +1,4 @@
-// Sixteen floats at a time, in GCC's vector extensions: any CPU, one source.
+// A register of floats at a time, in GCC's vector extensions: any CPU, one source.
 #pragma once
 
 #include <algorithm>
@@ -6,14 +6,23 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__)
+#include <utility>
+
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 
+#include "machine.h"
+
 namespace rec_jax {
 
-typedef float Vec __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
+typedef float Vec __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t Unsigned __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
+
+constexpr int64_t kGroup = 32;               // queries whose scores are computed together
+constexpr int kPieces = kGroup / kLanes;     // registers of a group
 
 constexpr float kLowest = -3.4028234663852886e38f;
 constexpr float kInfinity = __builtin_inff();
@@ -35,6 +44,9 @@ inline void store_int(int32_t* p, Ints v) { std::memcpy(p, &v, sizeof v); }
 #if defined(__AVX512F__)
 inline Vec min(Vec a, Vec b) { return (Vec)_mm512_min_ps((__m512)a, (__m512)b); }
 inline Vec max(Vec a, Vec b) { return (Vec)_mm512_max_ps((__m512)a, (__m512)b); }
+#elif defined(__AVX__) && !defined(REC_JAX_WIDE)
+inline Vec min(Vec a, Vec b) { return (Vec)_mm256_min_ps((__m256)a, (__m256)b); }
+inline Vec max(Vec a, Vec b) { return (Vec)_mm256_max_ps((__m256)a, (__m256)b); }
 #else
 inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
 inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
@@ -44,9 +56,12 @@ inline float sum(Vec v) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_ps((__m512)v);
 #else
-  float total = 0;
-  for (int i = 0; i < 16; ++i) total += v[i];
-  return total;
+  // Halves are added to halves, as the instructions above do.
+  float part[kLanes];
+  store(part, v);
+  for (int count = kLanes / 2; count > 0; count /= 2)
+    for (int i = 0; i < count; ++i) part[i] += part[i + count];
+  return part[0];
 #endif
 }
 
@@ -89,42 +104,47 @@ inline float from_bf16(uint16_t x) {
 inline float to_float(float x) { return x; }
 inline float to_float(uint16_t x) { return from_bf16(x); }
 
-// Lane i is lane from[i] of a, or lane from[i] - 16 of b.
-inline Ints pick(Ints a, Ints b, Ints from) {
+// Lane i of the result is lane kFrom[i] of a, or lane kFrom[i] - kLanes of b.
+template <int... kFrom>
+inline Ints pick(Ints a, Ints b) {
 #if defined(__AVX512F__)
+  const Ints from = {kFrom...};
   return (Ints)_mm512_permutex2var_epi32((__m512i)a, (__m512i)from, (__m512i)b);
+#elif defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, kFrom...);
 #else
-  Ints out;
-  for (int i = 0; i < 16; ++i) out[i] = from[i] < 16 ? a[from[i]] : b[from[i] - 16];
-  return out;
+  return __builtin_shuffle(a, b, Ints{kFrom...});
 #endif
 }
 
+// Lanes whose number lacks the bit kStep come from a, the others from b: of each, those that lack it
+// (kHigh 0) or have it (kHigh 1).
+template <int kStep, int kHigh, int... kLane>
+inline Ints merge(Ints a, Ints b, std::integer_sequence<int, kLane...>) {
+  return pick<(kLane & kStep ? kLanes + kLane - kStep : kLane) + kHigh * kStep...>(a, b);
+}
+
 template <int kStep>
-inline void transpose_step(Ints (&rows)[16]) {
-  Ints low, high;
-  for (int lane = 0; lane < 16; ++lane) {
-    low[lane] = lane & kStep ? 16 + lane - kStep : lane;
-    high[lane] = lane & kStep ? 16 + lane : lane + kStep;
-  }
-  for (int i = 0; i < 16; ++i) {
+inline void transpose_step(Ints (&rows)[kLanes]) {
+  constexpr auto lanes = std::make_integer_sequence<int, kLanes>{};
+  for (int i = 0; i < kLanes; ++i) {
     if (i & kStep) continue;
-    Ints a = rows[i], b = rows[i + kStep];
-    rows[i] = pick(a, b, low);
-    rows[i + kStep] = pick(a, b, high);
+    const Ints a = rows[i], b = rows[i + kStep];
+    rows[i] = merge<kStep, 0>(a, b, lanes);
+    rows[i + kStep] = merge<kStep, 1>(a, b, lanes);
   }
 }
 
-inline void transpose(Ints (&rows)[16]) {
+inline void transpose(Ints (&rows)[kLanes]) {
   transpose_step<1>(rows);
   transpose_step<2>(rows);
-  transpose_step<4>(rows);
-  transpose_step<8>(rows);
+  if constexpr (kLanes >= 8) transpose_step<4>(rows);
+  if constexpr (kLanes >= 16) transpose_step<8>(rows);
 }
 
-// Sixteen floats to a row, of which `count` exist.
+// A register of floats to a row, of which `count` exist.
 inline void store_row(float* row, Vec v, int64_t count) {
-  if (count >= 16) {
+  if (count >= kLanes) {
     store(row, v);
     return;
   }
@@ -133,9 +153,14 @@ inline void store_row(float* row, Vec v, int64_t count) {
 
 // The same to a row of bf16, rounded to nearest even.
 inline void store_row(uint16_t* row, Vec v, int64_t count) {
-  Ints bits = (Ints)v;
+  Unsigned bits = (Unsigned)v;
   bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  for (int i = 0; i < std::min<int64_t>(count, 16); ++i) row[i] = uint16_t(bits[i]);
+  const Halves halves = __builtin_convertvector(bits, Halves);
+  if (count >= kLanes) {
+    std::memcpy(row, &halves, sizeof halves);
+    return;
+  }
+  for (int i = 0; i < count; ++i) row[i] = halves[i];
 }
 
 // Rows of `dim` elements, `stride` elements apart.
@@ -151,37 +176,20 @@ struct Span {
   int64_t begin, end;
 };
 
-// Sixteen elements of a row from `column` on, 0 from `dim` on.
+inline Vec load_whole(const float* p) { return load(p); }
+
+inline Vec load_whole(const uint16_t* p) {
+  Halves halves;
+  std::memcpy(&halves, p, sizeof halves);
+  return (Vec)(__builtin_convertvector(halves, Unsigned) << 16);
+}
+
+// A register of elements of a row from `column` on, 0 from `dim` on.
 template <class T>
 inline Vec load_row(const T* row, int64_t column, int64_t dim) {
-  Vec v;
-  if (column + 16 <= dim) {
-    for (int i = 0; i < 16; ++i) v[i] = to_float(row[column + i]);
-  } else {
-    v = Vec{};
-    for (int i = 0; column + i < dim; ++i) v[i] = to_float(row[column + i]);
-  }
-  return v;
-}
-
-#if defined(__AVX512F__)
-template <>
-inline Vec load_row<uint16_t>(const uint16_t* row, int64_t column, int64_t dim) {
-  if (column + 16 <= dim) {
-    const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + column));
-    return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16);
-  }
+  if (column + kLanes <= dim) return load_whole(row + column);
   Vec v{};
-  for (int i = 0; column + i < dim; ++i) v[i] = from_bf16(row[column + i]);
-  return v;
-}
-#endif
-
-template <>
-inline Vec load_row<float>(const float* row, int64_t column, int64_t dim) {
-  if (column + 16 <= dim) return load(row + column);
-  Vec v{};
-  for (int i = 0; column + i < dim; ++i) v[i] = row[column + i];
+  for (int i = 0; column + i < dim; ++i) v[i] = to_float(row[column + i]);
   return v;
 }
 

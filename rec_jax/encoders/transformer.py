@@ -36,7 +36,7 @@ from rec_jax.encoders.layers import (
     split_keys,
 )
 from rec_jax.errors import InputError
-from rec_jax.kernels import native_attention, native_build
+from rec_jax.kernels import auto, native_attention, native_build
 from rec_jax.ranges import at_least, check
 
 
@@ -57,7 +57,7 @@ class Config:
     query_chunk: a row longer than this attends in pieces of so many queries.
     backend: of attention, where it drops no weights, and of the feed-forward layer.
       native: C++ for CPUs (`rec_jax.kernels`), which needs no pieces; xla: plain JAX; auto: native
-      on a CPU with a C++ compiler.
+      on a CPU with a C++ compiler, where it was measured to be no slower.
     """
 
     kind: str = "transformer"
@@ -77,10 +77,9 @@ class Config:
               hidden=at_least(1, 2**16), dropout=at_least(0, MOST_DROPOUT),
               attention_dropout=at_least(0, MOST_DROPOUT), query_chunk=at_least(1))
 
-    @property
-    def native(self) -> bool:
-        """Whether the native library computes what it can."""
-        return self.backend != "xla" and native_build.usable()
+    def native(self, op: str) -> bool:
+        """Whether the native library computes an operation of `auto.FOLDS`."""
+        return self.backend == "native" or (self.backend == "auto" and auto.takes_native(op))
 
     def build(self, *, dim: int, length: int, causal: bool, dtype: jax.typing.DTypeLike,
               rngs: nnx.Rngs) -> nnx.Module:
@@ -129,7 +128,7 @@ class Block(nnx.Module):
 
     def _feed_forward(self, x: jax.Array) -> jax.Array:
         activation = self.config.activation
-        if self.config.native:
+        if self.config.native("feed_forward"):
             return feed_forward_layers(self.up, self.down, x, activation)
         return project(self.down, activate(activation, project(self.up, x)))
 
@@ -144,7 +143,7 @@ class Block(nnx.Module):
         key = key if config.attention_dropout > 0.0 else None
         if at is None:
             together = project(self.qkv, x)
-            if config.native and key is None and config.positions != "rotary":
+            if config.native("attention") and key is None and config.positions != "rotary":
                 return native_attention.self_attention(together, seen, config.heads, self.causal)
             parts = jnp.split(together, 3, axis=-1)
         else:
@@ -182,7 +181,7 @@ class Block(nnx.Module):
     def _mix(self, q: jax.Array, k: jax.Array, v: jax.Array, seen: native_attention.Seen,
              key: jax.Array | None, at: jax.Array | None) -> jax.Array:
         """Attention of q `[B, C, h, c]` over k, v `[B, L, h, c]`; a key drops weights."""
-        if self.config.native and key is None:
+        if self.config.native("attention") and key is None:
             return native_attention.segment_attention(q, k, v, seen, self.causal)
         return by_queries(self._attend_piece(k, v, seen.segments, key), (q, seen.own),
                           self.config.query_chunk, length=k.shape[1], causal=self.causal, at=at)

@@ -1,0 +1,178 @@
+"""What "auto" takes on a CPU was right and fast there; what was not costs a line, not the run."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rec_jax.encoders import transformer
+from rec_jax.kernels import Problem, auto, explain, measure, native_build
+
+CPU = Problem("softmax_loss", "cpu", 8, 100, 16, "float32", "float32")
+GOOD: dict[str, Any] = {fold: {"native": 1.0, "xla": 2.0} for fold in
+                        ("softmax", "rank", "attention", "feed_forward")}
+
+built = pytest.mark.skipif(native_build.problem() is not None, reason="no native library")
+
+
+@pytest.fixture
+def unpinned(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """A process that has measured nothing and is told nothing."""
+    monkeypatch.delenv(auto.VARIABLE, raising=False)
+    measured = auto._measured
+    measured.cache_clear()
+    yield monkeypatch
+    measured.cache_clear()
+
+
+@pytest.fixture
+def library(unpinned: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A library in a cache of its own, and a measurement that gives `GOOD`."""
+    path = tmp_path / "native-x.so"
+    unpinned.setattr(native_build, "build", lambda: path)
+    unpinned.setattr(auto.native_cache, "temporary", lambda: tmp_path / "other")
+    unpinned.setattr(auto, "measure", lambda: GOOD)
+    return path
+
+
+@pytest.mark.parametrize(("seconds", "reason"), [
+    ({"native": 1.0, "xla": 2.0}, None),
+    ({"native": 1.09, "xla": 1.0}, None),
+    ({"native": 1.11, "xla": 1.0}, "slower here, 1.11e+03 ms and xla 1e+03 ms"),
+    ({"native": "wrong here: off by 1", "xla": 1.0}, "wrong here: off by 1"),
+    ({"native": 5.0, "xla": "wrong here"}, None),
+    ({}, "not measured"),
+])
+def test_xla_is_taken_for_a_gain_or_where_native_is_wrong(seconds: dict[str, float | str],
+                                                          reason: str | None) -> None:
+    assert auto.verdict("softmax", {"softmax": seconds}) == reason
+
+
+@built
+def test_each_operation_has_its_own_verdict(unpinned: pytest.MonkeyPatch) -> None:
+    slow = {"native": 9.0, "xla": 1.0}
+    unpinned.setattr(auto, "_measured", lambda: GOOD | {"softmax": slow, "attention": slow})
+    assert explain(CPU) == ("xla", ["native: slower here, 9e+03 ms and xla 1e+03 ms"])
+    assert explain(replace(CPU, op="softmax_item_update"))[0] == "xla"
+    assert explain(replace(CPU, op="target_rank")) == ("native", [])
+    assert not transformer.Config(heads=1).native("attention")
+    assert transformer.Config(heads=1).native("feed_forward")
+    assert transformer.Config(heads=1, backend="native").native("attention")
+
+
+@built
+def test_a_pin_is_not_measured(unpinned: pytest.MonkeyPatch) -> None:
+    unpinned.setattr(auto, "_measured", lambda: pytest.fail("it was measured"))
+    unpinned.setenv(auto.VARIABLE, "native")
+    assert explain(CPU)[0] == "native"
+    unpinned.setenv(auto.VARIABLE, "xla")
+    assert explain(CPU) == ("xla", ["native: $REC_JAX_AUTO is xla"])
+    unpinned.setenv(auto.VARIABLE, "fastest")
+    with pytest.raises(ValueError, match=r"\$REC_JAX_AUTO is 'fastest'; expected native or xla"):
+        explain(CPU)
+
+
+def test_several_processes_run_one_program(unpinned: pytest.MonkeyPatch) -> None:
+    unpinned.setattr(auto, "_measured", lambda: pytest.fail("it was measured"))
+    unpinned.setattr(auto.jax, "process_count", lambda: 2)
+    assert auto.behind("softmax_loss") is None
+
+
+def test_it_is_measured_once_and_said_in_one_line(library: Path, unpinned: pytest.MonkeyPatch,
+                                                  caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="rec_jax.kernels"):
+        assert auto._measured() == GOOD
+    assert caplog.messages == ["measured here: softmax by native, rank by native, "
+                               "attention by native, feed_forward by native"]
+    unpinned.setattr(auto, "measure", lambda: pytest.fail("it was measured again"))
+    auto._measured.cache_clear()
+    assert auto._measured() == GOOD
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda path: path.write_text("{"), lambda path: path.write_text("[]"),
+    lambda path: path.write_text('{"softmax": {}}'), lambda path: path.write_bytes(b"\xff"),
+    lambda path: path.chmod(0o666)])
+def test_a_verdict_that_is_not_whole_or_not_ours_is_not_read(library: Path, spoil: Any) -> None:
+    auto._measured()
+    kept, = library.parent.glob("auto-*.json")
+    assert auto._read(kept) == GOOD
+    spoil(kept)
+    assert auto._read(kept) is None
+
+
+def test_what_cannot_be_kept_is_measured_by_nobody(library: Path, unpinned: pytest.MonkeyPatch,
+                                                   caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(folder: Path) -> Path:
+        raise OSError("no room")
+
+    unpinned.setattr(auto.native_cache, "writable", refuse)
+    assert auto.verdict("rank", auto._measured()) is None
+    assert "the backends are not measured, and native is taken: no room" in caplog.text
+
+
+def program(path: Path, monkeypatch: pytest.MonkeyPatch, lines: str) -> None:
+    path.write_text(f"#!/bin/sh\n{lines}\n")
+    path.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(path))
+
+
+LINE = """echo 'a warning'; echo '{"softmax": {"native": 1.0, "xla": 2.0}}'"""
+
+
+def test_a_crash_costs_what_was_not_measured_yet(tmp_path: Path,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path / "crashing", monkeypatch, f"{LINE}; kill -SEGV $$")
+    found = auto.measure()
+    assert auto.verdict("softmax", found) is None
+    assert auto.verdict("rank", found) == f"its check ended with code {-signal.SIGSEGV}"
+
+
+def test_a_check_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path / "hanging", monkeypatch, f"{LINE}; exec sleep 600")
+    monkeypatch.setattr(auto, "_SECONDS", 1.0)
+    found = auto.measure()
+    assert auto.verdict("softmax", found) is None
+    assert auto.verdict("attention", found) == "its check did not end within 1 seconds"
+
+
+@built
+@pytest.mark.parametrize("fold", measure.CASES)
+def test_the_backends_of_this_machine_are_right(fold: str,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "_RUNS", 1)
+    monkeypatch.setattr(measure, "_SECONDS", 0.0)
+    found = measure.tried(measure.CASES[fold]())
+    assert {name: type(value) for name, value in found.items()} == {"native": float, "xla": float}
+
+
+def test_a_wrong_result_and_an_error_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "_SECONDS", 0.0)
+
+    def raising(x: Any) -> Any:
+        raise ValueError("no\nsuch thing")
+
+    case = measure.Case({"wrong": lambda x: (x + 0.1,), "nan": lambda x: (x * jnp.nan,),
+                         "raising": raising, "right": lambda x: (x,)}, [jnp.ones(3)], [np.ones(3)])
+    found = measure.tried(case)
+    assert found["wrong"] == "wrong here: off by 1.0e-01"
+    assert found["nan"] == "wrong here: off by nan"
+    assert found["raising"] == "ValueError: no"
+    assert isinstance(found["right"], float)
+
+
+@built
+@pytest.mark.slow
+def test_the_program_measures_every_fold() -> None:
+    found = auto.measure()
+    assert set(found) == set(GOOD)
+    assert all(isinstance(seconds["native"], float) for seconds in found.values())
