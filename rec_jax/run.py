@@ -101,7 +101,7 @@ class CheckpointConfig:
     full_every: of a sparse table, each so many-th checkpoint is full, and those between hold the
       rows touched since the one before; 1: all are full; at most 512.
     delta_values: how those rows are written: exact, or rounded to bfloat16 or int8, which a
-      resumed run then goes on from.
+      resumed run then goes on from; the state of their optimizer is always exact.
     """
 
     keep: int = 2

@@ -60,10 +60,12 @@ class Saver:
             if sum(map(len, ids.values())) <= WORTH_IT * len(ids) * state.table.num_items:
                 base = self.last
                 for name, of_table in ids.items():
-                    for item in items.values():
+                    for part, item in items.items():
+                        # A second moment that is rounded to 0 would make the next step explode.
+                        stored = self.settings.delta_values if part == "model" else "exact"
                         item[name] = jax.tree.map(
-                            lambda rows, ids=of_table: touched_rows(
-                                rows, ids, self.settings.delta_values), item[name])
+                            lambda rows, ids=of_table, stored=stored: touched_rows(
+                                rows, ids, stored), item[name])
         self.checkpoints.save(step, items, extra, metric, base=base)
         self.last, self.deltas = step, 0 if base is None else self.deltas + 1
         return each_table(state, mark) if self.marks else state

@@ -123,3 +123,15 @@ def test_the_marks_are_the_rows_that_were_updated() -> None:
     assert len(touched_ids(mark(moved))) == 0
     np.testing.assert_array_equal(np.flatnonzero(unmark(moved).state.steps), [3, 7, 49])
     np.testing.assert_array_equal(np.flatnonzero(np.any(rows != table.rows, axis=1)), [3, 7, 49])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad"])
+def test_rounded_deltas_keep_the_state_of_the_optimizer_exact(
+        tiny_mapping: Callable[..., dict[str, Any]], tmp_path: Path, optimizer: str) -> None:
+    common = (*SPARSE, f"table.optimizer.kind='{optimizer}'", "train.steps=4")
+    exact, rounded = (arrays(finished(tiny_mapping(*common, *more), tmp_path / name))
+                      for name, more in (("exact", ()), ("rounded", (
+                          "checkpoint.full_every=4", "checkpoint.delta_values='int8'"))))
+    differing = {name for name, values in exact.items() if rounded[name] != values}
+    assert differing == {"model['rows']"}
