@@ -277,8 +277,10 @@ void forward(Threads& pool, const Arguments<Query, Item>& a, Sums out) {
   const int64_t width = a.template width<Engine>(), groups = a.groups();
   const Packed<Engine, Query, Item> packed(pool, a, false);
   // A block of queries is large enough to hide the packing of tiles, where there is work for all.
-  const int64_t block = a.num_queries > 4096 ? 16 : groups < 64 && a.num_rows < 16384 ? 4 : 8;
-  const Cuts work(groups, block, a.num_rows, 4096);
+  constexpr int64_t least_rows = 4096, least_units = 8;
+  int64_t block = a.num_queries > 4096 ? 16 : 8;
+  while (block > 1 && Cuts(groups, block, a.num_rows, least_rows).units() < least_units) block /= 2;
+  const Cuts work(groups, block, a.num_rows, least_rows);
   const int64_t cuts = work.cuts, padded = groups * kGroup;
   Buffer m(cuts * padded * 4), sum(cuts * padded * 4);
   Buffer expected(out.expected ? cuts * padded * width * 4 : 0);
