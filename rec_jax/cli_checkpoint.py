@@ -9,7 +9,7 @@ import typer
 
 from rec_jax import files
 from rec_jax.cli_options import App
-from rec_jax.cli_show import number, print_json, print_table, say
+from rec_jax.cli_show import as_is, number, print_json, print_table, say
 from rec_jax.errors import InputError
 
 app = App(no_args_is_help=True, help="Look after the checkpoints of a run.")
@@ -36,7 +36,8 @@ def list_all(run: RunDir, as_json: Json = False) -> None:
                       ", ".join(notes)))
     print_table(["step", "kind", "MiB", "metric", ""], lines, numbers=("step", "MiB", "metric"))
     for other in others:
-        say(f"{other['name']}: {number(other['bytes'] / 2**20, 2)} MiB, {other['about']}")
+        print(as_is(f"{other['name']}: {number(other['bytes'] / 2**20, 2)} MiB, "
+                    f"{other['about']}"))
 
 
 @app.command()

@@ -38,7 +38,7 @@ class OptimizerConfig:
     clip: float | None = None
 
     def __post_init__(self) -> None:
-        check(self, "optimizer.", rate=above(0, 1e6), warmup=at_least(0), final=at_least(0, 1),
+        check(self, "optimizer.", rate=above(0), warmup=at_least(0), final=at_least(0, 1),
               b1=below(0, 1), b2=below(0, 1), eps=at_least(LEAST_EPS, 1e6),
               weight_decay=at_least(0, 1e6), clip=above(0))
 

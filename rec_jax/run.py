@@ -140,7 +140,7 @@ class EvaluateConfig:
     users: int | None = None
 
     def __post_init__(self) -> None:
-        check(self, "evaluate.", ks=at_least(1), batch=at_least(1), users=at_least(1))
+        check(self, "evaluate.", ks=at_least(1, 2**62), batch=at_least(1), users=at_least(1))
         if not self.ks:
             raise InputError("evaluate.ks is empty; expected one or more cut-offs")
         known = metric_names(self.ks)
