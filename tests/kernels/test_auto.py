@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -176,3 +178,17 @@ def test_the_program_measures_every_fold() -> None:
     found = auto.measure()
     assert set(found) == set(GOOD)
     assert all(isinstance(seconds["native"], float) for seconds in found.values())
+
+
+@pytest.mark.parametrize(("age", "asked_again"), [(3600, False), (2 * 86_400, True)])
+def test_a_check_that_was_late_is_made_again_after_a_day(
+        library: Path, unpinned: pytest.MonkeyPatch, age: float, asked_again: bool) -> None:
+    late = {"native": f"{auto._LATE} 120 seconds"}
+    unpinned.setattr(auto, "measure", lambda: GOOD | {"rank": late})
+    assert auto._measured()["rank"] == late
+    (kept,) = library.parent.glob("auto-*.json")
+    when = time.time() - age
+    os.utime(kept, (when, when))
+    auto._measured.cache_clear()
+    unpinned.setattr(auto, "measure", lambda: GOOD)
+    assert (auto._measured() == GOOD) is asked_again
