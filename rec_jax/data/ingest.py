@@ -27,7 +27,7 @@ _EARLY_STOP_ROWS = 1_000_000
 MOST_RATINGS = 255
 """Different ratings that are kept: one byte an interaction, and 0 for an unknown one."""
 _ROLES = ("user", "item", "time", "rating")
-_EXACT_BITS = {pl.Float64: 53, pl.Float32: 24}
+_EXACT_BITS: dict[type[pl.DataType], int] = {pl.Float64: 53, pl.Float32: 24}
 """Whole numbers of up to so many bits are told apart by floats."""
 
 
@@ -128,7 +128,8 @@ def ingest(config: PrepareConfig, folder: Path, reporter: Reporter | None = None
                 good = _clean(frame, config, counts, source, times.reader if times else None)
                 if counts.rows >= _EARLY_STOP_ROWS:
                     check_bad_share(counts, config)
-                parts = [users.encode(good["user"]), items.encode(good["item"])]
+                parts = [users.encode(good["user"], source.name),
+                         items.encode(good["item"], source.name)]
                 if times and rows.times:
                     files[2].flush()
                     times.add(good["time"], rows.times, before)

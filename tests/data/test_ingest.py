@@ -293,3 +293,11 @@ def test_bad_lines_tell_parts_of_one_name_apart(tmp_path: Path) -> None:
     report = prepare(PrepareConfig(source=str(tmp_path / "log"), out=str(tmp_path / "made"),
                                    columns=Columns("user", "item"), max_bad_share=0.5))
     assert report.bad_lines == ("day=2/part-0.csv:2: no user",)
+
+
+def test_the_file_whose_ids_are_of_another_type_is_named(tmp_path: Path) -> None:
+    for name, item in (("a", 12), ("b", "12")):
+        pl.DataFrame({"user": ["u"], "item": [item]}).write_parquet(tmp_path / f"{name}.parquet")
+    with pytest.raises(InputError, match=r"item ids are Int64 in one file and String in b\.parq"):
+        prepare(PrepareConfig(source=str(tmp_path / "*.parquet"), out=str(tmp_path / "made"),
+                              columns=Columns("user", "item")))
