@@ -8,6 +8,7 @@ when a program starts, so the program has to start once more.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import sys
@@ -23,10 +24,13 @@ def restart_with_kept_memory() -> None:
     """Replace this process by the same command with a tuned malloc; for programs alone.
 
     Call it first: whatever the process has done is forgotten. Does nothing in the process that
-    it started, without glibc, or where the environment tunes malloc already.
+    it started, without glibc, or where the environment tunes malloc already; where the program
+    cannot be started once more, it goes on as it is.
     """
     tuned = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
     if tuned or not sys.executable or platform.libc_ver()[0] != "glibc":
         return
     os.environ["GLIBC_TUNABLES"] = _TUNABLES
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    with contextlib.suppress(OSError):  # such as a user who may not read the folder of Python
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    del os.environ["GLIBC_TUNABLES"]

@@ -167,7 +167,8 @@ def prepare(
         "source": list(source) if source else None, "out": out, "format": format,
         "columns": _without_none({"user": user, "item": item, "time": time, "rating": rating,
                                   "time_unit": time_unit}),
-        "separator": separator, "quote": quote, "escape": escape,
+        "separator": separator and separator.replace(r"\t", "\t"),  # as shells pass it
+        "quote": quote, "escape": escape,
         "filters": _without_none({"min_rating": min_rating, "user_core": core, "item_core": core,
                                   "duplicates": duplicates}),
         "split": _without_none({"kind": split}), "overwrite": overwrite or None,

@@ -88,7 +88,8 @@ def translate(message: str, keys: Mapping[str, str],
     """`message` with each config key of `keys` called by its option.
 
     A key counts where it is spelled as a key: `a.b`, `a: b`, and one without a dot before what
-    follows a name (` = 1`, ` is 1`, `: `), so that the same word in a sentence stays.
+    follows a name (` = 1`, ` is 1`, `: `) and not behind an article, so that the same word in a
+    sentence stays. What is to be false is the option that says no.
     """
     message = message.removeprefix("settings: ").removeprefix("config: ")
     for phrase, other in (phrases or {}).items():
@@ -97,8 +98,11 @@ def translate(message: str, keys: Mapping[str, str],
         name = re.escape(key).replace(r"\.", r"(?:\.|: )")
         message = re.sub(rf"\bkey '{name}' is missing", f"{option} is missing", message)
         after = "" if "." in key else r"(?=: | is | = | '| to be )"
-        message = re.sub(rf"(?<![\w./'\"`-]){name}(?![\w.]){after}", option, message)
-        message = message.replace(f"{option} = true", option).replace(f"{option} = ", f"{option} ")
+        before = r"(?<![\w./'\"`-])(?<!\ba )(?<!\ban )(?<!\bthe )"
+        message = re.sub(rf"{before}{name}(?![\w.]){after}", option, message)
+        message = message.replace(f"{option} = true", option)
+        message = message.replace(f"{option} = false", option.replace("--", "--no-", 1))
+        message = message.replace(f"{option} = ", f"{option} ")
     return message
 
 

@@ -133,7 +133,7 @@ def locked(folder: Path | str, wait: float = 0.0) -> Iterator[None]:
     Raises:
       InputError: another process writes there, or no lock can be made there.
     """
-    folder = Path(folder)
+    folder = _place(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(folder / LOCK, timeout=wait)
@@ -233,6 +233,11 @@ def _take(handle: int, kind: int) -> bool:
     return True
 
 
+def is_unicode(text: str) -> bool:
+    """False for what Python makes of bytes, of a command line or a folder, that are no UTF-8."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
+
+
 def cache_folder() -> Path | None:
     """Where this program may keep what can be made again; None where the user has no such place.
 
@@ -254,6 +259,8 @@ def cache_folder() -> Path | None:
 def _place(path: Path | str) -> Path:
     if "\0" in str(path):
         raise InputError(f"{str(path)!r} is no name of a file or folder: it has a NUL")
+    if not is_unicode(str(path)):
+        raise InputError(f"{str(path)!r} is no name in UTF-8; expected such a name of what is made")
     return Path(os.path.abspath(path)) if not Path(path).name else Path(path)
 
 

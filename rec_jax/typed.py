@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rec_jax.data.dataset import Dataset
 from rec_jax.errors import InputError
+from rec_jax.files import is_unicode
 
 
 def read_ids(dataset: Dataset, texts: Sequence[str]) -> list[str]:
@@ -29,7 +30,7 @@ def read_ids(dataset: Dataset, texts: Sequence[str]) -> list[str]:
     wanted = {name for text in texts for start, end in _spans(len(parts[text]), most)
               for name in _names(parts[text][start:end])}
     wanted.update(texts, *quoted.values())
-    known = set(ids.filter(ids.is_in(list(wanted))).to_list())
+    known = set(ids.filter(ids.is_in(list(filter(is_unicode, wanted)))).to_list())
     return [item for text in texts
             for item in ([text] if text in known else
                          quoted[text] if quoted[text] and known.issuperset(quoted[text]) else

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from rec_jax.allocator import restart_with_kept_memory
+
 # Takes and frees 64 MiB again and again in a second thread, as XLA does; counts the pages that
 # the system had to give, and says what the program was asked to do.
 PROGRAM = """
@@ -59,3 +61,13 @@ def test_a_restarted_program_asks_for_few_pages(tmp_path: Path) -> None:
 
 def test_a_tuned_environment_is_left_alone(tmp_path: Path) -> None:
     assert answer(tmp_path / "program.py", "kept", MALLOC_ARENA_MAX="4")[0] == "False"
+
+
+def test_a_program_that_cannot_start_once_more_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("MALLOC_") or name == "GLIBC_TUNABLES":
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    restart_with_kept_memory()
+    assert "GLIBC_TUNABLES" not in os.environ

@@ -31,6 +31,7 @@ def log(rec_jax: Command) -> Command:  # noqa: F811
     ((*USUAL, "--time", "wen"), "no column 'wen' (--time)"),
     ((*USUAL, "--item-feature", "zz"), "no column 'zz' (--item-feature)"),
     (("prepare", "log.csv", "--out", "d"), "no column 'user_id' (--user)"),
+    ((*USUAL, "--item", "who"), "--user and --item are both 'who'; expected two columns"),
     (("prepare", "log.csv"), "--out is missing"),
     (("prepare", "--out", "d"), "SOURCE is missing"),
     (("synth", "s.parquet", "--users", "0"), "--users is 0; expected at least 1"),
@@ -57,6 +58,18 @@ def test_a_key_of_a_config_file_or_of_set_keeps_its_name(log: Command) -> None:
     assert "split.kind = 'time' needs --time" in line
 
 
+def test_a_quote_that_is_open_is_told_with_the_options_that_help(log: Command) -> None:
+    Path("log.csv").write_text('who,what\na,"x\nb,y\n')
+    line = refused(log(*USUAL))
+    assert "log.csv:2: a quote is not closed, or not doubled; set --no-quote if quotes" in line
+    assert "or --escape '\\' if a backslash stands" in line
+
+
+def test_a_tab_is_given_as_shells_pass_it(log: Command) -> None:
+    Path("log.csv").write_text(LOG.replace(",", "\t"))
+    assert log(*USUAL, "--separator", "\\t").code == 0
+
+
 def test_an_existing_output_names_the_option(log: Command) -> None:
     assert log(*USUAL).code == 0
     assert "d exists; give another output folder, or --overwrite" in refused(log(*USUAL))
@@ -66,6 +79,7 @@ def test_a_word_that_is_no_key_stays() -> None:
     keys = {"format": "--format", "out": "--out", "k": "--k", "columns.time": "--time"}
     for message in ("the suffix does not name a format", "dir/out: no interactions",
                     "out of memory", "step k of n", "columns.time_unit is 'x'",
+                    "the format is unknown", "a format is missing",
                     "my.columns.time is it"):
         assert translate(message, keys) == message
 

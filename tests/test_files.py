@@ -256,3 +256,12 @@ def test_a_pin_keeps_removers_away_until_it_is_gone(tmp_path: Path) -> None:
     pin = files.Pin(tmp_path / "away")
     assert pin.is_of(tmp_path / "away") and not pin.is_of(path)
     assert not files.Pin(tmp_path / "missing").is_of(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\udcffb"])
+def test_what_is_no_name_is_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    for make in (files.new_folder, files.writing, files.locked):
+        with pytest.raises(InputError, match="is no name"), make(path):
+            pass
+    assert not list(tmp_path.iterdir())

@@ -72,6 +72,12 @@ def test_an_unknown_part_is_named(text: str, named_part: str) -> None:
     assert f"item id {named_part}" in str(refusal.value) and "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("text", ["\udcff", "c,\udcff\udcfe", "\udce4,a"])
+def test_bytes_that_are_no_text_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match=r"item id '\\udc.*' is not Unicode"):
+        read_ids(ODD, [text])
+
+
 words = st.text(st.sampled_from('ab, "'), min_size=1, max_size=4)
 
 

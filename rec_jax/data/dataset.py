@@ -39,6 +39,7 @@ from rec_jax.data.dataset_check import PARQUET_ERRORS, check
 from rec_jax.data.dataset_files import AGAIN, read_meta
 from rec_jax.data.item_features import FOLDER
 from rec_jax.errors import InputError
+from rec_jax.files import is_unicode
 
 Period = Literal["valid", "test"]
 Int32s = npt.NDArray[np.int32]
@@ -190,6 +191,9 @@ class Dataset:
 
     def _look_up(self, kind: str, known: pl.Series, ids: Iterable[object]) -> Int64s:
         wanted = [str(value) for value in ([ids] if isinstance(ids, str) else ids)]
+        for value in wanted:
+            if not is_unicode(value):
+                raise InputError(f"{kind} id {value!r} is not Unicode; expected ids in UTF-8")
         frame = pl.DataFrame({"id": wanted}, schema={"id": pl.String})
         vocab = known.to_frame("id").with_row_index("index")
         found = frame.join(vocab, on="id", how="left", maintain_order="left")["index"]

@@ -27,7 +27,8 @@ _EARLY_STOP_ROWS = 1_000_000
 MOST_RATINGS = 255
 """Different ratings that are kept: one byte an interaction, and 0 for an unknown one."""
 _ROLES = ("user", "item", "time", "rating")
-_EXACT_FLOATS = 2.0**53
+_EXACT_BITS: dict[type[pl.DataType], int] = {pl.Float64: 53, pl.Float32: 24}
+"""Whole numbers of up to so many bits are told apart by floats."""
 
 
 @dataclass
@@ -127,7 +128,8 @@ def ingest(config: PrepareConfig, folder: Path, reporter: Reporter | None = None
                 good = _clean(frame, config, counts, source, times.reader if times else None)
                 if counts.rows >= _EARLY_STOP_ROWS:
                     check_bad_share(counts, config)
-                parts = [users.encode(good["user"]), items.encode(good["item"])]
+                parts = [users.encode(good["user"], source.name),
+                         items.encode(good["item"], source.name)]
                 if times and rows.times:
                     files[2].flush()
                     times.add(good["time"], rows.times, before)
@@ -163,7 +165,7 @@ def check_bad_share(counts: Counts, config: PrepareConfig) -> None:
     limit = config.max_bad_share
     if counts.bad and counts.bad > limit * (counts.rows - counts.blank):
         share = counts.bad / (counts.rows - counts.blank)
-        hint = ("; set quote = false if quotes do not enclose fields here, or escape if a "
+        hint = ("; set quote = false if quotes do not enclose fields here, or escape = '\\' if a "
                 "backslash stands before quotes" if OPEN_QUOTE in counts.reasons else "")
         raise InputError(f"{counts.bad} of {counts.rows - counts.blank} rows are bad "
                          f"({share:.1%}; max_bad_share is {limit:.1%}): "
@@ -232,9 +234,10 @@ def _ids(values: pl.Series, role: str, source: str) -> pl.Series:
     if kind.is_integer():
         return _narrow(values, role, source)
     if kind.is_float():  # integers with gaps, as pandas writes them
+        bits = _EXACT_BITS.get(type(kind), 11)
         values = values.cast(pl.Float64).fill_nan(None)
-        if (values.abs() > _EXACT_FLOATS).any():
-            raise InputError(f"{source}: {role} ids are floats above 2^53, which are not "
+        if (values.abs() >= 2.0**bits).any():
+            raise InputError(f"{source}: {role} ids are floats of 2^{bits} or more, which are not "
                              "told apart; expected integers or text")
         whole = values.cast(pl.Int64, strict=False)
         if (whole.cast(pl.Float64) != values).any():
@@ -301,6 +304,8 @@ def _count_bad(raw: pl.DataFrame, parsed: pl.DataFrame, roles: list[str], config
         nothing = raw[role].is_null()
         if raw[role].dtype == pl.String:
             nothing |= raw[role] == ""
+        elif raw[role].dtype.is_float():  # pandas keeps a missing number so
+            nothing |= raw[role].is_nan()
         fault = missing.zip_with(nothing, unreadable)
         reason = fault.zip_with(parsed[role].is_null() & ~unread, reason)
         if role == "time" and not counts.example:
@@ -311,7 +316,7 @@ def _count_bad(raw: pl.DataFrame, parsed: pl.DataFrame, roles: list[str], config
         counts.reasons[text] = counts.reasons.get(text, 0) + number
     room = BAD_LINES_KEPT - len(counts.bad_lines)
     lines = zip(raw["line"].head(room), reason.head(room), strict=True)
-    counts.bad_lines.extend(f"{Path(source.name).name}:{line}: {text}" for line, text in lines)
+    counts.bad_lines.extend(f"{source.name}:{line}: {text}" for line, text in lines)
 
 
 def _show_time(unread: pl.Series, name: str, counts: Counts) -> None:

@@ -123,7 +123,7 @@ def prepare(config: PrepareConfig, reporter: Reporter | None = None) -> Report:
                              f"{rows.count()} interactions is empty")
         reporter.advance(0, "writing")
         meta = _write(config, found, kept, folder)
-        meta["notes"] = notes + meta["notes"]
+        meta["notes"] = notes + (found.times.reader.notes if found.times else []) + meta["notes"]
         meta["bad_rows"] = {"count": counts.bad, "reasons": counts.reasons,
                             "first": counts.bad_lines}
         write_meta(meta, folder)

@@ -45,6 +45,9 @@ class Columns:
 
     def __post_init__(self) -> None:
         check(self, "columns.")
+        if self.user == self.item:
+            raise InputError(f"columns.user and columns.item are both {self.user!r}; expected two "
+                             "columns")
 
 
 @dataclass(frozen=True)

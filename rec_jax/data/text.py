@@ -56,8 +56,9 @@ def _as_utf8(blocks: Iterator[bytes], encoding: str) -> Iterator[bytes]:
         yield from blocks
         return
     try:
+        "0".encode(encoding)  # refused by what Python calls a codec, but is of bytes alone
         decoder = codecs.getincrementaldecoder(encoding)()
-    except LookupError:
+    except (LookupError, ValueError):
         raise InputError(f"encoding {encoding!r} is unknown; expected a name such as 'utf-8', "
                          "'latin-1' or 'utf-16'") from None
     for block in blocks:

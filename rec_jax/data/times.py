@@ -35,11 +35,13 @@ _DECIMAL = r"^([+-]?)(\d+)\.(\d+)$"
 class TimeReader:
     """Reads the time column of one job, file by file.
 
-    per_second: ticks in a second, of what was read last; it only grows.
+    per_second: ticks in a second, of what was read last; it only grows. notes: lines that say
+      which times are coarser than they look.
     """
 
     def __init__(self, columns: Columns) -> None:
         self.per_second = 1
+        self.notes: list[str] = []
         self._columns = columns
         self._unit: str | None = None
         self._kinds: dict[str, None] = {}
@@ -65,6 +67,8 @@ class TimeReader:
 
     def _ticks(self, values: pl.Series, source: str) -> tuple[pl.Series, int]:
         kind = values.dtype
+        if kind == pl.Float32 and not self.notes:
+            self._note_coarse(values, source)
         if isinstance(kind, pl.Categorical | pl.Enum | pl.Decimal):
             values = values.cast(pl.String)
         if self._columns.time_format and (values.dtype == pl.String or kind.is_integer()):
@@ -84,6 +88,15 @@ class TimeReader:
             return pl.Series(values.name, [None] * len(values), pl.Int64), 1
         raise InputError(f"{source}: {self._columns.time} has type {kind}; expected instants: "
                          "dates, numbers or text")
+
+    def _note_coarse(self, values: pl.Series, source: str) -> None:
+        """32-bit floats of times of today are minutes apart: what was closer has no order."""
+        numbers = values.set(~values.is_finite(), None).drop_nulls().abs().to_numpy()
+        if len(numbers) and numbers.max() >= 2**24:
+            self.notes.append(
+                f"{source}: {self._columns.time} is of 32-bit floats, which tell such numbers "
+                f"apart by {np.spacing(numbers.max()):g}; what came closer together is in the "
+                "order of the file")
 
     def _text(self, values: pl.Series, source: str) -> tuple[pl.Series, int]:
         usual = _usual_iso(values)

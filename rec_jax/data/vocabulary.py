@@ -27,8 +27,8 @@ class Vocabulary:
         self._table: npt.NDArray[np.int32] | None = np.zeros(1 << 16, np.int32)  # code + 1
         self._known: pl.DataFrame | None = None
 
-    def encode(self, ids: pl.Series) -> npt.NDArray[np.int32]:
-        """Codes of `ids` (Int64, Int128 or String, no nulls): int32 [n].
+    def encode(self, ids: pl.Series, source: str = "another") -> npt.NDArray[np.int32]:
+        """Codes of `ids` (Int64, Int128 or String, no nulls): int32 [n]. source: their file.
 
         Raises:
           InputError: ids are numbers in one file and text in another, or there are 2^31 of them.
@@ -41,7 +41,7 @@ class Vocabulary:
             ids = self._widened(ids)
         if ids.dtype != self._dtype:
             raise InputError(f"{self.kind} ids are {self._dtype} in one file and {ids.dtype} in "
-                             "another; expected one type")
+                             f"{source}; expected one type")
         if self._table is not None and not self._fits_table(ids):
             self._table = None
             self._known = self._frame(self._parts, 0) if self._parts else None

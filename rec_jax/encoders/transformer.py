@@ -93,8 +93,10 @@ class Config:
                 f"encoder.positions = 'rotary' turns pairs of values, and table.dim / "
                 f"encoder.heads is {dim // self.heads}; expected an even number")
         if self.backend == "native" and not native_build.usable():
-            raise InputError("encoder.backend = 'native' needs a CPU and a C++ compiler; "
-                             "expected 'auto' or 'xla'")
+            why = (native_build.problem() if jax.default_backend() == "cpu"
+                   else "the default device is no CPU")
+            raise InputError(f"encoder.backend = 'native' cannot be used: {why}; expected 'auto' "
+                             "or 'xla'")
         return Transformer(self, dim=dim, length=length, causal=causal, dtype=dtype, rngs=rngs)
 
 

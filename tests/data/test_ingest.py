@@ -69,6 +69,18 @@ def test_order_of_typed_instants(tmp_path: Path, dtype: Any) -> None:
     assert dataset.times.tolist() == [1_700_000_000] * 3  # type: ignore[union-attr]
 
 
+def test_times_of_floats_that_are_too_short_are_noted(tmp_path: Path) -> None:
+    def notes(numbers: list[float], dtype: Any) -> tuple[str, ...]:
+        times = pl.Series(numbers, dtype=dtype)
+        report, _ = run(tmp_path, pl.DataFrame({"user": 1, "item": ["a", "b"], "time": times}))
+        return report.notes
+
+    note, = notes([1.7e9 + 50, 1.7e9], pl.Float32)
+    assert note == ("log.parquet: time is of 32-bit floats, which tell such numbers apart by 128; "
+                    "what came closer together is in the order of the file")
+    assert notes([1.7e9 + 50, 1.7e9], pl.Float64) == notes([2.0, 1.0], pl.Float32) == ()
+
+
 @pytest.mark.parametrize(("rule", "wanted"), [("first", ["x", "y"]), ("last", ["y", "x"])])
 def test_duplicates_are_told_apart_within_a_second(tmp_path: Path, rule: Any, wanted: list[str],
                                                    ) -> None:
@@ -186,6 +198,16 @@ def test_ids_of_many_types(tmp_path: Path, kind: str, role: str) -> None:
     assert sorted(found) == sorted(wanted)
 
 
+@pytest.mark.parametrize(("dtype", "most"), [(pl.Float32, 2**24 - 1), (pl.Float64, 2**53 - 1)])
+def test_floats_are_ids_as_far_as_they_are_told_apart(tmp_path: Path, dtype: Any, most: int,
+                                                      ) -> None:
+    frame = pl.DataFrame({"user": 1, "item": pl.Series([float(most), None, float("nan"), 12.0],
+                                                       dtype=dtype), "time": [1, 2, 3, 4]})
+    report, dataset = run(tmp_path, frame, max_bad_share=0.5)
+    assert history(dataset) == [str(most), "12"]
+    assert report.bad_reasons == {"no item": 2}
+
+
 def test_dictionaries_of_arrow_are_ids(tmp_path: Path) -> None:
     table = pa.table({"user": pa.array([7, 8, 7]).dictionary_encode(),
                       "item": pa.array(["a", "b", "a"]).dictionary_encode(),
@@ -205,8 +227,8 @@ def test_small_and_huge_numbers_of_two_files_are_one_vocabulary(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("values", [
-    [b"a"], [["a"]], [True], [1.5], [2.0**60], [Decimal("1.5")], [{"a": 1}],
-    pl.Series([2**127 + 5], dtype=pl.UInt128)])
+    [b"a"], [["a"]], [True], [1.5], [2.0**60], [2.0**53], [Decimal("1.5")], [{"a": 1}],
+    pl.Series([2**127 + 5], dtype=pl.UInt128), pl.Series([2.0**24], dtype=pl.Float32)])
 @pytest.mark.parametrize("role", ["user", "item"])
 def test_other_types_are_no_ids(tmp_path: Path, values: list[Any], role: str) -> None:
     other = "item" if role == "user" else "user"
@@ -262,3 +284,20 @@ def test_rows_far_apart_with_escaped_quotes_are_all_read(tmp_path: Path) -> None
     report, _ = run(tmp_path, broken)
     assert (report.rows, report.interactions, report.bad) == (6_000, 5_999, 1)
     assert report.bad_lines == ("log.csv:1002: a quote is not closed, or not doubled",)
+
+
+def test_bad_lines_tell_parts_of_one_name_apart(tmp_path: Path) -> None:
+    for day, user in (("1", "a"), ("2", "")):
+        (tmp_path / "log" / f"day={day}").mkdir(parents=True)
+        (tmp_path / "log" / f"day={day}" / "part-0.csv").write_text(f"user,item\n{user},x\n")
+    report = prepare(PrepareConfig(source=str(tmp_path / "log"), out=str(tmp_path / "made"),
+                                   columns=Columns("user", "item"), max_bad_share=0.5))
+    assert report.bad_lines == ("day=2/part-0.csv:2: no user",)
+
+
+def test_the_file_whose_ids_are_of_another_type_is_named(tmp_path: Path) -> None:
+    for name, item in (("a", 12), ("b", "12")):
+        pl.DataFrame({"user": ["u"], "item": [item]}).write_parquet(tmp_path / f"{name}.parquet")
+    with pytest.raises(InputError, match=r"item ids are Int64 in one file and String in b\.parq"):
+        prepare(PrepareConfig(source=str(tmp_path / "*.parquet"), out=str(tmp_path / "made"),
+                              columns=Columns("user", "item")))

@@ -131,8 +131,9 @@ def test_what_is_no_text_is_named(tmp_path: Path, content: bytes, message: str) 
 
 def test_an_unknown_encoding_is_named(tmp_path: Path) -> None:
     write(tmp_path / "log.csv", "user,item\na,x\n")
-    with pytest.raises(InputError, match="encoding 'klingon' is unknown"):
-        run(tmp_path, tmp_path / "log.csv", encoding="klingon")
+    for encoding in ("klingon", "rot13", "bz2", "undefined"):
+        with pytest.raises(InputError, match=f"encoding '{encoding}' is unknown"):
+            run(tmp_path, tmp_path / "log.csv", encoding=encoding)
 
 
 @pytest.mark.parametrize("text", [
