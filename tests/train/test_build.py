@@ -1,11 +1,20 @@
-"""How long a run is, and when it validates."""
+"""How long a run is, when it validates, and that its settings reach its step."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from rec_jax import config
 from rec_jax.run import DataConfig, RunConfig, TrainConfig
-from rec_jax.train.build import steps_of
+from rec_jax.train.build import build, steps_of
+from rec_jax.train.feed import whole_batches
+from rec_jax.train.step import place_batch
 
 
 def horizon(rows_per_epoch: int, **train: float):
@@ -32,3 +41,22 @@ def test_validations_are_regular_and_the_last_is_at_the_end(rows: int, every: fl
 def test_a_run_shorter_than_an_interval_validates_once() -> None:
     found = horizon(800, rows=8, epochs=1, steps=3, evaluate_every=5)
     assert [done for done in (1, 2, 3) if found.validates(done)] == [3]
+
+
+def test_rows_with_their_own_optimizer_follow_the_schedule_of_the_run(
+        tiny_mapping: Callable[..., dict[str, Any]]) -> None:
+    """Without a rate of their own: in the warm-up as well, and to the end of the cosine."""
+    built = build(config.build(RunConfig, tiny_mapping(
+        "table.update=streamed", "table.optimizer.kind=sgd", "objective.backend=xla",
+        "encoder.dropout=0", "optimizer.rate=1", "optimizer.warmup=4",
+        "optimizer.schedule=cosine", "optimizer.final=0.5", "train.steps=40")))
+    batch, _ = next(whole_batches(built.stream, 1, built.log_share))
+    before, moved = np.array(built.state.table.rows), []
+    for number in (0, 3, 40):  # the first step, the peak, the end
+        state = jax.tree.map(jnp.copy, built.state)._replace(step=jnp.int32(number))
+        state, _ = built.step(state, place_batch(batch, built.mesh))
+        moved.append(np.array(state.table.rows) - before)
+    first, peak, last = moved
+    assert np.abs(peak).max() > 1e-3
+    np.testing.assert_allclose(first, 0.25 * peak, atol=1e-6)
+    np.testing.assert_allclose(last, 0.5 * peak, atol=1e-6)
