@@ -12,6 +12,7 @@ import pytest
 
 from rec_jax import config
 from rec_jax.data.label_frequency import log_shares
+from rec_jax.protocol import choose_users
 from rec_jax.run import DataConfig, RunConfig, TrainConfig
 from rec_jax.train.build import Built, build, steps_of
 from rec_jax.train.feed import whole_batches
@@ -103,3 +104,13 @@ def test_in_batch_negatives_know_the_labels_of_the_stream(
     there = np.asarray(batch["targets"]) >= 0
     np.testing.assert_array_equal(np.asarray(batch["log_q"])[there],
                                   expected[np.asarray(batch["targets"])[there]])
+
+
+def test_validation_asks_as_many_users_as_the_run_says_chosen_by_its_seed(
+        tiny_mapping: Mapping) -> None:
+    asked = []
+    for seed in (3, 4):
+        built = build(config.build(RunConfig, tiny_mapping("evaluate.users=7", f"seed={seed}")))
+        asked.append(built.validator.panel.users.tolist())
+        assert asked[-1] == choose_users(built.dataset, "valid", 7, seed)[0].tolist()
+    assert len(asked[0]) == 7 and asked[0] != asked[1]
