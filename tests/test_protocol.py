@@ -127,6 +127,8 @@ EVERYTHING = [(list(range(ITEMS)), ITEMS - 2, 1)] * 3 + [([*range(ITEMS), 3], IT
          jnp.float32)
 @example([([0, 1, 2, 3, 0], 4, 0)], 0, EvaluateConfig((20,), True, "leave_out", False, "mrr", 32),
          "test", jnp.float32)
+@example([([0, 1, 2], 2, 1), ([2, 0], 2, 0)], 0,  # cold items would stand before the target
+         EvaluateConfig((1, 3, 20), True, "miss", True, "mrr", 32), "valid", jnp.float32)
 def test_metrics_from_ranks_are_those_of_the_lists(
         users: list[tuple[list[int], int, int]], seed: int, protocol: EvaluateConfig, split: Any,
         dtype: Any) -> None:

@@ -1,11 +1,24 @@
-"""How long a run is, and when it validates."""
+"""How long a run is, when it validates, and that its settings reach its step."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from rec_jax import config
+from rec_jax.data.label_frequency import log_shares
+from rec_jax.protocol import choose_users
 from rec_jax.run import DataConfig, RunConfig, TrainConfig
-from rec_jax.train.build import steps_of
+from rec_jax.train.build import Built, build, steps_of
+from rec_jax.train.feed import whole_batches
+from rec_jax.train.step import place_batch
+
+Mapping = Callable[..., dict[str, Any]]
 
 
 def horizon(rows_per_epoch: int, **train: float):
@@ -32,3 +45,72 @@ def test_validations_are_regular_and_the_last_is_at_the_end(rows: int, every: fl
 def test_a_run_shorter_than_an_interval_validates_once() -> None:
     found = horizon(800, rows=8, epochs=1, steps=3, evaluate_every=5)
     assert [done for done in (1, 2, 3) if found.validates(done)] == [3]
+
+
+def built_of(mapping: dict[str, Any]) -> tuple[Built, dict[str, jax.Array]]:
+    """The parts of a run and its first batch."""
+    built = build(config.build(RunConfig, mapping))
+    batch, _ = next(whole_batches(built.stream, 1, built.log_share))
+    return built, place_batch(batch, built.mesh)
+
+
+def test_rows_with_their_own_optimizer_follow_the_schedule_of_the_run(
+        tiny_mapping: Mapping) -> None:
+    """Without a rate of their own: in the warm-up as well, and to the end of the cosine."""
+    built, batch = built_of(tiny_mapping(
+        "table.update=streamed", "table.optimizer.kind=sgd", "objective.backend=xla",
+        "encoder.dropout=0", "optimizer.rate=1", "optimizer.warmup=4",
+        "optimizer.schedule=cosine", "optimizer.final=0.5", "train.steps=40"))
+    before, moved = np.array(built.state.table.rows), []
+    for number in (0, 3, 40):  # the first step, the peak, the end
+        state = jax.tree.map(jnp.copy, built.state)._replace(step=jnp.int32(number))
+        state, _ = built.step(state, batch)
+        moved.append(np.array(state.table.rows) - before)
+    first, peak, last = moved
+    assert np.abs(peak).max() > 1e-3
+    np.testing.assert_allclose(first, 0.25 * peak, atol=1e-6)
+    np.testing.assert_allclose(last, 0.5 * peak, atol=1e-6)
+
+
+def test_the_average_of_a_run_has_its_decay(tiny_mapping: Mapping) -> None:
+    built, batch = built_of(tiny_mapping(
+        "table.update=dense", "objective.backend=xla", "train.ema=0.75", "optimizer.warmup=0"))
+    before = np.array(built.state.table.rows)
+    state, _ = built.step(built.state, batch)
+    after = np.array(state.table.rows)
+    assert state.average is not None and np.abs(after - before).max() > 1e-3
+    np.testing.assert_allclose(state.average.rows, 0.75 * before + 0.25 * after, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_a_step_scores_in_the_precision_of_the_run(tiny_mapping: Mapping, precision: str) -> None:
+    built, batch = built_of(tiny_mapping(
+        "table.update=dense", "objective.backend=xla", f"train.precision={precision}"))
+    rows = ",".join(map(str, built.state.table.rows.shape))
+    program = str(jax.make_jaxpr(built.step)(built.state, batch))
+    assert f"f32[{rows}]" in program and (f"bf16[{rows}]" in program) == (precision == "bf16")
+
+
+@pytest.mark.parametrize("window", ["last", "chunks"])
+def test_in_batch_negatives_know_the_labels_of_the_stream(
+        tiny_mapping: Mapping, window: str) -> None:
+    built, batch = built_of(tiny_mapping(
+        "objective.kind=in_batch", "data.length=3", f"data.window={window}", "train.rows=1"))
+    stream = built.stream
+    seen = np.concatenate([stream.batch(step)["targets"].ravel()
+                           for step in range(stream.rows_per_epoch)])
+    expected = log_shares(np.bincount(seen[seen >= 0], minlength=built.dataset.num_items))
+    np.testing.assert_array_equal(built.log_share, expected)
+    there = np.asarray(batch["targets"]) >= 0
+    np.testing.assert_array_equal(np.asarray(batch["log_q"])[there],
+                                  expected[np.asarray(batch["targets"])[there]])
+
+
+def test_validation_asks_as_many_users_as_the_run_says_chosen_by_its_seed(
+        tiny_mapping: Mapping) -> None:
+    asked = []
+    for seed in (3, 4):
+        built = build(config.build(RunConfig, tiny_mapping("evaluate.users=7", f"seed={seed}")))
+        asked.append(built.validator.panel.users.tolist())
+        assert asked[-1] == choose_users(built.dataset, "valid", 7, seed)[0].tolist()
+    assert len(asked[0]) == 7 and asked[0] != asked[1]

@@ -16,7 +16,8 @@ from rec_jax.checkpoint import Checkpoints
 from rec_jax.errors import InputError, TrainingError
 from rec_jax.run import Run, RunConfig
 from rec_jax.train.log import keep_until, read_metrics
-from rec_jax.train.loop import run_training
+from rec_jax.train.loop import _Window, run_training
+from rec_jax.train.step import StepMetrics
 
 Mapping = Callable[..., dict[str, Any]]
 CLOCKS = ("seconds", "positions_per_second", "sequences_per_second")
@@ -131,6 +132,19 @@ def test_the_loss_falls_and_is_logged_with_its_rates(tiny_run: Path) -> None:
     assert train[-1]["positions_per_second"] > train[-1]["sequences_per_second"]
     assert list((tiny_run / "tensorboard").iterdir())
 
+
+def test_the_loss_of_a_line_is_the_mean_over_its_positions_and_not_over_its_steps() -> None:
+    window = _Window()
+    for loss, count, norm in ((2.0, 30.0, 1.0), (6.0, 10.0, 4.0), (0.0, 0.0, 1.0)):
+        window.add(StepMetrics(*(np.array(value) for value in (loss, count, norm, 1, count))), 5)
+    assert window.close() == {"loss": 3.0, "gradient_norm": 2.0, "positions": 40.0,
+                              "sequences": 15.0, "bad_ids": 3.0}
+
+
+def test_a_line_of_steps_without_a_target_has_the_loss_0() -> None:
+    window = _Window()
+    window.add(StepMetrics(*(np.array(0.0) for _ in range(5))), 1)
+    assert window.close()["loss"] == 0.0
 
 @pytest.mark.parametrize("every", [1, 2])
 def test_a_diverging_run_raises_and_saves_no_broken_weights(
