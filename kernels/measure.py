@@ -37,10 +37,11 @@ class Case(NamedTuple):
 
 
 def softmax() -> Case:
-    """Mean loss and both gradients of 512 queries and 2048 items."""
+    """Mean loss and both gradients of 1024 queries and 8192 items: enough that every core has the
+    same to do, as in a step."""
     draw = np.random.default_rng(0)
-    queries, items = draw.normal(size=(512, 64)), draw.normal(size=(2048, 64)) / 8
-    targets = draw.integers(0, 2048, 512)
+    queries, items = draw.normal(size=(1024, 64)), draw.normal(size=(8192, 64)) / 8
+    targets = draw.integers(0, 8192, 1024)
 
     def by(name: str) -> Callable[..., Any]:
         def both(queries: Any, items: Any, targets: Any) -> Any:
@@ -52,12 +53,12 @@ def softmax() -> Case:
 
     scores = queries @ items.T
     p = np.exp(scores - scores.max(axis=1, keepdims=True))
-    loss = np.log(p.sum(axis=1)) + scores.max(axis=1) - scores[np.arange(512), targets]
+    loss = np.log(p.sum(axis=1)) + scores.max(axis=1) - scores[np.arange(1024), targets]
     p /= p.sum(axis=1, keepdims=True)
-    p[np.arange(512), targets] -= 1
+    p[np.arange(1024), targets] -= 1
     return Case({name: by(name) for name in ("native", "xla")},
                 [*_floats(queries, items), jnp.asarray(targets, jnp.int32)],
-                [loss.mean(), p @ items / 512, p.T @ queries / 512])
+                [loss.mean(), p @ items / 1024, p.T @ queries / 1024])
 
 
 def rank() -> Case:
