@@ -114,3 +114,25 @@ def test_validation_asks_as_many_users_as_the_run_says_chosen_by_its_seed(
         asked.append(built.validator.panel.users.tolist())
         assert asked[-1] == choose_users(built.dataset, "valid", 7, seed)[0].tolist()
     assert len(asked[0]) == 7 and asked[0] != asked[1]
+
+
+def test_the_seed_of_a_run_decides_all_that_is_drawn_in_it(tiny_mapping: Mapping) -> None:
+    def drawn(seed: int) -> dict[str, np.ndarray]:
+        built, batch = built_of(tiny_mapping(f"seed={seed}", "table.tied=false"))
+        state = built.state
+        assert state.inputs is not None
+        parameters = [np.ravel(leaf) for leaf in jax.tree.leaves(state.encoder)]
+        return {"rows": np.array(state.table.rows), "inputs": np.array(state.inputs.rows),
+                "parameters": np.concatenate(parameters), "key": np.array(state.key),
+                "batch": np.array(batch["items"])}
+
+    one, again, other = drawn(3), drawn(3), drawn(4)
+    for name, value in one.items():
+        assert np.array_equal(value, again[name]), name
+        assert not np.array_equal(value, other[name]), name
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_users_share_a_row_where_the_run_packs_them(tiny_mapping: Mapping, pack: bool) -> None:
+    _, batch = built_of(tiny_mapping("data.length=64", f"data.pack={str(pack).lower()}"))
+    assert (np.max(batch["segments"]) > 1) == pack
