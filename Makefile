@@ -1,4 +1,5 @@
-# `make quickstart` trains on real data from nothing but Python and make; `make test` proves it.
+# `make quickstart` trains on real data from nothing but Python and make; `make test` proves it,
+# and `make test-slow` the rest.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +12,7 @@ JOBS ?= -n 2 --dist loadfile --max-worker-restart 0
 # top-level `kernels` away; setuptools gives every such hook a warning, which nobody can act on.
 EDITABLE := PYTHONWARNINGS=ignore:::setuptools.command.editable_wheel $(BIN)/pip install --quiet --editable
 
-.PHONY: quickstart test test-fast check gpu-aot clean
+.PHONY: quickstart test test-fast test-slow check gpu-aot clean
 
 # The data may not be redistributed, so it is fetched; without any way to it, generated data
 # takes its place.
@@ -36,14 +37,17 @@ quickstart: $(VENV)/.installed
 	@echo "next        $(BIN)/rec-jax recommend runs/quickstart --user 1"
 
 # The tests are written for the eight devices that a CPU can pretend to have.
-test test-fast: export JAX_PLATFORMS ?= cpu
+test test-fast test-slow: export JAX_PLATFORMS ?= cpu
 
-test: $(VENV)/.installed-dev check
-	$(BIN)/python -m pytest $(JOBS) --durations=15
+test: $(VENV)/.installed-dev check test-fast
 
-# Without the long proofs; `make test-fast PYTHON=python3.12 VENV=.venv-newest` for another JAX.
+# `make test-fast PYTHON=python3.12 VENV=.venv-newest` for another JAX.
 test-fast: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(JOBS) -m "not slow"
+	$(BIN)/python -m pytest $(JOBS) -m "not slow" --durations=15
+
+# The long proofs: kills and damages, sanitizers, ahead-of-time compiles, wheels.
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(JOBS) -m slow --durations=15
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check rec_jax kernels benchmarks tests
