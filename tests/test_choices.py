@@ -24,7 +24,7 @@ from rec_jax.run import Run, RunConfig
 from rec_jax.served import Served, load_served
 from rec_jax.train.build import build
 
-STEPS = 120
+STEPS = 160
 HSTU = ("encoder={kind='hstu', layers=1, heads=2, dropout=0.1, time_bias=true}",)
 CHOICES = {
     "hstu": HSTU,
@@ -77,7 +77,9 @@ def own(served: Served, user: int, end: int) -> tuple[np.ndarray, np.ndarray]:
 def test_the_loss_falls(trained: Served) -> None:
     lines = [json.loads(line) for line in trained.run.metrics_path.read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
-    assert len(losses) == STEPS and np.isfinite(losses).all() and losses[-1] < losses[0] - 0.3
+    assert len(losses) == STEPS and np.isfinite(losses).all()
+    # Which items are hidden, and how many, differs from step to step, so single losses are noisy.
+    assert np.mean(losses[-20:]) < np.mean(losses[:20]) - 0.1
 
 
 def test_more_is_learned_than_popularity(trained: Served) -> None:
