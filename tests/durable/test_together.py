@@ -19,7 +19,7 @@ def test_training_pruning_compacting_and_reading_do_not_disturb_each_other(
     out = tmp_path / "out.json"
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "together.py"), "--seconds", "15",
+        [sys.executable, str(ROOT / "benchmarks" / "together.py"), "--seconds", "25",
          "--out", str(out)], capture_output=True, text=True, timeout=850, check=False,
         env={**environment, "JAX_PLATFORMS": "cpu"})
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-3000:]
