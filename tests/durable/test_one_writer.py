@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -27,10 +28,10 @@ import numpy as np
 from rec_jax import files
 from rec_jax.checkpoint.snapshot import take_snapshot
 with files.locked(sys.argv[1]):
-    state = np.ones(4096)
+    state = np.ones(1 << 20)
     saver = take_snapshot()
     print(saver.pid, flush=True)
-    saver.write(sys.argv[2], state.ctypes.data, state.nbytes)  # nobody reads there: it hangs
+    saver.write(sys.argv[2], state.ctypes.data, state.nbytes)  # nobody empties that pipe: it hangs
 """
 
 
@@ -115,21 +116,23 @@ def test_a_training_that_ends_in_any_way_frees_the_run(
 def test_a_killed_training_frees_the_run_though_its_saver_still_hangs(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     training = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / "run"), str(pipe)],
                                 stdout=subprocess.PIPE, env={**os.environ, "XLA_FLAGS": ""})
-    assert training.stdout is not None
-    saver = int(training.stdout.readline())
     try:
+        assert training.stdout is not None
+        saver = int(training.stdout.readline())
         assert files.is_locked(tmp_path / "run")
+        assert select.select([reading], [], [], 60)[0], "nothing was written"
         training.kill()
         training.wait()
-        os.kill(saver, 0)  # it is still there
+        assert is_running(saver)
         with files.locked(tmp_path / "run"):
             pass
     finally:
-        training.stdout.close()
-        with pipe.open("rb"):  # the saver is heard, writes on, finds no parent, and ends
-            pass
+        training.kill()
+        training.communicate()
+        os.close(reading)  # its write fails, it finds no parent, and ends
     for _ in range(500):
         if not is_running(saver):
             break
