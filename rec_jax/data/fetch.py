@@ -21,7 +21,7 @@ from typing import IO
 from rec_jax import config
 from rec_jax.data.prepare_config import PrepareConfig
 from rec_jax.data.sources import SOURCES, Archive, Source, Wheel
-from rec_jax.data.xlsx import sheet_to_csv
+from rec_jax.data.xlsx import check_installed, sheet_to_csv
 from rec_jax.errors import InputError
 from rec_jax.files import new_folder, no_room
 from rec_jax.jsons import dumps
@@ -85,7 +85,8 @@ def fetch(name: str, folder: Path | str, allow_network: bool = True,
 
     Raises:
       FetchError: no origin could be reached, or a hash is wrong: one line that says which.
-      InputError: an unknown name, or a folder that holds something else.
+      InputError: an unknown name, a folder that holds something else, or a format whose reader is
+        not installed.
     """
     tell = tell or (lambda line: None)
     if name not in SOURCES:
@@ -95,6 +96,9 @@ def fetch(name: str, folder: Path | str, allow_network: bool = True,
     if found is None:
         if not allow_network:
             raise FetchError(f"{name} is not in {folder}, and the network may not be used")
+        if any(member.endswith(".xlsx") for origin in source.origins
+               if isinstance(origin, Archive) for member in origin.members):
+            check_installed()
         found = _fetch(name, source, folder, tell, reporter or Silent())
     tell(found.terms)
     return found
