@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
+from rec_jax.bench_rate import Product
 from rec_jax.kernels import describe, explain, native_build, softmax_loss, target_rank
 
 log = logging.getLogger("rec_jax.bench")
@@ -127,10 +128,19 @@ class _Torch:
         self.process.wait()
 
 
-def _race(contenders: Sequence[Timed], rounds: int) -> None:
+def _race(contenders: Sequence[Timed], rounds: int, product: Product) -> None:
     for _ in range(rounds):
+        product.run()
         for contender in contenders:
             contender.seconds.append(contender.call())
+
+
+def _held(contenders: Sequence[Timed], operations: float, product: Product) -> dict[str, Any]:
+    """All contenders, their operations a second held against the machine's own product."""
+    return {"product_operations_per_second": product.usual,
+            "contenders": [{**one.row(), "share_of_product":
+                            operations / median(one.seconds) / product.usual}
+                           for one in contenders]}
 
 
 def _rounds(cell: Cell, most: int) -> int:
@@ -161,14 +171,14 @@ def _loss_cell(cell: Cell, backends: Sequence[str], rounds: int,
                 "torch", lambda: float(torch.ask(op="run")["seconds"]), None))
     else:
         skipped = {"dense and torch": "N x V scores would not fit in memory"}
-    counted = _rounds(cell, rounds)
-    _race(contenders, counted + (counted > 1))
+    counted, product = _rounds(cell, rounds), Product("f32")
+    _race(contenders, counted + (counted > 1), product)
     for contender in contenders:
         contender.seconds = contender.seconds[-counted:]  # the first round warms up
         if contender.name == "torch" and torch is not None:
             contender.memory = int(torch.ask(op="memory")["bytes"])
     return {**asdict(cell), "logits_bytes": 4 * cell.n * cell.v, "skipped": skipped,
-            "contenders": [x.row() for x in contenders]}
+            **_held(contenders, 8.0 * cell.n * cell.v * cell.d, product)}
 
 
 def _rank_cell(cell: Cell, backends: Sequence[str], rounds: int, sort: bool) -> dict[str, Any]:
@@ -199,8 +209,10 @@ def _rank_cell(cell: Cell, backends: Sequence[str], rounds: int, sort: bool) -> 
         "dense": "N x V scores would not fit in memory"}
     if not skipped:
         contenders += [_compiled(name, f, *arguments) for name, f in dense.items()]
-    _race(contenders, rounds)
-    return {**asdict(cell), "skipped": skipped, "contenders": [x.row() for x in contenders]}
+    product = Product("f32")
+    _race(contenders, rounds, product)
+    return {**asdict(cell), "skipped": skipped,
+            **_held(contenders, 2.0 * cell.n * cell.v * cell.d, product)}
 
 
 def _fastest(op: str) -> str:
@@ -227,7 +239,9 @@ def run(*, queries: Sequence[int] = (2048,), items: Sequence[int] = (100_000,),
 
     Returns:
       what `bench_record.record` writes: `loss` and `rank`, lists of cells with the seconds
-      (median, best, all runs) and the extra memory in bytes of every contender.
+      (median, best, all runs) and the extra memory in bytes of every contender, and what share
+      of the rate of a plain f32 product, timed in every round too, its 8 N V d operations (the
+      loss) or 2 N V d (the rank) come to.
     """
     cells = [Cell(n, v, d) for n in queries for v in items for d in dims
              if n * v <= most_scores]
@@ -255,7 +269,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
     for what, title in (("loss", "Loss and both gradients"), ("rank", "Rank of the targets")):
         table = Table(title=title)
         for name in ("queries", "items", "d", "contender", "seconds", "times the first",
-                     "extra MiB"):
+                     "of product", "extra MiB"):
             table.add_column(name, justify="left" if name == "contender" else "right")
         for cell in result[what]:
             first = cell["contenders"][0]["seconds"]
@@ -263,10 +277,10 @@ def tables(result: dict[str, Any]) -> list[Table]:
                 size = [str(cell[key]) for key in "nvd"] if index == 0 else ["", "", ""]
                 memory = row["extra_bytes"]
                 table.add_row(*size, row["name"], f"{row['seconds']:.3g}",
-                              f"{row['seconds'] / first:.2f}",
+                              f"{row['seconds'] / first:.2f}", f"{row['share_of_product']:.0%}",
                               "" if memory is None else f"{memory / 2**20:.1f}",
                               end_section=row is cell["contenders"][-1])
             for name, reason in cell["skipped"].items():
-                table.add_row("", "", "", name, "-", "", reason)
+                table.add_row("", "", "", name, "-", "", "", reason)
         out.append(table)
     return out

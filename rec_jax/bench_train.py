@@ -19,16 +19,15 @@ from statistics import median
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
 from rec_jax import config as configs
 from rec_jax import shipped
+from rec_jax.bench_rate import Product, useful_operations
 from rec_jax.data.batches import prefetch
 from rec_jax.devices import Devices, this_machine
 from rec_jax.errors import InputError, TrainingError
-from rec_jax.model import DTYPES
 from rec_jax.plan import make_plan
 from rec_jax.run import RunConfig
 from rec_jax.train.build import Built, build
@@ -43,11 +42,12 @@ _WARM_UP = 2  # steps: the first of a program is slower, and so is the first fro
 @dataclass(frozen=True)
 class Round:
     """What one variant did in one round. seconds: of all its steps; targets: positions that
-    have one; sequences: histories or pieces of them."""
+    have one; sequences: histories or pieces of them; useful: operations, see `bench_rate`."""
 
     seconds: float
     targets: int
     sequences: int
+    useful: float
 
 
 @dataclass
@@ -68,12 +68,13 @@ class _Runner:
         """Take `steps` steps, batches made ahead in the background as in training."""
         self.built.stream.seek(self.done * self.config.train.accumulate)
         batches = prefetch(_batches(self.built, self.config))
-        metrics, sequences = [], 0
+        metrics, segments, sequences = [], [], 0
         start = time.perf_counter()
         try:
             for batch, count in itertools.islice(batches, steps):
                 self.state, measured = self.step(self.state, place_batch(batch, self.built.mesh))
                 metrics.append(measured)
+                segments.append(batch["segments"])
                 sequences += count
             jax.block_until_ready(self.state)
             seconds = time.perf_counter() - start
@@ -83,7 +84,10 @@ class _Runner:
         host = jax.device_get(metrics)
         if not all(np.isfinite(one.loss) for one in host):
             raise TrainingError(f"the loss of {self.name} is not finite; its speed means nothing")
-        return Round(seconds, int(sum(one.positions for one in host)), sequences)
+        useful = sum(useful_operations(
+            self.config, self.state.encoder, of_step, int(one.positions),
+            self.built.dataset.num_items) for of_step, one in zip(segments, host, strict=True))
+        return Round(seconds, int(sum(one.positions for one in host)), sequences, useful)
 
 
 def vary(lines: Sequence[str]) -> list[tuple[str, ...]]:
@@ -123,7 +127,7 @@ def run(config: Path | str, *, overrides: Sequence[str] = (), variations: Sequen
         raise InputError(f"steps = {steps}, rounds = {rounds}; expected at least 1")
     runners = [_prepare(config, (*overrides, *lines), " ".join(lines) or "as given", trust_code)
                for lines in vary(variations)]
-    products = {name: _Product(name) for name in
+    products = {name: Product(name) for name in
                 dict.fromkeys(one.config.train.precision for one in runners)}
     for runner in runners:
         runner.run(_WARM_UP)
@@ -133,12 +137,14 @@ def run(config: Path | str, *, overrides: Sequence[str] = (), variations: Sequen
         for runner in runners:
             runner.rounds.append(runner.run(steps))
     peaks = {name: product.best for name, product in products.items()}
+    usual = {name: product.usual for name, product in products.items()}
     return {
         "steps_a_round": steps, "devices": runners[0].built.mesh.size,
         "compilation_cache": bool(getattr(jax.config, "jax_compilation_cache_dir", None)),
-        "peak_operations_per_second": peaks, "process_peak_bytes": _peak_bytes(),
-        "variants": [_describe(one, steps, peaks[one.config.train.precision])
-                     for one in runners],
+        "peak_operations_per_second": peaks,
+        "usual_operations_per_second": usual, "process_peak_bytes": _peak_bytes(),
+        "variants": [_describe(one, steps, peaks[one.config.train.precision],
+                               usual[one.config.train.precision]) for one in runners],
     }
 
 
@@ -160,30 +166,16 @@ def _batches(built: Built, config: RunConfig) -> Iterator[tuple[Batch, int]]:
     return whole_batches(built.stream, config.train.accumulate, built.log_share)
 
 
-class _Product:
-    """A square matrix product on one device: what the machine can do at best."""
-
-    def __init__(self, precision: str) -> None:
-        self.size = 2048 if jax.default_backend() == "cpu" else 8192
-        self.factor = jnp.full((self.size, self.size), 0.5, DTYPES[precision])
-        self.call = jax.jit(jnp.matmul).lower(self.factor, self.factor).compile()
-        self.best = 0.0
-
-    def run(self, repeats: int = 3) -> None:
-        """Keep the best operations a second of all runs so far."""
-        for _ in range(repeats):
-            start = time.perf_counter()
-            jax.block_until_ready(self.call(self.factor, self.factor))
-            self.best = max(self.best, 2.0 * self.size**3 / (time.perf_counter() - start))
-
-
-def _describe(runner: _Runner, steps: int, peak: float) -> dict[str, Any]:
+def _describe(runner: _Runner, steps: int, peak: float, usual: float) -> dict[str, Any]:
     """One variant's figures.
 
     positions: B x L a step, empty ones too; targets: those with a target; rates are medians over
     rounds, `spread` the slowest and the fastest round's share of the median step time.
     operations_per_step: of one device by `rec_jax.plan`, empty positions included, so
     `share_of_peak` is how busy the device is and `useful_share` how much of that serves a target.
+    useful_operations_per_step: see `bench_rate.useful_operations`, the mean over steps;
+    `useful_share_of_peak` and `useful_share_of_usual` hold it against the best and the median
+    matrix product of the same rounds, on all devices of the mesh.
     """
     train, length = runner.config.train, runner.config.data.length
     seconds = [one.seconds / steps for one in runner.rounds]
@@ -192,6 +184,7 @@ def _describe(runner: _Runner, steps: int, peak: float) -> dict[str, Any]:
     plan = make_plan(runner.config, runner.built.dataset.num_items,
                      Devices(this_machine(), runner.built.mesh.size))
     operations = float(sum(plan.operations.values()))
+    useful = sum(one.useful for one in runner.rounds) / (steps * len(runner.rounds))
     return {
         "name": runner.name, "table_update": runner.built.choice.mode,
         "rows": train.rows, "length": length, "items": runner.built.dataset.num_items,
@@ -204,6 +197,9 @@ def _describe(runner: _Runner, steps: int, peak: float) -> dict[str, Any]:
         / (positions * steps * len(runner.rounds)),
         "operations_per_step": operations,
         "share_of_peak": operations / step_seconds / peak,
+        "useful_operations_per_step": useful,
+        "useful_share_of_peak": useful / step_seconds / (peak * runner.built.mesh.size),
+        "useful_share_of_usual": useful / step_seconds / (usual * runner.built.mesh.size),
         "compile_seconds": runner.compile_seconds, "program_bytes": runner.program_bytes,
         "rounds": [vars(one) for one in runner.rounds],
     }
@@ -226,7 +222,7 @@ def table(result: dict[str, Any]) -> Table:
                   caption=f"matrix product: {peaks} Gop/s a device; peak memory "
                           f"{result['process_peak_bytes'] / 2**20:,.0f} MiB, all variants together")
     for name in ("variant", "table", "ms a step", "positions/s", "targets/s", "sequences/s",
-                 "share of peak", "program MiB", "compile s"):
+                 "share of peak", "useful", "program MiB", "compile s"):
         shown.add_column(name, justify="left" if name in ("variant", "table") else "right")
     for one in result["variants"]:
         slow, fast = one["spread"]
@@ -236,5 +232,6 @@ def table(result: dict[str, Any]) -> Table:
             f"{one['step_seconds'] * 1e3:.1f} (-{1 - fast:.0%} +{slow - 1:.0%})",
             f"{one['positions_per_second']:,.0f}", f"{one['targets_per_second']:,.0f}",
             f"{one['sequences_per_second']:,.0f}", f"{one['share_of_peak']:.0%}",
+            f"{one['useful_share_of_peak']:.0%}",
             "" if memory is None else f"{memory / 2**20:,.1f}", f"{one['compile_seconds']:.1f}")
     return shown

@@ -74,6 +74,29 @@ def test_the_share_of_peak_is_operations_over_time_over_the_product(
             rate / result["peak_operations_per_second"]["f32"])
 
 
+def test_useful_operations_are_those_of_items_and_their_pairs(
+        result: dict[str, Any], tiny_dataset: Path, tiny_mapping: TinyMapping) -> None:
+    """The tiny model by hand: one layer, d = 16, hidden 32, causal, 50 items."""
+    stream = BatchStream(Dataset.open(tiny_dataset), length=12, rows=8, pack=True, seed=3)
+    one = result["variants"][0]
+    expected = 0.0
+    for step in range(2, 2 + STEPS):
+        batch = stream.batch(step)
+        for row in batch["segments"]:
+            for number in range(1, row.max() + 1):
+                length = int((row == number).sum())
+                matrices = 16 * (3 * 16 + 16 + 2 * 32)
+                expected += 3 * 2 * length * matrices
+                expected += 3 * sum(2 * 2 * 16 * (place + 1) for place in range(length))
+        expected += 8 * int((batch["targets"] >= 0).sum()) * one["items"] * 16
+    assert one["rounds"][0]["useful"] == pytest.approx(expected)
+    mean = sum(entry["useful"] for entry in one["rounds"]) / STEPS / ROUNDS
+    assert one["useful_operations_per_step"] == pytest.approx(mean)
+    assert one["useful_share_of_peak"] == pytest.approx(
+        mean / one["step_seconds"] / result["peak_operations_per_second"]["f32"])
+    assert one["useful_share_of_usual"] >= one["useful_share_of_peak"]
+
+
 def test_the_table_shows_every_variant(result: dict[str, Any]) -> None:
     console = Console(record=True, width=200, file=io.StringIO())
     console.print(bench_train.table(result))

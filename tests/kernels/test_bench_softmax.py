@@ -30,6 +30,12 @@ def test_every_contender_has_seconds_and_memory(result: dict[str, list[dict]]) -
     for cell in (*result["loss"], *result["rank"]):
         for row in cell["contenders"]:
             assert row["best"] <= row["seconds"] and row["extra_bytes"] >= 0
+    for what, products in (("loss", 4), ("rank", 1)):
+        cell = result[what][0]
+        operations = products * 2 * cell["n"] * cell["v"] * cell["d"]
+        for row in cell["contenders"]:
+            assert row["share_of_product"] == pytest.approx(
+                operations / row["seconds"] / cell["product_operations_per_second"])
 
 
 def test_dense_contenders_that_do_not_fit_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
