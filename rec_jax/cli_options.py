@@ -31,6 +31,10 @@ _KEYS: Mapping[str, Mapping[str, str]] = {
     "evaluate": {"evaluate.batch": "batch", "evaluate.filter_seen": "filter_seen"},
     "export": {"what": "what", "format": "format"},
     "recommend": {"k": "k"},
+    "ope": {**{name: name for name in (
+        "confidence", "resamples", "seed", "cap", "bound_cap", "reward_low", "reward_high",
+        "switch", "shrinkage", "temperature")},
+        "columns.history": "history", "columns.user": "user", "columns.time": "time"},
     "plan": {"table.dim": "dim", "devices": "devices", "items": "items"},
     "bench softmax": {name: name for name in ("queries", "items", "dim", "rounds")},
     "bench train": {name: name for name in ("steps", "rounds")},
