@@ -36,7 +36,8 @@ class Feedback:
     expected_policy: f64 `[n]` or None, sum over actions of the evaluated policy's pi(a | x)
       q(x, a).
     position: int64 `[n]` or None, place in a slate.
-    group: int64 `[n]` or None; rows of one group (a user, a slate) are not independent.
+    group: int64 `[n]` from 0, without gaps, or None; rows of one group (a user, a slate) are not
+      independent.
     """
 
     reward: Floats
@@ -57,9 +58,11 @@ class Feedback:
         return self.probability / self.propensity
 
     def take(self, which: npt.NDArray[np.bool_]) -> Feedback:
-        """The rows where `which`, bool `[n]`, is true."""
+        """The rows where `which`, bool `[n]`, is true; groups are numbered anew."""
         kept: dict[str, Any] = {name: None if values is None else values[which]
                                 for name, values in vars(self).items()}
+        if self.group is not None:
+            kept["group"] = _numbered(kept["group"])
         return Feedback(**kept)
 
 
@@ -105,8 +108,7 @@ def make_feedback(reward: npt.ArrayLike, propensity: npt.ArrayLike, probability:
                          "evaluated policy")
     return Feedback(
         **columns, position=None if places is None else _whole(places, where),
-        group=None if owners is None else np.unique(owners, return_inverse=True)[1].astype(
-            np.int64))
+        group=None if owners is None else _numbered(owners))
 
 
 def from_actions(reward: npt.ArrayLike, action: npt.ArrayLike, propensity: npt.ArrayLike,
@@ -170,8 +172,13 @@ def _refuse(wrong: npt.NDArray[np.bool_], name: str, values: Floats, expected: s
     if wrong.any():
         first = int(wrong.argmax())
         others = int(wrong.sum()) - 1
-        also = f" (and {others} other rows)" if others else ""
+        also = f" (and {others} more)" if others else ""
         raise InputError(f"{where(first)}: {name} is {values[first]:g}; expected {expected}{also}")
+
+
+def _numbered(values: npt.NDArray[Any]) -> Int64s:
+    """Each different value a number from 0, int64 `[n]`."""
+    return np.unique(values, return_inverse=True)[1].astype(np.int64)
 
 
 def _whole(values: npt.NDArray[Any], where: Callable[[int], str]) -> Int64s:

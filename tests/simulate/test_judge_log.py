@@ -128,7 +128,7 @@ HEAD = "reward,propensity,probability"
     ("1,0.5,0.5\n0,0,0.5", "log.csv line 3: propensity is 0; expected more than 0 and at most 1"),
     ("1,0.5,0.5\n\n0,1.2,0.5", "log.csv line 4: propensity is 1.2; expected more than 0"),
     ("1,-0.5,0.5\n0,-0.1,0.5", "log.csv line 2: propensity is -0.5; expected more than 0 and at "
-                               "most 1 (and 1 other rows)"),
+                               "most 1 (and 1 more)"),
     ("1,nan,0.5", "log.csv line 2: propensity is nan; expected a finite number"),
     ("1,0.5,NaN", "log.csv line 2: probability is nan; expected a finite number"),
     ("1,0.5,-0.5", "log.csv line 2: probability is -0.5; expected 0 to 1"),

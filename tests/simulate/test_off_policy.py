@@ -131,6 +131,13 @@ def test_a_cap_can_only_lower_an_estimate_of_rewards_above_zero() -> None:
     assert ips(feedback, 1.2).value < ips(feedback, 2.0).value < ips(feedback).value
 
 
+def test_groups_are_numbered_without_gaps() -> None:
+    found = make_feedback(np.ones(5), np.ones(5), np.ones(5), group=["d", "a", "c", "a", "d"])
+    assert found.group is not None and found.group.tolist() == [2, 0, 1, 0, 2]
+    part = found.take(np.array([True, True, False, True, True]))
+    assert part.group is not None and part.group.tolist() == [1, 0, 0, 1]
+
+
 GOOD = {"reward": [1.0, 0.0, 1.0], "propensity": [0.5, 0.1, 1.0], "probability": [0.0, 1.0, 0.3]}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 import pytest
+from typer.testing import CliRunner
 
 from rec_jax import JudgeConfig, LogColumns, off_policy
+from rec_jax.cli import app
 from rec_jax.encoders import Inputs
 from rec_jax.errors import InputError
 from rec_jax.model import encode
@@ -75,23 +78,30 @@ def log(served: Served) -> pl.DataFrame:
                     for user, place in zip(index.tolist(), cut.tolist(), strict=True)]})
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.25, 3.0])
+@pytest.mark.parametrize(("kind", "temperature"), [("whole", 1.0), ("before", 0.25),
+                                                   ("given", 3.0)])
 def test_probabilities_are_the_dense_softmax(served: Served, log: pl.DataFrame, dense: Dense,
-                                             temperature: float) -> None:
+                                             kind: str, temperature: float) -> None:
     dataset = served.dataset
     items = dataset.item_index(log["item_id"]).astype(np.int64)
-    whole = user_histories(dataset, log["user_id"], None)
-    earlier = user_histories(dataset, log["user_id"], log["time"].to_numpy())
-    given = given_histories(dataset, log["history"])
-    text = given_histories(dataset, log["history"].list.join(" "))
-    shown = np.unique(items)
-    for histories, cut in ((whole, False), (earlier, True), (given, True), (text, True)):
-        found = probabilities(served, histories, items, temperature=temperature)
-        for row, user in enumerate(dataset.user_index(log["user_id"]).tolist()):
-            past = np.asarray(dataset.history(user))[:log["cut"][row] if cut else None]
-            expected = dense(past, temperature)
-            np.testing.assert_allclose(found.logged[row], expected[items[row]], rtol=2e-5)
-            np.testing.assert_allclose(found.supported[row], expected[shown].sum(), rtol=2e-5)
+    when = log["time"].to_numpy() if kind == "before" else None
+    histories = (given_histories(dataset, log["history"]) if kind == "given"
+                 else user_histories(dataset, log["user_id"], when))
+    found = probabilities(served, histories, items, temperature=temperature)
+    for row, user in enumerate(dataset.user_index(log["user_id"]).tolist()):
+        cut = None if kind == "whole" else log["cut"][row]
+        expected = dense(np.asarray(dataset.history(user))[:cut], temperature)
+        np.testing.assert_allclose(found.logged[row], expected[items[row]], rtol=2e-5)
+        np.testing.assert_allclose(found.supported[row], expected[np.unique(items)].sum(),
+                                   rtol=2e-5)
+
+
+def test_histories_as_text_are_those_of_lists(served: Served, log: pl.DataFrame) -> None:
+    lists = given_histories(served.dataset, log["history"])
+    for text in (log["history"].list.join(" "), log["history"].list.join("  ") + " "):
+        found = given_histories(served.dataset, text)
+        assert np.array_equal(found.dataset.items, lists.dataset.items)
+        assert np.array_equal(found.ends, lists.ends)
 
 
 def test_the_estimate_is_that_of_the_dense_probabilities(
@@ -133,6 +143,32 @@ def test_what_is_unknown_is_counted_and_said(log: pl.DataFrame, tiny_run: Path) 
         without["estimates"]["ips"]["value"] * (log.height - 7) / (log.height - 4))
     with pytest.raises(InputError, match=r"none of the .* rows has a history"):
         off_policy(odd.with_columns(user_id=pl.lit("nobody")), run=tiny_run)
+
+
+def test_groups_of_rows_that_are_left_out_do_not_count(log: pl.DataFrame, tiny_run: Path) -> None:
+    odd = log.with_row_index().with_columns(
+        user_id=pl.when(pl.col("index") % 39 < 5).then(pl.lit("nobody")).otherwise("user_id"),
+        slate=pl.col("index") % 39)
+    found = off_policy(odd, LogColumns(group="slate"), run=tiny_run, settings=QUICK)
+    assert found["groups"] == 34 and found["rows"] == 68
+    assert found["bounds"]["hoeffding"] is not None
+
+
+def test_the_verb_evaluates_a_run(log: pl.DataFrame, tiny_run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    log.drop("history").write_csv(path)
+    asked = ["ope", str(path), "--run", str(tiny_run), "--time", "time", "--temperature", "2"]
+    told = CliRunner().invoke(app, [*asked, "--json"])
+    assert told.exit_code == 0, told.output
+    found = json.loads(told.stdout)
+    expected = off_policy(path, LogColumns(time="time"), run=tiny_run, temperature=2.0)
+    assert found["estimates"]["ips"]["value"] == expected["estimates"]["ips"]["value"]
+    shown = CliRunner().invoke(app, asked)
+    assert shown.exit_code == 0, shown.output
+    assert "items that the log shows" in shown.stdout and "temperature" in shown.stdout
+    assert "may take seen items again" in shown.stderr
+    told = CliRunner().invoke(app, [*asked, "--temperature", "0"])
+    assert "--temperature is 0" in str(told.exception)
 
 
 def test_unknown_items_of_histories_are_passed_over(served: Served, log: pl.DataFrame,
