@@ -93,6 +93,16 @@ def test_bounds_by_hand() -> None:
     assert bernstein_lower(values[:1], most, error) == -math.inf
 
 
+@pytest.mark.parametrize("name", sorted(BOUNDS))
+def test_each_side_of_a_bound_may_fail_half_the_time(name: str) -> None:
+    feedback = World.log(np.random.default_rng(6), 5000)
+    weights = np.minimum(feedback.weights, 2.0)
+    low, high = bound_value(feedback, BOUNDS[name], low=-1, high=2, cap=2.0, confidence=0.9)
+    assert low == pytest.approx(-1 + BOUNDS[name](weights * (feedback.reward + 1), 6.0, 0.05))
+    assert high == pytest.approx(2 - BOUNDS[name](weights * (2 - feedback.reward), 6.0, 0.05))
+    assert -1 < low < World.truth < high < 2
+
+
 @pytest.mark.parametrize("cap", [0.5, 1.5, 3.0, 1000.0])
 def test_any_cap_bounds_the_value_from_both_sides(cap: float) -> None:
     """With as many rows as there could be, the two sides enclose the true value, also where the
