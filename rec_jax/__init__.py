@@ -16,7 +16,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rec_jax.api import evaluate, export, recommend, train
+    from rec_jax.api import evaluate, export, off_policy, recommend, train
     from rec_jax.data.dataset import Dataset
     from rec_jax.data.fetch import fetch
     from rec_jax.data.prepare import prepare
@@ -25,20 +25,23 @@ if TYPE_CHECKING:
     from rec_jax.errors import InputError, TrainingError
     from rec_jax.export import Embeddings, load_embeddings
     from rec_jax.run import RunConfig
+    from rec_jax.simulate.judge import JudgeConfig
+    from rec_jax.simulate.log_files import LogColumns
 
 _VERBS = ("train", "evaluate", "export")  # also names of modules in this package
 _HOMES = {
-    "recommend": "api",
+    "recommend": "api", "off_policy": "api",
     "Dataset": "data.dataset", "fetch": "data.fetch", "prepare": "data.prepare",
     "PrepareConfig": "data.prepare_config", "SynthConfig": "data.synth", "synth": "data.synth",
     "InputError": "errors", "TrainingError": "errors",
     "Embeddings": "export", "load_embeddings": "export", "RunConfig": "run",
+    "JudgeConfig": "simulate.judge", "LogColumns": "simulate.log_files",
 }
 
 __all__ = [
-    "Dataset", "Embeddings", "InputError", "PrepareConfig", "RunConfig", "SynthConfig",
-    "TrainingError", "evaluate", "export", "fetch", "load_embeddings", "prepare", "recommend",
-    "synth", "train",
+    "Dataset", "Embeddings", "InputError", "JudgeConfig", "LogColumns", "PrepareConfig",
+    "RunConfig", "SynthConfig", "TrainingError", "evaluate", "export", "fetch",
+    "load_embeddings", "off_policy", "prepare", "recommend", "synth", "train",
 ]
 
 

@@ -25,6 +25,10 @@ from rec_jax.retrieve import Recommendation
 from rec_jax.retrieve import recommend as recommend_served
 from rec_jax.run import Run, RunConfig
 from rec_jax.served import Served, StoredRows, load_served, open_rows
+from rec_jax.simulate.judge import JudgeConfig
+from rec_jax.simulate.judge_log import judge_log
+from rec_jax.simulate.log_files import LogColumns
+from rec_jax.simulate.log_files import Source as LogSource
 from rec_jax.train.growing import Start
 from rec_jax.train.loop import run_training
 from rec_jax.train.opening import open_run
@@ -120,6 +124,29 @@ def recommend(run: Source, *, user: str | None = None, history: Sequence[str] | 
     served = load_served(Run(Path(run), trust_code), step=step, dataset_path=data)
     return recommend_served(served, user=user, history=history, times=times, k=k,
                             filter_seen=filter_seen)
+
+
+def off_policy(log: LogSource, columns: LogColumns | None = None, *,
+               settings: JudgeConfig | None = None, run: Source | None = None,
+               temperature: float = 1.0, step: int | None = None, data: str | None = None,
+               trust_code: bool = False, progress: bool = False) -> dict[str, Any]:
+    """The value of a policy, estimated from the log of another one, with intervals and whether to
+    believe them; see `rec_jax.simulate.judge.judge` for what is returned.
+
+    log: a file (CSV, TSV, Parquet; also several), or columns in memory by name.
+    columns: what the log's columns are called. settings: confidence, caps, the bootstrap.
+    run: the policy to evaluate is the softmax of this run's scores, divided by `temperature`, over
+      the whole catalogue; without it `columns.probability` names the policy's probabilities.
+    step, data, trust_code: see `evaluate`.
+
+    Raises:
+      InputError: the log, its columns or the run are not as they should be.
+    """
+    served = None if run is None else load_served(Run(Path(run), trust_code), step=step,
+                                                  dataset_path=data)
+    with _reporter("off-policy", progress and run is not None) as reporter:
+        return judge_log(log, columns or LogColumns(), settings or JudgeConfig(), served=served,
+                         temperature=temperature, reporter=reporter)
 
 
 def plan(config: RunConfig | Source, *, items: float, devices: str = "cpu",

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from rec_jax import cli_bench, cli_checkpoint, cli_config, cli_data, cli_summary
+from rec_jax import cli_bench, cli_checkpoint, cli_config, cli_data, cli_ope, cli_summary
 from rec_jax.allocator import restart_with_kept_memory
 from rec_jax.cli_options import App
 from rec_jax.cli_show import (
@@ -331,6 +331,9 @@ def recommend(
     print_table(["rank", "item", "title", "score"],
                 [(entry.rank, entry.item, entry.title or "", f"{entry.score:.3f}")
                  for entry in found], numbers=("rank", "score"))
+
+
+app.command()(cli_ope.ope)
 
 
 @app.command()

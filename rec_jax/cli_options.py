@@ -31,6 +31,9 @@ _KEYS: Mapping[str, Mapping[str, str]] = {
     "evaluate": {"evaluate.batch": "batch", "evaluate.filter_seen": "filter_seen"},
     "export": {"what": "what", "format": "format"},
     "recommend": {"k": "k"},
+    "ope": {name: name for name in (
+        "confidence", "resamples", "seed", "cap", "bound_cap", "reward_low", "reward_high",
+        "switch", "shrinkage", "temperature")},
     "plan": {"table.dim": "dim", "devices": "devices", "items": "items"},
     "bench softmax": {name: name for name in ("queries", "items", "dim", "rounds")},
     "bench train": {name: name for name in ("steps", "rounds")},
@@ -42,6 +45,8 @@ _PHRASES: Mapping[str, Mapping[str, str]] = {
     "train": {"leave `run` out": "leave --run out",
               "train needs a config, or the run to resume": "train needs CONFIG or --resume RUN",
               "coordinator, processes and process": "--coordinator, --processes and --process"},
+    "ope": {"reward_low and reward_high": "--reward-low and --reward-high",
+            "columns.history": "--history", "columns.user": "--user", "columns.time": "--time"},
     "recommend": {"a user and a history": "a user and a history (--user or --history)",
                   "the history is empty": "--history is empty"},
 }
