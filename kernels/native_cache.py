@@ -20,7 +20,9 @@ import filelock
 import platformdirs
 
 _LOCK = "native.lock"
-_BUILDING = "building-"
+MEASURING = "auto.lock"
+"""Lock of the one process that measures; the library may be built meanwhile."""
+_BUILDING, _WRITING = "building-", "writing-"
 
 log = logging.getLogger("rec_jax.kernels")
 
@@ -100,7 +102,7 @@ def keep(built: Path, library: Path) -> None:
 
 def write(path: Path, text: str) -> None:
     """Write a file that only we may change, at once."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=_BUILDING, delete=False) as file:
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=_WRITING, delete=False) as file:
         try:
             file.write(text)
             file.flush()
@@ -111,19 +113,21 @@ def write(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, wait: float) -> Iterator[None]:
-    """Be the one that writes in `folder`; what a killed one left half-built is removed.
+def locked(folder: Path, wait: float, name: str = _LOCK) -> Iterator[None]:
+    """Be the one that builds in `folder`; what a killed one left half-built is removed.
+
+    name: of the lock; who holds another one removes nothing.
 
     Raises:
       OSError: another process did not end within `wait` seconds.
     """
-    lock = filelock.FileLock(folder / _LOCK, timeout=wait)
+    lock = filelock.FileLock(folder / name, timeout=wait)
     try:
         lock.acquire()
     except filelock.Timeout:
         raise OSError(f"another process has built in {folder} for {wait:.0f} seconds") from None
     try:
-        for left in folder.glob(f"{_BUILDING}*"):
+        for left in folder.glob(f"{_BUILDING}*") if name == _LOCK else ():
             if left.is_dir() and not left.is_symlink():
                 shutil.rmtree(left, ignore_errors=True)
             else:

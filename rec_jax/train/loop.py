@@ -24,10 +24,12 @@ from rec_jax.config import save as save_config
 from rec_jax.config import to_mapping
 from rec_jax.data.batches import prefetch
 from rec_jax.errors import Preempted, TrainingError
+from rec_jax.kernels.auto import pinned
 from rec_jax.progress import Reporter, Silent
 from rec_jax.protocol import protocol, repeats_line
 from rec_jax.run import Run, RunConfig
 from rec_jax.tables.choose import optimizer_of, trained_by
+from rec_jax.train import backends
 from rec_jax.train.build import Built, build
 from rec_jax.train.feed import whole_batches
 from rec_jax.train.growing import Start, start_from
@@ -106,6 +108,7 @@ def _train(run: Run, config: RunConfig, built: Built, reporter: Reporter, force:
                       moving=moving_share(built.choice.mode),
                       growth_bytes=growth_bytes(settings)) as checkpoints):
         state, done, position = resume(checkpoints, built, config, reporter, force=force)
+        position.backends = backends.agree(position.backends, reporter)
         if start is not None and done == 0:
             state = start_from(start, built, run, reporter)
         if jax.process_index() == 0 and run.saved_config() != to_mapping(config):
@@ -116,7 +119,8 @@ def _train(run: Run, config: RunConfig, built: Built, reporter: Reporter, force:
             state = saver.begin(state, done or None)
             loop = _Loop(config, built, saver, log, reporter, position, preemption)
             try:
-                return loop.run(state, done)
+                with pinned(position.backends):
+                    return loop.run(state, done)
             except OSError as error:  # such as a disk that is full while a line is logged
                 raise TrainingError(f"{error.strerror or error} while writing to {run.folder}; "
                                     "the last complete checkpoint stands") from error
@@ -182,6 +186,7 @@ class _Loop:
                 "table_update": self.built.choice.mode,
                 "stopped": stopped,
                 "table_optimizer": optimizer_of(self.config.table, self.built.choice.mode),
+                "backends": backends.said(position.backends or {}),
                 "train_seconds": round(position.seconds, 3)}
 
     def _stale(self) -> bool:
