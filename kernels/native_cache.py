@@ -64,6 +64,18 @@ def writable(wanted: Path) -> Path:
     return wanted
 
 
+def private(folder: Path) -> Path:
+    """`folder` inside a cache folder, made if it is missing, where only we may write.
+
+    Raises:
+      OSError: it, or the folder around it, is of others or open to them, or cannot be written.
+    """
+    _claim(folder)
+    if reason := distrust(folder.parent):
+        raise OSError(reason)
+    return folder
+
+
 def _claim(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if reason := distrust(folder):

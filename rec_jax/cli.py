@@ -216,11 +216,18 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a model; write checkpoints, metrics and a report into a run folder."""
+    from rec_jax.kernels import auto
+
+    if not process:
+        auto.begin()  # the library is built while the rest is imported and traced
     from rec_jax import api
     from rec_jax.mesh import start_processes
+    from rec_jax.programs import keep_programs
 
     if multihost or coordinator is not None:
         start_processes(coordinator, processes, process)
+    else:
+        keep_programs()
     summary = api.train(config, run=run, overrides=settings or (), resume=resume, force=force,
                         start_from=start_from, keep_state=keep_state, trust_code=trust_code,
                         progress=not as_json and not process)
@@ -249,7 +256,9 @@ def evaluate(
 ) -> None:
     """Rank the whole catalogue for every user of a split."""
     from rec_jax import api
+    from rec_jax.programs import keep_programs
 
+    keep_programs()
     if split not in ("valid", "test"):
         raise InputError(f"--split is {split!r}; expected valid or test")
     result = api.evaluate(run, split=split, step=step,  # type: ignore[arg-type]
@@ -275,7 +284,9 @@ def export(
 ) -> None:
     """Write embeddings with the ids of the source."""
     from rec_jax import api
+    from rec_jax.programs import keep_programs
 
+    keep_programs()
     if what not in ("items", "users", "inputs"):
         raise InputError(f"--what is {what!r}; expected items, users or inputs")
     folder = api.export(run, out=out, what=what, format=format,  # type: ignore[arg-type]
@@ -312,9 +323,11 @@ def recommend(
 ) -> None:
     """Recommend items to a user, or after a history."""
     from rec_jax import retrieve, typed
+    from rec_jax.programs import keep_programs
     from rec_jax.run import Run
     from rec_jax.served import load_served
 
+    keep_programs()
     if (history and history_file) or (times and times_file):
         raise InputError("ids and times come from options or from a file, not from both")
     when = typed.read_times(typed.read_lines(times_file) if times_file else times or [])
