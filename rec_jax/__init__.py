@@ -16,7 +16,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rec_jax.api import evaluate, export, recommend, train
+    from rec_jax.api import evaluate, export, load, recommend, train
     from rec_jax.data.dataset import Dataset
     from rec_jax.data.fetch import fetch
     from rec_jax.data.prepare import prepare
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from rec_jax.data.synth import SynthConfig, synth
     from rec_jax.errors import InputError, TrainingError
     from rec_jax.export import Embeddings, load_embeddings
+    from rec_jax.machine import doctor
     from rec_jax.run import RunConfig
 
-_VERBS = ("train", "evaluate", "export")  # also names of modules in this package
+_VERBS = ("train", "evaluate", "export", "doctor")  # also names of modules in this package
 _HOMES = {
-    "recommend": "api",
+    "recommend": "api", "load": "api", "doctor": "machine",
     "Dataset": "data.dataset", "fetch": "data.fetch", "prepare": "data.prepare",
     "PrepareConfig": "data.prepare_config", "SynthConfig": "data.synth", "synth": "data.synth",
     "InputError": "errors", "TrainingError": "errors",
@@ -37,8 +38,8 @@ _HOMES = {
 
 __all__ = [
     "Dataset", "Embeddings", "InputError", "PrepareConfig", "RunConfig", "SynthConfig",
-    "TrainingError", "evaluate", "export", "fetch", "load_embeddings", "prepare", "recommend",
-    "synth", "train",
+    "TrainingError", "doctor", "evaluate", "export", "fetch", "load", "load_embeddings", "prepare",
+    "recommend", "synth", "train",
 ]
 
 

@@ -21,7 +21,7 @@ from rec_jax.plan_compile import compile_step
 from rec_jax.progress import Reporter, Silent, progress_bar
 from rec_jax.protocol import Split
 from rec_jax.report import write_report
-from rec_jax.retrieve import Recommendation
+from rec_jax.retrieve import Recommendation, Recommender
 from rec_jax.retrieve import recommend as recommend_served
 from rec_jax.run import Run, RunConfig
 from rec_jax.served import Served, StoredRows, load_served, open_rows
@@ -107,12 +107,22 @@ def export(run: Source, *, out: Source, what: What = "items", format: str = "npy
         return export_served(served, out, what=what, format=format, reporter=reporter)
 
 
+def load(run: Source, *, step: int | None = None, data: str | None = None,
+         trust_code: bool = False) -> Recommender:
+    """The model of a run in memory: `load(run).recommend(history=["50", "181"], k=5)`.
+
+    Keep it where more than one answer is wanted: it loads and compiles once. step, data: see
+    `evaluate`. trust_code: see `train`.
+    """
+    return Recommender(load_served(Run(Path(run), trust_code), step=step, dataset_path=data))
+
+
 def recommend(run: Source, *, user: str | None = None, history: Sequence[str] | None = None,
               times: Sequence[int] | None = None, k: int = 10, filter_seen: bool | None = None,
               step: int | None = None, data: str | None = None,
               trust_code: bool = False) -> list[Recommendation]:
     """The k best items for a user of the dataset, or after any history of item ids; fewer where
-    no more may be recommended.
+    no more may be recommended. It loads the model; `load` keeps it for the next question.
 
     times: seconds of the items of `history`, where the model reads times.
     filter_seen: replaces that of the run's `evaluate` section. trust_code: see `train`.

@@ -70,7 +70,7 @@ def fetch(
         help="Folder for its files; data/NAME by default.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Fetch a public data set from its publisher, check it, and show its terms."""
+    """Fetch a public data set. Its hash is checked, and its terms are shown."""
     from rec_jax.data import fetch as fetching
     from rec_jax.data.sources import SOURCES
     from rec_jax.progress import progress_bar
@@ -103,7 +103,7 @@ def synth(
     seed: Annotated[int, typer.Option(help="Same seed, same rows.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Generate realistic sessions of any size; `rec-jax config keys synth` lists the settings."""
+    """Generate realistic sessions. `rec-jax config keys synth` lists the settings."""
     from rec_jax import config
     from rec_jax.data.synth import SynthConfig
     from rec_jax.data.synth import synth as generate
@@ -215,7 +215,7 @@ def train(
     trust_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Train a model; write checkpoints, metrics and a report into a run folder."""
+    """Train a model. Checkpoints, metrics and a report go into a run folder."""
     from rec_jax.kernels import auto
 
     if not process:
@@ -347,6 +347,19 @@ def recommend(
 
 
 @app.command()
+def doctor(as_json: Json = False) -> None:
+    """Show what this machine computes with. Devices, versions, and backends with their times."""
+    from rec_jax import machine
+
+    with machine.telling(say):
+        found = machine.doctor()
+    if as_json:
+        print_json(found)
+    else:
+        cli_summary.doctor(found)
+
+
+@app.command()
 def plan(
     config: Annotated[str, typer.Argument(
         metavar="CONFIG", help="TOML file, or a name of `rec-jax config list`.")],
@@ -359,7 +372,7 @@ def plan(
     trust_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Bytes, operations, traffic and time of a step, before there is a machine."""
+    """Say what a step will need. Bytes, operations, traffic and time, before there is a machine."""
     from rec_jax import api
 
     if not 1 <= items < float("inf"):

@@ -99,6 +99,35 @@ def evaluation(result: Mapping[str, Any]) -> None:
                 f"{number(result['step'])}.")
 
 
+def doctor(found: Mapping[str, Any]) -> None:
+    """What `doctor` found out about this machine."""
+    machine = found["machine"]
+
+    def facts() -> Facts:
+        yield "cpu", f"{machine['cpu']}, {machine['isa']}, {number(machine['cores'])} cores"
+        yield "memory", f"{machine['memory_bytes'] / 2**30:.1f} GiB"
+        yield "devices", f"{_plain(found['devices'])} ({found['platform']})"
+        if machine.get("held_to"):
+            yield "held to", _plain(machine["held_to"])
+        yield "versions", _plain(found["versions"])
+        yield "compiler", found["compiler"]
+        yield "cache", found["cache"]
+        yield "compiled programs", found["programs"] or "not kept"
+
+    print_facts("This machine", facts())
+    print_table(["fold", "backend", "time", "auto takes it"],
+                [(fold, name, _tried(backend), "yes" if name == row["auto"] else "")
+                 for fold, row in found["folds"].items()
+                 for name, backend in row["backends"].items()])
+    if found["settings"]:
+        console().print(f"The environment decides: {_plain(found['settings'])}.")
+
+
+def _tried(backend: Mapping[str, Any]) -> str:
+    seconds = backend["seconds"]
+    return backend["refused"] or ("not measured" if seconds is None else f"{1e3 * seconds:.2f} ms")
+
+
 def other(title: str, values: Mapping[str, Any],
           labels: Mapping[str, str] | None = None) -> None:
     """Any other verb's values, under `labels` where there is one."""
