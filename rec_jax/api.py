@@ -36,7 +36,8 @@ Source = Path | str
 def train(config: RunConfig | Source | None = None, *, run: Source | None = None,
           overrides: Sequence[str] = (), resume: Source | None = None, force: bool = False,
           start_from: Source | None = None, keep_state: bool = False,
-          trust_code: bool = False, progress: bool = False) -> dict[str, Any]:
+          trust_code: bool = False, progress: bool = False,
+          since: float | None = None) -> dict[str, Any]:
     """Train a run to its end and write its report; see `RunConfig` for what can be set.
 
     config: a `RunConfig` or the path of a TOML file; with `resume` it may be left out, and is
@@ -49,8 +50,9 @@ def train(config: RunConfig | Source | None = None, *, run: Source | None = None
     start_from: folder of a run whose rows and encoder a new run starts with; items are matched
       by id, so the catalogue may have grown. keep_state: its optimizer state too.
     trust_code: a config may name modules of third parties (a dotted `kind`), which then run.
+    since: `time.perf_counter()` when the program began, for the seconds before the first step.
 
-    Returns the summary: run, steps, best metric and its step, seconds.
+    Returns the summary: run, steps, best metric and its step, seconds, backends of the kernels.
 
     Raises:
       InputError: the config, the data or the run folder are not as they should be.
@@ -63,7 +65,8 @@ def train(config: RunConfig | Source | None = None, *, run: Source | None = None
 
     with _reporter("train", progress) as reporter:
         summary = {"run": str(target.folder), **run_training(
-            target, resolved, reporter, force=force, start=start, new=resume is None)}
+            target, resolved, reporter, force=force, start=start, new=resume is None,
+            since=since)}
     if jax.process_index() == 0:
         write_report(target, summary)
     return summary

@@ -223,6 +223,7 @@ def train(
     from rec_jax import api
     from rec_jax.mesh import start_processes
     from rec_jax.programs import keep_programs
+    from rec_jax.train.starting import process_began
 
     if multihost or coordinator is not None:
         start_processes(coordinator, processes, process)
@@ -230,7 +231,7 @@ def train(
         keep_programs()
     summary = api.train(config, run=run, overrides=settings or (), resume=resume, force=force,
                         start_from=start_from, keep_state=keep_state, trust_code=trust_code,
-                        progress=not as_json and not process)
+                        progress=not as_json and not process, since=process_began())
     if as_json:
         print_json(summary)
     else:
@@ -437,7 +438,7 @@ def start() -> None:
 
 def main() -> None:
     """All of the command line. Exit codes: 0 done, 2 bad input or config, 75 stopped by a signal
-    after saving, 130 interrupted, 1 anything else."""
+    after saving, 130 interrupted, 141 nobody reads stdout any more, 1 anything else."""
     sys.unraisablehook = _unraisable
     open_streams()
     try:
@@ -454,7 +455,8 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", 130)
     except (NobodyReads, BrokenPipeError):
-        _fail("nobody reads the output any more (broken pipe)", 1)
+        drop_stdout()  # as `... | head -1` wants it, without a word
+        sys.exit(141)
     except OSError as error:
         line, by_a_path = describe_os_error(error)
         _fail(line, 2 if by_a_path else 1)

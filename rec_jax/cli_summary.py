@@ -66,7 +66,7 @@ def training(summary: Mapping[str, Any]) -> None:
         yield "training time", duration(summary["train_seconds"])
         yield from _others(summary, {"run", "steps", "steps_per_epoch", "best", "best_step",
                                      "metric", "stopped", "train_seconds", "table_update",
-                                     "protocol"})
+                                     "protocol", "start_seconds"})
         yield "curves", f"{summary['run']}/report.html"
 
     print_facts(f"Run {summary['run']}", facts())
