@@ -16,10 +16,10 @@ _DATASET = {
     "valid_users": "users to validate on", "test_users": "users to test on",
 }
 _METRICS: Mapping[str, tuple[str, str]] = {
-    "hr": ("target among the first {}", "target found"),
-    "ndcg": ("the same, weighed by place", "1 / log2(1 + place)"),
-    "mrr": ("1 / place, 0 past place {}", "1 / place of the target"),
-    "coverage": ("part of the items in any first {}", "part of the items shown"),
+    "hr": ("next item is in the first {}", "next item is found"),
+    "ndcg": ("the same, higher places count more", "1 / log2(1 + place)"),
+    "mrr": ("1 / its place, 0 behind place {}", "1 / its place"),
+    "coverage": ("share of items shown to somebody", "share of items shown"),
     "popularity": ("training count of the first {}", "training count of items shown"),
 }
 """Of each family what it says, with a cut-off and without, in the order of the table."""
