@@ -32,6 +32,9 @@ quickstart: $(VENV)/.installed
 	$(BIN)/rec-jax evaluate runs/quickstart --baseline
 	$(BIN)/rec-jax export runs/quickstart --what items --out runs/quickstart/items
 	@echo
+	@echo "The table says how often the last item of a user is among the first items that the"
+	@echo "model, and mere popularity, put before that user; ratio is the one divided by the other."
+	@echo
 	@echo "curves      runs/quickstart/report.html, runs/quickstart/curves.png"
 	@echo "embeddings  runs/quickstart/items (rec_jax.load_embeddings reads it)"
 	@echo "next        $(BIN)/rec-jax recommend runs/quickstart --user 1"

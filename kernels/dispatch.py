@@ -7,7 +7,7 @@ import logging
 
 import jax
 
-from . import auto
+from . import auto, measured
 from .primitives import Array, Backend, Problem
 
 BACKENDS = {
@@ -63,24 +63,40 @@ def describe(op: str, queries: Array, items: Array, *, bias: Array | None,
 
 def refusal(backend: Backend, problem: Problem) -> str | None:
     """Why the backend cannot solve the problem, or None."""
+    return _lacks(backend, problem) or backend.refuses(problem)
+
+
+def _lacks(backend: Backend, problem: Problem) -> str | None:
     missing = [name for name in FOLDS[problem.op] if getattr(backend, name) is None]
-    if missing:
-        return f"it has no {' and no '.join(missing)}"
-    return backend.refuses(problem)
+    return f"it has no {' and no '.join(missing)}" if missing else None
 
 
 def explain(problem: Problem) -> tuple[str, list[str]]:
     """What "auto" takes for a problem, and one line for each backend that refused before it."""
     refused: list[str] = []
     for name in PREFERENCE.get(problem.platform, ("xla",)):
-        reason = refusal(load(name), problem)
-        if reason is None and name == "native":
+        reason = _lacks(load(name), problem)
+        if name == "native" and reason is None:  # the library may still be being built
             reason = auto.behind(problem.op)
+        reason = reason or load(name).refuses(problem)
         if reason is None:
             return name, refused
         refused.append(f"{name}: {reason}")
     raise ValueError(f"no backend can run {problem.op} on {problem.platform}: "
                      f"{'; '.join(refused)}")
+
+
+def taken() -> dict[str, str]:
+    """By fold of `measured.FOLDS`, what "auto" takes on the default device; waits on a CPU until
+    that is known. An encoder's folds have no backends but XLA elsewhere."""
+    platform = jax.default_backend()
+    if platform == "cpu":
+        return auto.choices()
+    found = dict.fromkeys(measured.FOLDS, "xla")
+    for op in ("softmax_loss", "target_rank"):
+        found[auto.FOLDS[op]] = explain(Problem(op, platform, 1024, 8192, 64, "float32",
+                                                "float32"))[0]
+    return found
 
 
 def choose(problem: Problem, backend: str | Backend) -> Backend:

@@ -1,4 +1,4 @@
-"""Checks and times the CPU backends on small problems: the program that `auto.py` runs.
+"""Builds the library, checks and times the CPU backends on small problems: what `measured.py` runs.
 
 Prints one JSON object a line, `{fold: {backend: seconds, or what is wrong}}`, as soon as it is
 known: whatever ends this process costs only what is not printed yet.
@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from . import measured, native_build
 from .native_attention import Seen, segment_attention
 from .native_feed_forward import feed_forward
 from .rank import target_rank
@@ -129,27 +131,37 @@ def feed() -> Case:
 CASES = {"softmax": softmax, "rank": rank, "attention": attention, "feed_forward": feed}
 
 
-def tried(case: Case) -> dict[str, float | str]:
-    """Seconds by backend, the best of runs in turn, or why one is not to be used."""
-    found: dict[str, float | str] = {}
-    programs = {}
-    for name, function in case.functions.items():
-        try:
-            programs[name] = jax.jit(function)
-            wrong = _difference(programs[name](*case.arguments), case)
-        except Exception as error:  # whatever it is, this backend is not for this machine
-            wrong = f"{type(error).__name__}: {error}".splitlines()[0]
-        if wrong is not None:
-            found[name] = wrong
-    times: dict[str, list[float]] = {name: [] for name in case.functions if name not in found}
+Program = Callable[..., Any]
+
+
+def checked(case: Case, name: str) -> Program | str:
+    """The backend's compiled program, or why it is not to be used."""
+    try:
+        program = jax.jit(case.functions[name])
+        return _difference(program(*case.arguments), case) or program
+    except Exception as error:  # whatever it is, this backend is not for this machine
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def timed(case: Case, programs: Mapping[str, Program | str]) -> dict[str, float | str]:
+    """Seconds by backend, the best of runs in turn; what is no program stays as it is."""
+    found: dict[str, float | str] = {
+        name: program for name, program in programs.items() if isinstance(program, str)}
+    running = {name: program for name, program in programs.items() if not isinstance(program, str)}
+    times: dict[str, list[float]] = {name: [] for name in running}
     begun, runs = time.perf_counter(), 0
     while runs < _RUNS or time.perf_counter() < begun + _SECONDS:
         runs += 1
-        for name, seconds in times.items():
+        for name, program in running.items():
             start = time.perf_counter()
-            jax.block_until_ready(programs[name](*case.arguments))
-            seconds.append(time.perf_counter() - start)
+            jax.block_until_ready(program(*case.arguments))
+            times[name].append(time.perf_counter() - start)
     return found | {name: min(seconds) for name, seconds in times.items()}
+
+
+def tried(case: Case) -> dict[str, float | str]:
+    """Seconds by backend, or why one is not to be used."""
+    return timed(case, {name: checked(case, name) for name in case.functions})
 
 
 def _difference(results: Any, case: Case) -> str | None:
@@ -165,9 +177,20 @@ def _floats(*arrays: np.ndarray) -> list[jax.Array]:
 
 
 def main() -> None:
-    """Print what is found about every fold."""
-    for fold, make in CASES.items():
-        print(json.dumps({fold: tried(make())}), flush=True)
+    """Print what is found about every fold; XLA's programs are made while the library is built."""
+    with ThreadPoolExecutor(1) as pool:
+        library = pool.submit(native_build.build)
+        cases = {fold: make() for fold, make in CASES.items()}
+        plain = {fold: checked(case, "xla") for fold, case in cases.items()}
+        try:
+            library.result()
+            native_build.library()
+        except OSError as error:
+            print(json.dumps({measured.LIBRARY: str(error)}), flush=True)
+            return
+    for fold, case in cases.items():
+        programs = {"native": checked(case, "native"), "xla": plain[fold]}
+        print(json.dumps({fold: timed(case, programs)}), flush=True)
 
 
 if __name__ == "__main__":

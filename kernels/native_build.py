@@ -32,22 +32,20 @@ TARGETS = ("softmax_forward", "softmax_item_grad", "attention_forward", "attenti
            "feed_forward", "label_scores", "rank_count", "sorted_pairs")
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fno-math-errno", "-pthread",
          "-ffp-contract=fast", "-Wno-psabi")
-_COMPILING = 300.0
-"""Seconds that the compiler gets."""
+LONGEST = 300.0
+"""Seconds that the compiler gets, at most."""
+_TELLING = 10.0
+"""Seconds that it gets to tell its version."""
 
 log = logging.getLogger("rec_jax.kernels")
 
 
 @functools.cache
 def problem() -> str | None:
-    """Why there is no library on this machine, or None. Builds it if it has not been built.
-
-    The first to ask also reads the reason in the log.
-    """
+    """Why there is no library on this machine, or None. Builds it if it has not been built."""
     try:
         library()
     except OSError as error:
-        log.warning("the native backend cannot be used, and xla is taken: %s", error)
         return str(error)
     return None
 
@@ -103,21 +101,31 @@ def build(folder: Path | None = None) -> Path:
     Raises:
       OSError: no compiler, or one that fails; the message is one line.
     """
+    command, wanted = planned(folder)
+    if native_cache.holds(wanted):
+        return wanted
+    target = native_cache.writable(wanted.parent) / wanted.name
+    if native_cache.holds(target):
+        return target
+    with native_cache.locked(target.parent, 2 * LONGEST):
+        if not native_cache.holds(target):
+            _compile(command, target)
+    return target
+
+
+def planned(folder: Path | None = None) -> tuple[list[str], Path]:
+    """The command that compiles the library, and where in `folder` (the cache) it belongs.
+
+    Raises:
+      OSError: no compiler, or none that answers; the message is one line.
+    """
     if sys.platform not in ("linux", "darwin"):
         raise OSError(f"its C++ is not built on {sys.platform}")
     command = compiler()
     name, isa = native_isa.chosen()
     folder = native_cache.folder() if folder is None else folder
-    file = f"native-{name}-{fingerprint(command, isa.flags)}.so"
-    if native_cache.holds(folder / file):
-        return folder / file
-    target = native_cache.writable(folder) / file
-    if native_cache.holds(target):
-        return target
-    with native_cache.locked(target.parent, 2 * _COMPILING):
-        if not native_cache.holds(target):
-            _compile([*command, *FLAGS, *isa.flags], target)
-    return target
+    return ([*command, *FLAGS, *isa.flags],
+            folder / f"native-{name}-{fingerprint(command, isa.flags)}.so")
 
 
 def compiler() -> list[str]:
@@ -144,7 +152,7 @@ def fingerprint(command: list[str], flags: Sequence[str] = ()) -> str:
     Raises:
       OSError: the compiler does not tell its version.
     """
-    code, version, _ = _run([*command, "--version"], 60.0)
+    code, version, _ = _run([*command, "--version"], _TELLING)
     if code != 0:
         raise OSError(f"{command[0]} --version failed")
     parts = [version, *command, *FLAGS, *flags, jaxlib.__version__, platform.machine(),
@@ -160,7 +168,7 @@ def _compile(command: list[str], target: Path) -> None:
         unfinished = scratch / target.name
         code, _, errors = _run(
             [*command, "-isystem", jax.ffi.include_dir(), str(SOURCES / "module.cc"),
-             "-o", str(unfinished)], _COMPILING)
+             "-o", str(unfinished)], LONGEST)
         if code != 0:
             lines = [line for line in errors.splitlines() if "error" in line]
             last = errors.strip().splitlines()[-1:] or [f"exit code {code}"]

@@ -20,7 +20,9 @@ import filelock
 import platformdirs
 
 _LOCK = "native.lock"
-_BUILDING = "building-"
+MEASURING = "auto.lock"
+"""Lock of the one process that measures; the library may be built meanwhile."""
+_BUILDING, _WRITING = "building-", "writing-"
 
 log = logging.getLogger("rec_jax.kernels")
 
@@ -62,6 +64,18 @@ def writable(wanted: Path) -> Path:
     return wanted
 
 
+def private(folder: Path) -> Path:
+    """`folder` inside a cache folder, made if it is missing, where only we may write.
+
+    Raises:
+      OSError: it, or the folder around it, is of others or open to them, or cannot be written.
+    """
+    _claim(folder)
+    if reason := distrust(folder.parent):
+        raise OSError(reason)
+    return folder
+
+
 def _claim(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if reason := distrust(folder):
@@ -100,7 +114,7 @@ def keep(built: Path, library: Path) -> None:
 
 def write(path: Path, text: str) -> None:
     """Write a file that only we may change, at once."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=_BUILDING, delete=False) as file:
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=_WRITING, delete=False) as file:
         try:
             file.write(text)
             file.flush()
@@ -111,19 +125,21 @@ def write(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, wait: float) -> Iterator[None]:
-    """Be the one that writes in `folder`; what a killed one left half-built is removed.
+def locked(folder: Path, wait: float, name: str = _LOCK) -> Iterator[None]:
+    """Be the one that builds in `folder`; what a killed one left half-built is removed.
+
+    name: of the lock; who holds another one removes nothing.
 
     Raises:
       OSError: another process did not end within `wait` seconds.
     """
-    lock = filelock.FileLock(folder / _LOCK, timeout=wait)
+    lock = filelock.FileLock(folder / name, timeout=wait)
     try:
         lock.acquire()
     except filelock.Timeout:
         raise OSError(f"another process has built in {folder} for {wait:.0f} seconds") from None
     try:
-        for left in folder.glob(f"{_BUILDING}*"):
+        for left in folder.glob(f"{_BUILDING}*") if name == _LOCK else ():
             if left.is_dir() and not left.is_symlink():
                 shutil.rmtree(left, ignore_errors=True)
             else:

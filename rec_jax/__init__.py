@@ -16,7 +16,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rec_jax.api import evaluate, export, off_policy, recommend, train
+    from rec_jax.api import evaluate, export, load, off_policy, recommend, train
     from rec_jax.data.dataset import Dataset
     from rec_jax.data.fetch import fetch
     from rec_jax.data.prepare import prepare
@@ -24,13 +24,14 @@ if TYPE_CHECKING:
     from rec_jax.data.synth import SynthConfig, synth
     from rec_jax.errors import InputError, TrainingError
     from rec_jax.export import Embeddings, load_embeddings
+    from rec_jax.machine import doctor
     from rec_jax.run import RunConfig
     from rec_jax.simulate.judge import JudgeConfig
     from rec_jax.simulate.log_files import LogColumns
 
-_VERBS = ("train", "evaluate", "export")  # also names of modules in this package
+_VERBS = ("train", "evaluate", "export", "doctor")  # also names of modules in this package
 _HOMES = {
-    "recommend": "api", "off_policy": "api",
+    "recommend": "api", "load": "api", "off_policy": "api", "doctor": "machine",
     "Dataset": "data.dataset", "fetch": "data.fetch", "prepare": "data.prepare",
     "PrepareConfig": "data.prepare_config", "SynthConfig": "data.synth", "synth": "data.synth",
     "InputError": "errors", "TrainingError": "errors",
@@ -40,7 +41,7 @@ _HOMES = {
 
 __all__ = [
     "Dataset", "Embeddings", "InputError", "JudgeConfig", "LogColumns", "PrepareConfig",
-    "RunConfig", "SynthConfig", "TrainingError", "evaluate", "export", "fetch",
+    "RunConfig", "SynthConfig", "TrainingError", "doctor", "evaluate", "export", "fetch", "load",
     "load_embeddings", "off_policy", "prepare", "recommend", "synth", "train",
 ]
 

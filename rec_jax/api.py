@@ -21,7 +21,7 @@ from rec_jax.plan_compile import compile_step
 from rec_jax.progress import Reporter, Silent, progress_bar
 from rec_jax.protocol import Split
 from rec_jax.report import write_report
-from rec_jax.retrieve import Recommendation
+from rec_jax.retrieve import Recommendation, Recommender
 from rec_jax.retrieve import recommend as recommend_served
 from rec_jax.run import Run, RunConfig
 from rec_jax.served import Served, StoredRows, load_served, open_rows
@@ -40,7 +40,8 @@ Source = Path | str
 def train(config: RunConfig | Source | None = None, *, run: Source | None = None,
           overrides: Sequence[str] = (), resume: Source | None = None, force: bool = False,
           start_from: Source | None = None, keep_state: bool = False,
-          trust_code: bool = False, progress: bool = False) -> dict[str, Any]:
+          trust_code: bool = False, progress: bool = False,
+          since: float | None = None) -> dict[str, Any]:
     """Train a run to its end and write its report; see `RunConfig` for what can be set.
 
     config: a `RunConfig` or the path of a TOML file; with `resume` it may be left out, and is
@@ -53,8 +54,9 @@ def train(config: RunConfig | Source | None = None, *, run: Source | None = None
     start_from: folder of a run whose rows and encoder a new run starts with; items are matched
       by id, so the catalogue may have grown. keep_state: its optimizer state too.
     trust_code: a config may name modules of third parties (a dotted `kind`), which then run.
+    since: `time.perf_counter()` when the program began, for the seconds before the first step.
 
-    Returns the summary: run, steps, best metric and its step, seconds.
+    Returns the summary: run, steps, best metric and its step, seconds, backends of the kernels.
 
     Raises:
       InputError: the config, the data or the run folder are not as they should be.
@@ -67,7 +69,8 @@ def train(config: RunConfig | Source | None = None, *, run: Source | None = None
 
     with _reporter("train", progress) as reporter:
         summary = {"run": str(target.folder), **run_training(
-            target, resolved, reporter, force=force, start=start, new=resume is None)}
+            target, resolved, reporter, force=force, start=start, new=resume is None,
+            since=since)}
     if jax.process_index() == 0:
         write_report(target, summary)
     return summary
@@ -111,12 +114,22 @@ def export(run: Source, *, out: Source, what: What = "items", format: str = "npy
         return export_served(served, out, what=what, format=format, reporter=reporter)
 
 
+def load(run: Source, *, step: int | None = None, data: str | None = None,
+         trust_code: bool = False) -> Recommender:
+    """The model of a run in memory: `load(run).recommend(history=["50", "181"], k=5)`.
+
+    Keep it where more than one answer is wanted: it loads and compiles once. step, data: see
+    `evaluate`. trust_code: see `train`.
+    """
+    return Recommender(load_served(Run(Path(run), trust_code), step=step, dataset_path=data))
+
+
 def recommend(run: Source, *, user: str | None = None, history: Sequence[str] | None = None,
               times: Sequence[int] | None = None, k: int = 10, filter_seen: bool | None = None,
               step: int | None = None, data: str | None = None,
               trust_code: bool = False) -> list[Recommendation]:
     """The k best items for a user of the dataset, or after any history of item ids; fewer where
-    no more may be recommended.
+    no more may be recommended. It loads the model; `load` keeps it for the next question.
 
     times: seconds of the items of `history`, where the model reads times.
     filter_seen: replaces that of the run's `evaluate` section. trust_code: see `train`.

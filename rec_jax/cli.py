@@ -70,7 +70,7 @@ def fetch(
         help="Folder for its files; data/NAME by default.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Fetch a public data set from its publisher, check it, and show its terms."""
+    """Fetch a public data set. Its hash is checked, and its terms are shown."""
     from rec_jax.data import fetch as fetching
     from rec_jax.data.sources import SOURCES
     from rec_jax.progress import progress_bar
@@ -103,7 +103,7 @@ def synth(
     seed: Annotated[int, typer.Option(help="Same seed, same rows.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Generate realistic sessions of any size; `rec-jax config keys synth` lists the settings."""
+    """Generate realistic sessions. `rec-jax config keys synth` lists the settings."""
     from rec_jax import config
     from rec_jax.data.synth import SynthConfig
     from rec_jax.data.synth import synth as generate
@@ -215,15 +215,23 @@ def train(
     trust_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Train a model; write checkpoints, metrics and a report into a run folder."""
+    """Train a model. Checkpoints, metrics and a report go into a run folder."""
+    from rec_jax.kernels import auto
+
+    if not process:
+        auto.begin()  # the library is built while the rest is imported and traced
     from rec_jax import api
     from rec_jax.mesh import start_processes
+    from rec_jax.programs import keep_programs
+    from rec_jax.train.starting import process_began
 
     if multihost or coordinator is not None:
         start_processes(coordinator, processes, process)
+    else:
+        keep_programs()
     summary = api.train(config, run=run, overrides=settings or (), resume=resume, force=force,
                         start_from=start_from, keep_state=keep_state, trust_code=trust_code,
-                        progress=not as_json and not process)
+                        progress=not as_json and not process, since=process_began())
     if as_json:
         print_json(summary)
     else:
@@ -249,7 +257,9 @@ def evaluate(
 ) -> None:
     """Rank the whole catalogue for every user of a split."""
     from rec_jax import api
+    from rec_jax.programs import keep_programs
 
+    keep_programs()
     if split not in ("valid", "test"):
         raise InputError(f"--split is {split!r}; expected valid or test")
     result = api.evaluate(run, split=split, step=step,  # type: ignore[arg-type]
@@ -275,7 +285,9 @@ def export(
 ) -> None:
     """Write embeddings with the ids of the source."""
     from rec_jax import api
+    from rec_jax.programs import keep_programs
 
+    keep_programs()
     if what not in ("items", "users", "inputs"):
         raise InputError(f"--what is {what!r}; expected items, users or inputs")
     folder = api.export(run, out=out, what=what, format=format,  # type: ignore[arg-type]
@@ -312,9 +324,11 @@ def recommend(
 ) -> None:
     """Recommend items to a user, or after a history."""
     from rec_jax import retrieve, typed
+    from rec_jax.programs import keep_programs
     from rec_jax.run import Run
     from rec_jax.served import load_served
 
+    keep_programs()
     if (history and history_file) or (times and times_file):
         raise InputError("ids and times come from options or from a file, not from both")
     when = typed.read_times(typed.read_lines(times_file) if times_file else times or [])
@@ -337,6 +351,19 @@ app.command()(cli_ope.ope)
 
 
 @app.command()
+def doctor(as_json: Json = False) -> None:
+    """Show what this machine computes with. Devices, versions, and backends with their times."""
+    from rec_jax import machine
+
+    with machine.telling(say):
+        found = machine.doctor()
+    if as_json:
+        print_json(found)
+    else:
+        cli_summary.doctor(found)
+
+
+@app.command()
 def plan(
     config: Annotated[str, typer.Argument(
         metavar="CONFIG", help="TOML file, or a name of `rec-jax config list`.")],
@@ -349,7 +376,7 @@ def plan(
     trust_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Bytes, operations, traffic and time of a step, before there is a machine."""
+    """Say what a step will need. Bytes, operations, traffic and time, before there is a machine."""
     from rec_jax import api
 
     if not 1 <= items < float("inf"):
@@ -414,7 +441,7 @@ def start() -> None:
 
 def main() -> None:
     """All of the command line. Exit codes: 0 done, 2 bad input or config, 75 stopped by a signal
-    after saving, 130 interrupted, 1 anything else."""
+    after saving, 130 interrupted, 141 nobody reads stdout any more, 1 anything else."""
     sys.unraisablehook = _unraisable
     open_streams()
     try:
@@ -431,7 +458,8 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", 130)
     except (NobodyReads, BrokenPipeError):
-        _fail("nobody reads the output any more (broken pipe)", 1)
+        drop_stdout()  # as `... | head -1` wants it, without a word
+        sys.exit(141)
     except OSError as error:
         line, by_a_path = describe_os_error(error)
         _fail(line, 2 if by_a_path else 1)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
-from rich.table import Table
 
 from rec_jax.cli_options import App
 from rec_jax.cli_show import console, print_json, say
 from rec_jax.errors import InputError
-from rec_jax.files import write_whole
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 app = App(no_args_is_help=True, help="Measure speed on this machine.")
 
@@ -92,6 +93,7 @@ def peers(
     import logging
 
     from rec_jax import bench_peers, bench_peers_report, bench_record, config
+    from rec_jax.files import write_whole
 
     if not as_json:
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from rec_jax import files
 from rec_jax.cli_options import App
 from rec_jax.cli_show import as_is, number, print_json, print_table, say
 from rec_jax.errors import InputError
@@ -131,6 +130,8 @@ def prune(
 
 def _clear_killed(run: str, checkpoints: Any) -> list[str]:
     """Take away what was left, unless a training saves here, whose it may be."""
+    from rec_jax import files
+
     try:
         with files.locked(run):
             found: list[str] = checkpoints.clear()
@@ -170,6 +171,8 @@ def _describe(run: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 def _about(kind: str, run: str, path: Path) -> str:
     """What a folder beside the checkpoints is, and how it goes."""
+    from rec_jax import files
+
     if kind == "damaged":
         return "set aside as damaged; `prune --damaged` removes it"
     if (kind == "save" and files.is_locked(run)) or (

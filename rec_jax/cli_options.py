@@ -54,7 +54,11 @@ _COLUMNS = {"user": "user_id", "item": "item_id", "time": None, "rating": None}
 
 
 class App(typer.Typer):
-    """A Typer whose verbs name their options in errors."""
+    """A Typer whose verbs name their options in errors, and whose help is plain text: what makes
+    it colourful takes longer to import than all the rest."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(rich_markup_mode=None, **settings)
 
     def command(self, name: str | None = None, **settings: Any,  # type: ignore[override]
                 ) -> Callable[..., Any]:

@@ -11,13 +11,12 @@ import os
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
-
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from rec_jax.jsons import dumps
+
+if TYPE_CHECKING:  # what `--help` does without
+    from rich.console import Console
 
 _CONTROLS = ("Cc", "Cf", "Zl", "Zp")
 _JOINERS = "\u200c\u200d"  # of scripts and emoji; they show nothing by themselves
@@ -27,14 +26,15 @@ class NobodyReads(Exception):
     """The other end of stdout is closed."""
 
 
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        raise  # rich would end the process here; `main` says why it ends
-
-
 def console(*, stderr: bool = False) -> Console:
     """A console that prints every string of data as it is."""
-    return _Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    from rich.console import Console
+
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # rich would end the process here; `main` says why it ends
+
+    return Plain(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
 def as_is(value: object) -> str:
@@ -70,6 +70,9 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *,
 
     numbers: the columns that stand to the right.
     """
+    from rich import box
+    from rich.table import Table
+
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for name in columns:
         table.add_column(name, overflow="fold", justify="right" if name in numbers else "left")
@@ -80,6 +83,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *,
 
 def print_facts(title: str, facts: Iterable[tuple[str, object]]) -> None:
     """A title, and below it a name and a value a line."""
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2))
     table.add_column()
     table.add_column(overflow="fold")

@@ -16,10 +16,10 @@ _DATASET = {
     "valid_users": "users to validate on", "test_users": "users to test on",
 }
 _METRICS: Mapping[str, tuple[str, str]] = {
-    "hr": ("target among the first {}", "target found"),
-    "ndcg": ("the same, weighed by place", "1 / log2(1 + place)"),
-    "mrr": ("1 / place, 0 past place {}", "1 / place of the target"),
-    "coverage": ("part of the items in any first {}", "part of the items shown"),
+    "hr": ("next item is in the first {}", "next item is found"),
+    "ndcg": ("the same, higher places count more", "1 / log2(1 + place)"),
+    "mrr": ("1 / its place, 0 behind place {}", "1 / its place"),
+    "coverage": ("share of items shown to somebody", "share of items shown"),
     "popularity": ("training count of the first {}", "training count of items shown"),
 }
 """Of each family what it says, with a cut-off and without, in the order of the table."""
@@ -66,7 +66,7 @@ def training(summary: Mapping[str, Any]) -> None:
         yield "training time", duration(summary["train_seconds"])
         yield from _others(summary, {"run", "steps", "steps_per_epoch", "best", "best_step",
                                      "metric", "stopped", "train_seconds", "table_update",
-                                     "protocol"})
+                                     "protocol", "start_seconds"})
         yield "curves", f"{summary['run']}/report.html"
 
     print_facts(f"Run {summary['run']}", facts())
@@ -97,6 +97,35 @@ def evaluation(result: Mapping[str, Any]) -> None:
                 f"{protocol['ties']}.")
     shown.print(f"Data {protocol['split_hash'][:12]}, checkpoint of step "
                 f"{number(result['step'])}.")
+
+
+def doctor(found: Mapping[str, Any]) -> None:
+    """What `doctor` found out about this machine."""
+    machine = found["machine"]
+
+    def facts() -> Facts:
+        yield "cpu", f"{machine['cpu']}, {machine['isa']}, {number(machine['cores'])} cores"
+        yield "memory", f"{machine['memory_bytes'] / 2**30:.1f} GiB"
+        yield "devices", f"{_plain(found['devices'])} ({found['platform']})"
+        if machine.get("held_to"):
+            yield "held to", _plain(machine["held_to"])
+        yield "versions", _plain(found["versions"])
+        yield "compiler", found["compiler"]
+        yield "cache", found["cache"]
+        yield "compiled programs", found["programs"] or "not kept"
+
+    print_facts("This machine", facts())
+    print_table(["fold", "backend", "time", "auto takes it"],
+                [(fold, name, _tried(backend), "yes" if name == row["auto"] else "")
+                 for fold, row in found["folds"].items()
+                 for name, backend in row["backends"].items()])
+    if found["settings"]:
+        console().print(f"The environment decides: {_plain(found['settings'])}.")
+
+
+def _tried(backend: Mapping[str, Any]) -> str:
+    seconds = backend["seconds"]
+    return backend["refused"] or ("not measured" if seconds is None else f"{1e3 * seconds:.2f} ms")
 
 
 def other(title: str, values: Mapping[str, Any],

@@ -37,9 +37,14 @@ class Range(NamedTuple):
 
     def __str__(self) -> str:
         low = f"{'more than' if self.low_open else 'at least'} {self.low:g}"
-        high = f"{'less than' if self.high_open else 'at most'} {self.high:.10g}"
+        high = f"{'less than' if self.high_open else 'at most'} {_shown(self.high)}"
         ends = [text for text, end in ((low, self.low), (high, self.high)) if math.isfinite(end)]
         return " and ".join(ends) or "a number"
+
+
+def _shown(value: float) -> str:
+    """A whole number in full, as far as people read one."""
+    return str(int(value)) if abs(value) < 1e15 and value == int(value) else f"{value:.10g}"
 
 
 def above(low: float, high: float = math.inf) -> Range:

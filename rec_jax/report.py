@@ -39,7 +39,7 @@ def write_report(run: Run, summary: Mapping[str, Any]) -> None:
         best = max(valid, key=lambda line: line[summary["metric"]])
         parts += [f"<h2>Validation at the best step, {best['step']}</h2>",
                   _table({name: value for name, value in best.items()
-                          if name not in ("kind", "step", "seconds")})]
+                          if name not in ("kind", "step", "seconds", "protocol")})]
     if "protocol" in summary:
         parts += ["<h2>How validation measures</h2>", _table(summary["protocol"])]
     parts += ["<h2>Config</h2>", f"<pre>{html.escape(run.config_path.read_text())}</pre>"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -16,6 +17,13 @@ from rec_jax.kernels import top_k
 from rec_jax.protocol import cold_items
 from rec_jax.served import Served, tile_queries
 
+Best = Callable[..., tuple[jax.Array, jax.Array]]
+"""`best(params, rows, tile, out, *, k, filter_seen)`: scores f32 and items int32 `[T, k]`.
+
+out: bool `[num_items]`, items that do not compete, or None."""
+_LEAST = 16
+"""Items that every program lists at least, where the catalogue has them."""
+
 
 @dataclass(frozen=True)
 class Recommendation:
@@ -27,9 +35,32 @@ class Recommendation:
     score: float
 
 
+@dataclass(frozen=True)
+class Recommender:
+    """A trained model in memory: it compiles at its first calls, and answers at once afterwards.
+
+    How often it compiles depends on the lengths of histories, of which there are six classes, and
+    on the powers of two that hold k.
+    """
+
+    served: Served
+
+    def recommend(self, *, user: str | None = None, history: Sequence[str] | None = None,
+                  times: Sequence[int] | None = None, k: int = 10,
+                  filter_seen: bool | None = None) -> list[Recommendation]:
+        """The k best items for a user or after a history; see `rec_jax.recommend`."""
+        return recommend(self.served, user=user, history=history, times=times, k=k,
+                         filter_seen=filter_seen, program=self._program)
+
+    @cached_property
+    def _program(self) -> Best:
+        return _program(self.served)
+
+
 def recommend(served: Served, *, user: str | None = None, history: Sequence[str] | None = None,
               times: Sequence[int] | None = None, k: int = 10, filter_seen: bool | None = None,
-              tell: Callable[[str], None] | None = None) -> list[Recommendation]:
+              tell: Callable[[str], None] | None = None,
+              program: Best | None = None) -> list[Recommendation]:
     """The k best items after a history, best first; fewer where no more may be recommended.
 
     What may be recommended is what the run's evaluation measures: see `evaluate.filter_seen`,
@@ -40,6 +71,7 @@ def recommend(served: Served, *, user: str | None = None, history: Sequence[str]
     times: seconds of the items of `history`; needed where the model reads times. Ratings of such
       a history are unknown to a model that reads them.
     tell: is told in one line why there are fewer than k items.
+    program: of `Recommender`, which keeps it from call to call.
 
     Raises:
       InputError: unknown user or item, an empty history, times that are missing, fall, or are not
@@ -79,7 +111,8 @@ def recommend(served: Served, *, user: str | None = None, history: Sequence[str]
     settings = served.config.evaluate
     filter_seen = settings.filter_seen if filter_seen is None else filter_seen
     cold = cold_items(dataset, settings)
-    scores, best = _best(served, tiles, min(k, dataset.num_items), filter_seen, cold)
+    scores, best = _first(served, program or _program(served), tiles, min(k, dataset.num_items),
+                          filter_seen, cold)
     if tell is not None and np.sum(best >= 0) < k:
         tell(_shortfall(int(np.sum(best >= 0)), k, dataset.num_items,
                         items if filter_seen else items[:0], cold))
@@ -123,19 +156,31 @@ def _shortfall(found: int, k: int, num_items: int, seen: np.ndarray,
             + (f", of which {listed}" if listed else ""))
 
 
-def _best(served: Served, tiles: Any, k: int, filter_seen: bool,
-          cold: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Scores f32 `[k]` and items int32 `[k]` of the first user of the first tile."""
+def _program(served: Served) -> Best:
+    """A jitted function, compiled once for each shape of a tile and each number of items.
+
+    Make it once and keep it: another one compiles again.
+    """
     num_items, encoder = served.dataset.num_items, served.encoder
 
-    @jax.jit
-    def best(params: Any, rows: jax.Array, tile: Any, bias: Any) -> tuple[jax.Array, jax.Array]:
+    @partial(jax.jit, static_argnames=("k", "filter_seen"))
+    def best(params: Any, rows: jax.Array, tile: Any, out: Any, *, k: int, filter_seen: bool
+             ) -> tuple[jax.Array, jax.Array]:
         queries = tile_queries(encoder, params, rows, tile)
         seen = (tile.seen_offsets, tile.seen_items) if filter_seen else None
+        bias = None if out is None else jnp.pad(
+            jnp.where(out, -jnp.inf, jnp.float32(0)), (0, rows.shape[0] - num_items))
         return top_k(queries, rows, k, exclude=seen, num_items=num_items, bias=bias)
 
+    return best
+
+
+def _first(served: Served, program: Best, tiles: Any, k: int, filter_seen: bool,
+           cold: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Scores f32 `[k]` and items int32 `[k]` of the first user of the first tile."""
     tile = jax.tree.map(lambda leaf: leaf[0], tiles)
-    bias = None if cold is None else jnp.zeros(served.rows.shape[0]).at[:num_items].set(
-        jnp.where(cold, -jnp.inf, 0.0))
-    scores, items = best(served.params, served.rows, tile, bias)
-    return np.asarray(scores)[0], np.asarray(items)[0]
+    # One program serves many k: a longer list begins with the shorter one.
+    room = min(max(_LEAST, 1 << (k - 1).bit_length()), served.dataset.num_items)
+    scores, items = program(served.params, served.rows, tile, cold, k=room,
+                            filter_seen=filter_seen)
+    return np.asarray(scores)[0, :k], np.asarray(items)[0, :k]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rec_jax import config, files
+from rec_jax.data.dataset_files import META
 from rec_jax.data.features import FeatureConfig, check_different
 from rec_jax.encoders import ENCODERS
 from rec_jax.errors import InputError
@@ -208,10 +209,13 @@ class Run:
         return self.folder / "report.html"
 
     def check_free(self) -> None:
-        """Raises InputError where there is a run in the folder already."""
+        """Raises InputError where there is a run in the folder already, or a dataset."""
         if self.config_path.exists():
             raise InputError(f"{self.folder} holds a run already; resume it with --resume "
                              f"{self.folder}, or choose another --run folder")
+        if (self.folder / META).exists():
+            raise InputError(f"{self.folder} is a dataset folder (it has {META}); expected a new "
+                             "folder for the run")
 
     def create(self, resolved: RunConfig) -> None:
         """Make the folder of a new run and write its complete config.

@@ -17,6 +17,8 @@ os.environ.setdefault("XLA_FLAGS", " ".join([
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # What "auto" takes is measured on a machine once; here it is the same on all.
 os.environ.setdefault("REC_JAX_AUTO", "native")
+# Programs of other tests are not read.
+os.environ.setdefault("REC_JAX_PROGRAMS", "off")
 
 import hypothesis
 import jax

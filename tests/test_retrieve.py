@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import rec_jax
 from rec_jax.encoders import Inputs
 from rec_jax.errors import InputError
+from rec_jax.histories import tile_shapes
 from rec_jax.model import encode
-from rec_jax.retrieve import recommend
+from rec_jax.retrieve import Recommendation, recommend
 from rec_jax.run import Run
 from rec_jax.served import Served, load_served
 
@@ -138,3 +141,32 @@ def test_a_dataset_without_titles_has_none(trained: Served) -> None:
         trained, dataset=dataclasses.replace(dataset, meta={**dataset.meta,
                                                             "item_columns": columns}))
     assert {entry.title for entry in recommend(untitled, user="u9", k=3)} == {None}
+
+
+def test_a_loaded_model_compiles_once_for_a_class_of_lengths(tiny_run: Path) -> None:
+    """Whatever the lengths are and however often it is asked; and it answers as `recommend`."""
+    model = rec_jax.load(tiny_run)
+    compiled: list[float] = []
+
+    def count(name: str, seconds: float, **_: object) -> None:
+        if name.endswith("backend_compile_duration"):
+            compiled.append(seconds)
+
+    def ask() -> list[list[Recommendation]]:
+        return [model.recommend(history=ids[:length], k=k)
+                for length in (1, 2, 5, 12, 30) for k in (1, 4, 10)]
+
+    ids = model.served.dataset.item_ids().to_list()
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        first = ask()
+        assert 0 < len(compiled) <= len(tile_shapes(model.served.config.data.length)) + 2
+        compiled.clear()
+        assert ask() == first
+        assert model.recommend(user="u9", k=3) == model.recommend(user="u9", k=7)[:3]
+        assert compiled == []
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    served = model.served
+    assert first == [recommend(served, history=ids[:length], k=k)
+                     for length in (1, 2, 5, 12, 30) for k in (1, 4, 10)]

@@ -94,11 +94,13 @@ def file_hash(path: Path) -> str:
 
 
 def check_ours(folder: Path) -> None:
-    """Refuse a folder that holds anything but one dataset of this program.
+    """Refuse a folder that holds anything but one dataset of this program; an empty one may go.
 
     Raises:
       InputError: naming what is there that `prepare` has not made.
     """
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
     try:
         names = file_names(read_meta(folder))
     except InputError as error:

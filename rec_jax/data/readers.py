@@ -121,6 +121,7 @@ def _read_delimited(path: Path, layout: Layout, separator: str, quote: bool,
                         else (list(layout.names), layout.separator or separator))
     if not names:
         return  # an empty file
+    _check_cut(names, layout, separator, path)
     picked, constants = _locate(layout, names, path)
     records = _records(path, layout, separator, quote, BLOCK_BYTES)
     if not layout.names:
@@ -197,6 +198,26 @@ def _locate(layout: Layout, names: Sequence[str], path: Path,
         else:
             find_column(name, [*short, *layout.constants], path)
     return picked, constants
+
+
+_MARKS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar", " ": "a space"}
+
+
+def _check_cut(names: Sequence[str], layout: Layout, separator: str, path: Path) -> None:
+    """Refuse a file whose first line is one column although more are wanted.
+
+    Raises:
+      InputError: saying what the line is, and what seems to stand between its fields.
+    """
+    wanted = [name for name in layout.roles.values() if name not in layout.constants]
+    if len(names) != 1 or len(wanted) < 2 or layout.names:
+        return
+    counts = {mark: names[0].count(mark) for mark in _MARKS if mark != separator}
+    likely = max(counts, key=lambda mark: counts[mark])
+    hint = (f"it has {_MARKS[likely]} ({likely!r}) between its fields?"
+            if counts[likely] else "is this the right file?")
+    raise InputError(f"{path}: no separator {separator!r} is in the first line, which is "
+                     f"{names[0][:120]!r}; {hint}")
 
 
 def _read_pairs(path: Path, layout: Layout) -> Iterator[pl.DataFrame]:

@@ -24,6 +24,7 @@ from rec_jax.run import RunConfig
 from rec_jax.served import reading_of
 from rec_jax.tables import init_table, row_optimizer, rows_over
 from rec_jax.tables.choose import Choice, choose_update
+from rec_jax.train.backends import check_named
 from rec_jax.train.state import TrainState, init_state, served
 from rec_jax.train.step import Step, make_train_step
 
@@ -68,6 +69,7 @@ def build(config: RunConfig) -> Built:
       InputError: the config fits neither the data nor the devices.
     """
     settings = config.train
+    check_named(getattr(config.objective, "backend", None), config.table.dim)
     dataset = Dataset.open(config.data.path)
     mesh = make_mesh(config.mesh)
     stream = BatchStream(dataset, length=config.data.length,

@@ -1,7 +1,8 @@
 """What a run writes while it trains: `metrics.jsonl` and TensorBoard events.
 
 A line of `metrics.jsonl` is one JSON object with `kind` ("train" or "valid"), `step`, `epoch`,
-`seconds` (of training so far, over all starts of the run) and the figures. A resumed run drops
+`seconds` (of training so far, over all starts of the run) and the figures; "valid" lines have the
+`protocol` that they were measured under, too. A resumed run drops
 the lines past the checkpoint that it goes on from, so the file reads as if it never stopped.
 """
 
@@ -41,11 +42,15 @@ class MetricsLog:
             self._file.close()
             self._events.close()
 
-    def write(self, kind: str, step: int, figures: Mapping[str, Any]) -> None:
-        """One line, flushed, and one scalar event a figure."""
+    def write(self, kind: str, step: int, figures: Mapping[str, Any],
+              about: Mapping[str, Any] | None = None) -> None:
+        """One line, flushed, and one scalar event a figure.
+
+        about: what stands in the line beside the figures.
+        """
         if not self._primary:
             return
-        self._file.write(dumps({"kind": kind, "step": step, **figures}) + "\n")
+        self._file.write(dumps({"kind": kind, "step": step, **figures, **(about or {})}) + "\n")
         self._file.flush()
         for name, value in figures.items():
             self._events.add_scalar(f"{kind}/{name}", value, step)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -24,10 +25,12 @@ from rec_jax.config import save as save_config
 from rec_jax.config import to_mapping
 from rec_jax.data.batches import prefetch
 from rec_jax.errors import Preempted, TrainingError
+from rec_jax.kernels.auto import pinned
 from rec_jax.progress import Reporter, Silent
 from rec_jax.protocol import protocol, repeats_line
 from rec_jax.run import Run, RunConfig
 from rec_jax.tables.choose import optimizer_of, trained_by
+from rec_jax.train import backends
 from rec_jax.train.build import Built, build
 from rec_jax.train.feed import whole_batches
 from rec_jax.train.growing import Start, start_from
@@ -35,6 +38,7 @@ from rec_jax.train.log import MetricsLog
 from rec_jax.train.preemption import Preemption
 from rec_jax.train.resume import Position, resume
 from rec_jax.train.saving import Saver, growth_bytes, make_saver, moving_share
+from rec_jax.train.starting import StartClock
 from rec_jax.train.state import TrainState
 from rec_jax.train.step import StepMetrics, check_ids, place_batch
 from rec_jax.train.together import together
@@ -42,7 +46,7 @@ from rec_jax.train.together import together
 
 def run_training(run: Run, config: RunConfig, reporter: Reporter | None = None, *,
                  force: bool = False, start: Start | None = None,
-                 new: bool = False) -> dict[str, Any]:
+                 new: bool = False, since: float | None = None) -> dict[str, Any]:
     """Train from the newest checkpoint of `run`, or from the start where there is none.
 
     Returns a summary: steps, best metric with its step and protocol, seconds. One process at a
@@ -52,6 +56,7 @@ def run_training(run: Run, config: RunConfig, reporter: Reporter | None = None, 
     force: go on from a checkpoint of another config or dataset; see `resume`.
     start: the run whose rows a new one starts with; see `start_from`.
     new: there must be no run in the folder yet.
+    since: when the program began, for the seconds before the first step.
 
     Raises:
       InputError: another process trains the run; the dataset is not the run's, or config and data
@@ -61,17 +66,19 @@ def run_training(run: Run, config: RunConfig, reporter: Reporter | None = None, 
     """
     reporter = reporter or Silent()
     with ExitStack() as held:
+        clock = held.enter_context(StartClock(since))
         lock = _Lock(run, held)
         # A second start is refused before it takes memory for a table; a new run's folder is
         # made only when all else is known to fit.
         together(lambda: lock.take() if run.config_path.exists() else None)
         built = build(config)
+        clock.mark("data and model")
         together(lambda: lock.take(new=new))
         if jax.process_index() == 0 and not run.config_path.exists():
             run.create(config)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("run folder")
-        return _train(run, config, built, reporter, force, start)
+        return _train(run, config, built, reporter, force, start, clock)
 
 
 @dataclass
@@ -92,7 +99,7 @@ class _Lock:
 
 
 def _train(run: Run, config: RunConfig, built: Built, reporter: Reporter, force: bool,
-           start: Start | None) -> dict[str, Any]:
+           start: Start | None, clock: StartClock) -> dict[str, Any]:
     tables = "item table" if config.table.tied else "item tables, inputs apart"
     mode = built.choice.mode
     reporter.say(f"{tables}: {mode}, {built.choice.reason}; {trained_by(config.table, mode)}")
@@ -106,6 +113,9 @@ def _train(run: Run, config: RunConfig, built: Built, reporter: Reporter, force:
                       moving=moving_share(built.choice.mode),
                       growth_bytes=growth_bytes(settings)) as checkpoints):
         state, done, position = resume(checkpoints, built, config, reporter, force=force)
+        clock.mark("data and model")
+        position.backends = backends.agree(position.backends, reporter)
+        clock.mark("library")
         if start is not None and done == 0:
             state = start_from(start, built, run, reporter)
         if jax.process_index() == 0 and run.saved_config() != to_mapping(config):
@@ -114,9 +124,10 @@ def _train(run: Run, config: RunConfig, built: Built, reporter: Reporter, force:
         with MetricsLog(run, first_step=done, primary=jax.process_index() == 0) as log:
             saver = make_saver(checkpoints, settings, built.choice.mode, reporter)
             state = saver.begin(state, done or None)
-            loop = _Loop(config, built, saver, log, reporter, position, preemption)
+            loop = _Loop(config, built, saver, log, reporter, position, preemption, clock)
             try:
-                return loop.run(state, done)
+                with pinned(position.backends):
+                    return loop.run(state, done)
             except OSError as error:  # such as a disk that is full while a line is logged
                 raise TrainingError(f"{error.strerror or error} while writing to {run.folder}; "
                                     "the last complete checkpoint stands") from error
@@ -133,6 +144,7 @@ class _Loop:
     reporter: Reporter
     position: Position
     preemption: Preemption
+    clock: StartClock
 
     def run(self, state: TrainState, done: int) -> dict[str, Any]:
         settings, horizon = self.config.train, self.built.horizon
@@ -140,10 +152,14 @@ class _Loop:
                                          self.built.log_share))
         window = _Window()
         mark = time.perf_counter()
+        first = True
         try:
             while done < horizon.total and not self._stale():
                 batch, sequences = next(batches)
                 state, metrics = self.built.step(state, place_batch(batch, self.built.mesh))
+                if first:
+                    self._started(metrics)
+                    first = False
                 done += 1
                 window.add(metrics, sequences)
                 last = done == horizon.total
@@ -177,12 +193,25 @@ class _Loop:
         return {"steps": done, "steps_per_epoch": round(horizon.per_epoch, 3),
                 "best_step": position.best_step, "metric": self.config.evaluate.metric,
                 "best": position.best,
-                "protocol": protocol(self.built.dataset, "valid", self.config.evaluate,
-                                     self.built.validator.panel),
+                "protocol": self._protocol,
                 "table_update": self.built.choice.mode,
                 "stopped": stopped,
                 "table_optimizer": optimizer_of(self.config.table, self.built.choice.mode),
-                "train_seconds": round(position.seconds, 3)}
+                "backends": backends.said(position.backends or {}),
+                "train_seconds": round(position.seconds, 3),
+                "start_seconds": None if first else self.clock.figures()}
+
+    def _started(self, metrics: StepMetrics) -> None:
+        """Say where the time before the first step went: it has been traced, and now it ends."""
+        self.clock.mark("tracing")
+        jax.block_until_ready(metrics)
+        self.clock.mark("step")
+        self.reporter.say(self.clock.line())
+
+    @cached_property
+    def _protocol(self) -> dict[str, Any]:
+        return protocol(self.built.dataset, "valid", self.config.evaluate,
+                        self.built.validator.panel)
 
     def _stale(self) -> bool:
         patience = self.config.train.patience
@@ -224,7 +253,8 @@ class _Loop:
         else:
             position.stale += 1
         self.log.write("valid", done, {"epoch": self._epoch(done),
-                                       "seconds": position.seconds, **metrics})
+                                       "seconds": position.seconds, **metrics},
+                       {"protocol": self._protocol})
         self.reporter.say(f"epoch {self._epoch(done):g}: " + "  ".join(
             f"{name} {metrics[name]:.4f}" for name in _headline(self.config)))
         return value

@@ -31,12 +31,14 @@ class Position:
     best, best_step: largest validation metric and the update it was measured after.
     stale: validations since then.
     seconds: training time over all starts, without validation.
+    backends: what the kernels computed with, see `rec_jax.train.backends`; None in older runs.
     """
 
     best: float | None = None
     best_step: int | None = None
     stale: int = 0
     seconds: float = 0.0
+    backends: dict[str, str] | None = None
 
 
 def resume(checkpoints: Checkpoints, built: Built, config: RunConfig, reporter: Reporter, *,

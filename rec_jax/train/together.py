@@ -22,13 +22,13 @@ def together(work: Callable[[], T]) -> T:
     Raises:
       InputError: its own, or in one line that of the first process that was refused.
     """
-    if not _several():
+    if not several():
         return work()
     try:
         found, said = work(), ""
     except InputError as error:
         problem, said = error, str(error) or type(error).__name__
-    others = [_text(row) for row in np.asarray(multihost_utils.process_allgather(_bytes(said)))]
+    others = of_all(said)
     if said:
         raise problem
     for number, line in enumerate(others):
@@ -39,12 +39,19 @@ def together(work: Callable[[], T]) -> T:
 
 def of_first(text: str) -> str:
     """What process 0 calls it with, in every process."""
-    if not _several():
+    if not several():
         return text
     return _text(np.asarray(multihost_utils.broadcast_one_to_all(_bytes(text))))
 
 
-def _several() -> bool:
+def of_all(text: str) -> list[str]:
+    """What each process calls it with, in order."""
+    if not several():
+        return [text]
+    return [_text(row) for row in np.asarray(multihost_utils.process_allgather(_bytes(text)))]
+
+
+def several() -> bool:
     """Whether there are other processes; no device is opened for a run that has none."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 

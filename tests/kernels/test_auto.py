@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 
 from rec_jax.encoders import transformer
-from rec_jax.kernels import Problem, auto, explain, measure, native_build
+from rec_jax.kernels import Problem, auto, explain, measure, measured, native_build
 
 CPU = Problem("softmax_loss", "cpu", 8, 100, 16, "float32", "float32")
 GOOD: dict[str, Any] = {fold: {"native": 1.0, "xla": 2.0} for fold in
@@ -30,19 +31,25 @@ built = pytest.mark.skipif(native_build.problem() is not None, reason="no native
 def unpinned(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """A process that has measured nothing and is told nothing."""
     monkeypatch.delenv(auto.VARIABLE, raising=False)
-    measured = auto._measured
-    measured.cache_clear()
+    forget()
     yield monkeypatch
-    measured.cache_clear()
+    monkeypatch.undo()
+    forget()
+
+
+def forget() -> None:
+    for answer in (auto._measured, auto._unusable, measured.found, measured._started):
+        getattr(answer, "cache_clear", lambda: None)()
 
 
 @pytest.fixture
 def library(unpinned: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A library in a cache of its own, and a measurement that gives `GOOD`."""
     path = tmp_path / "native-x.so"
-    unpinned.setattr(native_build, "build", lambda: path)
-    unpinned.setattr(auto.native_cache, "temporary", lambda: tmp_path / "other")
-    unpinned.setattr(auto, "measure", lambda: GOOD)
+    unpinned.setattr(native_build, "planned", lambda: (["c++"], path))
+    unpinned.setattr(native_build, "problem", lambda: None)
+    unpinned.setattr(measured.native_cache, "temporary", lambda: tmp_path / "other")
+    unpinned.setattr(measured, "measure", lambda: GOOD)
     return path
 
 
@@ -95,8 +102,8 @@ def test_it_is_measured_once_and_said_in_one_line(library: Path, unpinned: pytes
         assert auto._measured() == GOOD
     assert caplog.messages == ["measured here: softmax by native, rank by native, "
                                "attention by native, feed_forward by native"]
-    unpinned.setattr(auto, "measure", lambda: pytest.fail("it was measured again"))
-    auto._measured.cache_clear()
+    unpinned.setattr(measured, "measure", lambda: pytest.fail("it was measured again"))
+    forget()
     assert auto._measured() == GOOD
 
 
@@ -107,19 +114,70 @@ def test_it_is_measured_once_and_said_in_one_line(library: Path, unpinned: pytes
 def test_a_verdict_that_is_not_whole_or_not_ours_is_not_read(library: Path, spoil: Any) -> None:
     auto._measured()
     kept, = library.parent.glob("auto-*.json")
-    assert auto._read(kept) == GOOD
+    assert measured.read(kept) == GOOD
     spoil(kept)
-    assert auto._read(kept) is None
+    assert measured.read(kept) is None
 
 
-def test_what_cannot_be_kept_is_measured_by_nobody(library: Path, unpinned: pytest.MonkeyPatch,
-                                                   caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_kept_is_used_all_the_same(library: Path,
+                                                  unpinned: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, text: str) -> None:
+        raise OSError("no room")
+
+    unpinned.setattr(measured.native_cache, "write", refuse)
+    assert auto.verdict("rank", auto._measured()) is None
+    assert not list(library.parent.glob("auto-*.json"))
+
+
+def test_without_any_folder_xla_is_taken(library: Path, unpinned: pytest.MonkeyPatch,
+                                         caplog: pytest.LogCaptureFixture) -> None:
     def refuse(folder: Path) -> Path:
         raise OSError("no room")
 
-    unpinned.setattr(auto.native_cache, "writable", refuse)
-    assert auto.verdict("rank", auto._measured()) is None
-    assert "the backends are not measured, and native is taken: no room" in caplog.text
+    unpinned.setattr(measured.native_cache, "writable", refuse)
+    assert auto.choices() == dict.fromkeys(GOOD, "xla")
+    assert caplog.messages == ["the native backend cannot be used, and xla is taken: no room"]
+
+
+def test_who_is_not_ready_in_time_is_not_waited_for(unpinned: pytest.MonkeyPatch,
+                                                    caplog: pytest.LogCaptureFixture) -> None:
+    """And one process has one answer, whatever becomes known after it was asked for."""
+    go_on = threading.Event()
+
+    def slow() -> Any:
+        go_on.wait(60)
+        return GOOD
+
+    unpinned.setattr(measured, "_find", slow)
+    unpinned.setattr(measured, "PATIENCE", 0.05)
+    measured.begin()
+    assert not measured.ready()
+    assert auto.choices() == dict.fromkeys(GOOD, "xla")
+    go_on.set()
+    measured._started().result(60)
+    assert auto.choices() == dict.fromkeys(GOOD, "xla")
+    assert caplog.messages == ["the native backend cannot be used, and xla is taken: it was not "
+                               "ready within 0 seconds"]
+
+
+def test_pins_decide_in_their_context_alone(unpinned: pytest.MonkeyPatch) -> None:
+    unpinned.setattr(auto, "_measured", lambda: GOOD)
+    unpinned.setattr(auto, "_unusable", lambda: None)
+    unpinned.setattr(native_build, "problem", lambda: None)
+    mixed = {"softmax": "xla", "rank": "native", "attention": "native", "feed_forward": "xla"}
+
+    def taken() -> dict[str, str]:
+        return {fold: "native" if auto.takes_native(op) else "xla"
+                for op, fold in auto.FOLDS.items()}
+
+    with auto.pinned(mixed):
+        assert taken() == mixed
+        assert explain(CPU) == ("xla", ["native: the run takes xla"])
+        with auto.pinned(None):
+            assert taken() == dict.fromkeys(GOOD, "native")
+        unpinned.setenv(auto.VARIABLE, "xla")  # whoever pins has heard it
+        assert taken() == mixed
+    assert taken() == dict.fromkeys(GOOD, "xla")
 
 
 def program(path: Path, monkeypatch: pytest.MonkeyPatch, lines: str) -> None:
@@ -134,15 +192,26 @@ LINE = """echo 'a warning'; echo '{"softmax": {"native": 1.0, "xla": 2.0}}'"""
 def test_a_crash_costs_what_was_not_measured_yet(tmp_path: Path,
                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     program(tmp_path / "crashing", monkeypatch, f"{LINE}; kill -SEGV $$")
-    found = auto.measure()
+    found = measured.measure()
     assert auto.verdict("softmax", found) is None
     assert auto.verdict("rank", found) == f"its check ended with code {-signal.SIGSEGV}"
 
 
+def test_the_reason_why_there_is_no_library_is_that_of_all(
+        tmp_path: Path, unpinned: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    program(tmp_path / "failing", unpinned, """echo '{"library": "c++ failed: no"}'""")
+    unpinned.setenv("REC_JAX_CACHE", str(tmp_path))
+    unpinned.setattr(native_build, "planned", lambda: (["c++"], tmp_path / "native-x.so"))
+    assert auto.choices() == dict.fromkeys(GOOD, "xla")
+    assert caplog.messages == ["the native backend cannot be used, and xla is taken: c++ failed: "
+                               "no"]
+    assert not list(tmp_path.glob("auto-*.json"))  # the next program tries again
+
+
 def test_a_check_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program(tmp_path / "hanging", monkeypatch, f"{LINE}; exec sleep 600")
-    monkeypatch.setattr(auto, "_SECONDS", 1.0)
-    found = auto.measure()
+    monkeypatch.setattr(measured, "_SECONDS", 1.0 - native_build.LONGEST)
+    found = measured.measure()
     assert auto.verdict("softmax", found) is None
     assert auto.verdict("attention", found) == "its check did not end within 1 seconds"
 
@@ -175,7 +244,7 @@ def test_a_wrong_result_and_an_error_are_found(monkeypatch: pytest.MonkeyPatch) 
 @built
 @pytest.mark.slow
 def test_the_program_measures_every_fold() -> None:
-    found = auto.measure()
+    found = measured.measure()
     assert set(found) == set(GOOD)
     assert all(isinstance(seconds["native"], float) for seconds in found.values())
 
@@ -183,12 +252,12 @@ def test_the_program_measures_every_fold() -> None:
 @pytest.mark.parametrize(("age", "asked_again"), [(3600, False), (2 * 86_400, True)])
 def test_a_check_that_was_late_is_made_again_after_a_day(
         library: Path, unpinned: pytest.MonkeyPatch, age: float, asked_again: bool) -> None:
-    late = {"native": f"{auto._LATE} 120 seconds"}
-    unpinned.setattr(auto, "measure", lambda: GOOD | {"rank": late})
+    late = {"native": f"{measured._LATE} 420 seconds"}
+    unpinned.setattr(measured, "measure", lambda: GOOD | {"rank": late})
     assert auto._measured()["rank"] == late
     (kept,) = library.parent.glob("auto-*.json")
     when = time.time() - age
     os.utime(kept, (when, when))
-    auto._measured.cache_clear()
-    unpinned.setattr(auto, "measure", lambda: GOOD)
+    forget()
+    unpinned.setattr(measured, "measure", lambda: GOOD)
     assert (auto._measured() == GOOD) is asked_again

@@ -80,7 +80,7 @@ def test_a_compiler_that_does_not_end_is_ended(tmp_path: Path,
                                                monkeypatch: pytest.MonkeyPatch) -> None:
     slow = script(tmp_path / "slow", "[ $# = 1 ] && exit 0\nsleep 60")
     monkeypatch.setenv("CXX", str(slow))
-    monkeypatch.setattr(native_build, "_COMPILING", 0.2)
+    monkeypatch.setattr(native_build, "LONGEST", 0.2)
     start = time.monotonic()
     with pytest.raises(OSError, match="slow did not end within 0 seconds"):
         native_build.build(tmp_path / "cache")

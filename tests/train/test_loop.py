@@ -52,7 +52,8 @@ def figures(run: Run) -> list[dict[str, Any]]:
 
 
 def without_clock(summary: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in summary.items() if name != "train_seconds"}
+    return {name: value for name, value in summary.items()
+            if name not in ("train_seconds", "start_seconds")}
 
 
 def assert_same_run(one: Run, other: Run) -> None:
