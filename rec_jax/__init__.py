@@ -16,7 +16,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rec_jax.api import evaluate, export, recommend, train
+    from rec_jax.api import evaluate, export, load, recommend, train
     from rec_jax.data.dataset import Dataset
     from rec_jax.data.fetch import fetch
     from rec_jax.data.prepare import prepare
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _VERBS = ("train", "evaluate", "export")  # also names of modules in this package
 _HOMES = {
-    "recommend": "api",
+    "load": "api", "recommend": "api",
     "Dataset": "data.dataset", "fetch": "data.fetch", "prepare": "data.prepare",
     "PrepareConfig": "data.prepare_config", "SynthConfig": "data.synth", "synth": "data.synth",
     "InputError": "errors", "TrainingError": "errors",
@@ -37,8 +37,8 @@ _HOMES = {
 
 __all__ = [
     "Dataset", "Embeddings", "InputError", "PrepareConfig", "RunConfig", "SynthConfig",
-    "TrainingError", "evaluate", "export", "fetch", "load_embeddings", "prepare", "recommend",
-    "synth", "train",
+    "TrainingError", "evaluate", "export", "fetch", "load", "load_embeddings", "prepare",
+    "recommend", "synth", "train",
 ]
 
 

@@ -16,6 +16,7 @@ from rec_jax.devices import parse_devices
 from rec_jax.evaluate import evaluate_served
 from rec_jax.export import What
 from rec_jax.export import export as export_served
+from rec_jax.mesh import is_first, parse_mesh
 from rec_jax.plan import make_plan, nearest_fit
 from rec_jax.plan_compile import compile_step
 from rec_jax.progress import Reporter, Silent, progress_bar
@@ -24,11 +25,11 @@ from rec_jax.report import write_report
 from rec_jax.retrieve import Recommendation
 from rec_jax.retrieve import recommend as recommend_served
 from rec_jax.run import Run, RunConfig
-from rec_jax.served import Served, StoredRows, load_served, open_rows
+from rec_jax.served import Served, StoredRows, Tell, load_served, open_rows, warn
+from rec_jax.together import of_first, together
 from rec_jax.train.growing import Start
 from rec_jax.train.loop import run_training
 from rec_jax.train.opening import open_run
-from rec_jax.train.together import of_first, together
 
 Source = Path | str
 
@@ -69,57 +70,86 @@ def train(config: RunConfig | Source | None = None, *, run: Source | None = None
     return summary
 
 
-def evaluate(run: Source, *, split: Split = "test", step: int | None = None,
+def load(run: Source, *, step: int | None = None, data: str | None = None,
+         mesh: str | None = None, trust_code: bool = False, tell: Tell = warn) -> Served:
+    """A run's best checkpoint (or that of `step`) on its mesh; `evaluate`, `export` and
+    `recommend` take it in place of the run's folder.
+
+    data: where the dataset is now, if it moved.
+    mesh: where the model goes, as DATAxITEMS such as "1x8"; by default the run's mesh, or, where
+      the devices here do not form that, the nearest one that they do, of which `tell` is told in
+      one line (a warning). Of several processes, all must call it.
+    trust_code: see `train`.
+
+    Raises:
+      InputError: no such run, step or mesh, or another dataset than the run's.
+    """
+    return load_served(Run(Path(run), trust_code), step=step, dataset_path=data,
+                       mesh=None if mesh is None else parse_mesh(mesh), tell=tell)
+
+
+def evaluate(run: Source | Served, *, split: Split = "test", step: int | None = None,
              filter_seen: bool | None = None, seen_targets: str | None = None,
              batch: int | None = None, baseline: bool = False, data: str | None = None,
-             trust_code: bool = False, progress: bool = False) -> dict[str, Any]:
+             mesh: str | None = None, trust_code: bool = False, progress: bool = False,
+             tell: Tell = warn) -> dict[str, Any]:
     """Full-ranking metrics of a run's best checkpoint (or of `step`) with their protocol.
 
     filter_seen, seen_targets, batch: replace those of the run's config. baseline: popularity
-    beside it. data: where the dataset is now, if it moved. trust_code: see `train`.
+    beside it. step, data, mesh, trust_code, tell: see `load`.
 
     Raises:
       InputError: also where the protocol leaves nobody to evaluate.
     """
-    served = load_served(Run(Path(run), trust_code), step=step, dataset_path=data)
+    served = _loaded(run, step=step, data=data, mesh=mesh, trust_code=trust_code, tell=tell)
     given: dict[str, Any] = {"filter_seen": filter_seen, "seen_targets": seen_targets,
                              "batch": batch}
     settings = replace(served.config.evaluate, **{
         name: value for name, value in given.items() if value is not None})
-    with _reporter("evaluate", progress) as reporter:
+    with _reporter("evaluate", progress and is_first()) as reporter:
         return evaluate_served(served, split=split, settings=settings, baseline=baseline,
                                reporter=reporter)
 
 
-def export(run: Source, *, out: Source, what: What = "items", format: str = "npy",
-           step: int | None = None, data: str | None = None, trust_code: bool = False,
-           progress: bool = False) -> Path:
+def export(run: Source | Served, *, out: Source, what: What = "items", format: str = "npy",
+           step: int | None = None, data: str | None = None, mesh: str | None = None,
+           trust_code: bool = False, progress: bool = False, tell: Tell = warn) -> Path:
     """Write the embeddings of items, users or inputs, with the source's ids; see
-    `load_embeddings`. trust_code: see `train`."""
+    `load_embeddings`.
+
+    step, data, mesh, trust_code, tell: see `load`. Only users need a model, and so a mesh: rows
+    go from the checkpoint to the file in blocks. Of several processes the first one writes.
+    """
     # Item rows go from the checkpoint to the file in blocks; only queries need the model.
     served: Served | StoredRows
-    if what == "users":
-        served = load_served(Run(Path(run), trust_code), step=step, dataset_path=data)
+    if what == "users" or isinstance(run, Served):
+        served = _loaded(run, step=step, data=data, mesh=mesh, trust_code=trust_code, tell=tell)
     else:
         served = open_rows(Run(Path(run), trust_code), step=step, dataset_path=data,
                            inputs=what == "inputs")
-    with _reporter("export", progress) as reporter:
+    with _reporter("export", progress and is_first()) as reporter:
         return export_served(served, out, what=what, format=format, reporter=reporter)
 
 
-def recommend(run: Source, *, user: str | None = None, history: Sequence[str] | None = None,
-              times: Sequence[int] | None = None, k: int = 10, filter_seen: bool | None = None,
-              step: int | None = None, data: str | None = None,
-              trust_code: bool = False) -> list[Recommendation]:
+def recommend(run: Source | Served, *, user: str | None = None,
+              history: Sequence[str] | None = None, times: Sequence[int] | None = None,
+              k: int = 10, filter_seen: bool | None = None, step: int | None = None,
+              data: str | None = None, mesh: str | None = None, trust_code: bool = False,
+              tell: Tell = warn) -> list[Recommendation]:
     """The k best items for a user of the dataset, or after any history of item ids; fewer where
     no more may be recommended.
 
     times: seconds of the items of `history`, where the model reads times.
-    filter_seen: replaces that of the run's `evaluate` section. trust_code: see `train`.
+    filter_seen: replaces that of the run's `evaluate` section.
+    step, data, mesh, trust_code, tell: see `load`.
     """
-    served = load_served(Run(Path(run), trust_code), step=step, dataset_path=data)
+    served = _loaded(run, step=step, data=data, mesh=mesh, trust_code=trust_code, tell=tell)
     return recommend_served(served, user=user, history=history, times=times, k=k,
                             filter_seen=filter_seen)
+
+
+def _loaded(run: Source | Served, **how: Any) -> Served:
+    return run if isinstance(run, Served) else load(run, **how)
 
 
 def plan(config: RunConfig | Source, *, items: float, devices: str = "cpu",

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from rec_jax.asking import map_rounds, tile_queries
 from rec_jax.errors import InputError
 from rec_jax.histories import choose_shapes, make_tiles, recent_codes, seen_capacity, tile_shapes
-from rec_jax.kernels import top_k
 from rec_jax.protocol import cold_items
-from rec_jax.served import Served, tile_queries
+from rec_jax.served import Served
+from rec_jax.tables import Table
+from rec_jax.tables.tiles import bias_against, top_k_tiles
 
 
 @dataclass(frozen=True)
@@ -126,16 +127,20 @@ def _shortfall(found: int, k: int, num_items: int, seen: np.ndarray,
 def _best(served: Served, tiles: Any, k: int, filter_seen: bool,
           cold: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Scores f32 `[k]` and items int32 `[k]` of the first user of the first tile."""
-    num_items, encoder = served.dataset.num_items, served.encoder
+    num_items, encoder, mesh, over = (
+        served.dataset.num_items, served.encoder, served.mesh, served.over)
 
     @jax.jit
-    def best(params: Any, rows: jax.Array, tile: Any, bias: Any) -> tuple[jax.Array, jax.Array]:
-        queries = tile_queries(encoder, params, rows, tile)
-        seen = (tile.seen_offsets, tile.seen_items) if filter_seen else None
-        return top_k(queries, rows, k, exclude=seen, num_items=num_items, bias=bias)
+    def best(params: Any, rows: jax.Array, tiles: Any, bias: Any) -> tuple[jax.Array, jax.Array]:
+        table = Table(rows, (), num_items, over)
 
-    tile = jax.tree.map(lambda leaf: leaf[0], tiles)
-    bias = None if cold is None else jnp.zeros(served.rows.shape[0]).at[:num_items].set(
-        jnp.where(cold, -jnp.inf, 0.0))
-    scores, items = best(served.params, served.rows, tile, bias)
-    return np.asarray(scores)[0], np.asarray(items)[0]
+        def one(tiles: Any) -> tuple[jax.Array, jax.Array]:
+            queries = tile_queries(mesh, encoder, params, table, tiles)
+            seen = (tiles.seen_offsets, tiles.seen_items) if filter_seen else None
+            return top_k_tiles(mesh, queries, table, k, seen, tiles.used, bias=bias)
+
+        return map_rounds(mesh, one, tiles)
+
+    bias = None if cold is None else bias_against(cold, served.rows.shape[0], mesh, over)
+    scores, items = best(served.params, served.rows, tiles, bias)
+    return np.asarray(scores)[0, 0], np.asarray(items)[0, 0]

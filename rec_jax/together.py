@@ -1,4 +1,4 @@
-"""What the processes of a run decide together, so that none goes on where another was refused."""
+"""What the processes of a job decide together, so that none goes on where another was refused."""
 
 from __future__ import annotations
 
@@ -42,6 +42,12 @@ def of_first(text: str) -> str:
     if not _several():
         return text
     return _text(np.asarray(multihost_utils.broadcast_one_to_all(_bytes(text))))
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when every process has come here, each with the same `name`."""
+    if _several():
+        multihost_utils.sync_global_devices(name)
 
 
 def _several() -> bool:
