@@ -19,6 +19,7 @@ from rec_jax.cli_show import (
     console,
     drop_stdout,
     open_streams,
+    own_stdout,
     print_json,
     print_table,
     say,
@@ -398,6 +399,7 @@ def _join(coordinator: str | None, processes: int | None, process: int | None,
     from rec_jax.mesh import is_first, start_processes
 
     if multihost or coordinator is not None:
+        own_stdout()
         start_processes(coordinator, processes, process)
     return is_first()
 

@@ -28,15 +28,19 @@ from rec_jax.tables.tiles import bias_against
 
 MESHES = ("1x1", "2x4", "1x8")
 FEATURES = [{"kind": "item_category", "name": "kind"}, {"kind": "time_gap"}, {"kind": "rating"}]
+UNTIED = {"dim": DIM, "tied": False}
 CASES: dict[str, dict[str, Any]] = {
+    "dense, features": {"features": FEATURES},
+    "streamed, bf16, untied, hidden": {
+        "table": {**UNTIED, "update": "streamed", "dtype": "bf16"},
+        "objective": {"kind": "masked_item", "share": 0.3}, "evaluate": {"filter_cold": True}},
+}
+MORE_CASES: dict[str, dict[str, Any]] = {
     "dense": {},
     "streamed, bf16": {"table": {"dim": DIM, "update": "streamed", "dtype": "bf16"}},
     "untied, features, average": {
-        "table": {"dim": DIM, "tied": False}, "features": FEATURES,
-        "train": {"rows": 8, "steps": 1, "ema": 0.9}},
-    "hidden, untied, streamed": {
-        "table": {"dim": DIM, "tied": False, "update": "streamed"},
-        "objective": {"kind": "masked_item", "share": 0.3}, "evaluate": {"filter_cold": True}},
+        "table": UNTIED, "features": FEATURES, "train": {"rows": 8, "steps": 1, "ema": 0.9}},
+    "untied, streamed": {"table": {**UNTIED, "update": "streamed"}},
 }
 
 
@@ -45,7 +49,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("asked"))
 
 
-@pytest.fixture(scope="module", params=CASES.values(), ids=CASES)
+@pytest.fixture(scope="module", params=[
+    *(pytest.param(case, id=name) for name, case in CASES.items()),
+    *(pytest.param(case, id=name, marks=pytest.mark.slow) for name, case in MORE_CASES.items())])
 def saved(request: pytest.FixtureRequest, dataset: Path,
           tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(settings(dataset, **request.param), tmp_path_factory.mktemp("saved") / "run")
