@@ -16,6 +16,7 @@ from rec_jax.devices import parse_devices
 from rec_jax.evaluate import evaluate_served
 from rec_jax.export import What
 from rec_jax.export import export as export_served
+from rec_jax.mesh import MeshConfig, is_first, parse_mesh
 from rec_jax.plan import make_plan, nearest_fit
 from rec_jax.plan_compile import compile_step
 from rec_jax.progress import Reporter, Silent, progress_bar
@@ -24,17 +25,18 @@ from rec_jax.report import write_report
 from rec_jax.retrieve import Recommendation, Recommender
 from rec_jax.retrieve import recommend as recommend_served
 from rec_jax.run import Run, RunConfig
-from rec_jax.served import Served, StoredRows, load_served, open_rows
+from rec_jax.served import Served, StoredRows, Tell, load_served, open_rows, warn
 from rec_jax.simulate.judge import JudgeConfig
 from rec_jax.simulate.judge_log import judge_log
 from rec_jax.simulate.log_files import LogColumns
 from rec_jax.simulate.log_files import Source as LogSource
+from rec_jax.together import of_first, together
 from rec_jax.train.growing import Start
 from rec_jax.train.loop import run_training
 from rec_jax.train.opening import open_run
-from rec_jax.train.together import of_first, together
 
 Source = Path | str
+Loadable = Source | Recommender | Served
 
 
 def train(config: RunConfig | Source | None = None, *, run: Source | None = None,
@@ -76,65 +78,83 @@ def train(config: RunConfig | Source | None = None, *, run: Source | None = None
     return summary
 
 
-def evaluate(run: Source, *, split: Split = "test", step: int | None = None,
+def load(run: Source, *, step: int | None = None, data: str | None = None,
+         mesh: str | None = None, trust_code: bool = False, tell: Tell = warn) -> Recommender:
+    """A run's best checkpoint (or that of `step`) on its mesh, for many questions:
+    `load(run).recommend(history=["50", "181"], k=5)` loads and compiles once. `evaluate`,
+    `export` and `recommend` take it in place of the run's folder.
+
+    data: where the dataset is now, if it moved.
+    mesh: where the model goes, as DATAxITEMS such as "1x8"; by default the run's mesh, or, where
+      the devices here do not form that, the nearest one that they do, of which `tell` is told in
+      one line (a warning). Of several processes, all must call it.
+    trust_code: see `train`.
+
+    Raises:
+      InputError: no such run, step or mesh, or another dataset than the run's.
+    """
+    return Recommender(load_served(Run(Path(run), trust_code), step=step, dataset_path=data,
+                                   mesh=None if mesh is None else parse_mesh(mesh), tell=tell))
+
+
+def evaluate(run: Loadable, *, split: Split = "test", step: int | None = None,
              filter_seen: bool | None = None, seen_targets: str | None = None,
              batch: int | None = None, baseline: bool = False, data: str | None = None,
-             trust_code: bool = False, progress: bool = False) -> dict[str, Any]:
+             mesh: str | None = None, trust_code: bool = False, progress: bool = False,
+             tell: Tell = warn) -> dict[str, Any]:
     """Full-ranking metrics of a run's best checkpoint (or of `step`) with their protocol.
 
     filter_seen, seen_targets, batch: replace those of the run's config. baseline: popularity
-    beside it. data: where the dataset is now, if it moved. trust_code: see `train`.
+    beside it. step, data, mesh, trust_code, tell: see `load`.
 
     Raises:
       InputError: also where the protocol leaves nobody to evaluate.
     """
-    served = load_served(Run(Path(run), trust_code), step=step, dataset_path=data)
+    served = _loaded(run, step=step, data=data, mesh=mesh, trust_code=trust_code, tell=tell)
     given: dict[str, Any] = {"filter_seen": filter_seen, "seen_targets": seen_targets,
                              "batch": batch}
     settings = replace(served.config.evaluate, **{
         name: value for name, value in given.items() if value is not None})
-    with _reporter("evaluate", progress) as reporter:
+    with _reporter("evaluate", progress and is_first()) as reporter:
         return evaluate_served(served, split=split, settings=settings, baseline=baseline,
                                reporter=reporter)
 
 
-def export(run: Source, *, out: Source, what: What = "items", format: str = "npy",
-           step: int | None = None, data: str | None = None, trust_code: bool = False,
-           progress: bool = False) -> Path:
+def export(run: Loadable, *, out: Source, what: What = "items", format: str = "npy",
+           step: int | None = None, data: str | None = None, mesh: str | None = None,
+           trust_code: bool = False, progress: bool = False, tell: Tell = warn) -> Path:
     """Write the embeddings of items, users or inputs, with the source's ids; see
-    `load_embeddings`. trust_code: see `train`."""
+    `load_embeddings`.
+
+    step, data, mesh, trust_code, tell: see `load`. Only users need a model, and so a mesh: rows
+    go from the checkpoint to the file in blocks. Of several processes the first one writes.
+    """
     # Item rows go from the checkpoint to the file in blocks; only queries need the model.
     served: Served | StoredRows
-    if what == "users":
-        served = load_served(Run(Path(run), trust_code), step=step, dataset_path=data)
+    if what == "users" or isinstance(run, Recommender | Served):
+        served = _loaded(run, step=step, data=data, mesh=mesh, trust_code=trust_code, tell=tell)
     else:
         served = open_rows(Run(Path(run), trust_code), step=step, dataset_path=data,
                            inputs=what == "inputs")
-    with _reporter("export", progress) as reporter:
+    with _reporter("export", progress and is_first()) as reporter:
         return export_served(served, out, what=what, format=format, reporter=reporter)
 
 
-def load(run: Source, *, step: int | None = None, data: str | None = None,
-         trust_code: bool = False) -> Recommender:
-    """The model of a run in memory: `load(run).recommend(history=["50", "181"], k=5)`.
-
-    Keep it where more than one answer is wanted: it loads and compiles once. step, data: see
-    `evaluate`. trust_code: see `train`.
-    """
-    return Recommender(load_served(Run(Path(run), trust_code), step=step, dataset_path=data))
-
-
-def recommend(run: Source, *, user: str | None = None, history: Sequence[str] | None = None,
+def recommend(run: Loadable, *, user: str | None = None, history: Sequence[str] | None = None,
               times: Sequence[int] | None = None, k: int = 10, filter_seen: bool | None = None,
-              step: int | None = None, data: str | None = None,
-              trust_code: bool = False) -> list[Recommendation]:
+              step: int | None = None, data: str | None = None, mesh: str | None = None,
+              trust_code: bool = False, tell: Tell = warn) -> list[Recommendation]:
     """The k best items for a user of the dataset, or after any history of item ids; fewer where
     no more may be recommended. It loads the model; `load` keeps it for the next question.
 
     times: seconds of the items of `history`, where the model reads times.
-    filter_seen: replaces that of the run's `evaluate` section. trust_code: see `train`.
+    filter_seen: replaces that of the run's `evaluate` section.
+    step, data, mesh, trust_code, tell: see `load`.
     """
-    served = load_served(Run(Path(run), trust_code), step=step, dataset_path=data)
+    if isinstance(run, Recommender):
+        return run.recommend(user=user, history=history, times=times, k=k,
+                             filter_seen=filter_seen)
+    served = _loaded(run, step=step, data=data, mesh=mesh, trust_code=trust_code, tell=tell)
     return recommend_served(served, user=user, history=history, times=times, k=k,
                             filter_seen=filter_seen)
 
@@ -149,17 +169,24 @@ def off_policy(log: LogSource, columns: LogColumns | None = None, *,
     log: a file (CSV, TSV, Parquet; also several), or columns in memory by name.
     columns: what the log's columns are called. settings: confidence, caps, the bootstrap.
     run: the policy to evaluate is the softmax of this run's scores, divided by `temperature`, over
-      the whole catalogue; without it `columns.probability` names the policy's probabilities.
+      the whole catalogue; without it `columns.probability` names the policy's probabilities. The
+      model lies on one device.
     step, data, trust_code: see `evaluate`.
 
     Raises:
       InputError: the log, its columns or the run are not as they should be.
     """
     served = None if run is None else load_served(Run(Path(run), trust_code), step=step,
-                                                  dataset_path=data)
+                                                  dataset_path=data, mesh=MeshConfig())
     with _reporter("off-policy", progress and run is not None) as reporter:
         return judge_log(log, columns or LogColumns(), settings or JudgeConfig(), served=served,
                          temperature=temperature, reporter=reporter)
+
+
+def _loaded(run: Loadable, **how: Any) -> Served:
+    if isinstance(run, Recommender):
+        return run.served
+    return run if isinstance(run, Served) else load(run, **how).served
 
 
 def plan(config: RunConfig | Source, *, items: float, devices: str = "cpu",

@@ -19,6 +19,7 @@ from rec_jax.cli_show import (
     console,
     drop_stdout,
     open_streams,
+    own_stdout,
     print_json,
     print_table,
     say,
@@ -44,6 +45,18 @@ Trust = Annotated[bool, typer.Option(
     "--trust-code", help="Load modules of third parties that the config names; their code runs.")]
 Data = Annotated[Optional[str], typer.Option(  # noqa: UP045
     help="Dataset folder, if it moved since training.")]
+OnMesh = Annotated[Optional[str], typer.Option(  # noqa: UP045
+    "--mesh", metavar="DATAxITEMS", help="Devices that hold the model, such as 1x8: groups of "
+                                         "users times shards of the table; the run's by default.")]
+Coordinator = Annotated[Optional[str], typer.Option(  # noqa: UP045
+    metavar="HOST:PORT", envvar="JAX_COORDINATOR_ADDRESS",
+    help="Address of process 0 of a multi-host run.")]
+Processes = Annotated[Optional[int], typer.Option(  # noqa: UP045
+    envvar="JAX_NUM_PROCESSES", help="Processes of the run.")]
+Process = Annotated[Optional[int], typer.Option(  # noqa: UP045
+    envvar="JAX_PROCESS_ID", help="Which of them this one is, from 0.")]
+Multihost = Annotated[bool, typer.Option(
+    "--multihost", help="Join the processes that SLURM, a TPU pod or MPI started.")]
 
 
 def _version(asked: bool) -> None:
@@ -203,15 +216,10 @@ def train(
                             "matched by id.")] = None,
     keep_state: Annotated[bool, typer.Option(
         "--keep-state", help="With --start-from: take the optimizer state too.")] = False,
-    coordinator: Annotated[Optional[str], typer.Option(  # noqa: UP045
-        metavar="HOST:PORT", envvar="JAX_COORDINATOR_ADDRESS",
-        help="Address of process 0 of a multi-host run.")] = None,
-    processes: Annotated[Optional[int], typer.Option(  # noqa: UP045
-        envvar="JAX_NUM_PROCESSES", help="Processes of the run.")] = None,
-    process: Annotated[Optional[int], typer.Option(  # noqa: UP045
-        envvar="JAX_PROCESS_ID", help="Which of them this one is, from 0.")] = None,
-    multihost: Annotated[bool, typer.Option(
-        "--multihost", help="Join the processes that SLURM, a TPU pod or MPI started.")] = False,
+    coordinator: Coordinator = None,
+    processes: Processes = None,
+    process: Process = None,
+    multihost: Multihost = False,
     trust_code: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -221,14 +229,9 @@ def train(
     if not process:
         auto.begin()  # the library is built while the rest is imported and traced
     from rec_jax import api
-    from rec_jax.mesh import start_processes
-    from rec_jax.programs import keep_programs
     from rec_jax.train.starting import process_began
 
-    if multihost or coordinator is not None:
-        start_processes(coordinator, processes, process)
-    else:
-        keep_programs()
+    _join(coordinator, processes, process, multihost)
     summary = api.train(config, run=run, overrides=settings or (), resume=resume, force=force,
                         start_from=start_from, keep_state=keep_state, trust_code=trust_code,
                         progress=not as_json and not process, since=process_began())
@@ -252,20 +255,26 @@ def evaluate(
         help="Users ranked at once; changes speed only.")] = None,
     baseline: Annotated[bool, typer.Option(help="Show popularity beside it.")] = False,
     data: Data = None,
+    mesh: OnMesh = None,
+    coordinator: Coordinator = None,
+    processes: Processes = None,
+    process: Process = None,
+    multihost: Multihost = False,
     trust_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Rank the whole catalogue for every user of a split."""
     from rec_jax import api
-    from rec_jax.programs import keep_programs
 
-    keep_programs()
     if split not in ("valid", "test"):
         raise InputError(f"--split is {split!r}; expected valid or test")
+    first = _join(coordinator, processes, process, multihost)
     result = api.evaluate(run, split=split, step=step,  # type: ignore[arg-type]
                           filter_seen=filter_seen, seen_targets=seen_targets, batch=batch,
-                          baseline=baseline, data=data, trust_code=trust_code,
-                          progress=not as_json)
+                          baseline=baseline, data=data, mesh=mesh, trust_code=trust_code,
+                          progress=not as_json, tell=say)
+    if not first:
+        return
     if as_json:
         print_json(result)
     else:
@@ -280,18 +289,25 @@ def export(
     format: Annotated[str, typer.Option(help="npy, safetensors, parquet or zarr.")] = "npy",
     step: Step = None,
     data: Data = None,
+    mesh: OnMesh = None,
+    coordinator: Coordinator = None,
+    processes: Processes = None,
+    process: Process = None,
+    multihost: Multihost = False,
     trust_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Write embeddings with the ids of the source."""
     from rec_jax import api
-    from rec_jax.programs import keep_programs
 
-    keep_programs()
     if what not in ("items", "users", "inputs"):
         raise InputError(f"--what is {what!r}; expected items, users or inputs")
+    first = _join(coordinator, processes, process, multihost)
     folder = api.export(run, out=out, what=what, format=format,  # type: ignore[arg-type]
-                        step=step, data=data, trust_code=trust_code, progress=not as_json)
+                        step=step, data=data, mesh=mesh, trust_code=trust_code,
+                        progress=not as_json, tell=say)
+    if not first:
+        return
     about = json.loads((folder / "export.json").read_text())
     if as_json:
         print_json({"folder": str(folder), **about})
@@ -319,26 +335,34 @@ def recommend(
                                           "run is evaluated by default.")] = None,
     step: Step = None,
     data: Data = None,
+    mesh: OnMesh = None,
+    coordinator: Coordinator = None,
+    processes: Processes = None,
+    process: Process = None,
+    multihost: Multihost = False,
     trust_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Recommend items to a user, or after a history."""
     from rec_jax import retrieve, typed
-    from rec_jax.programs import keep_programs
+    from rec_jax.mesh import parse_mesh
     from rec_jax.run import Run
     from rec_jax.served import load_served
 
-    keep_programs()
     if (history and history_file) or (times and times_file):
         raise InputError("ids and times come from options or from a file, not from both")
     when = typed.read_times(typed.read_lines(times_file) if times_file else times or [])
     items = typed.read_lines(history_file) if history_file else None
-    served = load_served(Run(Path(run), trust_code), step=step, dataset_path=data)
+    first = _join(coordinator, processes, process, multihost)
+    served = load_served(Run(Path(run), trust_code), step=step, dataset_path=data,
+                         mesh=None if mesh is None else parse_mesh(mesh), tell=say)
     if history:
         items = typed.read_ids(served.dataset, history)
     found = retrieve.recommend(
         served, user=user, history=items, times=when if times or times_file else None, k=k,
-        filter_seen=None if keep_seen is None else not keep_seen, tell=say)
+        filter_seen=None if keep_seen is None else not keep_seen, tell=say if first else None)
+    if not first:
+        return
     if as_json:
         print_json({"recommendations": [dataclasses.asdict(entry) for entry in found]})
         return
@@ -388,6 +412,20 @@ def plan(
         print_json(result)
     else:
         _show_plan(result)
+
+
+def _join(coordinator: str | None, processes: int | None, process: int | None,
+          multihost: bool) -> bool:
+    """Join the other processes, if there are any; whether this one writes and prints."""
+    from rec_jax.mesh import is_first, start_processes
+    from rec_jax.programs import keep_programs
+
+    if multihost or coordinator is not None:
+        own_stdout()
+        start_processes(coordinator, processes, process)
+    else:
+        keep_programs()
+    return is_first()
 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,9 +28,9 @@ _KEYS: Mapping[str, Mapping[str, str]] = {
         "escape": "escape", "item_features": "item_feature"},
     "synth": {"synth.users": "users", "synth.items": "items", "synth.seed": "seed",
               "users": "users", "items": "items", "seed": "seed"},
-    "evaluate": {"evaluate.batch": "batch", "evaluate.filter_seen": "filter_seen"},
-    "export": {"what": "what", "format": "format"},
-    "recommend": {"k": "k"},
+    "evaluate": {"evaluate.batch": "batch", "evaluate.filter_seen": "filter_seen", "mesh": "mesh"},
+    "export": {"what": "what", "format": "format", "mesh": "mesh"},
+    "recommend": {"k": "k", "mesh": "mesh"},
     "ope": {name: name for name in (
         "confidence", "resamples", "seed", "cap", "bound_cap", "reward_low", "reward_high",
         "switch", "shrinkage", "temperature")},
@@ -41,13 +41,18 @@ _KEYS: Mapping[str, Mapping[str, str]] = {
 }
 """Of each verb: config key (or parameter of the Python call) -> parameter of the verb."""
 
+_PROCESSES = {
+    "coordinator, processes and process": "--coordinator, --processes and --process"}
 _PHRASES: Mapping[str, Mapping[str, str]] = {
     "train": {"leave `run` out": "leave --run out",
               "train needs a config, or the run to resume": "train needs CONFIG or --resume RUN",
-              "coordinator, processes and process": "--coordinator, --processes and --process"},
+              **_PROCESSES},
+    "evaluate": _PROCESSES,
+    "export": _PROCESSES,
     "ope": {"reward_low and reward_high": "--reward-low and --reward-high",
             "columns.history": "--history", "columns.user": "--user", "columns.time": "--time"},
-    "recommend": {"a user and a history": "a user and a history (--user or --history)",
+    "recommend": {**_PROCESSES,
+                  "a user and a history": "a user and a history (--user or --history)",
                   "the history is empty": "--history is empty"},
 }
 _COLUMNS = {"user": "user_id", "item": "item_id", "time": None, "rating": None}

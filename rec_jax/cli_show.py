@@ -122,8 +122,23 @@ def open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def own_stdout() -> None:
+    """Keep stdout for what is printed here; what libraries write there goes to stderr.
+
+    Gloo tells on stdout that processes have joined, and a program could not read the JSON.
+    """
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = os.fdopen(kept, "w", encoding="utf-8", errors="backslashreplace")
+
+
 def drop_stdout() -> None:
     """Forget what stdout still holds: it cannot be written, and Python would try once more."""
     devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, 1)
+    try:
+        descriptor = sys.stdout.fileno()
+    except OSError:  # it is no file
+        descriptor = 1
+    os.dup2(devnull, descriptor)
     os.close(devnull)

@@ -8,6 +8,7 @@ measured as if it were: see `rec_jax.protocol`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -15,16 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from rec_jax.asking import map_rounds, tile_queries
 from rec_jax.data.dataset import Dataset
 from rec_jax.histories import Reading, Tiles, iterate_tiles
-from rec_jax.mesh import ITEMS, Axes, MeshConfig, make_mesh
+from rec_jax.mesh import ITEMS, Axes
 from rec_jax.metrics import MISSED, Coverage, rank_metrics
 from rec_jax.model import Encoder, Params
 from rec_jax.progress import Reporter, Silent
 from rec_jax.protocol import Split, choose_panel, choose_users, cold_items, protocol, seen_targets
 from rec_jax.run import EvaluateConfig
-from rec_jax.served import Served, map_tiles, tile_queries
-from rec_jax.tables.on_mesh import catalogue_rank, catalogue_top_k
+from rec_jax.served import Served
+from rec_jax.tables import Table
+from rec_jax.tables.tiles import bias_against, rank_tiles, rows_of, top_k_tiles
 
 __all__ = ["Split", "choose_users", "cold_items", "evaluate_served", "make_ranker",
            "popularity_ranks", "protocol", "rank_users"]
@@ -56,54 +59,64 @@ def make_ranker(encoder: Encoder, num_items: int, mesh: Mesh, *, filter_seen: bo
     cold: bool `[num_items]`, items that do not compete; over: mesh axes that cut the rows.
     """
     ranker = _jitted(encoder, num_items, mesh, filter_seen, list_length, over)
-    out = None if cold is None else jnp.asarray(cold)
-    return lambda params, rows, tiles: ranker(params, rows, tiles, out)
+    bias = cache(lambda total: None if cold is None else bias_against(cold, total, mesh, over))
+
+    def rank(params: Params, rows: jax.Array, tiles: Tiles) -> Ranked:
+        barred = None if cold is None else cold[np.asarray(tiles.targets)]
+        return ranker(params, rows, tiles, barred, bias(rows.shape[0]))
+
+    return rank
 
 
-def _jitted(encoder: Encoder, num_items: int, mesh: Mesh, filter_seen: bool,
-            list_length: int, over: Axes
-            ) -> Callable[[Params, jax.Array, Tiles, jax.Array | None], Ranked]:
-    """What `make_ranker` calls, with the cold items as an argument."""
+def _jitted(encoder: Encoder, num_items: int, mesh: Mesh, filter_seen: bool, list_length: int,
+            over: Axes) -> Callable[..., Ranked]:
+    """What `make_ranker` calls, also with the targets that are cold, bool `[G, T]`, and a bias
+    against cold items."""
 
     @jax.jit
-    def ranker(params: Params, rows: jax.Array, tiles: Tiles, out: jax.Array | None) -> Ranked:
-        bias = None if out is None else jnp.pad(
-            jnp.where(out, -jnp.inf, jnp.float32(0)), (0, rows.shape[0] - num_items))
+    def ranker(params: Params, rows: jax.Array, tiles: Tiles, barred: jax.Array | None,
+               bias: jax.Array | None) -> Ranked:
+        table = Table(rows, (), num_items, over)
 
-        def one(tile: Tiles) -> Ranked:
-            queries = tile_queries(encoder, params, rows, tile)
-            seen = (tile.seen_offsets, tile.seen_items) if filter_seen else None
-            ranks = catalogue_rank(mesh, queries, rows, tile.targets, seen, num_items=num_items,
-                                   over=over, bias=bias)
-            listed = jnp.sum(queries * rows[tile.targets].astype(jnp.float32), axis=1) > -jnp.inf
-            ranks = jnp.where(listed & ~_forbidden(tile, filter_seen, out), ranks, MISSED)
+        def one(each: tuple[Tiles, jax.Array | None]) -> Ranked:
+            tiles, barred = each
+            queries = tile_queries(mesh, encoder, params, table, tiles)
+            seen = (tiles.seen_offsets, tiles.seen_items) if filter_seen else None
+            ranks = rank_tiles(mesh, queries, table, tiles.targets, seen, tiles.used, bias=bias)
+            targets = rows_of(mesh, table, tiles.targets)
+            listed = jnp.sum(queries * targets, axis=-1) > -jnp.inf
+            if filter_seen:
+                listed &= ~jax.vmap(_target_seen)(tiles)
+            if barred is not None:
+                listed &= ~barred
+            ranks = jnp.where(listed, ranks, MISSED)
             if not list_length:
                 return Ranked(ranks, None)
-            _, best = catalogue_top_k(mesh, queries, rows, list_length, seen,
-                                      num_items=num_items, over=over, bias=bias)
+            _, best = top_k_tiles(mesh, queries, table, list_length, seen, tiles.used, bias=bias)
             return Ranked(ranks, best)
 
-        return map_tiles(one, tiles)
+        return map_rounds(mesh, one, (tiles, barred))
 
     return ranker
 
 
-def _forbidden(tile: Tiles, filter_seen: bool, out: jax.Array | None) -> jax.Array:
-    """Whether a target may not be recommended, bool `[T]`; `target_rank` ranks it all the same."""
-    forbidden = jnp.zeros(tile.targets.shape, bool) if out is None else out[tile.targets]
-    if filter_seen:
-        users, entries = tile.targets.shape[0], tile.seen_items.shape[0]
-        owner = jnp.searchsorted(tile.seen_offsets[1:], jnp.arange(entries), side="right")
-        same = tile.seen_items == tile.targets[jnp.minimum(owner, users - 1)]
-        forbidden = forbidden.at[owner].max(same, mode="drop")
-    return forbidden
+def _target_seen(tile: Tiles) -> jax.Array:
+    """Whether each target is in its user's history, bool `[T]`; `target_rank` ranks it all the
+    same."""
+    users, entries = tile.targets.shape[0], tile.seen_items.shape[0]
+    owner = jnp.searchsorted(tile.seen_offsets[1:], jnp.arange(entries), side="right")
+    same = tile.seen_items == tile.targets[jnp.minimum(owner, users - 1)]
+    return jnp.zeros(users, bool).at[owner].max(same, mode="drop")
 
 
 def rank_users(ranker: Ranker, params: Params, rows: jax.Array, dataset: Dataset,
                users: np.ndarray, targets: np.ndarray, ends: np.ndarray, *, reading: Reading,
-               batch: int, reporter: Reporter | None = None,
+               batch: int, devices: int = 1, reporter: Reporter | None = None,
                coverage: Coverage | None = None) -> np.ndarray:
-    """Ranks int32 `[M]` of `targets` for `users` with histories that end at `ends`."""
+    """Ranks int32 `[M]` of `targets` for `users` with histories that end at `ends`.
+
+    devices: of the ranker's mesh.
+    """
     reporter = reporter or Silent()
     reporter.begin(len(users))
     ranks = np.zeros(len(users), np.int32)
@@ -117,7 +130,7 @@ def rank_users(ranker: Ranker, params: Params, rows: jax.Array, dataset: Dataset
 
     before: tuple[Ranked, np.ndarray] | None = None
     for tiles, chosen in iterate_tiles(dataset, users, ends, targets, reading=reading,
-                                       batch=batch):
+                                       batch=batch, devices=devices):
         # One call is in flight while the next one's tiles are made.
         answer = ranker(params, rows, tiles)
         if before is not None:
@@ -146,12 +159,12 @@ def evaluate_served(served: Served, *, split: Split = "test",
     popularity = dataset.popularity()
     k = max(settings.ks)
     coverage = Coverage(popularity)
-    ranker = make_ranker(served.encoder, dataset.num_items, make_mesh(MeshConfig()),
+    ranker = make_ranker(served.encoder, dataset.num_items, served.mesh,
                          filter_seen=settings.filter_seen, cold=cold_items(dataset, settings),
-                         list_length=min(k, dataset.num_items))
+                         list_length=min(k, dataset.num_items), over=served.over)
     ranks = rank_users(ranker, served.params, served.rows, dataset, users, targets, ends,
-                       reading=served.reading, batch=settings.batch, reporter=reporter,
-                       coverage=coverage)
+                       reading=served.reading, batch=settings.batch, devices=served.mesh.size,
+                       reporter=reporter, coverage=coverage)
     result: dict[str, Any] = {
         "metrics": {**rank_metrics(ranks, settings.ks), **_known(coverage.result(k))},
         "protocol": protocol(dataset, split, settings, panel),

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import struct
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import polars as pl
 import pyarrow as pa
@@ -23,14 +23,19 @@ import pyarrow.parquet as pq
 import tensorstore as ts
 
 from rec_jax import files
+from rec_jax.asking import map_rounds, tile_queries
 from rec_jax.checkpoint import blocks as read_blocks
 from rec_jax.data.arrays import NpyWriter
 from rec_jax.errors import InputError
 from rec_jax.histories import Tiles, iterate_tiles
 from rec_jax.jsons import dumps
+from rec_jax.mesh import is_first, replicated
 from rec_jax.model import INPUTS
 from rec_jax.progress import Reporter, Silent
-from rec_jax.served import Served, StoredRows, map_tiles, tile_queries
+from rec_jax.served import Served, StoredRows
+from rec_jax.tables import Table
+from rec_jax.tables.tiles import rows_of
+from rec_jax.together import together, wait_for_all
 
 What = Literal["items", "users", "inputs"]
 BLOCK = 65536  # rows
@@ -62,10 +67,43 @@ def export(served: Served | StoredRows, out: Path | str, *, what: What = "items"
       encoder where tables are untied.
     format: npy, safetensors, parquet or zarr.
 
+    Of several processes that all call it the first one writes, and the folder is there when it
+    returns; the others help to compute.
+
     Raises:
       InputError: unknown `what` or format, `served` does not have it, or `out` exists.
     """
     out = Path(out)
+    together(lambda: _check_out(out, what, format) if is_first() else None)
+    ids = served.dataset.user_ids() if what == "users" else served.dataset.item_ids()
+    if what != "users":
+        blocks = _item_blocks(served, what)
+    elif isinstance(served, Served):
+        blocks = _user_blocks(served)
+    else:
+        raise InputError("an export of users needs the model; expected what = 'items'")
+    reporter = reporter or Silent()
+    if is_first():
+        reporter.begin(len(ids))
+        with files.new_folder(out) as folder:
+            dim = served.config.table.dim
+            WRITERS[format](folder, ids, _counted(blocks, reporter), dim)
+            about = {"what": what, "format": format, "count": len(ids), "dim": dim,
+                     "dtype": "f32", "run": served.run.folder.name, "step": served.step,
+                     "dataset": served.dataset.split_hash}
+            (folder / "export.json").write_text(dumps(about, indent=1) + "\n")
+    elif isinstance(served, Served):  # its blocks are made by all processes of the mesh
+        deque(blocks, maxlen=0)
+    wait_for_all("export")
+    return out
+
+
+def _check_out(out: Path, what: str, format: str) -> None:
+    """Refuse an export that nobody knows, or whose folder is there already.
+
+    Raises:
+      InputError: what is wrong, in one line.
+    """
     if format not in WRITERS:
         raise InputError(f"export format {format!r} is unknown; expected one of "
                          f"{', '.join(WRITERS)}")
@@ -74,23 +112,6 @@ def export(served: Served | StoredRows, out: Path | str, *, what: What = "items"
                          f"{', '.join(get_args(What))}")
     if out.exists():
         raise InputError(f"export folder {out} exists already; choose another one")
-    ids = served.dataset.user_ids() if what == "users" else served.dataset.item_ids()
-    if what != "users":
-        blocks = _item_blocks(served, what)
-    elif isinstance(served, Served):
-        blocks = _user_blocks(served)
-    else:
-        raise InputError("an export of users needs the model; expected what = 'items'")
-    dim = served.config.table.dim
-    reporter = reporter or Silent()
-    reporter.begin(len(ids))
-    with files.new_folder(out) as folder:
-        WRITERS[format](folder, ids, _counted(blocks, reporter), dim)
-        about = {"what": what, "format": format, "count": len(ids), "dim": dim, "dtype": "f32",
-                 "run": served.run.folder.name, "step": served.step,
-                 "dataset": served.dataset.split_hash}
-        (folder / "export.json").write_text(dumps(about, indent=1) + "\n")
-    return out
 
 
 def load_embeddings(folder: Path | str) -> Embeddings:
@@ -126,26 +147,38 @@ def _item_blocks(served: Served | StoredRows, what: What) -> Blocks:
     if rows is None:
         raise InputError("an export of inputs needs untied tables (table.tied = false); expected "
                          "what = 'items'")
-    for first in range(0, total, BLOCK):
-        yield np.asarray(rows[first:min(first + BLOCK, total)]).astype(np.float32)
+    mesh, over = served.mesh, served.over
+
+    @jax.jit
+    def fetch(rows: jax.Array, ids: jax.Array) -> jax.Array:
+        found = rows_of(mesh, Table(rows, (), total, over), ids)
+        return jax.lax.with_sharding_constraint(found, replicated(mesh))
+
+    size = -(-min(BLOCK, total) // mesh.size) * mesh.size
+    for first in range(0, total, size):
+        ids = np.minimum(np.arange(first, first + size, dtype=np.int32), total - 1)
+        yield np.asarray(fetch(rows, ids))[:total - first]
 
 
 def _user_blocks(served: Served) -> Blocks:
-    dataset = served.dataset
+    dataset, encoder, mesh, over = served.dataset, served.encoder, served.mesh, served.over
     users = np.arange(dataset.num_users)
     ends = np.asarray(dataset.offsets)[1:]
 
     @jax.jit
     def encode(params: Any, rows: jax.Array, tiles: Tiles) -> jax.Array:
-        return map_tiles(lambda tile: tile_queries(served.encoder, params, rows, tile), tiles)
+        table = Table(rows, (), dataset.num_items, over)
+        return map_rounds(
+            mesh, lambda each: tile_queries(mesh, encoder, params, table, each), tiles)
 
     for first in range(0, len(users), BLOCK):
         part = slice(first, first + BLOCK)
         block = np.zeros((len(users[part]), served.config.table.dim), np.float32)
         for tiles, chosen in iterate_tiles(dataset, users[part], ends[part], None,
                                            reading=served.reading,
-                                           batch=served.config.evaluate.batch):
-            found = encode(served.params, served.rows, jax.tree.map(jnp.asarray, tiles))
+                                           batch=served.config.evaluate.batch,
+                                           devices=mesh.size):
+            found = encode(served.params, served.rows, tiles)
             block[chosen] = np.asarray(found).reshape(-1, found.shape[-1])[:len(chosen)]
         yield block
 

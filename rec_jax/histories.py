@@ -95,12 +95,13 @@ class Tiles(NamedTuple):
 
 
 def iterate_tiles(dataset: Dataset, users: np.ndarray, ends: np.ndarray,
-                  targets: np.ndarray | None, *, reading: Reading,
-                  batch: int) -> Iterator[tuple[Tiles, np.ndarray]]:
+                  targets: np.ndarray | None, *, reading: Reading, batch: int,
+                  devices: int = 1) -> Iterator[tuple[Tiles, np.ndarray]]:
     """Cut `users` into tiles; give about `batch` users at a time, with their places in `users`.
 
     users: `[M]`; ends: int64 `[M]`, absolute end of each history in `dataset.items`;
     targets: int32 `[M]` or None. Long histories come first; all places come once.
+    devices: the tiles that are given together are a multiple of these, a tile a device.
 
     Raises:
       InputError: `reading` wants times or features that the dataset does not have.
@@ -113,7 +114,7 @@ def iterate_tiles(dataset: Dataset, users: np.ndarray, ends: np.ndarray,
     for number, shape in enumerate(tile_shapes(reading.length)):
         own = np.flatnonzero(fitting == number)
         capacity = seen_capacity((ends - starts)[own], shape.users)
-        group = max(1, -(-batch // shape.users))
+        group = max(1, -(-batch // (shape.users * devices))) * devices
         for first in range(0, len(own), group * shape.users):
             chosen = own[first:first + group * shape.users]
             bounds = list(zip(starts[chosen].tolist(), ends[chosen].tolist(), strict=True))

@@ -7,6 +7,8 @@ since every device would otherwise make the same gradient as its like in the oth
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -36,6 +38,9 @@ class MeshConfig:
     def __post_init__(self) -> None:
         check(self, "mesh.", data=at_least(1, 2**20), items=at_least(1, 2**20))
 
+    def __str__(self) -> str:
+        return f"{self.data}x{self.items}"
+
 
 def start_processes(coordinator: str | None, count: int | None, index: int | None) -> None:
     """Join the processes of a multi-host run (`jax.distributed`); call it before any other use
@@ -59,6 +64,50 @@ def start_processes(coordinator: str | None, count: int | None, index: int | Non
     except (ValueError, RuntimeError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"the processes of the run cannot be joined: {first}") from None
+
+
+def is_first() -> bool:
+    """Whether this process writes and speaks for all; one that is alone opens no device to say."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def parse_mesh(text: str) -> MeshConfig:
+    """`1x8`: data x items.
+
+    Raises:
+      InputError: it is no such text.
+    """
+    found = re.fullmatch(r"(\d{1,7})x(\d{1,7})", text.strip())
+    if found is None:
+        raise InputError(f"mesh is {text!r}; expected DATAxITEMS, such as 1x8")
+    return MeshConfig(int(found[1]), int(found[2]))
+
+
+def fit_mesh(wanted: MeshConfig, divides: Callable[[MeshConfig], bool]) -> MeshConfig:
+    """`wanted` where the devices here form it, or else the one that is most like it.
+
+    Rows are cut into as many pieces as `wanted` does, or, with several processes, which must all
+    take part, into the next larger number; where that cannot be, into as many as can be.
+
+    divides: whether a mesh cuts the table's rows evenly.
+
+    Raises:
+      InputError: no mesh of all devices does.
+    """
+    several, count = jax.process_count() > 1, jax.device_count()
+    needed = wanted.data * wanted.items
+    if needed == count or (needed < count and not several):
+        return wanted
+    meshes = ([MeshConfig(count // items, items) for items in range(1, count + 1)
+               if count % items == 0] if several else
+              [MeshConfig(min(wanted.data, count // items), items)
+               for items in range(1, min(wanted.items, count) + 1)])
+    possible = [mesh for mesh in meshes if divides(mesh)]
+    if not possible:
+        raise InputError(f"the rows of the table cannot be cut evenly over the {count} devices of "
+                         f"{jax.process_count()} processes; expected 2^a or 3 * 2^a devices")
+    enough = [mesh for mesh in possible if mesh.items >= wanted.items]
+    return enough[0] if enough else possible[-1]
 
 
 def make_mesh(config: MeshConfig) -> Mesh:

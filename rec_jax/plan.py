@@ -23,10 +23,9 @@ from rec_jax.devices import (
 )
 from rec_jax.errors import InputError
 from rec_jax.model import build_encoder
-from rec_jax.run import RunConfig
+from rec_jax.run import RunConfig, update_of
 from rec_jax.tables.choose import trained_by
 from rec_jax.tables.table import padded_size
-from rec_jax.train.build import update_of
 
 # Bytes of row-optimizer state, as multiples of the width and constant, by kind.
 _STATE = {"sgd": (0, 0), "adagrad": (0, 4), "adam": (8, 4), "row_adam": (4, 8)}

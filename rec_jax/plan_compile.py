@@ -28,11 +28,10 @@ from rec_jax.kernels.dispatch import load
 from rec_jax.mesh import BOTH, batch_sharding
 from rec_jax.model import build_encoder
 from rec_jax.optimizer import dense_optimizer, schedule
-from rec_jax.run import RunConfig
+from rec_jax.run import RunConfig, update_of
 from rec_jax.served import reading_of
 from rec_jax.tables import Table, row_optimizer, rows_over
 from rec_jax.tables.table import DTYPES, padded_size
-from rec_jax.train.build import update_of
 from rec_jax.train.state import TrainState, state_shardings, trained, weights
 from rec_jax.train.step import make_train_step
 

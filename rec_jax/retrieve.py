@@ -8,19 +8,20 @@ from functools import cached_property, partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from rec_jax.asking import map_rounds, tile_queries
 from rec_jax.errors import InputError
 from rec_jax.histories import choose_shapes, make_tiles, recent_codes, seen_capacity, tile_shapes
-from rec_jax.kernels import top_k
 from rec_jax.protocol import cold_items
-from rec_jax.served import Served, tile_queries
+from rec_jax.served import Served
+from rec_jax.tables import Table
+from rec_jax.tables.tiles import bias_against, top_k_tiles
 
 Best = Callable[..., tuple[jax.Array, jax.Array]]
-"""`best(params, rows, tile, out, *, k, filter_seen)`: scores f32 and items int32 `[T, k]`.
+"""`best(params, rows, tiles, bias, *, k, filter_seen)`: scores f32 and items int32 `[G, T, k]`.
 
-out: bool `[num_items]`, items that do not compete, or None."""
+bias: f32 `[V_padded]`, -inf for items that do not compete, or None."""
 _LEAST = 16
 """Items that every program lists at least, where the catalogue has them."""
 
@@ -157,20 +158,24 @@ def _shortfall(found: int, k: int, num_items: int, seen: np.ndarray,
 
 
 def _program(served: Served) -> Best:
-    """A jitted function, compiled once for each shape of a tile and each number of items.
+    """A jitted function, compiled once for each shape of tiles and each number of items.
 
     Make it once and keep it: another one compiles again.
     """
-    num_items, encoder = served.dataset.num_items, served.encoder
+    num_items, encoder, mesh, over = (
+        served.dataset.num_items, served.encoder, served.mesh, served.over)
 
     @partial(jax.jit, static_argnames=("k", "filter_seen"))
-    def best(params: Any, rows: jax.Array, tile: Any, out: Any, *, k: int, filter_seen: bool
+    def best(params: Any, rows: jax.Array, tiles: Any, bias: Any, *, k: int, filter_seen: bool
              ) -> tuple[jax.Array, jax.Array]:
-        queries = tile_queries(encoder, params, rows, tile)
-        seen = (tile.seen_offsets, tile.seen_items) if filter_seen else None
-        bias = None if out is None else jnp.pad(
-            jnp.where(out, -jnp.inf, jnp.float32(0)), (0, rows.shape[0] - num_items))
-        return top_k(queries, rows, k, exclude=seen, num_items=num_items, bias=bias)
+        table = Table(rows, (), num_items, over)
+
+        def one(tiles: Any) -> tuple[jax.Array, jax.Array]:
+            queries = tile_queries(mesh, encoder, params, table, tiles)
+            seen = (tiles.seen_offsets, tiles.seen_items) if filter_seen else None
+            return top_k_tiles(mesh, queries, table, k, seen, tiles.used, bias=bias)
+
+        return map_rounds(mesh, one, tiles)
 
     return best
 
@@ -178,9 +183,10 @@ def _program(served: Served) -> Best:
 def _first(served: Served, program: Best, tiles: Any, k: int, filter_seen: bool,
            cold: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Scores f32 `[k]` and items int32 `[k]` of the first user of the first tile."""
-    tile = jax.tree.map(lambda leaf: leaf[0], tiles)
     # One program serves many k: a longer list begins with the shorter one.
     room = min(max(_LEAST, 1 << (k - 1).bit_length()), served.dataset.num_items)
-    scores, items = program(served.params, served.rows, tile, cold, k=room,
+    bias = None if cold is None else bias_against(cold, served.rows.shape[0], served.mesh,
+                                                  served.over)
+    scores, items = program(served.params, served.rows, tiles, bias, k=room,
                             filter_seen=filter_seen)
-    return np.asarray(scores)[0, :k], np.asarray(items)[0, :k]
+    return np.asarray(scores)[0, 0, :k], np.asarray(items)[0, 0, :k]

@@ -25,6 +25,7 @@ from rec_jax.objectives import OBJECTIVES
 from rec_jax.optimizer import OptimizerConfig
 from rec_jax.ranges import above, at_least, between, check
 from rec_jax.tables import TableConfig
+from rec_jax.tables.choose import Choice, choose_update
 
 END_SECONDS = 5.0
 """How long to wait for the lock of a process that may just have been killed."""
@@ -172,6 +173,15 @@ class RunConfig:
     def __post_init__(self) -> None:
         check(self, "", seed=at_least(0, 2**32 - 1))
         check_different(self.features)
+
+
+def update_of(config: RunConfig, num_items: int) -> Choice:
+    """How the item table of a run is updated, and why."""
+    positions = config.train.rows * config.data.length
+    touched = (None if config.objective.num_negatives is None
+               else 2 * positions + config.objective.drawn(positions))
+    return choose_update(config.table, num_items=num_items, touched=touched,
+                         clips_global_norm=config.optimizer.clip is not None)
 
 
 @dataclass(frozen=True)

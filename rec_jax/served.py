@@ -1,25 +1,46 @@
-"""A trained model, ready to answer: what evaluation, export and recommendation load from a run."""
+"""A trained model, ready to answer: what evaluation, export and recommendation load from a run.
+
+It lies on a mesh as it did in training, so that what could be trained there can be asked there:
+rows are cut over the same axes, and a process reads no rows but those of its own devices.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from rec_jax.checkpoint import Checkpoints, Missing, Opened, Source
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.features import find_features, uses_gaps
-from rec_jax.encoders import Inputs, uses_times
+from rec_jax.encoders import uses_times
 from rec_jax.errors import InputError
-from rec_jax.histories import Reading, Tiles
-from rec_jax.model import INPUTS, Encoder, Params, build_encoder, encode
-from rec_jax.run import Run, RunConfig
-from rec_jax.tables import init_table
+from rec_jax.histories import Reading
+from rec_jax.mesh import (
+    ITEMS,
+    Axes,
+    MeshConfig,
+    fit_mesh,
+    is_first,
+    make_mesh,
+    replicated,
+    row_sharding,
+)
+from rec_jax.model import INPUTS, Encoder, Params, build_encoder
+from rec_jax.run import Run, RunConfig, update_of
+from rec_jax.tables import init_table, padded_size, rows_over
+from rec_jax.together import together
 
-Answer = TypeVar("Answer")
+Tell = Callable[[str], None]
+
+
+def warn(line: str) -> None:
+    """Tells a Python program in a warning."""
+    warnings.warn(line, stacklevel=2)
 
 
 @dataclass(frozen=True)
@@ -28,6 +49,7 @@ class Served:
 
     params: of the encoder, and its rows `INPUTS` if tables are untied.
     rows: `[V_padded, d]`; the rows from `dataset.num_items` on are padding.
+    mesh: where all of it is; over: its axes that cut the rows, and the others hold copies.
     """
 
     run: Run
@@ -37,6 +59,8 @@ class Served:
     params: Params
     rows: jax.Array
     step: int
+    mesh: Mesh = field(default_factory=lambda: make_mesh(MeshConfig()))
+    over: Axes = (ITEMS,)
 
     @property
     def reading(self) -> Reading:
@@ -77,6 +101,11 @@ def open_rows(folder: Run, *, step: int | None = None, dataset_path: str | None 
     Raises:
       InputError: as `load_served`, or tied tables have no such inputs.
     """
+    return together(lambda: _open_rows(folder, step, dataset_path, inputs))
+
+
+def _open_rows(folder: Run, step: int | None, dataset_path: str | None,
+               inputs: bool) -> StoredRows:
     config = folder.config()
     if inputs and config.table.tied:
         raise InputError(f"run {folder.folder} has one table for inputs and items (table.tied); "
@@ -93,34 +122,68 @@ def open_rows(folder: Run, *, step: int | None = None, dataset_path: str | None 
     return StoredRows(folder, config, dataset, source, opened.info.step, opened, inputs)
 
 
-def load_served(folder: Run, *, step: int | None = None,
-                dataset_path: str | None = None) -> Served:
-    """The best checkpoint of a run, or that of `step`.
+def load_served(folder: Run, *, step: int | None = None, dataset_path: str | None = None,
+                mesh: MeshConfig | None = None, tell: Tell = warn) -> Served:
+    """The best checkpoint of a run, or that of `step`, on a mesh; of several processes all call it.
 
     dataset_path: where the dataset is now, if it moved.
+    mesh: where the model goes; by default the run's mesh, or where the devices here do not form
+      that, the nearest one that they do, of which `tell` is told in one line.
 
     Raises:
-      InputError: no run, no checkpoint, no such step, or another dataset than the run's.
+      InputError: no run, no checkpoint, no such step, another dataset than the run's, or a mesh
+        that the devices here do not form, or that does not cut the table evenly; of several
+        processes all are refused where one is.
     """
+    return together(lambda: _load(folder, step, dataset_path, mesh, tell))
+
+
+def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshConfig | None,
+          tell: Tell) -> Served:
     config = folder.config()
     dataset = Dataset.open(dataset_path or config.data.path)
     opened = _open(folder, step)
     check_dataset(dataset, str(opened.info.extra.get("dataset")))
+    over = rows_over(update_of(config, dataset.num_items).mode)
+    chosen = _choose_mesh(config, mesh, dataset.num_items, over, tell)
     encoder, params = build_encoder(
         config.encoder, dim=config.table.dim, length=config.data.length,
         causal=config.objective.causal, precision=config.train.precision, seed=config.seed,
         features=find_features(config.features, dataset))
-    rows = jax.eval_shape(
-        lambda: init_table(config.table, dataset.num_items, config.seed)).rows
-    name = "model"
-    if config.train.ema is not None:  # averages are f32, whatever the rows are
-        name, rows = "average", jax.ShapeDtypeStruct(rows.shape, jnp.float32)
+    rows = jax.eval_shape(lambda: init_table(
+        config.table, dataset.num_items, config.seed, chosen, over=over)).rows
+    # Averages are f32, whatever the rows are.
+    name, dtype = ("model", rows.dtype) if config.train.ema is None else ("average", jnp.float32)
+    rows = jax.ShapeDtypeStruct(rows.shape, dtype, sharding=row_sharding(chosen, over))
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=replicated(chosen)), params)
     like = {"encoder": params, "rows": rows} | ({} if config.table.tied else {INPUTS: rows})
     model = opened.restore({name: like}, widen=True)[name]
     if not config.table.tied:
         model["encoder"][INPUTS] = model[INPUTS]
     return Served(folder, config, dataset, encoder, model["encoder"], model["rows"],
-                  opened.info.step)
+                  opened.info.step, chosen, over)
+
+
+def _choose_mesh(config: RunConfig, asked: MeshConfig | None, num_items: int, over: Axes,
+                 tell: Tell) -> Mesh:
+    """The mesh that is asked for, or the run's, or what is most like it here, which is told."""
+    if asked is not None:
+        return make_mesh(asked)
+    total, trained = padded_size(num_items), config.mesh
+
+    def pieces(mesh: MeshConfig) -> int:
+        return mesh.items if over == (ITEMS,) else mesh.data * mesh.items
+
+    found = fit_mesh(trained, lambda mesh: total % pieces(mesh) == 0)
+    if found != trained and is_first():
+        count, processes = jax.device_count(), jax.process_count()
+        there = f"{count} device{'s' * (count > 1)}" + (
+            f" in {processes} processes" if processes > 1 else "")
+        tell(f"the run's mesh {trained} has {trained.data * trained.items} devices, and here "
+             f"{'are' if count > 1 else 'is'} {there} ({jax.default_backend()}): the model is on "
+             f"mesh {found}, with {total // pieces(found):,} of {total:,} rows a device")
+    return make_mesh(found)
 
 
 def _open(folder: Run, step: int | None) -> Opened:
@@ -146,22 +209,3 @@ def check_dataset(dataset: Dataset, expected: str) -> None:
     if found != expected:
         raise InputError(f"dataset {dataset.folder} has content hash {found[:12]}, but the run was "
                          f"trained on {expected[:12]}; prepare it as it was, or start a new run")
-
-
-def map_tiles(one: Callable[[Tiles], Answer], tiles: Tiles) -> Answer:
-    """`one` of each tile (arrays without the G axis), stacked; zeros for tiles without users."""
-
-    def nothing(tile: Tiles) -> Answer:
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-                            jax.eval_shape(one, tile))
-
-    found: Answer = jax.lax.map(lambda tile: jax.lax.cond(tile.used, one, nothing, tile), tiles)
-    return found
-
-
-def tile_queries(encoder: Encoder, params: Params, rows: jax.Array, tile: Tiles) -> jax.Array:
-    """Queries f32 `[T, d]` of one tile (arrays without the G axis), each at its `last` place."""
-    inputs = Inputs(tile.segments, tile.positions, tile.times, tile.features)
-    queries = encode(encoder, params, rows, tile.items, inputs, hidden=tile.hidden,
-                     at=tile.last[:, None])  # [T, 1, d]
-    return queries[:, 0].astype(jnp.float32)

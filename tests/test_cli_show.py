@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
 
 import pytest
@@ -121,3 +122,13 @@ def test_a_bar_is_for_terminals_and_its_words_are_no_markup(
         bar.begin(1)
         bar.say("nothing")
     assert capsys.readouterr().err == ""
+
+
+def test_what_a_library_writes_to_stdout_is_not_in_the_output() -> None:
+    """As Gloo does when processes join; and an output that nobody reads is still forgotten."""
+    code = ("import os, sys\n"
+            "from rec_jax.cli_show import drop_stdout, own_stdout, print_json\n"
+            "own_stdout(); os.write(1, b'peers\\n'); print_json({'a': 1}); sys.stdout.flush()\n"
+            "print('never'); drop_stdout()")
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert json.loads(ended.stdout) == {"a": 1} and ended.stderr == b"peers\n"

@@ -20,14 +20,16 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from rec_jax.asking import map_rounds, tile_queries
 from rec_jax.data.dataset import Dataset
 from rec_jax.errors import InputError
 from rec_jax.histories import Tiles, iterate_tiles
 from rec_jax.kernels import softmax_loss
 from rec_jax.progress import Reporter, Silent
 from rec_jax.protocol import cold_items
-from rec_jax.served import Served, map_tiles, tile_queries
+from rec_jax.served import Served
 from rec_jax.simulate.feedback import Floats, Int64s
+from rec_jax.tables import Table
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,9 @@ def _scorer(served: Served, temperature: float, cold: npt.NDArray[np.bool_] | No
             shown: npt.NDArray[np.bool_]) -> Scorer:
     """`(params, rows, tiles) -> -log pi of the target, log of the mass of shown items`, `[G, T]`
     each."""
-    encoder, num_items = served.encoder, served.dataset.num_items
+    encoder, num_items, mesh = served.encoder, served.dataset.num_items, served.mesh
+    if mesh.size > 1:
+        raise InputError("a policy is evaluated on one device; expected the model on mesh 1x1")
     objective = served.config.objective
     softcap = getattr(objective, "softcap", None)
     scoring: dict[str, Any] = {
@@ -180,16 +184,18 @@ def _scorer(served: Served, temperature: float, cold: npt.NDArray[np.bool_] | No
     def score(params: Any, rows: jax.Array, tiles: Tiles, competing: jax.Array | None,
               shown: jax.Array) -> tuple[jax.Array, jax.Array]:
         out = jnp.pad(jnp.where(shown, 0.0, -jnp.inf), (0, rows.shape[0] - num_items))
+        table = Table(rows, (), num_items, served.over)
         bias = None if competing is None else jnp.pad(
             jnp.where(competing, 0.0, -jnp.inf), (0, rows.shape[0] - num_items))
 
-        def one(tile: Tiles) -> tuple[jax.Array, jax.Array]:
-            queries = tile_queries(encoder, params, rows, tile)
-            loss, every = softmax_loss(queries, rows, tile.targets, bias=bias, **scoring)
-            _, some = softmax_loss(queries, rows, tile.targets, bias=out, **scoring)
-            return loss, some - every
+        def one(tiles: Tiles) -> tuple[jax.Array, jax.Array]:  # one tile, on one device
+            (queries,) = tile_queries(mesh, encoder, params, table, tiles)
+            (targets,) = tiles.targets
+            loss, every = softmax_loss(queries, rows, targets, bias=bias, **scoring)
+            _, some = softmax_loss(queries, rows, targets, bias=out, **scoring)
+            return loss[None], (some - every)[None]
 
-        return map_tiles(one, tiles)
+        return map_rounds(mesh, one, tiles)
 
     competing = None if cold is None else jnp.asarray(~cold)
     there = jnp.asarray(shown)

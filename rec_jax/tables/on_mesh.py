@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from rec_jax.kernels import RowUpdate, softmax_loss, target_rank, top_k
+from rec_jax.kernels import RowUpdate, softmax_loss, top_k
 from rec_jax.mesh import BOTH, ITEMS, Axes
 from rec_jax.tables import gather
 from rec_jax.tables.gather import Route, Shards
@@ -132,35 +132,17 @@ def shared_softmax(mesh: Mesh, queries: Array, rows: Array, targets: Array, *, b
         queries, rows, targets, bias)
 
 
-def catalogue_rank(mesh: Mesh, queries: Array, rows: Array, targets: Array,
-                   seen: tuple[Array, Array] | None, *, num_items: int,
-                   over: Axes = (ITEMS,), bias: Array | None = None) -> Array:
-    """`target_rank` against a table over the mesh: int32 `[N]`; queries are on every device.
-
-    over: axes that cut the rows; bias: f32 `[V_padded]`, added to the scores of all queries.
-    """
-    axis = shards_of(mesh, over).axis
-
-    def body(queries: Array, rows: Array, targets: Array, seen: Any, bias: Any) -> Array:
-        return target_rank(queries, rows, targets, exclude=seen, bias=bias, num_items=num_items,
-                           axis_name=axis)
-
-    return island(body, mesh, (P(), P(over), P(), P(), P(over)), P())(
-        queries, rows, targets, seen, bias)
-
-
 def catalogue_top_k(mesh: Mesh, queries: Array, rows: Array, k: int,
                     seen: tuple[Array, Array] | None, *, num_items: int,
-                    over: Axes = (ITEMS,), bias: Array | None = None) -> tuple[Array, Array]:
-    """`top_k` over a table on the mesh: scores f32 `[N, k]` and ids int32 `[N, k]`."""
+                    over: Axes = (ITEMS,)) -> tuple[Array, Array]:
+    """`top_k` over a table on the mesh: scores f32 `[N, k]` and ids int32 `[N, k]`; queries are
+    on every device."""
     axis = shards_of(mesh, over).axis
 
-    def body(queries: Array, rows: Array, seen: Any, bias: Any) -> tuple[Array, Array]:
-        return top_k(queries, rows, k, exclude=seen, bias=bias, num_items=num_items,
-                     axis_name=axis)
+    def body(queries: Array, rows: Array, seen: Any) -> tuple[Array, Array]:
+        return top_k(queries, rows, k, exclude=seen, num_items=num_items, axis_name=axis)
 
-    return island(body, mesh, (P(), P(over), P(), P(over)), (P(), P()))(
-        queries, rows, seen, bias)
+    return island(body, mesh, (P(), P(over), P()), (P(), P()))(queries, rows, seen)
 
 
 def apply_sparse(mesh: Mesh, table: Table, fetched: Fetched, grads: Array, update: RowUpdate,

@@ -17,7 +17,7 @@ import jax
 from rec_jax.errors import InputError
 from rec_jax.kernels import Problem, auto, dispatch
 from rec_jax.progress import Reporter
-from rec_jax.train.together import of_all, of_first, several
+from rec_jax.together import of_all, of_first, several
 
 Choices = dict[str, str]
 """By fold the name of a backend, and under `PLATFORM` that of the device."""

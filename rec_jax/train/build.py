@@ -20,10 +20,10 @@ from rec_jax.metrics import rank_metrics
 from rec_jax.model import Encoder, build_encoder
 from rec_jax.optimizer import dense_optimizer, schedule
 from rec_jax.protocol import Panel, choose_panel, cold_items
-from rec_jax.run import RunConfig
+from rec_jax.run import RunConfig, update_of
 from rec_jax.served import reading_of
 from rec_jax.tables import init_table, row_optimizer, rows_over
-from rec_jax.tables.choose import Choice, choose_update
+from rec_jax.tables.choose import Choice
 from rec_jax.train.backends import check_named
 from rec_jax.train.state import TrainState, init_state, served
 from rec_jax.train.step import Step, make_train_step
@@ -109,15 +109,6 @@ def _log_share(config: RunConfig, dataset: Dataset) -> npt.NDArray[np.float32] |
                                    window=config.data.window))
 
 
-def update_of(config: RunConfig, num_items: int) -> Choice:
-    """How the item table of a run is updated, and why."""
-    positions = config.train.rows * config.data.length
-    touched = (None if config.objective.num_negatives is None
-               else 2 * positions + config.objective.drawn(positions))
-    return choose_update(config.table, num_items=num_items, touched=touched,
-                         clips_global_norm=config.optimizer.clip is not None)
-
-
 def steps_of(config: RunConfig, rows_per_epoch: int) -> Horizon:
     """The run's steps from its settings and the rows that hold every target once."""
     settings = config.train
@@ -135,6 +126,7 @@ class Validator:
         validate on."""
         self._config, self._dataset = config, dataset
         settings = config.evaluate
+        self._devices = mesh.size
         self.panel: Panel = choose_panel(dataset, "valid", settings, settings.users, config.seed)
         self._ranker: Ranker = make_ranker(encoder, dataset.num_items, mesh,
                                            filter_seen=settings.filter_seen,
@@ -150,5 +142,5 @@ class Validator:
         panel = self.panel
         ranks = rank_users(self._ranker, params, rows, self._dataset, panel.users, panel.targets,
                            panel.ends, reading=reading_of(self._config),
-                           batch=self._config.evaluate.batch)
+                           batch=self._config.evaluate.batch, devices=self._devices)
         return rank_metrics(ranks, self._config.evaluate.ks)

@@ -30,6 +30,7 @@ from rec_jax.progress import Reporter, Silent
 from rec_jax.protocol import protocol, repeats_line
 from rec_jax.run import Run, RunConfig
 from rec_jax.tables.choose import optimizer_of, trained_by
+from rec_jax.together import together
 from rec_jax.train import backends
 from rec_jax.train.build import Built, build
 from rec_jax.train.feed import whole_batches
@@ -41,7 +42,6 @@ from rec_jax.train.saving import Saver, growth_bytes, make_saver, moving_share
 from rec_jax.train.starting import StartClock
 from rec_jax.train.state import TrainState
 from rec_jax.train.step import StepMetrics, check_ids, place_batch
-from rec_jax.train.together import together
 
 
 def run_training(run: Run, config: RunConfig, reporter: Reporter | None = None, *,

@@ -1,4 +1,4 @@
-"""What the processes of a run decide together, so that none goes on where another was refused."""
+"""What the processes of a job decide together, so that none goes on where another was refused."""
 
 from __future__ import annotations
 
@@ -49,6 +49,12 @@ def of_all(text: str) -> list[str]:
     if not several():
         return [text]
     return [_text(row) for row in np.asarray(multihost_utils.process_allgather(_bytes(text)))]
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when every process has come here, each with the same `name`."""
+    if several():
+        multihost_utils.sync_global_devices(name)
 
 
 def several() -> bool:
