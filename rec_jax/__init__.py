@@ -16,7 +16,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rec_jax.api import evaluate, export, recommend, train
+    from rec_jax.api import baseline, evaluate, export, fit_baseline, recommend, train
     from rec_jax.data.dataset import Dataset
     from rec_jax.data.fetch import fetch
     from rec_jax.data.prepare import prepare
@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from rec_jax.errors import InputError, TrainingError
     from rec_jax.export import Embeddings, load_embeddings
     from rec_jax.run import RunConfig
+    from rec_jax.solvers.compare import BaselineConfig
 
 _VERBS = ("train", "evaluate", "export")  # also names of modules in this package
 _HOMES = {
-    "recommend": "api",
+    "baseline": "api", "fit_baseline": "api", "recommend": "api",
+    "BaselineConfig": "solvers.compare",
     "Dataset": "data.dataset", "fetch": "data.fetch", "prepare": "data.prepare",
     "PrepareConfig": "data.prepare_config", "SynthConfig": "data.synth", "synth": "data.synth",
     "InputError": "errors", "TrainingError": "errors",
@@ -36,9 +38,9 @@ _HOMES = {
 }
 
 __all__ = [
-    "Dataset", "Embeddings", "InputError", "PrepareConfig", "RunConfig", "SynthConfig",
-    "TrainingError", "evaluate", "export", "fetch", "load_embeddings", "prepare", "recommend",
-    "synth", "train",
+    "BaselineConfig", "Dataset", "Embeddings", "InputError", "PrepareConfig", "RunConfig",
+    "SynthConfig", "TrainingError", "baseline", "evaluate", "export", "fetch", "fit_baseline",
+    "load_embeddings", "prepare", "recommend", "synth", "train",
 ]
 
 

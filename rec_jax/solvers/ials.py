@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse as sparse
 from jax.sharding import Mesh
 
-from rec_jax.ranges import at_least, above, check
+from rec_jax.ranges import above, at_least, check
 from rec_jax.solvers.base import Fitted, Matrix, Training, Values
 from rec_jax.solvers.ials_layout import LENGTH, PIECES, Layout
 from rec_jax.solvers.ials_sweep import Rule, half_sweep, new_table, rows_of, solve_new

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,21 +21,21 @@ PIECES = 512
 
 
 class Batch(NamedTuple):
-    """One batch of all D devices, the parts of device k at k * P, or k * S.
+    """One batch of all D devices, the parts of device k at k * P, or k * S; NumPy or JAX arrays.
 
     ids: int32 `[D * P, LENGTH]`, places in the fixed table; there: bool, whether a place of a
     piece has an entry; values: f32, the entry.
     owner: int32 `[D * P]`, which of the device's S rows a piece belongs to; S where none.
     row: int32 `[D * S]`, where the row is among the device's own; past them where there is none.
-    count: f32 `[D * S]`, entries of the row.
+    entries: f32 `[D * S]`, how many the row has.
     """
 
-    ids: np.ndarray
-    there: np.ndarray
-    values: np.ndarray
-    owner: np.ndarray
-    row: np.ndarray
-    count: np.ndarray
+    ids: Any
+    there: Any
+    values: Any
+    owner: Any
+    row: Any
+    entries: Any
 
 
 def places(count: int, padded: int, devices: int) -> np.ndarray:
@@ -102,7 +102,7 @@ class Layout:
         batch.owner[begin:begin + pieces.sum()] = np.repeat(np.arange(len(rows)), pieces)
         slots = slice(device * self.slots, device * self.slots + len(rows))
         batch.row[slots] = rows // own
-        batch.count[slots] = counts
+        batch.entries[slots] = counts
 
 
 def _empty(devices: int, pieces: int, slots: int) -> Batch:

@@ -168,8 +168,8 @@ def _system(rule: Rule, slots: int, vectors: Array, batch: Batch, gram: Array,
     normal = _Normal(vectors, weights, batch.owner, gram, jnp.ones(slots, jnp.float32))
     sides = normal.add(_product("pl,pld->pd", gain, vectors))
     confidence = (columns + normal.add(jnp.sum(weights, axis=1)) if rule.implicit
-                  else batch.count)
-    ridge = jnp.where(batch.count > 0, rule.reg * confidence**rule.power, 1.0)
+                  else batch.entries)
+    ridge = jnp.where(batch.entries > 0, rule.reg * confidence**rule.power, 1.0)
     return _Normal(vectors, weights, batch.owner, gram, ridge), sides
 
 
