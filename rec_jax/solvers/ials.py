@@ -42,7 +42,7 @@ class Config:
     dim: int = 64
     sweeps: int = 16
     feedback: Literal["implicit", "explicit"] = "implicit"
-    alpha: float = 10.0
+    alpha: float = 1.0
     reg: float = 0.003
     power: float = 1.0
     init_scale: float = 0.1
@@ -63,7 +63,7 @@ class Config:
     def grid(self) -> Mapping[str, Sequence[Any]]:
         if self.feedback == "explicit":
             return {"reg": (0.02, 0.05, 0.1)}
-        return {"alpha": (3.0, 10.0, 30.0), "reg": (0.001, 0.003, 0.01)}
+        return {"alpha": (0.5, 1.0, 3.0, 10.0), "reg": (0.001, 0.003, 0.01)}
 
     def fit(self, training: Training) -> Fitted:
         """Sweeps over both tables, on the devices of `training.mesh`."""
