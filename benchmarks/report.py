@@ -98,7 +98,7 @@ def over_seeds(results: Mapping[str, Result]) -> str:
 
 
 def baselines(results: Mapping[str, Result]) -> str:
-    """What is solved rather than trained, a table a data set, and the plot of `rec-jax baseline`."""
+    """What is solved rather than trained: a table and a plot a data set."""
     parts = []
     for name, one in results.items():
         parts.append(f"{one['dataset']}:\n\n" + picture.markdown(one).strip())
