@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rec_jax import bench_peers_report
+from rec_jax.solvers import picture
 
 HERE = Path(__file__).resolve().parent
 Result = Mapping[str, Any]
@@ -94,6 +95,17 @@ def over_seeds(results: Mapping[str, Result]) -> str:
     if not rows:
         return ""
     return "\n\n" + table(["runs that differ in the seed", "seeds", "HR@10", "NDCG@10"], rows)
+
+
+def baselines(results: Mapping[str, Result]) -> str:
+    """What is solved rather than trained: a table and a plot a data set."""
+    parts = []
+    for name, one in results.items():
+        parts.append(f"{one['dataset']}:\n\n" + picture.markdown(one).strip())
+        plot = Path(name).with_suffix(".png")
+        if (HERE / "results" / plot).exists():
+            parts.append(f"![{plot.stem}](results/{plot})")
+    return "\n\n".join(parts)
 
 
 def peers(results: Mapping[str, Result]) -> str:
@@ -226,6 +238,7 @@ class Section(NamedTuple):
 
 SECTIONS = (
     Section("Quality", frozenset({"test", "protocol", "config", "seconds_to_best"}), quality),
+    Section("Baselines", frozenset({"models", "fitted_on", "histories"}), baselines),
     Section("Beside other programs", frozenset({"contenders", "shapes"}), peers),
     Section("Training throughput", frozenset({"variants", "peak_operations_per_second"}),
             training),

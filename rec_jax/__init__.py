@@ -16,7 +16,16 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rec_jax.api import evaluate, export, load, off_policy, recommend, train
+    from rec_jax.api import (
+        baseline,
+        evaluate,
+        export,
+        fit_baseline,
+        load,
+        off_policy,
+        recommend,
+        train,
+    )
     from rec_jax.data.dataset import Dataset
     from rec_jax.data.fetch import fetch
     from rec_jax.data.prepare import prepare
@@ -28,10 +37,12 @@ if TYPE_CHECKING:
     from rec_jax.run import RunConfig
     from rec_jax.simulate.judge import JudgeConfig
     from rec_jax.simulate.log_files import LogColumns
+    from rec_jax.solvers.compare import BaselineConfig
 
 _VERBS = ("train", "evaluate", "export", "doctor")  # also names of modules in this package
 _HOMES = {
-    "recommend": "api", "load": "api", "off_policy": "api", "doctor": "machine",
+    "baseline": "api", "fit_baseline": "api", "recommend": "api", "load": "api",
+    "off_policy": "api", "doctor": "machine", "BaselineConfig": "solvers.compare",
     "Dataset": "data.dataset", "fetch": "data.fetch", "prepare": "data.prepare",
     "PrepareConfig": "data.prepare_config", "SynthConfig": "data.synth", "synth": "data.synth",
     "InputError": "errors", "TrainingError": "errors",
@@ -40,9 +51,10 @@ _HOMES = {
 }
 
 __all__ = [
-    "Dataset", "Embeddings", "InputError", "JudgeConfig", "LogColumns", "PrepareConfig",
-    "RunConfig", "SynthConfig", "TrainingError", "doctor", "evaluate", "export", "fetch", "load",
-    "load_embeddings", "off_policy", "prepare", "recommend", "synth", "train",
+    "BaselineConfig", "Dataset", "Embeddings", "InputError", "JudgeConfig", "LogColumns",
+    "PrepareConfig", "RunConfig", "SynthConfig", "TrainingError", "baseline", "doctor", "evaluate",
+    "export", "fetch", "fit_baseline", "load", "load_embeddings", "off_policy", "prepare",
+    "recommend", "synth", "train",
 ]
 
 

@@ -12,6 +12,7 @@ import jax
 
 from rec_jax import config as configs
 from rec_jax import shipped
+from rec_jax.data.dataset import Dataset
 from rec_jax.devices import parse_devices
 from rec_jax.evaluate import evaluate_served
 from rec_jax.export import What
@@ -30,6 +31,10 @@ from rec_jax.simulate.judge import JudgeConfig
 from rec_jax.simulate.judge_log import judge_log
 from rec_jax.simulate.log_files import LogColumns
 from rec_jax.simulate.log_files import Source as LogSource
+from rec_jax.solvers.compare import BaselineConfig, check_names, compare
+from rec_jax.solvers.compare import fit as fit_solver
+from rec_jax.solvers.interactions import Part
+from rec_jax.solvers.recommend import FittedBaseline
 from rec_jax.together import of_first, together
 from rec_jax.train.growing import Start
 from rec_jax.train.loop import run_training
@@ -99,25 +104,81 @@ def load(run: Source, *, step: int | None = None, data: str | None = None,
 
 def evaluate(run: Loadable, *, split: Split = "test", step: int | None = None,
              filter_seen: bool | None = None, seen_targets: str | None = None,
-             batch: int | None = None, baseline: bool = False, data: str | None = None,
+             batch: int | None = None, baseline: bool | str = False, data: str | None = None,
              mesh: str | None = None, trust_code: bool = False, progress: bool = False,
              tell: Tell = warn) -> dict[str, Any]:
     """Full-ranking metrics of a run's best checkpoint (or of `step`) with their protocol.
 
     filter_seen, seen_targets, batch: replace those of the run's config. baseline: popularity
-    beside it. step, data, mesh, trust_code, tell: see `load`.
+    beside it, or the models of `baseline` with these names, separated by commas, as they are by
+    default. step, data, mesh, trust_code, tell: see `load`.
 
     Raises:
       InputError: also where the protocol leaves nobody to evaluate.
     """
+    others = check_names(baseline) if isinstance(baseline, str) else []
     served = _loaded(run, step=step, data=data, mesh=mesh, trust_code=trust_code, tell=tell)
     given: dict[str, Any] = {"filter_seen": filter_seen, "seen_targets": seen_targets,
                              "batch": batch}
     settings = replace(served.config.evaluate, **{
         name: value for name, value in given.items() if value is not None})
     with _reporter("evaluate", progress and is_first()) as reporter:
-        return evaluate_served(served, split=split, settings=settings, baseline=baseline,
-                               reporter=reporter)
+        result = evaluate_served(served, split=split, settings=settings,
+                                 baseline=baseline is True or "popularity" in others,
+                                 reporter=reporter)
+        others = [name for name in others if name != "popularity"]
+        if others:
+            found = compare(served.dataset, others, BaselineConfig(evaluate=settings),
+                            split=split, say=reporter.say)
+            assert found["protocol"] == result["protocol"]
+            result["baselines"] = found["models"]
+    return result
+
+
+def baseline(dataset: Source, *, models: str | Sequence[str] = ("popularity", "itemknn", "ease"),
+             settings: BaselineConfig | Source | None = None, overrides: Sequence[str] = (),
+             split: Split = "test", tune: bool = False, progress: bool = False
+             ) -> dict[str, Any]:
+    """Metrics of models that are solved, not trained, by the protocol of `evaluate`.
+
+    dataset: a folder that `prepare` made.
+    models: of popularity, itemknn, userknn, ease and ials; names, or one text with commas.
+    settings: a `BaselineConfig` or the path of a TOML file; overrides: lines of TOML over it,
+      such as `ease.ridge=200` or `evaluate.filter_seen=false`.
+    tune: choose settings from small grids on the validation split, by `evaluate.metric`.
+
+    Returns models by name (metrics, settings, seconds), and their protocol.
+
+    Raises:
+      InputError: also where a model would not fit into memory.
+    """
+    names = check_names(models)
+    resolved = _baseline_config(settings, overrides)
+    with _reporter("baseline", progress) as reporter:
+        return compare(Dataset.open(dataset), names, resolved, split=split, tune=tune,
+                       say=reporter.say)
+
+
+def fit_baseline(dataset: Source, model: str, *, settings: BaselineConfig | Source | None = None,
+                 overrides: Sequence[str] = (), part: Part = "train",
+                 progress: bool = False) -> FittedBaseline:
+    """One of the models of `baseline`, with `recommend(history, k)` for ids of the source.
+
+    part: what it is fitted on: the training part, as for `baseline`, or "all" interactions.
+    settings, overrides: see `baseline`.
+    """
+    (name,) = check_names([model])
+    opened, resolved = Dataset.open(dataset), _baseline_config(settings, overrides)
+    with _reporter("baseline", progress) as reporter:
+        fitted = fit_solver(opened, name, resolved, part=part, say=reporter.say)
+    return FittedBaseline(opened, fitted, resolved.solver(name).values, resolved.evaluate)
+
+
+def _baseline_config(settings: BaselineConfig | Source | None,
+                     overrides: Sequence[str]) -> BaselineConfig:
+    given = configs.to_mapping(settings) if isinstance(settings, BaselineConfig) else {}
+    path = None if isinstance(settings, BaselineConfig) else settings
+    return configs.read(BaselineConfig, path, given, overrides)
 
 
 def export(run: Loadable, *, out: Source, what: What = "items", format: str = "npy",

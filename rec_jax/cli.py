@@ -11,9 +11,17 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from rec_jax import cli_bench, cli_checkpoint, cli_config, cli_data, cli_ope, cli_summary
+from rec_jax import (
+    cli_baseline,
+    cli_bench,
+    cli_checkpoint,
+    cli_config,
+    cli_data,
+    cli_ope,
+    cli_summary,
+)
 from rec_jax.allocator import restart_with_kept_memory
-from rec_jax.cli_options import App
+from rec_jax.cli_options import App, with_optional_value
 from rec_jax.cli_show import (
     NobodyReads,
     console,
@@ -25,6 +33,7 @@ from rec_jax.cli_show import (
     say,
 )
 from rec_jax.errors import InputError, Preempted, TrainingError, describe_os_error
+from rec_jax.solvers import SOLVERS
 
 app = App(no_args_is_help=True, pretty_exceptions_enable=False,
           help="Train sequential recommenders with huge catalogues, exactly.")
@@ -32,6 +41,7 @@ app.add_typer(cli_config.app, name="config")
 app.add_typer(cli_checkpoint.app, name="checkpoint")
 app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_baseline.app)
 
 _UsageError: Any = typer.BadParameter.__mro__[1]  # typer does not export it
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
@@ -241,7 +251,7 @@ def train(
         cli_summary.training(summary)
 
 
-@app.command()
+@app.command(cls=with_optional_value("--baseline", SOLVERS, "popularity"))
 def evaluate(
     run: RunDir,
     split: Annotated[str, typer.Option(help="valid or test.")] = "test",
@@ -253,7 +263,10 @@ def evaluate(
              "is left out (leave_out); the run's setting by default.")] = None,
     batch: Annotated[Optional[int], typer.Option(  # noqa: UP045
         help="Users ranked at once; changes speed only.")] = None,
-    baseline: Annotated[bool, typer.Option(help="Show popularity beside it.")] = False,
+    baseline: Annotated[Optional[str], typer.Option(  # noqa: UP045
+        "--baseline", metavar="[NAME,...]",
+        help=f"Show popularity beside it, or one or more of {', '.join(SOLVERS)} as `rec-jax "
+             "baseline` has them by default.")] = None,
     data: Data = None,
     mesh: OnMesh = None,
     coordinator: Coordinator = None,
@@ -271,8 +284,8 @@ def evaluate(
     first = _join(coordinator, processes, process, multihost)
     result = api.evaluate(run, split=split, step=step,  # type: ignore[arg-type]
                           filter_seen=filter_seen, seen_targets=seen_targets, batch=batch,
-                          baseline=baseline, data=data, mesh=mesh, trust_code=trust_code,
-                          progress=not as_json, tell=say)
+                          baseline=_beside(baseline), data=data, mesh=mesh,
+                          trust_code=trust_code, progress=not as_json, tell=say)
     if not first:
         return
     if as_json:
@@ -426,6 +439,13 @@ def _join(coordinator: str | None, processes: int | None, process: int | None,
     else:
         keep_programs()
     return is_first()
+
+
+def _beside(baseline: str | None) -> bool | str:
+    """What `evaluate` shows beside the model; the option alone means popularity."""
+    if baseline in (None, "none", "popularity"):
+        return baseline == "popularity"
+    return str(baseline)
 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,8 @@ app = App(no_args_is_help=True, help="Show the shipped configs, and the keys of 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 _JOBS = {"run": ("rec_jax.run", "RunConfig"),
          "prepare": ("rec_jax.data.prepare_config", "PrepareConfig"),
-         "synth": ("rec_jax.data.synth", "SynthConfig")}
+         "synth": ("rec_jax.data.synth", "SynthConfig"),
+         "baseline": ("rec_jax.solvers.compare", "BaselineConfig")}
 
 
 @app.command("list")
@@ -60,7 +61,7 @@ def show(
 @app.command()
 def keys(
     job: Annotated[str, typer.Argument(
-        metavar="JOB", help="run, prepare or synth: whose config.")] = "run",
+        metavar="JOB", help="run, prepare, synth or baseline: whose config.")] = "run",
     as_json: Json = False,
 ) -> None:
     """Print every key of a config with its type, its default and what it means."""

@@ -8,7 +8,7 @@ where there is no config file. A key of a file, or of `--set`, keeps its name.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import typer
@@ -28,7 +28,10 @@ _KEYS: Mapping[str, Mapping[str, str]] = {
         "escape": "escape", "item_features": "item_feature"},
     "synth": {"synth.users": "users", "synth.items": "items", "synth.seed": "seed",
               "users": "users", "items": "items", "seed": "seed"},
-    "evaluate": {"evaluate.batch": "batch", "evaluate.filter_seen": "filter_seen", "mesh": "mesh"},
+    "evaluate": {"evaluate.batch": "batch", "evaluate.filter_seen": "filter_seen", "mesh": "mesh",
+                 "model": "baseline"},
+    "baseline": {"evaluate.filter_seen": "filter_seen", "evaluate.seen_targets": "seen_targets",
+                 "model": "model", "k": "k"},
     "export": {"what": "what", "format": "format", "mesh": "mesh"},
     "recommend": {"k": "k", "mesh": "mesh"},
     "ope": {name: name for name in (
@@ -79,6 +82,31 @@ class _Verb(TyperCommand):
             raise
         except BrokenPipeError as error:  # typer would end here without a word
             raise NobodyReads from error
+
+
+def with_optional_value(option: str, known: Collection[str], default: str) -> type[TyperCommand]:
+    """A verb whose `option` may stand alone, which means `default`, as a flag would.
+
+    What follows it is its value where it is one or more of `known`, separated by commas, and
+    otherwise the verb's next argument; after `=` anything is its value. `--no-...` says "none".
+    """
+    class Optional(_Verb):
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            end = args.index("--") if "--" in args else len(args)
+            spelled = list(args[end:])
+            while end:
+                end -= 1
+                word, after = args[end], spelled[:1]
+                if word == option.replace("--", "--no-", 1):
+                    word = f"{option}=none"
+                elif word == option and after and set(after[0].split(",")) <= set(known):
+                    word = f"{option}={spelled.pop(0)}"
+                elif word == option:
+                    word = f"{option}={default}"
+                spelled.insert(0, word)
+            return super().parse_args(ctx, spelled)
+
+    return Optional
 
 
 def _in_options(message: str, ctx: Any) -> str:

@@ -75,15 +75,23 @@ def training(summary: Mapping[str, Any]) -> None:
 def evaluation(result: Mapping[str, Any]) -> None:
     """Metrics of `evaluate`, popularity beside them, and how they were measured."""
     metrics, baseline = result["metrics"], result.get("popularity_baseline")
-    columns = ["metric", "what it says", "model", *(["popularity", "ratio"] if baseline else [])]
-    rows = [[name, _meaning(name), number(metrics[name])] for name in sorted(metrics, key=_place)]
+    others = result.get("baselines") or {}
+    columns = ["metric", "what it says", "model", *others,
+               *(["popularity", "ratio"] if baseline else [])]
+    rows = [[name, _meaning(name), number(metrics[name]),
+             *(_figure(other["metrics"].get(name)) for other in others.values())]
+            for name in sorted(metrics, key=_place)]
     if baseline:
         for row in rows:
             value, other = metrics[row[0]], baseline.get(row[0])
             row += (["", ""] if other is None else
                     [number(other), f"{value / other:.1f}x" if other else ""])
-    print_table(columns, rows, numbers=("model", "popularity", "ratio"))
-    protocol = result["protocol"]
+    print_table(columns, rows, numbers=("model", *others, "popularity", "ratio"))
+    how_measured(result["protocol"], f"checkpoint of step {number(result['step'])}.")
+
+
+def how_measured(protocol: Mapping[str, Any], last: str) -> None:
+    """The protocol of metrics in two sentences; last: ends the second one."""
     seen = "left out" if protocol["seen_items_filtered"] else "kept"
     cold = ", items that training lacks left out" if protocol.get("cold_items_filtered") else ""
     for name, text in (("users_missed_seen", "users want a seen item, which is a miss"),
@@ -95,8 +103,11 @@ def evaluation(result: Mapping[str, Any]) -> None:
     shown.print(f"{number(protocol['users'])} {protocol['split']} users, all "
                 f"{number(protocol['candidates'])} items ranked, seen items {seen}{cold}, ties "
                 f"{protocol['ties']}.")
-    shown.print(f"Data {protocol['split_hash'][:12]}, checkpoint of step "
-                f"{number(result['step'])}.")
+    shown.print(f"Data {protocol['split_hash'][:12]}, {last}")
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else number(value)
 
 
 def doctor(found: Mapping[str, Any]) -> None:

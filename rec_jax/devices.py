@@ -12,6 +12,7 @@ import math
 import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from rec_jax.errors import InputError
 
@@ -96,3 +97,22 @@ def this_machine() -> Chip:
     memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     rate = cores * 60e9
     return Chip("cpu", memory, rate, rate, 20e9, 20e9, cores * 0.4e9)
+
+
+def free_on_host() -> int | None:
+    """Bytes that the host, and a control group around this process, can still give; None where
+    the system does not say."""
+    memory, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+    if not memory.exists():
+        return None
+    free = _entries(memory)["MemAvailable:"] * 1024
+    limit = group / "memory.max"
+    if limit.exists() and (most := limit.read_text().strip()) != "max":
+        used = int((group / "memory.current").read_text())
+        free = min(free, int(most) - used + _entries(group / "memory.stat")["inactive_file"])
+    return max(0, free)
+
+
+def _entries(path: Path) -> dict[str, int]:
+    """A file of lines such as `MemAvailable: 123 kB`."""
+    return {name: int(value) for name, value, *_ in map(str.split, path.read_text().splitlines())}

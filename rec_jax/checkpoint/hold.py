@@ -21,6 +21,7 @@ import numpy as np
 from rec_jax.checkpoint.layout import PACKED_BYTES
 from rec_jax.checkpoint.memory import in_host_memory, view
 from rec_jax.checkpoint.snapshot import Snapshot, take_snapshot
+from rec_jax.devices import free_on_host
 
 DEVICE_SHARE = 0.8
 """Share of the free memory of an accelerator, or of the host, that a save may take."""
@@ -170,21 +171,8 @@ def _free(device: Any) -> float:
 
 
 def _free_on_host() -> int:
-    """Bytes that the host, and a control group around this process, can still give."""
-    memory, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
-    if not memory.exists():
-        return 0
-    free = _entries(memory)["MemAvailable:"] * 1024
-    limit = group / "memory.max"
-    if limit.exists() and (most := limit.read_text().strip()) != "max":
-        used = int((group / "memory.current").read_text())
-        free = min(free, int(most) - used + _entries(group / "memory.stat")["inactive_file"])
-    return max(0, free)
-
-
-def _entries(path: Path) -> dict[str, int]:
-    """A file of lines such as `MemAvailable: 123 kB`."""
-    return {name: int(value) for name, value, *_ in map(str.split, path.read_text().splitlines())}
+    """Bytes that the host can still give; 0 where nobody says."""
+    return free_on_host() or 0
 
 
 @partial(jax.jit, static_argnums=2)
