@@ -24,6 +24,7 @@ from rec_jax.progress import Reporter, Silent
 from rec_jax.protocol import Split, choose_panel, choose_users, cold_items, protocol, seen_targets
 from rec_jax.run import EvaluateConfig
 from rec_jax.served import Served, map_tiles, tile_queries
+from rec_jax.tables import RowMap
 from rec_jax.tables.on_mesh import catalogue_rank, catalogue_top_k
 
 __all__ = ["Split", "choose_users", "cold_items", "evaluate_served", "make_ranker",
@@ -46,27 +47,33 @@ Ranker = Callable[[Params, jax.Array, Tiles], Ranked]
 
 def make_ranker(encoder: Encoder, num_items: int, mesh: Mesh, *, filter_seen: bool,
                 cold: np.ndarray | None = None, list_length: int = 0,
-                over: Axes = (ITEMS,)) -> Ranker:
+                over: Axes = (ITEMS,), row_map: RowMap | None = None) -> Ranker:
     """A jitted `(params, rows, tiles) -> Ranked`; with `list_length` k it recommends k items.
 
     Build it once: it is traced once for each shape and number of tiles. A target has a rank if
     and only if a list that is long enough would hold it: one whose score is NaN is missed too.
 
     filter_seen: items of the history may not be recommended; a target that is one is missed.
-    cold: bool `[num_items]`, items that do not compete; over: mesh axes that cut the rows.
+    cold: bool `[num_items]`, items that do not compete; over: mesh axes that cut the rows; row_map:
+    which row an item has, by default its own. Of equal scores a list has the lower row first.
     """
-    ranker = _jitted(encoder, num_items, mesh, filter_seen, list_length, over)
+    ranker = _jitted(encoder, num_items, mesh, filter_seen, list_length, over,
+                     RowMap(num_items) if row_map is None else row_map)
     out = None if cold is None else jnp.asarray(cold)
     return lambda params, rows, tiles: ranker(params, rows, tiles, out)
 
 
 def _jitted(encoder: Encoder, num_items: int, mesh: Mesh, filter_seen: bool,
-            list_length: int, over: Axes
+            list_length: int, over: Axes, row_map: RowMap
             ) -> Callable[[Params, jax.Array, Tiles, jax.Array | None], Ranked]:
     """What `make_ranker` calls, with the cold items as an argument."""
 
     @jax.jit
     def ranker(params: Params, rows: jax.Array, tiles: Tiles, out: jax.Array | None) -> Ranked:
+        # From here on an item is the number of its row.
+        tiles = tiles._replace(**{name: row_map.rows(getattr(tiles, name))
+                                  for name in ("items", "targets", "seen_items")})
+        out = None if out is None else out[row_map.ids(jnp.arange(num_items))]
         bias = None if out is None else jnp.pad(
             jnp.where(out, -jnp.inf, jnp.float32(0)), (0, rows.shape[0] - num_items))
 
@@ -81,7 +88,7 @@ def _jitted(encoder: Encoder, num_items: int, mesh: Mesh, filter_seen: bool,
                 return Ranked(ranks, None)
             _, best = catalogue_top_k(mesh, queries, rows, list_length, seen,
                                       num_items=num_items, over=over, bias=bias)
-            return Ranked(ranks, best)
+            return Ranked(ranks, row_map.ids(best))
 
         return map_tiles(one, tiles)
 
