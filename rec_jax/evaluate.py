@@ -26,7 +26,7 @@ from rec_jax.progress import Reporter, Silent
 from rec_jax.protocol import Split, choose_panel, choose_users, cold_items, protocol, seen_targets
 from rec_jax.run import EvaluateConfig
 from rec_jax.served import Served
-from rec_jax.tables import Table
+from rec_jax.tables import RowMap, Table
 from rec_jax.tables.tiles import bias_against, rank_tiles, rows_of, top_k_tiles
 
 __all__ = ["Split", "choose_users", "cold_items", "evaluate_served", "make_ranker",
@@ -49,17 +49,21 @@ Ranker = Callable[[Params, jax.Array, Tiles], Ranked]
 
 def make_ranker(encoder: Encoder, num_items: int, mesh: Mesh, *, filter_seen: bool,
                 cold: np.ndarray | None = None, list_length: int = 0,
-                over: Axes = (ITEMS,)) -> Ranker:
+                over: Axes = (ITEMS,), row_map: RowMap | None = None) -> Ranker:
     """A jitted `(params, rows, tiles) -> Ranked`; with `list_length` k it recommends k items.
 
     Build it once: it is traced once for each shape and number of tiles. A target has a rank if
     and only if a list that is long enough would hold it: one whose score is NaN is missed too.
 
     filter_seen: items of the history may not be recommended; a target that is one is missed.
-    cold: bool `[num_items]`, items that do not compete; over: mesh axes that cut the rows.
+    cold: bool `[num_items]`, items that do not compete; over: mesh axes that cut the rows; row_map:
+    which row an item has, by default its own. Of equal scores a list has the lower row first.
     """
-    ranker = _jitted(encoder, num_items, mesh, filter_seen, list_length, over)
-    bias = cache(lambda total: None if cold is None else bias_against(cold, total, mesh, over))
+    row_map = RowMap(num_items) if row_map is None else row_map
+    ranker = _jitted(encoder, num_items, mesh, filter_seen, list_length, over, row_map)
+    # What a row is barred for is told by its item.
+    bias = cache(lambda total: None if cold is None else bias_against(
+        cold[row_map.ids(np.arange(num_items))], total, mesh, over))
 
     def rank(params: Params, rows: jax.Array, tiles: Tiles) -> Ranked:
         barred = None if cold is None else cold[np.asarray(tiles.targets)]
@@ -69,7 +73,7 @@ def make_ranker(encoder: Encoder, num_items: int, mesh: Mesh, *, filter_seen: bo
 
 
 def _jitted(encoder: Encoder, num_items: int, mesh: Mesh, filter_seen: bool, list_length: int,
-            over: Axes) -> Callable[..., Ranked]:
+            over: Axes, row_map: RowMap) -> Callable[..., Ranked]:
     """What `make_ranker` calls, also with the targets that are cold, bool `[G, T]`, and a bias
     against cold items."""
 
@@ -77,6 +81,9 @@ def _jitted(encoder: Encoder, num_items: int, mesh: Mesh, filter_seen: bool, lis
     def ranker(params: Params, rows: jax.Array, tiles: Tiles, barred: jax.Array | None,
                bias: jax.Array | None) -> Ranked:
         table = Table(rows, (), num_items, over)
+        # From here on an item is the number of its row.
+        tiles = tiles._replace(**{name: row_map.rows(getattr(tiles, name))
+                                  for name in ("items", "targets", "seen_items")})
 
         def one(each: tuple[Tiles, jax.Array | None]) -> Ranked:
             tiles, barred = each
@@ -93,7 +100,7 @@ def _jitted(encoder: Encoder, num_items: int, mesh: Mesh, filter_seen: bool, lis
             if not list_length:
                 return Ranked(ranks, None)
             _, best = top_k_tiles(mesh, queries, table, list_length, seen, tiles.used, bias=bias)
-            return Ranked(ranks, best)
+            return Ranked(ranks, row_map.ids(best))
 
         return map_rounds(mesh, one, (tiles, barred))
 

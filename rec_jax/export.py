@@ -25,6 +25,7 @@ import tensorstore as ts
 from rec_jax import files
 from rec_jax.asking import map_rounds, tile_queries
 from rec_jax.checkpoint import blocks as read_blocks
+from rec_jax.checkpoint import ordered_blocks
 from rec_jax.data.arrays import NpyWriter
 from rec_jax.errors import InputError
 from rec_jax.histories import Tiles, iterate_tiles
@@ -140,7 +141,10 @@ def _item_blocks(served: Served | StoredRows, what: What) -> Blocks:
     if isinstance(served, StoredRows):
         if served.inputs != (what == "inputs"):
             raise InputError(f"an export of {what} needs other rows than those that were opened")
-        for _, block in read_blocks(served.source, 0, total):
+        stored = ((block for _, block in read_blocks(served.source, 0, total))
+                  if served.row_map.identity else
+                  ordered_blocks(served.source, total, served.row_map.rows, size=BLOCK))
+        for block in stored:
             yield block.astype(np.float32)
         return
     rows = served.rows if what == "items" else served.params.get(INPUTS)

@@ -23,6 +23,7 @@ from rec_jax.devices import (
 )
 from rec_jax.errors import InputError
 from rec_jax.model import build_encoder
+from rec_jax.plan_messages import Cut, Sizes, messages, negatives_of
 from rec_jax.run import RunConfig, update_of
 from rec_jax.tables.choose import trained_by
 from rec_jax.tables.table import padded_size
@@ -95,27 +96,29 @@ def make_plan(config: RunConfig, num_items: int, devices: Devices) -> Plan:
     parameters = _encoder_parameters(config)
     objective = config.objective
     sampled = objective.num_negatives is not None
-    drawn = objective.drawn(positions) if sampled else 0
+    drawn, alike = negatives_of(config, num_items, predicted)
     pairs = objective.pairs(positions) if sampled else predicted * rows
     mined = objective.mined if sampled else 0  # each device's shard is scanned for all of them
 
     per_row, constant = _STATE[table.optimizer.kind]
     shards = count if mode == "streamed" else items  # ranges that the rows are cut into
-    groups = count / shards  # of devices, each of which holds all rows and its share of queries
+    groups = count // shards  # of devices, each of which holds all rows and its share of queries
     local_rows = rows / shards
     kept_rows = local_rows * (1 if table.tied else 2)  # of both tables
     averages = 2 if settings.ema is not None else 0  # itself and what rounding took from it
     # Rows in bf16 are f32 as long as a dense step lasts.
     widened = 4 if mode == "dense" and table.dtype == "bf16" else 0
-    fetched = positions / count * (2 if sampled else 1) + drawn
+    fetched = (positions + (predicted + drawn if sampled else 0)) / count  # a device's share
+    shared = drawn if alike and mode != "dense" else 0  # and what all of them bring together
     memory = {
         "rows": kept_rows * dim * (width + 4 * averages),
         "row optimizer": kept_rows * (8 * dim if mode == "dense" else per_row * dim + constant),
         "row gradient": kept_rows * dim * (4 + widened) if mode == "dense" else 0.0,
         "encoder and its optimizer": parameters * 4 * (4 + averages),
         "activations": micro * _activation_bytes(config, compute),
-        "gathered rows": 0.0 if mode == "dense" else fetched * dim * 4 * 3,
-        "queries and expected rows": predicted / groups * dim * (compute + 3 * 4),
+        "gathered rows": 0.0 if mode == "dense" else (fetched * 3 + shared * 2) * dim * 4,
+        "queries and expected rows": predicted / (count if sampled else groups) * dim
+        * (compute + 3 * 4),
     }
     layers, length = getattr(config.encoder, "layers", 2), config.data.length
     operations = {
@@ -133,16 +136,9 @@ def make_plan(config: RunConfig, num_items: int, devices: Devices) -> Plan:
     if not table.tied and not sampled:  # a second one, of which a step reads its inputs
         moved = local_rows if mode == "dense" else fetched
         traffic += fetched * dim * width + moved * 2 * (dim * width + state_bytes)
-    others = (shards - 1) / shards
-    communication = {
-        "rows and their gradients": 0.0 if mode == "dense" else
-        fetched * dim * (width + 4) * others,
-        "queries": 0.0 if sampled else predicted / groups * dim * (compute + 2 * 4) * others,
-        "second pass": predicted * dim * (compute + (4 if table.tied else 0)) * (count - 1) / count
-        if mode == "streamed" else 0.0,
-        "encoder gradient": 2.0 * parameters * 4 * (count - 1) / count,
-        "row gradient": 2 * kept_rows * dim * 4 * (data - 1) / data if mode == "dense" else 0.0,
-    }
+    communication = messages(
+        config, num_items, mode, Cut(count, data, shards),
+        Sizes(positions, predicted, drawn, alike, width, compute, parameters))
     chip = devices.chip
     rate = (chip.bf16 if settings.precision == "bf16" else chip.f32) * MATMUL_EFFICIENCY
     seconds = {

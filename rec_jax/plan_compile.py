@@ -31,6 +31,7 @@ from rec_jax.optimizer import dense_optimizer, schedule
 from rec_jax.run import RunConfig, update_of
 from rec_jax.served import reading_of
 from rec_jax.tables import Table, row_optimizer, rows_over
+from rec_jax.tables.row_map import row_map_of
 from rec_jax.tables.table import DTYPES, padded_size
 from rec_jax.train.state import TrainState, state_shardings, trained, weights
 from rec_jax.train.step import make_train_step
@@ -69,7 +70,7 @@ def compile_step(config: RunConfig, num_items: int, devices: Devices,
     """
     mesh = Mesh(_topology(devices).reshape(mesh_shape), BOTH,
                 axis_types=(AxisType.Auto, AxisType.Auto))
-    compiled, text = compile_to_text(_lower(config, num_items, mesh))
+    compiled, text = compile_to_text(lower_step(config, num_items, mesh))
     memory = compiled.memory_analysis()
     cost = compiled.cost_analysis() or {}
     sizes = collective_bytes(text)
@@ -104,6 +105,33 @@ def collective_bytes(hlo: str) -> list[tuple[str, int]]:
     return found
 
 
+def sent_bytes(hlo: str, devices: int) -> float:
+    """Bytes that a device sends in all collectives of a program's text, each done as a ring; those
+    in a loop count once."""
+    total = 0.0
+    for line in hlo.splitlines():
+        for kind, size in collective_bytes(line):
+            group = _group_size(line, devices)
+            total += size * {"all-reduce": 2 * (group - 1) / group, "reduce-scatter": group - 1.0,
+                             "collective-permute": 1.0}.get(kind, (group - 1) / group)
+    return total
+
+
+def _group_size(line: str, devices: int) -> int:
+    """How many devices take part in each group of a collective, in the three ways to write it."""
+    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
+    if listed:
+        return len(listed[1].split(","))
+    tiled = re.search(r"replica_groups=\[\d+,(\d+)\]<=", line)
+    if tiled:
+        return int(tiled[1])
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\].*? \{([^}]*)\}", line)
+    if named:
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+        return math.prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", named[2]))
+    return devices
+
+
 def _bytes(kind: str) -> int:
     return 1 if kind == "pred" else int(re.sub(r"\D", "", kind)) // 8
 
@@ -131,7 +159,7 @@ def _topology(devices: Devices) -> np.ndarray:
     return np.array(topology.devices)
 
 
-def _lower(config: RunConfig, num_items: int, mesh: Mesh) -> Any:
+def lower_step(config: RunConfig, num_items: int, mesh: Mesh) -> Any:
     """The step with abstract arguments: no array of the table's size exists here."""
     settings, table_config = config.train, config.table
     objective = config.objective
@@ -153,7 +181,7 @@ def _lower(config: RunConfig, num_items: int, mesh: Mesh) -> Any:
     shapes: Any = (jax.ShapeDtypeStruct((), jnp.int32), rows,
                    jax.ShapeDtypeStruct((2,), jnp.uint32))
     counter, table_rows, key = shapes
-    table = Table(table_rows, row_state, num_items, rows_over(mode))
+    table = Table(table_rows, row_state, num_items, rows_over(mode), row_map_of(mode, num_items))
     inputs = None if table_config.tied else table  # of the same shapes
     average = None if settings.ema is None else jax.eval_shape(weights, params, table, inputs)
     moments = jax.eval_shape(lambda *parts: optimizer.init(trained(*parts, mode=mode)),

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
-from rec_jax.checkpoint import Checkpoints, Missing, Opened, Source
+from rec_jax.checkpoint import Checkpoints, Damaged, Missing, Opened, Source
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.features import find_features, uses_gaps
 from rec_jax.encoders import uses_times
@@ -32,7 +33,8 @@ from rec_jax.mesh import (
 )
 from rec_jax.model import INPUTS, Encoder, Params, build_encoder
 from rec_jax.run import Run, RunConfig, update_of
-from rec_jax.tables import init_table, padded_size, rows_over
+from rec_jax.tables import RowMap, init_table, padded_size, rows_over
+from rec_jax.tables.row_map import read_row_map
 from rec_jax.together import together
 
 Tell = Callable[[str], None]
@@ -48,7 +50,8 @@ class Served:
     """Weights of one checkpoint with the dataset that they were trained on.
 
     params: of the encoder, and its rows `INPUTS` if tables are untied.
-    rows: `[V_padded, d]`; the rows from `dataset.num_items` on are padding.
+    rows: `[V_padded, d]`, row r that of item r, however the run kept them; the rows from
+      `dataset.num_items` on are padding.
     mesh: where all of it is; over: its axes that cut the rows, and the others hold copies.
     """
 
@@ -73,6 +76,7 @@ class StoredRows:
     """Item rows of one checkpoint, left on disk: what an export of items needs.
 
     source: `[V_padded, d]`, read in ranges of rows; the checkpoint stays as long as this lives.
+    row_map: which of them an item has.
     inputs: these rows feed the encoder, and are not the items'.
     """
 
@@ -82,6 +86,7 @@ class StoredRows:
     source: Source
     step: int
     opened: Opened
+    row_map: RowMap
     inputs: bool = False
 
 
@@ -119,7 +124,8 @@ def _open_rows(folder: Run, step: int | None, dataset_path: str | None,
             or source.shape[0] < dataset.num_items:
         raise InputError(f"checkpoint of step {opened.info.step} in {folder.folder} has no item "
                          f"rows of {dataset.num_items} x {config.table.dim}")
-    return StoredRows(folder, config, dataset, source, opened.info.step, opened, inputs)
+    return StoredRows(folder, config, dataset, source, opened.info.step, opened,
+                      row_map_in(opened, dataset.num_items), inputs)
 
 
 def load_served(folder: Run, *, step: int | None = None, dataset_path: str | None = None,
@@ -158,7 +164,11 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=replicated(chosen)), params)
     like = {"encoder": params, "rows": rows} | ({} if config.table.tied else {INPUTS: rows})
-    model = opened.restore({name: like}, widen=True)[name]
+    row_map, moved = row_map_in(opened, dataset.num_items), {}
+    if not row_map.identity:
+        items = row_map.ids(np.arange(dataset.num_items))
+        moved = {"['rows']": items, f"['{INPUTS}']": items}
+    model = opened.restore({name: like}, widen=True, moved=moved)[name]
     if not config.table.tied:
         model["encoder"][INPUTS] = model[INPUTS]
     return Served(folder, config, dataset, encoder, model["encoder"], model["rows"],
@@ -201,6 +211,19 @@ def _open(folder: Run, step: int | None) -> Opened:
                 if step is not None:
                     raise InputError(f"run {folder.folder} has no checkpoint of step {step}; it "
                                      f"has {', '.join(map(str, checkpoints.steps()))}") from None
+
+
+def row_map_in(opened: Opened, num_items: int) -> RowMap:
+    """Which rows of a checkpoint its items have; their own where it is older than that question.
+
+    Raises:
+      Damaged: it says nothing usable.
+    """
+    try:
+        return read_row_map(opened.info.extra.get("row_map"), num_items)
+    except (KeyError, TypeError, ValueError) as error:
+        raise Damaged(f"checkpoint {opened.name} says nothing usable of the order of its rows: "
+                      f"{type(error).__name__} {error}") from None
 
 
 def check_dataset(dataset: Dataset, expected: str) -> None:

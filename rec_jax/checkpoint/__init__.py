@@ -11,6 +11,7 @@ promised, and against what, is in `docs/durability.md`.
     memory       views of arrays that live in host memory
     write        blocks to the disk, run by orbax
     read         ranges of rows, and onto devices of any mesh
+    reorder      rows in another order than the file's
     keep         which checkpoints stay
     delta        the rows that changed since another checkpoint
     opened       a checkpoint as it is read
@@ -24,7 +25,8 @@ from rec_jax.checkpoint.keep import best_step
 from rec_jax.checkpoint.layout import Damaged, Info, Missing
 from rec_jax.checkpoint.opened import Opened
 from rec_jax.checkpoint.read import Source, blocks
+from rec_jax.checkpoint.reorder import lay_rows, ordered_blocks
 from rec_jax.checkpoint.write import Touched
 
 __all__ = ["COPY_BYTES", "Checkpoints", "Damaged", "Info", "Missing", "Opened", "Source", "Touched",
-           "best_step", "blocks", "touched_rows"]
+           "best_step", "blocks", "lay_rows", "ordered_blocks", "touched_rows"]

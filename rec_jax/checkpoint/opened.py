@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rec_jax.checkpoint.layout import (
@@ -20,6 +21,7 @@ from rec_jax.checkpoint.layout import (
     step_name,
 )
 from rec_jax.checkpoint.read import Source, open_item, place
+from rec_jax.checkpoint.reorder import lay_rows
 from rec_jax.checkpoint.seal import check_seal
 from rec_jax.errors import InputError
 from rec_jax.files import Pin
@@ -44,13 +46,20 @@ class Opened:
     pin: Pin
 
     def restore(self, like: Mapping[str, Any], *, cast: bool = False,
-                widen: bool = False) -> dict[str, Any]:
-        """The named pytrees in the structure, types and shardings of `like`; see `Checkpoints`."""
+                widen: bool = False, moved: Mapping[str, np.ndarray] | None = None
+                ) -> dict[str, Any]:
+        """The named pytrees in the structure, types and shardings of `like`; see `Checkpoints`.
+
+        moved: by path of a leaf, where its rows go, see `lay_rows`; others are 0.
+        """
         matched = {name: self._match(name, tree, cast, widen) for name, tree in like.items()}
         found = {}
         for name, tree in like.items():
-            leaves = [place(source, leaf) for source, leaf in zip(
-                matched[name], jax.tree.leaves(tree), strict=True)]
+            leaves = [
+                lay_rows(_zeros(leaf), source, moved[path])
+                if moved and path in moved else place(source, leaf)
+                for source, (path, leaf) in zip(matched[name], named_leaves(tree).items(),
+                                                strict=True)]
             found[name] = jax.tree.unflatten(jax.tree.structure(tree), leaves)
         return found
 
@@ -116,3 +125,10 @@ def read_step_info(path: Path, step: int, folder: str) -> Info:
     if info.step != step:
         raise Damaged(f"checkpoint {folder}/{step_name(step)} says that it is of step {info.step}")
     return info
+
+
+def _zeros(leaf: Any) -> jax.Array:
+    """Zeros like `leaf`, made where they belong."""
+    made: jax.Array = jax.jit(lambda: jnp.zeros(leaf.shape, leaf.dtype),
+                              out_shardings=leaf.sharding)()
+    return made

@@ -1,5 +1,6 @@
 """Tables: item rows and their per-row optimizer state, sharded over a mesh."""
 
+from rec_jax.tables.row_map import RowMap
 from rec_jax.tables.row_optimizers import Hyper, RowOptimizer, RowOptimizerConfig, row_optimizer
 from rec_jax.tables.table import (
     Table,
@@ -10,5 +11,5 @@ from rec_jax.tables.table import (
     rows_over,
 )
 
-__all__ = ["Hyper", "RowOptimizer", "RowOptimizerConfig", "Table", "TableConfig", "init_table",
-           "other_stream", "padded_size", "row_optimizer", "rows_over"]
+__all__ = ["Hyper", "RowMap", "RowOptimizer", "RowOptimizerConfig", "Table", "TableConfig",
+           "init_table", "other_stream", "padded_size", "row_optimizer", "rows_over"]

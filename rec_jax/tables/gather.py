@@ -1,6 +1,9 @@
 """Rows from their owners and gradients to them: all-to-all, by the rows touched.
 
-A device asks each owner for the distinct ids it needs and gets their rows back. A message to
+A device asks each owner for the distinct rows it needs and gets them.
+
+Rows are named by their number here (`ids`, in `Unique`): what maps the items' ids to them is the
+caller's (`tables/row_map.py`). A message to
 one owner has `capacity` places. Where the ids of some device do not fit, all devices split
 theirs by bits of a hash of the id into 2, 4, 8 ... rounds until every message fits: nothing is
 dropped, memory stays the same, and, since an id has one round on all devices, an owner sees
@@ -12,6 +15,7 @@ checks, or, with `Shards.alone`, outside of it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -25,6 +29,10 @@ from rec_jax.mesh import BOTH, DATA, ITEMS, Axes
 from rec_jax.tables.unique import NO_ID, Unique, add_duplicates, unique_ids
 
 Array = jax.Array
+
+DEVIATIONS = 5.0
+"""Standard deviations that a message has room for above the number of ids that it should get."""
+_PADDED = 17 / 16  # most rows allocated for an item, see `padded_size`, but for small tables
 
 
 class Shards(NamedTuple):
@@ -72,10 +80,22 @@ class Route:
     capacity: int = field(metadata={"static": True})
 
 
-def message_capacity(count: int, shards: Shards, slack: float) -> int:
-    """Places in a message for `count` slots: `slack` even shares, from 8 up to all of them."""
-    share = -(-int(count * slack) // shards.pieces)
-    return min(count, max(8, share))
+def message_capacity(count: int, shards: Shards, slack: float | None, *, rows_per_shard: int,
+                     num_items: int) -> int:
+    """Places in a message for `count` slots, from 8 up to all of them.
+
+    slack: how many even shares; None: what almost always suffices where ids are spread over the
+      rows (`row_map`). At most `count` distinct ids then fall on the shards by chance, and a shard
+      gets `DEVIATIONS` more than it should in a few of a million messages; a step whose ids repeat
+      needs less. Padding is behind all items, so that the shards before it have larger shares:
+      the same ones for all tables but small ones, so that a step costs the same at any size.
+    """
+    if slack is None:
+        even = count * min(1.0, max(_PADDED / shards.pieces, rows_per_shard / num_items))
+        share = math.ceil(even + DEVIATIONS * math.sqrt(even))
+    else:
+        share = -(-int(count * slack) // shards.pieces)
+    return min(count, rows_per_shard, max(8, share))
 
 
 def make_route(unique: Unique, rows_per_shard: int, shards: Shards, capacity: int) -> Route:
@@ -96,7 +116,7 @@ def make_route(unique: Unique, rows_per_shard: int, shards: Shards, capacity: in
         longest = jnp.max(jnp.where(used, place, 0)) + 1
         return place, jax.lax.pmax(longest, BOTH) > capacity
 
-    if capacity >= owner.size:  # every id fits into one message
+    if capacity >= min(owner.size, rows_per_shard):  # whatever is asked for fits into one message
         place, _ = place_all(jnp.uint32(0))
         return Route(owner, place, jnp.zeros_like(owner), jnp.int32(1), capacity)
 

@@ -50,8 +50,8 @@ def marking(update: RowUpdate, state: Any) -> RowUpdate:
     return both
 
 
-def touched_ids(table: Table) -> np.ndarray:
-    """Ids of the marked rows: int64 `[T]`, ascending."""
+def marked_rows(table: Table) -> np.ndarray:
+    """Numbers of the marked rows: int64 `[T]`, ascending."""
     return np.flatnonzero(np.asarray(table.state.touched)).astype(np.int64)
 
 

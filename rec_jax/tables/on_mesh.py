@@ -33,8 +33,8 @@ _COLUMNS = P(None, BOTH)
 class Fetched(NamedTuple):
     """Rows that a step uses, each device's distinct ones; leading axes are cut over both axes.
 
-    rows: `[M, d]` in the table's type; unique: where they go; route: how they came, None where
-    the table is in one piece.
+    rows: `[M, d]` in the table's type; unique: where they go, its ids are numbers of rows; route:
+    how they came, None where the table is in one piece.
     """
 
     rows: Array
@@ -58,26 +58,26 @@ def island(body: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any, 
 
 
 def fetch(mesh: Mesh, table: Table, wanted: dict[str, Array], masks: dict[str, Array], *,
-          slack: float = 1.0) -> Fetched:
+          slack: float | None = None) -> Fetched:
     """The rows of all ids in `wanted`, each once a device; not differentiable, see `spread`.
 
     wanted: int32 `[A, n]` by name, n a multiple of the device count; masks: bool, the same
     shapes, False where a position has no row.
     """
     shards = shards_of(mesh, table.over)
+    capacity = _capacity(shards, table, wanted, slack)
 
     def body(rows: Array, wanted: dict[str, Array], masks: dict[str, Array]) -> Fetched:
         ids, mask = (jnp.concatenate([part[name].ravel() for name in sorted(wanted)])
                      for part in (wanted, masks))
-        unique = unique_ids(ids, table.num_items, mask)
+        unique = unique_ids(table.row_map.rows(ids), table.num_items, mask)
         route = None
-        if shards.pieces > 1:
-            capacity = gather.message_capacity(ids.size, shards, slack)
+        if capacity is not None:
             route = gather.make_route(unique, rows.shape[0], shards, capacity)
         return Fetched(gather.fetch_rows(rows, unique, route, shards), unique, route)
 
     return island(body, mesh, (P(table.over), _COLUMNS, _COLUMNS),
-                  _fetched_specs(shards, wanted, slack))(table.rows, wanted, masks)
+                  _fetched_specs(capacity))(table.rows, wanted, masks)
 
 
 def spread(mesh: Mesh, rows: Array, unique: Unique, like: dict[str, Array]) -> dict[str, Array]:
@@ -146,13 +146,14 @@ def catalogue_top_k(mesh: Mesh, queries: Array, rows: Array, k: int,
 
 
 def apply_sparse(mesh: Mesh, table: Table, fetched: Fetched, grads: Array, update: RowUpdate,
-                 hyper: Any, *, seed: Array | None = None, slack: float = 1.0) -> Table:
+                 hyper: Any, *, seed: Array | None = None) -> Table:
     """Update the rows that were fetched, from the gradient `[M, d]` of `fetched.rows`."""
     shards = shards_of(mesh, table.over)
 
     def body(rows: Array, state: Any, grads: Array, unique: Unique, route: Route | None,
              hyper: Any, seed: Array | None) -> tuple[Array, Any]:
-        return update_sparse(rows, state, grads, unique, route, shards, update, hyper, seed=seed)
+        return update_sparse(rows, state, grads, unique, route, shards, update, hyper, seed=seed,
+                             row_map=table.row_map)
 
     cut = P(table.over)
     specs = (cut, cut, _CUT, _CUT, _route_specs(fetched.route), P(), P())
@@ -183,11 +184,19 @@ def apply_streamed(mesh: Mesh, table: Table, scored: Scored, inputs: tuple[Array
     return table.replace(rows=rows, state=state)
 
 
-def _fetched_specs(shards: Shards, wanted: dict[str, Array], slack: float) -> Fetched:
+def _capacity(shards: Shards, table: Table, wanted: dict[str, Array],
+              slack: float | None) -> int | None:
+    """Places in a message between two devices; None where there are no messages."""
     if shards.pieces == 1:
-        return Fetched(_CUT, _CUT, None)  # type: ignore[arg-type]
+        return None
     count = sum(ids.size for ids in wanted.values()) // (shards.replicas * shards.pieces)
-    capacity = gather.message_capacity(count, shards, slack)
+    return gather.message_capacity(count, shards, slack, num_items=table.num_items,
+                                   rows_per_shard=table.rows.shape[0] // shards.pieces)
+
+
+def _fetched_specs(capacity: int | None) -> Fetched:
+    if capacity is None:
+        return Fetched(_CUT, _CUT, None)  # type: ignore[arg-type]
     return Fetched(_CUT, _CUT, Route(_CUT, _CUT, _CUT, P(), capacity))  # type: ignore[arg-type]
 
 

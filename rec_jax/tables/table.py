@@ -1,8 +1,8 @@
 """A table: rows of item vectors, their optimizer state, and how both come to be.
 
-Rows are sharded by contiguous ranges over the mesh axis `items`, or over both axes. Row r starts
-as a hash of (seed, table, r), so that any shard makes its own rows, on any device count the same
-bits.
+Rows are sharded by contiguous ranges over the mesh axis `items`, or over both axes. Which row an
+item has says `row_map`; its first value is a hash of (seed, table, id), so that any shard makes its
+own rows, on any device count and in any order the same bits.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from rec_jax.errors import InputError
 from rec_jax.kernels.rounding import mix, random_bits
 from rec_jax.mesh import BOTH, ITEMS, Axes, row_sharding
 from rec_jax.ranges import above, at_least, check
+from rec_jax.tables.row_map import RowMap
 from rec_jax.tables.row_optimizers import RowOptimizer, RowOptimizerConfig
 
 Array = jax.Array
@@ -46,7 +47,8 @@ class TableConfig:
       by size and objective, and says why.
     optimizer: of the rows, where `update` is sparse or streamed.
     gather_slack: room in a device's message to one owner of rows, as a multiple of an even
-      share. Where a step's ids do not fit, they travel in more rounds: it changes speed only.
+      share; None: as much as ids that are spread evenly need (`gather.message_capacity`). Where a
+      step's ids do not fit, they travel in more rounds: it changes speed only.
     """
 
     dim: int = 64
@@ -55,7 +57,7 @@ class TableConfig:
     dtype: Literal["f32", "bf16"] = "f32"
     update: Literal["auto", "dense", "sparse", "streamed"] = "auto"
     optimizer: RowOptimizerConfig = field(default_factory=RowOptimizerConfig)
-    gather_slack: float = 1.0
+    gather_slack: float | None = None
 
     def __post_init__(self) -> None:
         check(self, "table.", dim=at_least(1, 2**20), init_scale=at_least(0, 1e6),
@@ -69,16 +71,18 @@ class Table:
 
     rows: `[V_padded, d]`, f32 or bf16; rows from `num_items` on are padding and stay 0.
     state: the row optimizer's arrays `[V_padded, ...]`, or () where there is none.
-    num_items: V, static; over: mesh axes that cut the rows, static.
+    num_items: V, static; over: mesh axes that cut the rows, static; row_map: which row an id has,
+      static.
     """
 
     rows: Array
     state: Any
     num_items: int = field(metadata={"static": True})
     over: Axes = field(default=(ITEMS,), metadata={"static": True})
+    row_map: RowMap = field(default=RowMap(), metadata={"static": True})
 
     def replace(self, **changes: Any) -> Table:
-        """This table with other `rows`, `state` or `over`."""
+        """This table with other `rows`, `state`, `over` or `row_map`."""
         return dataclasses.replace(self, **changes)
 
 
@@ -126,18 +130,20 @@ def first_rows(seed: Array, ids: Array, *, dim: int, scale: float, num_items: in
 
 def init_table(config: TableConfig, num_items: int, seed: int, mesh: Mesh | None = None, *,
                optimizer: RowOptimizer | None = None, second: bool = False,
-               over: Axes = (ITEMS,)) -> Table:
+               over: Axes = (ITEMS,), row_map: RowMap | None = None) -> Table:
     """A new table; each device makes its rows alone, and nothing else of size V x d exists.
 
     optimizer: gives the state; none for a table that is trained densely.
     second: of two tables of a run, the one that is the encoder's input.
     over: mesh axes that cut the rows, see `rows_over`.
+    row_map: which row an id has; by default its own.
 
     Raises:
       InputError: `num_items` is out of range, or the device count does not divide the rows.
     """
     total = padded_size(num_items)
     dtype = DTYPES[config.dtype]
+    order = RowMap(num_items) if row_map is None else row_map
     shards = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in over)
     if total % shards:
         names = " times ".join(f"mesh.{axis}" for axis in over)
@@ -145,7 +151,7 @@ def init_table(config: TableConfig, num_items: int, seed: int, mesh: Mesh | None
                          f"rows; expected 2^a or 3 * 2^a, at most 256")
 
     def make(seed: Array) -> tuple[Array, Any]:
-        ids = jax.lax.iota(jnp.int32, total)
+        ids = order.ids(jax.lax.iota(jnp.int32, total))
         seed = other_stream(seed) if second else seed
         rows = first_rows(seed, ids, dim=config.dim, scale=config.init_scale,
                           num_items=num_items).astype(dtype)
@@ -153,4 +159,4 @@ def init_table(config: TableConfig, num_items: int, seed: int, mesh: Mesh | None
 
     sharding = None if mesh is None else row_sharding(mesh, over)
     rows, state = jax.jit(make, out_shardings=sharding)(jnp.uint32(seed % 2**32))
-    return Table(rows, state, num_items, over)
+    return Table(rows, state, num_items, over, order)

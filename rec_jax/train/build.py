@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,8 +23,9 @@ from rec_jax.optimizer import dense_optimizer, schedule
 from rec_jax.protocol import Panel, choose_panel, cold_items
 from rec_jax.run import RunConfig, update_of
 from rec_jax.served import reading_of
-from rec_jax.tables import init_table, row_optimizer, rows_over
+from rec_jax.tables import RowMap, init_table, row_optimizer, rows_over
 from rec_jax.tables.choose import Choice
+from rec_jax.tables.row_map import row_map_of
 from rec_jax.train.backends import check_named
 from rec_jax.train.state import TrainState, init_state, served
 from rec_jax.train.step import Step, make_train_step
@@ -88,7 +90,8 @@ def build(config: RunConfig) -> Built:
     row_state = None if choice.mode == "dense" else row_optimizer(config.table.optimizer)
     table, *inputs = (
         init_table(config.table, dataset.num_items, config.seed, mesh, optimizer=row_state,
-                   second=second, over=rows_over(choice.mode))
+                   second=second, over=rows_over(choice.mode),
+                   row_map=row_map_of(choice.mode, dataset.num_items))
         for second in ((False,) if config.table.tied else (False, True)))
     state = init_state(params, table, optimizer, average=settings.ema is not None,
                        seed=config.seed, mode=choice.mode, mesh=mesh,
@@ -128,9 +131,14 @@ class Validator:
         settings = config.evaluate
         self._devices = mesh.size
         self.panel: Panel = choose_panel(dataset, "valid", settings, settings.users, config.seed)
-        self._ranker: Ranker = make_ranker(encoder, dataset.num_items, mesh,
-                                           filter_seen=settings.filter_seen,
-                                           cold=cold_items(dataset, settings), over=over)
+        cold = cold_items(dataset, settings)
+
+        @functools.cache
+        def ranker(row_map: RowMap) -> Ranker:
+            return make_ranker(encoder, dataset.num_items, mesh, cold=cold, over=over,
+                               filter_seen=settings.filter_seen, row_map=row_map)
+
+        self._ranker = ranker  # the state that is validated knows the order of its rows
 
     @property
     def misses(self) -> int:
@@ -140,7 +148,7 @@ class Validator:
     def __call__(self, state: TrainState) -> dict[str, float]:
         params, rows = served(state)
         panel = self.panel
-        ranks = rank_users(self._ranker, params, rows, self._dataset, panel.users, panel.targets,
-                           panel.ends, reading=reading_of(self._config),
+        ranks = rank_users(self._ranker(state.table.row_map), params, rows, self._dataset,
+                           panel.users, panel.targets, panel.ends, reading=reading_of(self._config),
                            batch=self._config.evaluate.batch, devices=self._devices)
         return rank_metrics(ranks, self._config.evaluate.ks)

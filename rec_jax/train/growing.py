@@ -3,7 +3,8 @@
 Items are matched by the ids of their source. Those that both catalogues have keep their rows
 (and, if asked, their optimizer state); new ones start from the hash of their index, as in any
 new table; retired ones are listed. f32 rows may become bf16 and back, as the new run's config
-says. Rows travel from disk to device in blocks.
+says. Rows travel from disk to device in blocks, and each from the place
+that its item had to the one that it has now (`tables/row_map.py`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 import polars as pl
 
-from rec_jax.checkpoint import Checkpoints, Opened, Source, blocks
+from rec_jax.checkpoint import Checkpoints, Opened, Source, lay_rows
 from rec_jax.checkpoint.layout import named_leaves
 from rec_jax.checkpoint.read import place
 from rec_jax.data.dataset import Dataset
@@ -25,7 +26,7 @@ from rec_jax.errors import InputError
 from rec_jax.files import write_whole
 from rec_jax.progress import Reporter
 from rec_jax.run import Run, RunConfig
-from rec_jax.served import check_dataset
+from rec_jax.served import check_dataset, row_map_in
 from rec_jax.train.build import Built
 from rec_jax.train.state import TrainState, from_items, has_rows, to_items
 
@@ -83,10 +84,12 @@ def start_from(start: Start, built: Built, target: Run, reporter: Reporter) -> T
     fresh = to_items(built.state)
     rows = built.state.table.rows.shape[0]
     wanted = ("model", "training") if start.keep_state else ("model",)
-    taken = {name: _take(name, opened, fresh[name], rows, matched.new_of_old) for name in wanted}
+    before, after = row_map_in(opened, old.num_items), built.state.table.row_map
+    moved = after.rows(matched.new_of_old[before.ids(np.arange(old.num_items))])
+    taken = {name: _take(name, opened, fresh[name], rows, moved) for name in wanted}
     if "average" in fresh:
         name = "average" if "average" in opened.items else "model"
-        taken["average"] = _take(name, opened, fresh["average"], rows, matched.new_of_old)
+        taken["average"] = _take(name, opened, fresh["average"], rows, moved)
     kept = int(np.count_nonzero(matched.new_of_old >= 0))
     reporter.say(f"started from step {step} of {start.run.folder}: {kept} items kept, "
                  f"{matched.added} new, {len(matched.retired)} retired")
@@ -106,8 +109,11 @@ def _check_meanings(config: RunConfig, old: Dataset, new: Dataset) -> None:
                              "from another")
 
 
-def _take(name: str, opened: Opened, fresh: Any, rows: int, new_of_old: np.ndarray) -> Any:
-    """The item's leaves from the checkpoint: by row where they are of the table, else whole."""
+def _take(name: str, opened: Opened, fresh: Any, rows: int, moved: np.ndarray) -> Any:
+    """The item's leaves from the checkpoint: by row where they are of the table, else whole.
+
+    moved: int64 `[V_old]`, new row of each old one, -1 where it is a retired item's.
+    """
     sources, leaves = opened.items.get(name, {}), named_leaves(fresh)
     by_row = dict(zip(leaves, (has_rows(path, leaf, rows) for path, leaf
                                in jax.tree.leaves_with_path(fresh)), strict=True))
@@ -116,7 +122,7 @@ def _take(name: str, opened: Opened, fresh: Any, rows: int, new_of_old: np.ndarr
         raise InputError(f"checkpoint {opened.name} does not fit: {name}{other} is in one of the "
                          f"two only; encoder and optimizer must be the same, and table.tied")
     _check_shapes(name, opened, sources, leaves, by_row)
-    found = [_lay_rows(leaf, sources[path], new_of_old) if by_row[path]
+    found = [lay_rows(leaf, sources[path], moved) if by_row[path]
              else place(sources[path], leaf) for path, leaf in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(fresh), found)
 
@@ -132,19 +138,3 @@ def _check_shapes(name: str, opened: Opened, sources: Mapping[str, Source],
             raise InputError(f"checkpoint {opened.name} does not fit: {name}{path} is "
                              f"{source.dtype} {list(source.shape)}, expected {leaf.dtype} "
                              f"{list(leaf.shape)}{' but for the rows' * by_row[path]}")
-
-
-def _lay_rows(fresh: jax.Array, source: Source, new_of_old: np.ndarray) -> jax.Array:
-    """`fresh` with every row of `source` that has a place in it."""
-    lay = jax.jit(_scatter, out_shardings=fresh.sharding, donate_argnums=0)
-    whole = fresh
-    for first, values in blocks(source, 0, min(source.shape[0], len(new_of_old))):
-        places = new_of_old[first:first + len(values)]
-        # A retired row gets a place behind the end, where nothing is written.
-        whole = lay(whole, np.where(places < 0, fresh.shape[0], places).astype(np.int32), values)
-        whole.block_until_ready()
-    return whole
-
-
-def _scatter(whole: jax.Array, places: Any, values: Any) -> jax.Array:
-    return whole.at[places].set(values.astype(whole.dtype), mode="drop")

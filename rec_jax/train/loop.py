@@ -262,7 +262,8 @@ class _Loop:
     def _save(self, done: int, state: TrainState, metric: float | None) -> TrainState:
         extra = {"position": asdict(self.position), "config": to_mapping(self.config),
                  "dataset": self.built.dataset.split_hash,
-                 "data": self.built.stream.state(done * self.config.train.accumulate)}
+                 "data": self.built.stream.state(done * self.config.train.accumulate),
+                 "row_map": state.table.row_map.to_json()}
         return self.saver.save(done, state, extra, metric)
 
 

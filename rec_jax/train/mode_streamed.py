@@ -42,7 +42,8 @@ def open(setting: Setting, state: TrainState, batch: Batch, tasks: Task, key: Ar
     touched = touch(setting, table if inputs is None else inputs, wanted, masks)
     zeros = jnp.zeros(tasks.targets.shape, jnp.float32)
     own = {"inputs": touched.vectors["inputs"], "loss_zero": zeros, "lse_zero": zeros}
-    fixed = {"num_items": table.num_items, "rows": table.rows, "over": table.over}
+    fixed = {"num_items": table.num_items, "rows": table.rows, "over": table.over,
+             "row_map": table.row_map}
 
     def close(closing: Closing) -> Tables:
         to_vectors, joined, new_inputs = {"inputs": closing.own["inputs"]}, None, None
@@ -50,7 +51,7 @@ def open(setting: Setting, state: TrainState, batch: Batch, tasks: Task, key: Ar
             joined = (touched.fetched.unique.ids, *touched.pull(to_vectors))
         queries, plain, lse = closing.left
         scored = Scored(*(x.reshape(-1, *x.shape[2:]) for x in (
-            queries, tasks.targets, plain, lse, closing.own["loss_zero"],
+            queries, table.row_map.rows(tasks.targets), plain, lse, closing.own["loss_zero"],
             closing.own["lse_zero"])))
         if inputs is not None:
             # The backward pass reads the rows of the labels. Nothing else says that this comes
@@ -70,7 +71,8 @@ def loss(setting: Setting, shared: dict[str, Any], own: dict[str, Any], fixed: d
     """See `Mode.loss`."""
     queries = queries_of(setting, shared["encoder"], own["inputs"], micro, task, key)
     plain, lse = full_softmax(setting.mesh, queries, jax.lax.stop_gradient(fixed["rows"]),
-                              task.targets, num_items=fixed["num_items"], over=fixed["over"],
+                              fixed["row_map"].rows(task.targets),
+                              num_items=fixed["num_items"], over=fixed["over"],
                               **_scoring(setting))
     plain, lse = plain + own["loss_zero"], lse + own["lse_zero"]
     found = setting.objective.combine(plain, lse, queries, None)

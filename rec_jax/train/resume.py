@@ -14,13 +14,14 @@ from rec_jax.checkpoint import Checkpoints, Damaged
 from rec_jax.errors import InputError
 from rec_jax.progress import Reporter
 from rec_jax.run import RunConfig
-from rec_jax.served import check_dataset
+from rec_jax.served import check_dataset, row_map_in
+from rec_jax.tables import RowMap
 from rec_jax.train.build import Built
 from rec_jax.train.state import TrainState, from_items, to_items
 
 FREE: dict[str, tuple[str, ...]] = {
-    "mesh": (), "checkpoint": (), "data": ("path",), "train": ("log_every", "checkpoint_every"),
-    "evaluate": ("batch",)}
+    "mesh": (), "checkpoint": (), "data": ("path",), "table": ("gather_slack",),
+    "train": ("log_every", "checkpoint_every"), "evaluate": ("batch",)}
 """Keys that a resumed run may change; without names, all of that part."""
 
 
@@ -55,7 +56,7 @@ def resume(checkpoints: Checkpoints, built: Built, config: RunConfig, reporter: 
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=leaf.sharding), to_items(built.state))
 
-    def load(step: int) -> tuple[dict[str, Any], Position]:
+    def load(step: int) -> tuple[dict[str, Any], Position, RowMap]:
         opened = checkpoints.open(step)  # held against its seal before anything is believed
         extra = opened.info.extra
         try:
@@ -72,14 +73,15 @@ def resume(checkpoints: Checkpoints, built: Built, config: RunConfig, reporter: 
         opened = checkpoints.open(step)
         there = {name: tree for name, tree in like.items()
                  if name != "rest" or name in opened.items}
-        return opened.restore(there, widen=True), position
+        row_map = row_map_in(opened, built.dataset.num_items)
+        return opened.restore(there, widen=True), position, row_map
 
     found = checkpoints.newest(load)
     if found is None:
         built.stream.seek(0)
         return built.state, 0, Position()
-    step, (items, position) = found
-    return from_items(items, built.state.table), step, position
+    step, (items, position, row_map) = found
+    return from_items(items, built.state.table.replace(row_map=row_map)), step, position
 
 
 def changes(old: RunConfig | Mapping[str, Any], new: RunConfig) -> str | None:

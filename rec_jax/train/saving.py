@@ -19,7 +19,7 @@ from rec_jax.checkpoint import Checkpoints, touched_rows
 from rec_jax.progress import Reporter
 from rec_jax.run import CheckpointConfig
 from rec_jax.tables.choose import Mode
-from rec_jax.tables.marks import mark, touched_ids, unmark
+from rec_jax.tables.marks import mark, marked_rows, unmark
 from rec_jax.train.state import TrainState, each_table, to_items
 
 WORTH_IT = 0.5
@@ -56,16 +56,17 @@ class Saver:
         items, base = to_items(each_table(state, unmark)), None
         if self.marks and self.deltas + 1 < self.settings.full_every and self._has_last():
             tables = {"rows": state.table, "inputs": state.inputs}
-            ids = {name: touched_ids(table) for name, table in tables.items() if table is not None}
-            if sum(map(len, ids.values())) <= WORTH_IT * len(ids) * state.table.num_items:
+            moved = {name: marked_rows(table) for name, table in tables.items()
+                     if table is not None}
+            if sum(map(len, moved.values())) <= WORTH_IT * len(moved) * state.table.num_items:
                 base = self.last
-                for name, of_table in ids.items():
+                for name, of_table in moved.items():
                     for part, item in items.items():
                         # A second moment that is rounded to 0 would make the next step explode.
                         stored = self.settings.delta_values if part == "model" else "exact"
                         item[name] = jax.tree.map(
-                            lambda rows, ids=of_table, stored=stored: touched_rows(
-                                rows, ids, stored), item[name])
+                            lambda rows, numbers=of_table, stored=stored: touched_rows(
+                                rows, numbers, stored), item[name])
         self.checkpoints.save(step, items, extra, metric, base=base)
         self.last, self.deltas = step, 0 if base is None else self.deltas + 1
         return each_table(state, mark) if self.marks else state

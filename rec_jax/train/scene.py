@@ -35,8 +35,15 @@ def draw(setting: Setting, state: TrainState, batch: Batch, tasks: Task, key: Ar
 
     def best(queries: Array, k: int, exclude: Any) -> tuple[Array, Array]:
         queries = jax.lax.with_sharding_constraint(queries, replicated(mesh))
-        return catalogue_top_k(mesh, queries, jax.lax.stop_gradient(table.rows), k, exclude,
-                               num_items=table.num_items, over=table.over)
+        exclude = None if exclude is None else table.row_map.rows(exclude)
+        scores, rows = catalogue_top_k(mesh, queries, jax.lax.stop_gradient(table.rows), k, exclude,
+                                       num_items=table.num_items, over=table.over)
+        if table.row_map.identity:
+            return scores, rows
+        # Of equal scores the lower id comes first again; which of them are among the k, where not
+        # all are, follows from their rows.
+        score, ids = jax.lax.sort((-scores, table.row_map.ids(rows)), num_keys=2)
+        return -score, ids
 
     log_q = batch.get("log_q")
     drawn: Negatives = setting.objective.draw(key, Scene(

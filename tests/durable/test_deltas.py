@@ -18,7 +18,7 @@ from rec_jax.errors import Preempted
 from rec_jax.progress import Silent
 from rec_jax.run import Run, RunConfig
 from rec_jax.tables import Hyper, RowOptimizerConfig, TableConfig, init_table, row_optimizer
-from rec_jax.tables.marks import mark, marking, touched_ids, unmark
+from rec_jax.tables.marks import mark, marked_rows, marking, unmark
 from rec_jax.tables.update_sparse import update_rows
 from rec_jax.train.loop import run_training
 
@@ -114,13 +114,13 @@ def test_only_a_sparse_table_has_deltas_and_the_others_say_why(
 def test_the_marks_are_the_rows_that_were_updated() -> None:
     optimizer = row_optimizer(RowOptimizerConfig(kind="adam"))
     table = mark(init_table(TableConfig(dim=4), 50, 0, optimizer=optimizer))
-    assert len(touched_ids(table)) == 0
+    assert len(marked_rows(table)) == 0
     ids = jnp.asarray([3, 7, 49, 2**31 - 1], jnp.int32)
     rows, state = update_rows(table.rows, table.state, ids, jnp.ones((4, 4)),
                               marking(optimizer.update, table.state), Hyper(jnp.float32(0.1)))
     moved = table.replace(rows=rows, state=state)
-    np.testing.assert_array_equal(touched_ids(moved), [3, 7, 49])
-    assert len(touched_ids(mark(moved))) == 0
+    np.testing.assert_array_equal(marked_rows(moved), [3, 7, 49])
+    assert len(marked_rows(mark(moved))) == 0
     np.testing.assert_array_equal(np.flatnonzero(unmark(moved).state.steps), [3, 7, 49])
     np.testing.assert_array_equal(np.flatnonzero(np.any(rows != table.rows, axis=1)), [3, 7, 49])
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -137,7 +138,20 @@ def test_both_ways_of_adding_duplicates_agree():
 
 def test_messages_hold_an_even_share_and_at_most_everything():
     shards = gather.Shards(1, 4)
-    assert gather.message_capacity(1000, shards, 1.0) == 250
-    assert gather.message_capacity(1000, shards, 2.0) == 500
-    assert gather.message_capacity(1000, shards, 9.0) == 1000
-    assert gather.message_capacity(16, shards, 1.0) == 8
+    sizes = {"rows_per_shard": 10**6, "num_items": 4 * 10**6}
+    assert gather.message_capacity(1000, shards, 1.0, **sizes) == 250
+    assert gather.message_capacity(1000, shards, 2.0, **sizes) == 500
+    assert gather.message_capacity(1000, shards, 9.0, **sizes) == 1000
+    assert gather.message_capacity(16, shards, 1.0, **sizes) == 8
+    assert gather.message_capacity(1000, shards, None, **sizes) == math.ceil(
+        250 * 17 / 16 + 5 * (250 * 17 / 16)**0.5)
+    assert gather.message_capacity(8, shards, None, **sizes) == 8
+
+
+def test_a_message_has_no_more_places_than_its_shard_has_rows():
+    shards = gather.Shards(1, 4)
+    for slack in (None, 1.0):
+        assert gather.message_capacity(10**6, shards, slack, rows_per_shard=192, num_items=700
+                                       ) == 192
+    # Of 100 items all are in the first shard.
+    assert gather.message_capacity(80, shards, None, rows_per_shard=192, num_items=100) == 80
