@@ -23,7 +23,7 @@ from rec_jax.metrics import MISSED
 from rec_jax.model import INPUTS
 from rec_jax.run import Run
 from rec_jax.served import Served, load_served
-from rec_jax.tables import padded_size
+from rec_jax.tables import RowMap, padded_size
 from rec_jax.tables.tiles import bias_against
 
 MESHES = ("1x1", "2x4", "1x8")
@@ -82,7 +82,8 @@ def ask(served: Served) -> Answers:
     if cold is not None:
         bias = bias_against(cold, TOTAL, served.mesh, served.over)
         barred = cold[tiles.targets]
-    ranker: Any = _jitted(served.encoder, ITEMS, served.mesh, True, LONG, served.over)
+    ranker: Any = _jitted(served.encoder, ITEMS, served.mesh, True, LONG, served.over,
+                               RowMap(ITEMS))
     compiled = ranker.lower(served.params, served.rows, tiles, barred, bias).compile()
     found = compiled(served.params, served.rows, tiles, barred, bias)
     ranks, best = np.zeros(len(users), int), np.zeros((len(users), LONG), int)

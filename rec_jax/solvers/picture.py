@@ -18,9 +18,9 @@ def columns(result: Mapping[str, Any]) -> list[str]:
 def markdown(result: Mapping[str, Any]) -> str:
     """The table of a result of `compare`."""
     shown = columns(result)
-    rows = [["model", *shown, "fit s"], ["---", *["---:"] * (len(shown) + 1)]]
-    rows += [[name, *(f"{one['metrics'][metric]:.4f}" for metric in shown),
-              f"{one['fit_seconds']:.1f}"] for name, one in result["models"].items()]
+    rows = [["model", *shown], ["---", *["---:"] * len(shown)]]
+    rows += [[name, *(f"{one['metrics'][metric]:.4f}" for metric in shown)]
+             for name, one in result["models"].items()]
     protocol = result["protocol"]
     seen = "left out" if protocol["seen_items_filtered"] else "kept"
     return "\n".join([
