@@ -105,10 +105,7 @@ def _gramian(mesh: Mesh, rows: Array) -> Array:
 @partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
 def _solve(mesh: Mesh, rule: Rule, slots: int, rows: Array, fixed: Table, batch: Batch,
            gram: Array, columns: Array) -> Array:
-    wanted = {"ids": batch.ids.reshape(1, -1)}
-    fetched = fetch(mesh, fixed, wanted, {"ids": batch.there.reshape(1, -1)})
-    found = spread(mesh, fetched.rows, fetched.unique, wanted)["ids"]
-    vectors = found.reshape(*batch.ids.shape, -1)  # [D * P, L, d], 0 where there is no entry
+    vectors = _vectors(mesh, fixed, batch)
 
     def body(rows: Array, vectors: Array, batch: Batch, gram: Array, columns: Array) -> Array:
         system = _system(rule, slots, vectors, batch, gram, columns)
@@ -121,6 +118,16 @@ def _solve(mesh: Mesh, rule: Rule, slots: int, rows: Array, fixed: Table, batch:
 
     return island(body, mesh, (_CUT, _CUT, _CUT, P(), P()), _CUT)(
         rows, vectors, batch, gram, columns)
+
+
+def _vectors(mesh: Mesh, fixed: Table, batch: Batch) -> Array:
+    """Rows of a batch's entries `[D * P, L, d]`, 0 where there is none."""
+    if mesh.size == 1:  # a plain gather: nothing travels, so ids need no sorting
+        return jnp.where(batch.there[..., None], fixed.rows[batch.ids], 0.0)
+    wanted = {"ids": batch.ids.reshape(1, -1)}
+    fetched = fetch(mesh, fixed, wanted, {"ids": batch.there.reshape(1, -1)})
+    found = spread(mesh, fetched.rows, fetched.unique, wanted)["ids"]
+    return found.reshape(*batch.ids.shape, -1)
 
 
 @jax.tree_util.register_dataclass
