@@ -20,8 +20,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-import filelock
-
 from rec_jax.errors import InputError
 
 LOCK = ".lock"
@@ -133,6 +131,8 @@ def locked(folder: Path | str, wait: float = 0.0) -> Iterator[None]:
     Raises:
       InputError: another process writes there, or no lock can be made there.
     """
+    import filelock  # here: the help of the command line needs no lock
+
     folder = _place(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -44,8 +44,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def start(cache: Path, **more: str) -> list[str]:
+    others = {name: value for name, value in os.environ.items() if name != programs.VARIABLE}
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True,
-                          env={**os.environ, "REC_JAX_CACHE": str(cache),
+                          env={**others, "REC_JAX_CACHE": str(cache),
                                "PYTHONPATH": os.pathsep.join(sys.path), **more})
     assert "Error" not in done.stderr
     return done.stdout.split()

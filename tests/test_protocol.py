@@ -9,6 +9,7 @@ import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -30,6 +31,7 @@ from rec_jax.metrics import MISSED
 from rec_jax.protocol import choose_panel, cold_items, repeat_share, repeats_line, seen_targets
 from rec_jax.run import EvaluateConfig, Run, RunConfig
 from rec_jax.served import Served
+from rec_jax.tables import RowMap
 from rec_jax.train import build
 
 ITEMS, PADDED, LENGTH = 9, 12, 8
@@ -77,7 +79,7 @@ def compiled_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         module = importlib.import_module("rec_jax.evaluate")  # the package has a function there
         patch.setattr(module, "_jitted", functools.cache(module._jitted))
-        patch.setattr(build, "served", lambda state: state)
+        patch.setattr(build, "served", lambda state: state.weights)
         yield
 
 
@@ -190,8 +192,9 @@ def test_metrics_from_ranks_are_those_of_the_lists(
     if split == "valid":
         validator = build.Validator(served.config, dataset, served.encoder,
                                     make_mesh(MeshConfig()))
-        assert validator((served.params, served.rows)) == pytest.approx(  # type: ignore[arg-type]
-            metrics, abs=1e-12)
+        table = SimpleNamespace(row_map=RowMap(ITEMS))
+        state: Any = SimpleNamespace(weights=(served.params, served.rows), table=table)
+        assert validator(state) == pytest.approx(metrics, abs=1e-12)
         assert validator.misses == missed
 
 

@@ -21,6 +21,8 @@ from rec_jax.errors import InputError
 from rec_jax.objectives import OBJECTIVES
 from rec_jax.ranges import at_least, check
 from rec_jax.run import DataConfig, RunConfig
+from rec_jax.simulate.judge import JudgeConfig
+from rec_jax.solvers.compare import BaselineConfig
 
 NEEDED: dict[str, dict[str, Any]] = {
     "DataConfig": {"path": "x"}, "RunConfig": {"data": DataConfig("x")},
@@ -59,7 +61,7 @@ def classes() -> dict[str, type]:
                 if dataclasses.is_dataclass(part):
                     visit(typing.cast(type, part))
 
-    for cls in (RunConfig, PrepareConfig, SynthConfig):
+    for cls in (RunConfig, PrepareConfig, SynthConfig, JudgeConfig, BaselineConfig):
         visit(cls)
     for modules in (OBJECTIVES, ENCODERS):
         for kind in modules:

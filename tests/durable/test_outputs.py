@@ -196,7 +196,6 @@ FOREIGN: dict[str, Callable[[Path, Path], object]] = {
     "a hidden note": lambda out, dataset: with_a_note(out, dataset, ".git"),
     "a folder": lambda out, dataset: with_a_note(out, dataset, "sub/mine"),
     "a file": lambda out, _: out.write_text("mine"),
-    "nothing": lambda out, _: out.mkdir(),
 }
 
 

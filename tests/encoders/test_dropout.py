@@ -26,8 +26,9 @@ def test_the_identity_without_a_key_or_a_rate() -> None:
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_a_share_is_dropped_and_the_rest_keeps_the_mean(rate: float, dtype: jnp.dtype) -> None:
     found = np.asarray(dropout(jnp.ones((400, 500), dtype), rate, key(1)), np.float64)
-    assert found.dtype == np.float64 and set(np.unique(found)) == {
-        0.0, float(jnp.asarray(1 / (1 - rate), dtype))}
+    dropped, kept = np.unique(found)
+    assert dropped == 0.0
+    assert kept == pytest.approx(1 / (1 - rate), rel=4e-3 if dtype == jnp.bfloat16 else 1e-6)
     error = (found == 0).mean() - rate
     assert abs(error) < 4 * (rate * (1 - rate) / found.size) ** 0.5
 
