@@ -234,7 +234,9 @@ def _read_safetensors(folder: Path) -> tuple[pl.Series, np.ndarray]:
 def _write_parquet(folder: Path, ids: pl.Series, blocks: Blocks, dim: int) -> None:
     schema = pa.schema([("id", pa.string()), ("embedding", pa.list_(pa.float32(), dim))])
     first = 0
-    with pq.ParquetWriter(folder / "embeddings.parquet", schema) as writer:
+    # A file of ours: a writer that fails to close leaves its own open.
+    with ((folder / "embeddings.parquet").open("wb") as file,
+          pq.ParquetWriter(file, schema) as writer):
         for block in blocks:
             names = ids[first:first + len(block)].cast(pl.String).to_list()
             vectors = pa.FixedSizeListArray.from_arrays(pa.array(block.reshape(-1)), dim)

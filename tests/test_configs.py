@@ -69,7 +69,9 @@ def test_configs_of_losses_differ_in_the_objective_alone(loss: str) -> None:
     assert dataclasses.replace(own, objective=base.objective) == base
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", [
+    pytest.param(loss, marks=() if loss in ("sce", "gbce") else pytest.mark.slow)
+    for loss in LOSSES])
 def test_their_objectives_train_and_validate(loss: str, tiny_mapping: Any,
                                              tmp_path: Path) -> None:
     """Three steps on the tiny data, with as many negatives as its items allow."""

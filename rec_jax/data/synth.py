@@ -128,14 +128,16 @@ def synth(config: SynthConfig, out: Path | str,
     else:
         parts = [f"part-{index:05}.parquet" for index in range(config.slices)]
         names = [out / part for part in parts]
-        with files.new_folder(out) as folder:
-            rows = _write(config, [folder / part for part in parts], reporter)
+        # Files of ours: a writer of Parquet that fails to close leaves its own open.
+        with files.new_folder(out) as folder, contextlib.ExitStack() as stack:
+            rows = _write(config, [stack.enter_context((folder / part).open("wb"))
+                                   for part in parts], reporter)
     return SynthReport(tuple(map(str, names)), config.users, config.items, rows,
                        round(time.monotonic() - began, 3))
 
 
 def _write(config: SynthConfig, places: Sequence[Any], reporter: Reporter) -> int:
-    """Write all interactions, one file or open file a slice; how many there were."""
+    """Write all interactions, one open file a slice; how many there were."""
     reporter.begin(config.users)
     rows = 0
     with contextlib.ExitStack() as stack:

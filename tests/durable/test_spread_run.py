@@ -140,7 +140,8 @@ def test_a_run_of_an_older_program_goes_on_in_its_own_order(
     np.testing.assert_allclose(rows[1], rows[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("items", [1, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("items", [1, 8])
 def test_a_spread_run_goes_on_on_another_mesh(
         runs: tuple[Run, Run], tiny_mapping: Mapping, tmp_path: Path, items: int) -> None:
     lines = (*SPARSE, "table.tied=false")

@@ -75,7 +75,8 @@ def alone(mode: str, steps: int):
     return losses, np.asarray(state.table.rows)
 
 
-@pytest.mark.parametrize(("data", "items"), MESHES[1:])
+@pytest.mark.parametrize(("data", "items"), [
+    pytest.param(*mesh, marks=pytest.mark.slow if mesh[1] == 1 else ()) for mesh in MESHES[1:]])
 @pytest.mark.parametrize("mode", ["dense", "sparse", "streamed"])
 def test_fifty_steps_give_the_same_losses_and_rows_on_every_mesh(mode, data, items):
     losses, state = train(mode, data, items, 50)
@@ -92,7 +93,9 @@ def untied_alone(mode: str):
     return losses, np.asarray(state.table.rows), np.asarray(state.inputs.rows)
 
 
-@pytest.mark.parametrize("mode", ["dense", "sparse", "streamed"])
+@pytest.mark.parametrize("mode", [
+    pytest.param("dense", marks=pytest.mark.slow), "sparse",
+    pytest.param("streamed", marks=pytest.mark.slow)])
 def test_untied_tables_train_the_same_on_a_mesh(mode):
     losses, state = train(mode, 2, 4, 6, tied=False)
     expected, rows, inputs = untied_alone(mode)
