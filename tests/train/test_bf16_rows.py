@@ -72,7 +72,7 @@ def weights_of(state: TrainState) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("steps", "ema"), [
-    (150, 0.99), pytest.param(1500, 0.999, marks=pytest.mark.slow)])
+    (300, 0.998), pytest.param(1500, 0.999, marks=pytest.mark.slow)])
 def test_the_average_is_that_of_the_weights_that_the_run_had(steps: int, ema: float) -> None:
     step, start = setup("bf16", ema=ema)
     batches = jax.tree.map(lambda *each: jnp.stack(each), *map(batch_of, range(40)))
@@ -94,8 +94,8 @@ def test_the_average_is_that_of_the_weights_that_the_run_had(steps: int, ema: fl
             expected = ema * expected + (1 - ema) * now
         assert leaf.dtype == jnp.float32
         np.testing.assert_allclose(leaf, expected, atol=2e-7, rtol=0, err_msg=name)
-        assert np.abs(expected - first[name]).max() > 0.01  # it went somewhere
-        assert np.abs(expected - history[name][-1]).max() > 0.01
+        assert np.abs(expected - first[name]).max() > 0.003  # it went somewhere
+        assert np.abs(expected - history[name][-1]).max() > 0.003
 
 
 def kept_gradient() -> optax.GradientTransformation:
