@@ -21,7 +21,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Inverted dropout, exact in its rate to 2^-32; the identity where `key` is None.
 
     An element's coin is a hash of two words of the key and of its place, so XLA computes it where
-    it is used. Drawing as many bits from the key itself took a tenth of a small step on a CPU.
+    it is used. Drawing as many bits from the key itself is a visible part of a small CPU step.
     """
     if key is None or rate == 0.0:
         return x
