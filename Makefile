@@ -44,9 +44,9 @@ test test-fast test-slow: export JAX_PLATFORMS ?= cpu
 
 test: $(VENV)/.installed-dev check test-fast
 
-# `make test-fast PYTHON=python3.12 VENV=.venv-newest` for another JAX.
+# `make test-fast PYTHON=python3.12 VENV=.venv-newest` for another JAX; TESTS: only these.
 test-fast: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(JOBS) -m "not slow" --durations=15
+	$(BIN)/python -m pytest $(JOBS) -m "not slow" --durations=15 $(TESTS)
 
 # The long proofs: kills and damages, sanitizers, ahead-of-time compiles, wheels.
 test-slow: $(VENV)/.installed-dev
