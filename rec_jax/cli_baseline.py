@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -11,7 +10,8 @@ import typer
 
 from rec_jax.cli_options import App
 from rec_jax.cli_show import number, print_json, print_table, say
-from rec_jax.cli_summary import how_measured
+from rec_jax.cli_summary import how_measured, recommendations
+from rec_jax.cli_types import DatasetDir, Json, Split, check_split
 from rec_jax.errors import InputError
 from rec_jax.files import write_whole
 from rec_jax.solvers import SOLVERS
@@ -21,7 +21,7 @@ app = App()
 
 @app.command()
 def baseline(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Dataset folder.")],
+    dataset: DatasetDir,
     model: Annotated[str, typer.Option(
         metavar="NAME,...", help=f"One or more of {', '.join(SOLVERS)}.")] = ",".join(SOLVERS),
     tune: Annotated[bool, typer.Option(
@@ -31,7 +31,7 @@ def baseline(
     settings: Annotated[Optional[list[str]], typer.Option(  # noqa: UP045
         "--set", metavar="KEY=VALUE",
         help="Set a key, such as ease.ridge=200; may be repeated.")] = None,
-    split: Annotated[str, typer.Option(help="valid or test.")] = "test",
+    split: Split = "test",
     filter_seen: Annotated[Optional[bool], typer.Option(  # noqa: UP045
         help="Leave out items of the history.")] = None,
     seen_targets: Annotated[Optional[str], typer.Option(  # noqa: UP045
@@ -42,15 +42,13 @@ def baseline(
     k: Annotated[int, typer.Option("--k", "-k", help="With --recommend: how many items.")] = 10,
     out: Annotated[Optional[str], typer.Option(  # noqa: UP045
         help="JSON file to write; a table (.md) and a plot (.png) go beside it.")] = None,
-    as_json: Annotated[bool, typer.Option(
-        "--json", help="Print one JSON object on stdout.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Popularity, neighbours, EASE and iALS, ranked as trained models are."""
     from rec_jax import api, config
     from rec_jax.solvers.compare import BaselineConfig
 
-    if split not in ("valid", "test"):
-        raise InputError(f"--split is {split!r}; expected valid or test")
+    check_split(split)
     given = {name: value for name, value in (("filter_seen", filter_seen),
                                              ("seen_targets", seen_targets)) if value is not None}
     resolved = config.read(BaselineConfig, config_path, {"evaluate": given}, settings or ())
@@ -75,12 +73,7 @@ def _recommend(dataset: str, model: str, settings: Any, user: str, k: int,
     if "," in model:
         raise InputError("--recommend asks one model; expected --model with one name")
     found = api.fit_baseline(dataset, model, settings=settings).recommend(user=user, k=k)
-    if as_json:
-        print_json({"recommendations": [dataclasses.asdict(entry) for entry in found]})
-        return
-    print_table(["rank", "item", "title", "score"],
-                [(entry.rank, entry.item, entry.title or "", f"{entry.score:.3f}")
-                 for entry in found], numbers=("rank", "score"))
+    recommendations(found, as_json)
 
 
 def _write(out: str, name: str, result: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ import typer
 
 from rec_jax.cli_options import App
 from rec_jax.cli_show import console, print_json, say
+from rec_jax.cli_types import Json
 from rec_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 app = App(no_args_is_help=True, help="Measure speed on this machine.")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Set = Annotated[Optional[list[str]], typer.Option(  # noqa: UP045 (typer reads it at run time)
     "--set", help="One line of TOML over the file, such as train.rows=32; may be repeated.")]
 Out = Annotated[Optional[str], typer.Option(help="JSON file to write.")]  # noqa: UP045

@@ -9,13 +9,12 @@ import typer
 
 from rec_jax.cli_options import App
 from rec_jax.cli_show import as_is, number, print_json, print_table, say
+from rec_jax.cli_types import Json, RunDir
 from rec_jax.errors import InputError
 
 app = App(no_args_is_help=True, help="Look after the checkpoints of a run.")
 
-RunDir = Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")]
 Step = Annotated[Optional[int], typer.Option(help="Which one; all by default.")]  # noqa: UP045
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
 @app.command("list")

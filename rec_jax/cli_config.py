@@ -17,11 +17,11 @@ import typer
 from rec_jax import shipped
 from rec_jax.cli_options import App
 from rec_jax.cli_show import as_is, print_json
+from rec_jax.cli_types import Json
 from rec_jax.errors import InputError
 
 app = App(no_args_is_help=True, help="Show the shipped configs, and the keys of a config.")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 _JOBS = {"run": ("rec_jax.run", "RunConfig"),
          "prepare": ("rec_jax.data.prepare_config", "PrepareConfig"),
          "synth": ("rec_jax.data.synth", "SynthConfig"),

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from rec_jax.cli_options import App
 from rec_jax.cli_show import print_json, say
+from rec_jax.cli_types import DatasetDir, Json
 from rec_jax.errors import InputError
 
 app = App(no_args_is_help=True, help="Look after prepared datasets.")
@@ -21,9 +19,8 @@ def data() -> None:
 
 @app.command()
 def verify(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Dataset folder.")],
-    as_json: Annotated[bool, typer.Option(
-        "--json", help="Print one JSON object on stdout.")] = False,
+    dataset: DatasetDir,
+    as_json: Json = False,
 ) -> None:
     """Read every byte and hold it against its checksum; exit code 2 if something is damaged."""
     from rec_jax.data.verify import verify as run

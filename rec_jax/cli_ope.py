@@ -8,6 +8,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from rec_jax.cli_show import number, print_facts, print_json, print_table, say
+from rec_jax.cli_types import Json
 
 _BOUNDS = {"hoeffding": "Hoeffding", "empirical_bernstein": "empirical Bernstein"}
 
@@ -67,8 +68,7 @@ def ope(
     trust_code: Annotated[bool, typer.Option(
         "--trust-code", help="Load modules of third parties that the run's config names; their "
                              "code runs.")] = False,
-    as_json: Annotated[bool, typer.Option(
-        "--json", help="Print one JSON object on stdout.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Estimate what a policy would have earned, from the log of another one."""
     from rec_jax import api

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rec_jax.cli_show import console, duration, number, print_facts, print_table
+from rec_jax.cli_show import console, duration, number, print_facts, print_json, print_table
 
 Facts = Iterator[tuple[str, object]]
 _DATASET = {
@@ -108,6 +109,16 @@ def how_measured(protocol: Mapping[str, Any], last: str) -> None:
 
 def _figure(value: float | None) -> str:
     return "" if value is None else number(value)
+
+
+def recommendations(found: Sequence[Any], as_json: bool) -> None:
+    """What `recommend` answers: `Recommendation`s, best first."""
+    if as_json:
+        print_json({"recommendations": [dataclasses.asdict(entry) for entry in found]})
+        return
+    print_table(["rank", "item", "title", "score"],
+                [(entry.rank, entry.item, entry.title or "", f"{entry.score:.3f}")
+                 for entry in found], numbers=("rank", "score"))
 
 
 def doctor(found: Mapping[str, Any]) -> None:
