@@ -129,10 +129,10 @@ def prune(
 
 def _clear_killed(run: str, checkpoints: Any) -> list[str]:
     """Take away what was left, unless a training saves here, whose it may be."""
-    from rec_jax import files
+    from rec_jax import locks
 
     try:
-        with files.locked(run):
+        with locks.locked(run):
             found: list[str] = checkpoints.clear()
             return found
     except InputError:
@@ -170,12 +170,12 @@ def _describe(run: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 def _about(kind: str, run: str, path: Path) -> str:
     """What a folder beside the checkpoints is, and how it goes."""
-    from rec_jax import files
+    from rec_jax import locks
 
     if kind == "damaged":
         return "set aside as damaged; `prune --damaged` removes it"
-    if (kind == "save" and files.is_locked(run)) or (
-            kind == "compaction" and files.is_locked(path)):
+    if (kind == "save" and locks.is_locked(run)) or (
+            kind == "compaction" and locks.is_locked(path)):
         return f"a {kind} that is under way"
     what = "a removal" if kind == "removed" else f"a {kind}"
     return f"left by {what} that was killed; `prune` clears it away"

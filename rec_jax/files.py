@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and folders with one writer.
+"""Files and folders that are whole or absent.
 
 Everything that this package writes for others to read goes through here: a file or folder is
 made under a temporary name beside its place, flushed to the disk, and then takes its name. What
@@ -15,15 +15,12 @@ import os
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from rec_jax.errors import InputError
 
-LOCK = ".lock"
-"""Name of the lock file in a folder that has one writer."""
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Errors of the system that say that there is no room for more bytes."""
 _OF_THE_DISK = FULL | {errno.EIO, errno.EROFS}
@@ -31,7 +28,6 @@ _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}
 _CODE = re.compile(r"(?:os error |os_error_code='|[Ee]rrno )(\d+)")
 _EXCHANGE = 2  # RENAME_EXCHANGE of linux/fs.h
 _AT_FDCWD = -100
-_TRIES, _TRY_SECONDS = 50, 0.02
 
 
 def flush(path: Path | str) -> None:
@@ -53,7 +49,7 @@ def writing(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
       OSError: as the system says, naming `path`; nothing stands under `path` that did not stand
         there before.
     """
-    path = _place(path)
+    path = checked_place(path)
     with _naming(path), _parents(path):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         temporary = Path(name)
@@ -94,7 +90,7 @@ def new_folder(out: Path | str, *, replace: bool = False,
       InputError: `out` exists, and is not to be replaced; or another process makes it.
       OSError: as the system says, naming `out` where its disk is full; `out` is as it was.
     """
-    out = _place(out)
+    out = checked_place(out)
     if replace:
         out = Path(os.path.realpath(out))  # what a link leads to is replaced, not the link
     _check_free(out, replace, check)
@@ -120,117 +116,9 @@ def flush_tree(folder: Path) -> None:
     flush(folder)
 
 
-@contextlib.contextmanager
-def locked(folder: Path | str, wait: float = 0.0) -> Iterator[None]:
-    """Be the one writer of `folder`, which is made if it is missing.
-
-    The system frees the lock when its process ends, however it ends. The lock file stays.
-
-    wait: seconds to wait for another writer.
-
-    Raises:
-      InputError: another process writes there, or no lock can be made there.
-    """
-    import filelock  # here: the help of the command line needs no lock
-
-    folder = _place(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / LOCK, timeout=wait)
-        lock.acquire()
-    except filelock.Timeout:
-        raise InputError(f"another process works in {folder} (its lock is {folder / LOCK}); "
-                         "wait until it ends, or use another folder") from None
-    except (OSError, NotImplementedError) as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        said = getattr(error, "strerror", None) or said
-        raise InputError(f"{folder} cannot be locked for one writer ({said}); expected a folder "
-                         "that this user may write to, on a file system with locks") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def no_room(error: BaseException) -> bool:
     """Whether an error says that a disk is full, also in the words of a library."""
     return _code(error) in FULL
-
-
-def is_locked(folder: Path | str) -> bool:
-    """Whether some process is the writer of `folder` now; nothing is written to find out."""
-    handle = _open(Path(folder) / LOCK, os.O_RDONLY)
-    try:
-        return not _take(handle, fcntl.LOCK_SH)
-    finally:
-        _close(handle)
-
-
-class Pin:
-    """A reader's hold on a file for as long as this object lives; see `unpinned`.
-
-    It needs no right to write. Where the file is missing, or the file system has no locks,
-    there is no hold, and nothing is said.
-    """
-
-    def __init__(self, path: Path | str) -> None:
-        self._handle = _open(path, os.O_RDONLY)
-        for _ in range(_TRIES):
-            if _take(self._handle, fcntl.LOCK_SH):
-                break
-            time.sleep(_TRY_SECONDS)  # who removes files looks at each for a moment only
-
-    def is_of(self, path: Path | str) -> bool:
-        """Whether `path` leads to the file that is held, and not to another one of its name."""
-        try:
-            return self._handle >= 0 and os.path.samestat(os.fstat(self._handle), os.stat(path))
-        except OSError:
-            return False
-
-    def close(self) -> None:
-        """Let go; safe to call again."""
-        handle, self._handle = self._handle, -1
-        _close(handle)
-
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:
-        # At the end of the interpreter the names of this module may be gone.
-        if self._handle >= 0:
-            close(self._handle)
-
-
-@contextlib.contextmanager
-def unpinned(path: Path | str) -> Iterator[bool]:
-    """Whether no process has a `Pin` on a file; as long as that is asked, none gets one."""
-    handle = _open(path, os.O_RDWR)
-    try:
-        yield _take(handle, fcntl.LOCK_EX)
-    finally:
-        _close(handle)
-
-
-def _open(path: Path | str, access: int) -> int:
-    """A handle of a file, or -1; whatever stands there under that name, this does not wait."""
-    try:
-        return os.open(path, access | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return -1
-
-
-def _close(handle: int) -> None:
-    if handle >= 0:
-        os.close(handle)
-
-
-def _take(handle: int, kind: int) -> bool:
-    """Lock an open file; False where somebody's lock stands in the way of it."""
-    try:
-        if handle >= 0:
-            fcntl.flock(handle, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # the file system has no locks
-        return True
-    return True
 
 
 def is_unicode(text: str) -> bool:
@@ -256,7 +144,8 @@ def cache_folder() -> Path | None:
     return base / "rec_jax" if base.is_absolute() else None
 
 
-def _place(path: Path | str) -> Path:
+def checked_place(path: Path | str) -> Path:
+    """Where something may be made; raises InputError for what is no name."""
     if "\0" in str(path):
         raise InputError(f"{str(path)!r} is no name of a file or folder: it has a NUL")
     if not is_unicode(str(path)):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rec_jax import config, files
+from rec_jax import config, locks
 from rec_jax.data.dataset_files import META
 from rec_jax.data.features import FeatureConfig, check_different
 from rec_jax.encoders import ENCODERS
@@ -266,4 +266,4 @@ class Run:
         Raises:
           InputError: another process trains it.
         """
-        return files.locked(self.folder, END_SECONDS)
+        return locks.locked(self.folder, END_SECONDS)

@@ -1,4 +1,4 @@
-"""Files and folders are whole or absent, and a folder has one writer."""
+"""Files and folders are whole or absent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from rec_jax import files
+from rec_jax import files, locks
 from rec_jax.errors import InputError
 
 
@@ -82,27 +82,6 @@ def test_new_files_have_the_rights_that_the_process_gives(tmp_path: Path) -> Non
     (tmp_path / "plain").write_text("")
     files.write_whole(tmp_path / "ours", "")
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
-
-
-def _hold(folder: str, ready: multiprocessing.synchronize.Event) -> None:
-    with files.locked(folder):
-        ready.set()
-        multiprocessing.Event().wait(60)
-
-
-def test_a_second_writer_is_refused_until_the_first_is_dead(tmp_path: Path) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    ready = spawn.Event()
-    other = spawn.Process(target=_hold, args=(str(tmp_path / "run"), ready))
-    other.start()
-    assert ready.wait(60)
-    with pytest.raises(InputError, match="another process works in"), \
-            files.locked(tmp_path / "run"):
-        pass
-    other.kill()
-    other.join()
-    with files.locked(tmp_path / "run"):
-        pass
 
 
 def test_what_has_no_room_names_the_file_and_leaves_nothing(tmp_path: Path) -> None:
@@ -213,55 +192,10 @@ def test_the_cache_folder_is_the_users_or_none(
     assert files.cache_folder() == (None if expected is None else Path(expected))
 
 
-def test_whether_a_folder_is_locked_is_found_out_without_a_trace(tmp_path: Path) -> None:
-    assert not files.is_locked(tmp_path) and os.listdir(tmp_path) == []
-    with files.locked(tmp_path):
-        assert files.is_locked(tmp_path)
-    assert not files.is_locked(tmp_path)
-
-
-@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks available"),
-                                   NotImplementedError("FileSystem does not support flock")])
-def test_a_place_without_locks_is_one_line(tmp_path: Path, error: Exception,
-                                           monkeypatch: pytest.MonkeyPatch) -> None:
-    def acquire(*_: object, **__: object) -> None:
-        raise error
-
-    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
-    with pytest.raises(InputError, match=r"cannot be locked .*(locks available|support flock)"), \
-            files.locked(tmp_path):
-        pass
-
-
-def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="cannot be locked"), files.locked(tmp_path / "file" / "a"):
-        pass
-
-
-def test_a_pin_keeps_removers_away_until_it_is_gone(tmp_path: Path) -> None:
-    path = tmp_path / "seal"
-    path.write_text("x")
-    first, second = files.Pin(path), files.Pin(path)
-    assert first.is_of(path)
-    first.close()
-    first.close()
-    with files.unpinned(path) as free:
-        assert not free
-    del second
-    with files.unpinned(path) as free:
-        assert free
-    path.rename(tmp_path / "away")
-    path.write_text("another")
-    pin = files.Pin(tmp_path / "away")
-    assert pin.is_of(tmp_path / "away") and not pin.is_of(path)
-    assert not files.Pin(tmp_path / "missing").is_of(tmp_path / "missing")
-
-
 @pytest.mark.parametrize("name", ["a\0b", "a\udcffb"])
 def test_what_is_no_name_is_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
-    for make in (files.new_folder, files.writing, files.locked):
+    for make in (files.new_folder, files.writing, locks.locked):
         with pytest.raises(InputError, match="is no name"), make(path):
             pass
     assert not list(tmp_path.iterdir())

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rec_jax import files
+from rec_jax import files, locks
 from rec_jax.checkpoint.layout import (
     ARRAYS,
     INFO,
@@ -50,7 +50,7 @@ def write_full(folder: Path, delta: Opened) -> None:
         with changing(folder):  # until the new folder is locked, it looks like a killed one's
             temporary = Path(tempfile.mkdtemp(prefix=f"{final.name}.", suffix=".tmp", dir=folder))
             held.callback(shutil.rmtree, temporary, ignore_errors=True)
-            held.enter_context(files.locked(temporary))
+            held.enter_context(locks.locked(temporary))
         whole = temporary / "whole"
         whole.mkdir()
         for name, sources in delta.items.items():

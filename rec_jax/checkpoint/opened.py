@@ -24,7 +24,7 @@ from rec_jax.checkpoint.read import Source, open_item, place
 from rec_jax.checkpoint.reorder import lay_rows
 from rec_jax.checkpoint.seal import check_seal
 from rec_jax.errors import InputError
-from rec_jax.files import Pin
+from rec_jax.locks import Pin
 
 _FLOATS = ("float32", "bfloat16")
 

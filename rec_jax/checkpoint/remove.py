@@ -1,7 +1,7 @@
 """Taking checkpoints away, and finding what killed processes left, beside others at work.
 
 Whoever changes which checkpoints there are holds the folder's lock (`changing`) for as long as
-that takes: renames alone. A checkpoint that somebody reads is pinned (`rec_jax.files.Pin`) and
+that takes: renames alone. A checkpoint that somebody reads is pinned (`rec_jax.locks.Pin`) and
 stays. A folder is renamed before its files go, so that a kill leaves no half of a checkpoint under
 its name. Of what a killed process left, only names that this package gives are touched.
 """
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rec_jax import files
+from rec_jax import files, locks
 from rec_jax.checkpoint.layout import SEAL, find_steps, shadowed, step_name
 
 WAIT_SECONDS = 60.0
@@ -54,7 +54,7 @@ class Leftover:
 
 def changing(folder: Path) -> contextlib.AbstractContextManager[None]:
     """The lock of whoever changes which checkpoints there are; raises InputError."""
-    return files.locked(folder, WAIT_SECONDS)
+    return locks.locked(folder, WAIT_SECONDS)
 
 
 def leftovers(folder: Path) -> list[Leftover]:
@@ -68,7 +68,7 @@ def leftovers(folder: Path) -> list[Leftover]:
 def killed(folder: Path) -> list[Leftover]:
     """Leftovers of killed processes, where no training saves; a compaction locks its folder."""
     return [one for one in leftovers(folder) if one.kind == "save"
-            or (one.kind == "compaction" and not files.is_locked(one.path))]
+            or (one.kind == "compaction" and not locks.is_locked(one.path))]
 
 
 def take_away(paths: Iterable[Path]) -> None:
@@ -89,7 +89,7 @@ def remove_step(*names: Path | None) -> bool:
     """Take a checkpoint away under each of its names; False where somebody reads it."""
     for path in names:
         if path is not None:
-            with files.unpinned(path / SEAL) as free:
+            with locks.unpinned(path / SEAL) as free:
                 if not free:
                     return False
                 take_away([path])
@@ -124,5 +124,5 @@ def set_aside(path: Path, step: int) -> None:
 
 
 def _pinned(path: Path) -> bool:
-    with files.unpinned(path / SEAL) as free:
+    with locks.unpinned(path / SEAL) as free:
         return not free

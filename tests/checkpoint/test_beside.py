@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rec_jax import files
+from rec_jax import files, locks
 from rec_jax.checkpoint import Checkpoints, Damaged, Missing, touched_rows
 from rec_jax.checkpoint.read import blocks
 from rec_jax.errors import TrainingError
@@ -270,7 +270,7 @@ def test_a_training_goes_on_where_a_stopped_process_has_the_lock(
     monkeypatch.setattr("rec_jax.checkpoint.remove.WAIT_SECONDS", 0.1)
     warnings: list[str] = []
     with Checkpoints(tmp_path / "c", keep=1, warn=warnings.append) as training:
-        with files.locked(tmp_path / "c"):
+        with locks.locked(tmp_path / "c"):
             for step in (1, 2):
                 training.save(step, {"model": {"rows": jnp.zeros(3)}}, {})
             training.wait()

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from rec_jax import files
+from rec_jax import locks
 from rec_jax.checkpoint import Checkpoints, Damaged
 from rec_jax.checkpoint.seal import write_seal
 from rec_jax.errors import InputError
@@ -89,7 +89,7 @@ def test_names_of_items_are_plain_words(tmp_path: Path) -> None:
     with (Checkpoints(tmp_path / "c") as checkpoints,
           pytest.raises(InputError, match="item name")):
         checkpoints.save(1, {"../model": jnp.ones(3)}, {})
-    assert [path.name for path in (tmp_path / "c").iterdir()] == [files.LOCK]
+    assert [path.name for path in (tmp_path / "c").iterdir()] == [locks.LOCK]
 
 
 def test_nothing_that_could_run_code_is_on_the_load_path() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from rec_jax import api, config, files
+from rec_jax import api, config, locks
 from rec_jax.errors import InputError
 from rec_jax.run import Run, RunConfig
 from rec_jax.train import loop
@@ -25,9 +25,9 @@ Mapping = Callable[..., dict[str, Any]]
 HOLDER = """
 import os, sys, time
 import numpy as np
-from rec_jax import files
+from rec_jax import locks
 from rec_jax.checkpoint.snapshot import take_snapshot
-with files.locked(sys.argv[1]):
+with locks.locked(sys.argv[1]):
     state = np.ones(1 << 20)
     saver = take_snapshot()
     print(saver.pid, flush=True)
@@ -103,14 +103,14 @@ def test_a_config_that_fits_nothing_leaves_no_folder_and_no_lock(
 def test_a_training_that_ends_in_any_way_frees_the_run(
         begun: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
-        assert files.is_locked(begun.folder)
+        assert locks.is_locked(begun.folder)
         raise RuntimeError("broken")
 
     monkeypatch.setattr(loop, "_train", broken)
     monkeypatch.setattr(loop, "build", lambda _: None)
     with pytest.raises(RuntimeError):
         api.train(resume=begun.folder)
-    assert not files.is_locked(begun.folder)
+    assert not locks.is_locked(begun.folder)
 
 
 def test_a_killed_training_frees_the_run_though_its_saver_still_hangs(tmp_path: Path) -> None:
@@ -122,12 +122,12 @@ def test_a_killed_training_frees_the_run_though_its_saver_still_hangs(tmp_path: 
     try:
         assert training.stdout is not None
         saver = int(training.stdout.readline())
-        assert files.is_locked(tmp_path / "run")
+        assert locks.is_locked(tmp_path / "run")
         assert select.select([reading], [], [], 60)[0], "nothing was written"
         training.kill()
         training.wait()
         assert is_running(saver)
-        with files.locked(tmp_path / "run"):
+        with locks.locked(tmp_path / "run"):
             pass
     finally:
         training.kill()

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import pytest
 from typer.testing import CliRunner
 
-from rec_jax import config, files
+from rec_jax import config, locks
 from rec_jax.checkpoint import Checkpoints
 from rec_jax.cli import app
 from rec_jax.errors import InputError
@@ -112,13 +112,13 @@ def test_list_names_what_killed_processes_left_and_prune_clears_it_away(run: Pat
 
 def test_prune_beside_a_training_and_a_compaction_leaves_what_they_write(run: Path) -> None:
     save, damaged, compaction, _ = leave_things(run)
-    with files.locked(run), files.locked(run / "checkpoints" / compaction):
+    with locks.locked(run), locks.locked(run / "checkpoints" / compaction):
         assert answer("prune", str(run)) == {"removed": [6], "kept": [3, 9], "cleared": []}
         rows = answer("list", str(run))["leftovers"]
         assert [row["name"] for row in rows] == [save, damaged, compaction]
         assert [row["about"] for row in rows if row["kind"] != "damaged"] == [
             "a save that is under way", "a compaction that is under way"]
-    with files.locked(run / "checkpoints" / compaction):
+    with locks.locked(run / "checkpoints" / compaction):
         assert answer("prune", str(run))["cleared"] == [save]
 
 
