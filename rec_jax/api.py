@@ -24,7 +24,6 @@ from rec_jax.progress import Reporter, Silent, progress_bar
 from rec_jax.protocol import Split
 from rec_jax.report import write_report
 from rec_jax.retrieve import Recommendation, Recommender
-from rec_jax.retrieve import recommend as recommend_served
 from rec_jax.run import Run, RunConfig
 from rec_jax.served import Served, StoredRows, Tell, load_served, open_rows, warn
 from rec_jax.simulate.judge import JudgeConfig
@@ -212,12 +211,9 @@ def recommend(run: Loadable, *, user: str | None = None, history: Sequence[str] 
     filter_seen: replaces that of the run's `evaluate` section.
     step, data, mesh, trust_code, tell: see `load`.
     """
-    if isinstance(run, Recommender):
-        return run.recommend(user=user, history=history, times=times, k=k,
-                             filter_seen=filter_seen)
-    served = _loaded(run, step=step, data=data, mesh=mesh, trust_code=trust_code, tell=tell)
-    return recommend_served(served, user=user, history=history, times=times, k=k,
-                            filter_seen=filter_seen)
+    model = run if isinstance(run, Recommender) else Recommender(
+        _loaded(run, step=step, data=data, mesh=mesh, trust_code=trust_code, tell=tell))
+    return model.recommend(user=user, history=history, times=times, k=k, filter_seen=filter_seen)
 
 
 def off_policy(log: LogSource, columns: LogColumns | None = None, *,

@@ -20,7 +20,7 @@ from rec_jax.asking import map_rounds, tile_queries
 from rec_jax.data.dataset import Dataset
 from rec_jax.histories import Reading, Tiles, iterate_tiles
 from rec_jax.mesh import ITEMS, Axes
-from rec_jax.metrics import MISSED, Coverage, rank_metrics
+from rec_jax.metrics import MISSED, Coverage, known, rank_metrics
 from rec_jax.model import Encoder, Params
 from rec_jax.progress import Reporter, Silent
 from rec_jax.protocol import Split, choose_panel, choose_users, cold_items, protocol, seen_targets
@@ -173,7 +173,7 @@ def evaluate_served(served: Served, *, split: Split = "test",
                        reading=served.reading, batch=settings.batch, devices=served.mesh.size,
                        reporter=reporter, coverage=coverage)
     result: dict[str, Any] = {
-        "metrics": {**rank_metrics(ranks, settings.ks), **_known(coverage.result(k))},
+        "metrics": {**rank_metrics(ranks, settings.ks), **known(coverage.result(k))},
         "protocol": protocol(dataset, split, settings, panel),
         "run": served.run.folder.name, "step": served.step, "seed": served.config.seed,
     }
@@ -181,11 +181,6 @@ def evaluate_served(served: Served, *, split: Split = "test",
         result["popularity_baseline"] = rank_metrics(
             popularity_ranks(dataset, users, targets, ends, settings.filter_seen), settings.ks)
     return result
-
-
-def _known(figures: dict[str, float]) -> dict[str, float | None]:
-    """None for NaN, which JSON lacks: nothing is recommended, so its popularity has no mean."""
-    return {name: None if np.isnan(value) else value for name, value in figures.items()}
 
 
 def popularity_ranks(dataset: Dataset, users: np.ndarray, targets: np.ndarray, ends: np.ndarray,

@@ -10,7 +10,7 @@ An item that the protocol forbids to recommend has no rank: it is `MISSED`, and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -37,6 +37,11 @@ def rank_metrics(ranks: np.ndarray, ks: Sequence[int]) -> dict[str, float]:
         result[f"mrr@{k}"] = float(np.mean(hit / r))
     result["mrr"] = float(np.mean(ranked / r))
     return result
+
+
+def known(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """None for NaN, which JSON lacks: of nothing that is recommended there is no mean."""
+    return {name: None if np.isnan(value) else value for name, value in figures.items()}
 
 
 class Coverage:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from rec_jax.asking import map_rounds, tile_queries
+from rec_jax.data.dataset import Dataset
 from rec_jax.errors import InputError
 from rec_jax.histories import choose_shapes, make_tiles, recent_codes, seen_capacity, tile_shapes
 from rec_jax.protocol import cold_items
@@ -58,6 +59,30 @@ class Recommender:
         return _program(self.served)
 
 
+def check_question(user: str | None, history: Sequence[str] | None, k: int,
+                   num_items: int) -> None:
+    """Refuse what nobody can answer.
+
+    Raises:
+      InputError: not exactly one of a user and a history, or k below 1.
+    """
+    if (user is None) == (history is None):
+        raise InputError("recommend needs exactly one of a user and a history")
+    if k < 1:
+        raise InputError(f"k is {k}; expected 1 to {num_items} (the catalogue), or more for all "
+                         "of it")
+
+
+def listed(dataset: Dataset, items: np.ndarray, scores: np.ndarray) -> list[Recommendation]:
+    """Items `[k]` (-1: none) with their scores `[k]`, best first, as a person reads them."""
+    ids, titles = dataset.item_ids(), dataset.titles()
+    return [
+        Recommendation(place + 1, str(ids[item]), None if titles is None else titles[item], score)
+        for place, (item, score) in enumerate(zip(items.tolist(), scores.tolist(), strict=True))
+        if item >= 0
+    ]
+
+
 def recommend(served: Served, *, user: str | None = None, history: Sequence[str] | None = None,
               times: Sequence[int] | None = None, k: int = 10, filter_seen: bool | None = None,
               tell: Callable[[str], None] | None = None,
@@ -79,13 +104,9 @@ def recommend(served: Served, *, user: str | None = None, history: Sequence[str]
         as many as the items, or k below 1.
     """
     dataset = served.dataset
-    if (user is None) == (history is None):
-        raise InputError("recommend needs exactly one of a user and a history")
+    check_question(user, history, k, dataset.num_items)
     if user is not None and times is not None:
         raise InputError("times belong to a history; a user of the dataset has their own")
-    if k < 1:
-        raise InputError(f"k is {k}; expected 1 to {dataset.num_items} (the catalogue), or more "
-                         "for all of it")
     reading = served.reading
     if user is not None:
         index = int(dataset.user_index([user])[0])
@@ -117,12 +138,7 @@ def recommend(served: Served, *, user: str | None = None, history: Sequence[str]
     if tell is not None and np.sum(best >= 0) < k:
         tell(_shortfall(int(np.sum(best >= 0)), k, dataset.num_items,
                         items if filter_seen else items[:0], cold))
-    ids, titles = dataset.item_ids(), dataset.titles()
-    return [
-        Recommendation(place + 1, str(ids[item]), None if titles is None else titles[item], score)
-        for place, (item, score) in enumerate(zip(best.tolist(), scores.tolist(), strict=True))
-        if item >= 0
-    ]
+    return listed(dataset, best, scores)
 
 
 def _seconds(times: Sequence[int], count: int) -> np.ndarray:

@@ -194,9 +194,7 @@ class Dataset:
         for value in wanted:
             if not is_unicode(value):
                 raise InputError(f"{kind} id {value!r} is not Unicode; expected ids in UTF-8")
-        frame = pl.DataFrame({"id": wanted}, schema={"id": pl.String})
-        vocab = known.to_frame("id").with_row_index("index")
-        found = frame.join(vocab, on="id", how="left", maintain_order="left")["index"]
+        found = places_of(known, pl.Series(wanted, dtype=pl.String))
         if found.null_count():
             missing = wanted[int(found.is_null().arg_max() or 0)]
             near = _nearest(missing, known)
@@ -204,6 +202,12 @@ class Dataset:
             raise InputError(f"{kind} id {missing!r} is not in the vocabulary of "
                              f"{self.folder}{hint}")
         return found.cast(pl.Int64).to_numpy()
+
+
+def places_of(known: pl.Series, wanted: pl.Series) -> pl.Series:
+    """Places in `known` of the ids (text) `wanted`; null for null, and for what it lacks."""
+    vocab = known.to_frame("id").with_row_index("index")
+    return wanted.to_frame("id").join(vocab, on="id", how="left", maintain_order="left")["index"]
 
 
 def seconds_after(times: Int64s, start: Int64s) -> Int32s:

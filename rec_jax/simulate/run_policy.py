@@ -21,7 +21,7 @@ import numpy.typing as npt
 import polars as pl
 
 from rec_jax.asking import map_rounds, tile_queries
-from rec_jax.data.dataset import Dataset
+from rec_jax.data.dataset import Dataset, places_of
 from rec_jax.errors import InputError
 from rec_jax.histories import Tiles, iterate_tiles
 from rec_jax.kernels import softmax_loss
@@ -110,10 +110,7 @@ def given_histories(dataset: Dataset, histories: pl.Series) -> Histories:
 
 def codes(known: pl.Series, wanted: pl.Series) -> Int64s:
     """Indices of ids (text) in `known`, int64 `[n]`; -1 for those that it lacks, and for null."""
-    vocab = known.alias("id").to_frame().with_row_index("index")
-    found = wanted.cast(pl.String).alias("id").to_frame().join(
-        vocab, on="id", how="left", maintain_order="left")["index"]
-    return found.cast(pl.Int64).fill_null(-1).to_numpy()
+    return places_of(known, wanted.cast(pl.String)).cast(pl.Int64).fill_null(-1).to_numpy()
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-import numpy as np
-
 from rec_jax import config as configs
 from rec_jax.data.dataset import Dataset
 from rec_jax.errors import InputError
 from rec_jax.mesh import MeshConfig, make_mesh
-from rec_jax.metrics import Coverage, rank_metrics
+from rec_jax.metrics import Coverage, known, rank_metrics
 from rec_jax.protocol import Panel, Split, choose_panel, protocol
 from rec_jax.run import EvaluateConfig
 from rec_jax.solvers import SOLVERS, ease, ials, itemknn, popularity, userknn
@@ -135,9 +133,8 @@ def _measure(fitted: Fitted, name: str, dataset: Dataset, panel: Panel, settings
              coverage: Coverage | None = None) -> dict[str, float | None]:
     evaluate = settings.evaluate
     ranks = rank_panel(fitted, settings.solver(name).values, dataset, panel, evaluate, coverage)
-    extra = {} if coverage is None else coverage.result(max(evaluate.ks))
-    return {**rank_metrics(ranks, evaluate.ks),
-            **{key: None if np.isnan(value) else value for key, value in extra.items()}}
+    shown = {} if coverage is None else known(coverage.result(max(evaluate.ks)))
+    return {**rank_metrics(ranks, evaluate.ks), **shown}
 
 
 def _silent(text: str) -> None:

@@ -14,14 +14,15 @@ al., 2019): the more common terms there are, the less `shrink` takes away.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import scipy.sparse as sparse
 
-from rec_jax.solvers.base import Matrix
+from rec_jax.ranges import above, at_least, check
+from rec_jax.solvers.base import Matrix, Values
 from rec_jax.solvers.interactions import binary
 
 Weighting = Literal["cosine", "tfidf", "bm25"]
@@ -30,6 +31,36 @@ CELLS = 1 << 22
 """Cells of the largest dense block that a solver makes at once."""
 CELL_BYTES = 40
 """Bytes that one of them takes, at most, with the sparse arrays it comes from."""
+
+
+@dataclass(frozen=True)
+class NeighbourSettings:
+    """What item-kNN and user-kNN have in common; each says what it means there.
+
+    section: its name in a config; tried: numbers of neighbours that tuning tries.
+    """
+
+    section: ClassVar[str]
+    tried: ClassVar[tuple[int, ...]]
+
+    neighbours: int = 100
+    weighting: Weighting = "cosine"
+    shrink: float = 0.0
+    k1: float = 1.2
+    b: float = 0.75
+
+    def __post_init__(self) -> None:
+        check(self, f"{self.section}.", neighbours=at_least(1), shrink=at_least(0), k1=above(0),
+              b=at_least(0, 1))
+
+    @property
+    def values(self) -> Values:
+        return "counts"
+
+    @property
+    def grid(self) -> Mapping[str, Sequence[Any]]:
+        return {"neighbours": self.tried, "weighting": ("cosine", "tfidf", "bm25"),
+                "shrink": (0.0, 20.0)}
 
 
 @dataclass(frozen=True)

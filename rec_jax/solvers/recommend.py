@@ -9,7 +9,7 @@ import numpy as np
 from rec_jax.data.dataset import Dataset
 from rec_jax.errors import InputError
 from rec_jax.protocol import cold_items
-from rec_jax.retrieve import Recommendation
+from rec_jax.retrieve import Recommendation, check_question, listed
 from rec_jax.run import EvaluateConfig
 from rec_jax.solvers.base import Fitted, Matrix, Values
 from rec_jax.solvers.interactions import history_matrix, matrix_of
@@ -40,21 +40,14 @@ class FittedBaseline:
             below 1, or a history of ids for a solver that reads ratings.
         """
         dataset = self._dataset
-        if (user is None) == (history is None):
-            raise InputError("recommend needs exactly one of a user and a history")
-        if k < 1:
-            raise InputError(f"k is {k}; expected 1 to {dataset.num_items} (the catalogue), or "
-                             "more for all of it")
+        check_question(user, history, k, dataset.num_items)
         seen, given, own = self._read(user, history)
         if filter_seen is None:
             filter_seen = self._settings.filter_seen
         scores = allowed(self.fitted.scores(given, own), cold_items(dataset, self._settings),
                          seen if filter_seen else None)
         found = best_items(scores, min(k, dataset.num_items))[0]
-        ids, titles = dataset.item_ids(), dataset.titles()
-        return [Recommendation(place + 1, str(ids[item]),
-                               None if titles is None else titles[item], float(scores[0, item]))
-                for place, item in enumerate(found.tolist()) if item >= 0]
+        return listed(dataset, found, scores[0, found])
 
     def _read(self, user: str | None, history: Sequence[str] | None
               ) -> tuple[Matrix, Matrix, np.ndarray | None]:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 
-from rec_jax.ranges import above, at_least, check
-from rec_jax.solvers.base import Fitted, Matrix, Training, Values
+from rec_jax.solvers.base import Fitted, Matrix, Training
 from rec_jax.solvers.interactions import binary
 from rec_jax.solvers.neighbours import (
     CELL_BYTES,
     CELLS,
+    NeighbourSettings,
     Weigher,
-    Weighting,
     blocks,
     keep_best,
     norms,
@@ -26,7 +24,7 @@ from rec_jax.solvers.room import check_room
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(NeighbourSettings):
     """Settings of user-kNN.
 
     neighbours: similar people who are asked.
@@ -35,24 +33,8 @@ class Config:
     k1, b: of BM25.
     """
 
-    neighbours: int = 100
-    weighting: Weighting = "cosine"
-    shrink: float = 0.0
-    k1: float = 1.2
-    b: float = 0.75
-
-    def __post_init__(self) -> None:
-        check(self, "userknn.", neighbours=at_least(1), shrink=at_least(0), k1=above(0),
-              b=at_least(0, 1))
-
-    @property
-    def values(self) -> Values:
-        return "counts"
-
-    @property
-    def grid(self) -> Mapping[str, Sequence[Any]]:
-        return {"neighbours": (50, 100, 200, 400), "weighting": ("cosine", "tfidf", "bm25"),
-                "shrink": (0.0, 20.0)}
+    section: ClassVar[str] = "userknn"
+    tried: ClassVar[tuple[int, ...]] = (50, 100, 200, 400)
 
     def fit(self, training: Training) -> Fitted:
         """Weights of everybody's items; neighbours are found when they are asked for."""
