@@ -172,7 +172,8 @@ def change(tree: Any, draw: Any, values: st.SearchStrategy[Any]) -> None:
     elif how == "add" and isinstance(tree, dict):
         tree["unknown"] = draw(values)
     elif how == "rename" and isinstance(tree, dict):
-        tree[draw(st.sampled_from(["../../x", "/tmp/x", "", "a b"]))] = tree.pop(path[-1])
+        outside = str(Path(tempfile.gettempdir()) / "x")
+        tree[draw(st.sampled_from(["../../x", outside, "", "a b"]))] = tree.pop(path[-1])
     else:
         tree[path[-1]] = draw(values)
 

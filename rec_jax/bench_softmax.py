@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ import numpy as np
 from rich.table import Table
 
 from rec_jax.bench_rate import Product
+from rec_jax.devices import cores_allowed
 from rec_jax.kernels import describe, explain, native_build, softmax_loss, target_rank
 
 log = logging.getLogger("rec_jax.bench")
@@ -147,10 +147,6 @@ def _rounds(cell: Cell, most: int) -> int:
     return max(1, min(most, int(_SCORES / (cell.n * cell.v))))
 
 
-def _threads() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _loss_cell(cell: Cell, backends: Sequence[str], rounds: int,
                torch: _Torch | None) -> dict[str, Any]:
     """Forward and both gradients of the mean loss."""
@@ -247,7 +243,7 @@ def run(*, queries: Sequence[int] = (2048,), items: Sequence[int] = (100_000,),
              if n * v <= most_scores]
     for_loss, for_rank = (backends or tuple(dict.fromkeys((_fastest(op), "xla")))
                           for op in ("softmax_loss", "target_rank"))
-    torch = None if torch_python is None else _Torch(torch_python, _threads())
+    torch = None if torch_python is None else _Torch(torch_python, cores_allowed())
     losses, ranks = [], []
     try:
         for cell in cells:
@@ -259,7 +255,7 @@ def run(*, queries: Sequence[int] = (2048,), items: Sequence[int] = (100_000,),
     finally:
         if torch is not None:
             torch.close()
-    return {"threads": _threads(), "torch": torch and torch.version, "loss": losses,
+    return {"threads": cores_allowed(), "torch": torch and torch.version, "loss": losses,
             "rank": ranks}
 
 

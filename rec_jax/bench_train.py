@@ -136,15 +136,14 @@ def run(config: Path | str, *, overrides: Sequence[str] = (), variations: Sequen
             product.run()
         for runner in runners:
             runner.rounds.append(runner.run(steps))
-    peaks = {name: product.best for name, product in products.items()}
-    usual = {name: product.usual for name, product in products.items()}
     return {
         "steps_a_round": steps, "devices": runners[0].built.mesh.size,
         "compilation_cache": bool(getattr(jax.config, "jax_compilation_cache_dir", None)),
-        "peak_operations_per_second": peaks,
-        "usual_operations_per_second": usual, "process_peak_bytes": _peak_bytes(),
-        "variants": [_describe(one, steps, peaks[one.config.train.precision],
-                               usual[one.config.train.precision]) for one in runners],
+        "peak_operations_per_second": {name: one.best for name, one in products.items()},
+        "usual_operations_per_second": {name: one.usual for name, one in products.items()},
+        "process_peak_bytes": _peak_bytes(),
+        "variants": [_describe(one, steps, products[one.config.train.precision])
+                     for one in runners],
     }
 
 
@@ -166,7 +165,7 @@ def _batches(built: Built, config: RunConfig) -> Iterator[tuple[Batch, int]]:
     return whole_batches(built.stream, config.train.accumulate, built.log_share)
 
 
-def _describe(runner: _Runner, steps: int, peak: float, usual: float) -> dict[str, Any]:
+def _describe(runner: _Runner, steps: int, product: Product) -> dict[str, Any]:
     """One variant's figures.
 
     positions: B x L a step, empty ones too; targets: those with a target; rates are medians over
@@ -196,10 +195,10 @@ def _describe(runner: _Runner, steps: int, peak: float, usual: float) -> dict[st
         "useful_share": sum(one.targets for one in runner.rounds)
         / (positions * steps * len(runner.rounds)),
         "operations_per_step": operations,
-        "share_of_peak": operations / step_seconds / peak,
+        "share_of_peak": operations / step_seconds / product.best,
         "useful_operations_per_step": useful,
-        "useful_share_of_peak": useful / step_seconds / (peak * runner.built.mesh.size),
-        "useful_share_of_usual": useful / step_seconds / (usual * runner.built.mesh.size),
+        "useful_share_of_peak": useful / step_seconds / (product.best * runner.built.mesh.size),
+        "useful_share_of_usual": useful / step_seconds / (product.usual * runner.built.mesh.size),
         "compile_seconds": runner.compile_seconds, "program_bytes": runner.program_bytes,
         "rounds": [vars(one) for one in runner.rounds],
     }

@@ -99,6 +99,12 @@ def this_machine() -> Chip:
     return Chip("cpu", memory, rate, rate, 20e9, 20e9, cores * 0.4e9)
 
 
+def cores_allowed() -> int:
+    """Cores that this process may use."""
+    ask = getattr(os, "sched_getaffinity", None)
+    return len(ask(0)) if ask else os.cpu_count() or 1
+
+
 def free_on_host() -> int | None:
     """Bytes that the host, and a control group around this process, can still give; None where
     the system does not say."""

@@ -18,6 +18,7 @@ import jax
 import jaxlib
 
 from rec_jax.compat import PROGRAMS_MAY_BE_KEPT, is_whole_program
+from rec_jax.devices import cores_allowed
 from rec_jax.kernels import native_cache, native_isa
 
 VARIABLE = "REC_JAX_PROGRAMS"
@@ -57,15 +58,9 @@ def allowed() -> bool:
 
 
 def folder() -> Path:
-    """Where programs of this CPU, its cores, JAX and XLA are kept."""
-    about = "\0".join([native_isa.cpu(), str(_cores()), jax.__version__, jaxlib.__version__])
+    """Where programs of this CPU, its cores (XLA cuts the work by them), JAX and XLA are kept."""
+    about = "\0".join([native_isa.cpu(), str(cores_allowed()), jax.__version__, jaxlib.__version__])
     return native_cache.folder() / f"programs-{hashlib.sha256(about.encode()).hexdigest()[:16]}"
-
-
-def _cores() -> int:
-    """How many this process may use: XLA cuts the work of a program by them."""
-    ask = getattr(os, "sched_getaffinity", None)
-    return len(ask(0)) if ask else os.cpu_count() or 1
 
 
 def _look_after(folder: Path) -> None:

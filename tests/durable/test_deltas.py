@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from signalled import SignalAfter
 
 from rec_jax import config
 from rec_jax.checkpoint import Checkpoints
@@ -25,16 +25,6 @@ from rec_jax.train.loop import run_training
 SPARSE = ("table.update='sparse'", "train.evaluate_every=100", "train.checkpoint_every=2",
           "train.steps=13", "train.rows=1", "objective.kind='sampled_softmax'",
           "objective.count=4", "checkpoint.keep=3")
-
-
-class SignalAfter(Silent):
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def advance(self, count: int = 1, note: str = "") -> None:
-        self.left -= count
-        if count and self.left == 0:
-            signal.raise_signal(signal.SIGTERM)
 
 
 def finished(mapping: dict[str, Any], folder: Path, stops: tuple[int, ...] = ()) -> Run:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from signalled import SignalAfter
 
 from rec_jax import api, config
 from rec_jax.checkpoint import Checkpoints
@@ -23,18 +24,6 @@ from rec_jax.train.opening import open_run
 from rec_jax.train.preemption import Preemption
 
 SETTINGS = ("train.steps=14", "train.evaluate_every=100", "train.checkpoint_every=5")
-
-
-class SignalAfter(Silent):
-    """Sends a signal to this process when so many steps are done."""
-
-    def __init__(self, steps: int, number: signal.Signals) -> None:
-        self.left, self.number = steps, number
-
-    def advance(self, count: int = 1, note: str = "") -> None:
-        self.left -= count
-        if count and self.left == 0:
-            signal.raise_signal(self.number)
 
 
 def arrays(run: Run) -> dict[str, bytes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from signalled import SignalAfter
 
 from rec_jax import api, config
 from rec_jax.checkpoint import Checkpoints, Damaged
@@ -36,16 +36,6 @@ SPARSE = ("table.update='sparse'", "objective.kind='sampled_softmax'", "objectiv
           "train.rows=8", "checkpoint.keep=9", "evaluate.filter_cold=true",
           "table.optimizer.rate=0.05")
 BUILD = importlib.import_module("rec_jax.train.build")  # `rec_jax.train` is a function too
-
-
-class SignalAfter(Silent):
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def advance(self, count: int = 1, note: str = "") -> None:
-        self.left -= count
-        if count and self.left == 0:
-            signal.raise_signal(signal.SIGTERM)
 
 
 def trained(mapping: dict[str, Any], folder: Path, stop: int | None = None) -> Run:
