@@ -46,9 +46,10 @@ import tomli_w
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from rec_jax import cli, config
-from rec_jax.bench_record import record
+from rec_jax import config
+from rec_jax.bench.record import record
 from rec_jax.checkpoint.seal import write_seal
+from rec_jax.cli import app as cli
 from rec_jax.data.dataset_files import checksum, file_hash
 from rec_jax.data.prepare_config import PrepareConfig
 from rec_jax.run import RunConfig

@@ -22,7 +22,7 @@ import numpy as np
 import rec_jax
 from rec_jax import config
 from rec_jax.allocator import restart_with_kept_memory
-from rec_jax.bench_record import record
+from rec_jax.bench.record import record
 from rec_jax.files import write_whole
 from rec_jax.run import Run
 

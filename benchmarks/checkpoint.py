@@ -46,7 +46,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rec_jax.allocator import restart_with_kept_memory
-from rec_jax.bench_record import record
+from rec_jax.bench.record import record
 from rec_jax.checkpoint import Checkpoints, touched_rows
 from rec_jax.checkpoint.layout import BLOCK_BYTES
 

@@ -38,7 +38,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 
 from rec_jax import config
-from rec_jax.bench_record import record
+from rec_jax.bench.record import record
 from rec_jax.checkpoint import Checkpoints
 from rec_jax.checkpoint.layout import find_steps
 from rec_jax.data.prepare import prepare

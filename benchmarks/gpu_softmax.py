@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from gpu_stage import MARK
 
-from rec_jax.bench_record import record
+from rec_jax.bench.record import record
 
 STAGE = Path(__file__).with_name("gpu_stage.py")
 LEAST = 15.0

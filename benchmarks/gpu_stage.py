@@ -25,7 +25,7 @@ def device(_: dict[str, Any]) -> Parts:
     """What the machine is; the driver itself never opens the device."""
     import jax
 
-    from rec_jax import bench_record
+    from rec_jax.bench import record as bench_record
 
     def look() -> dict[str, Any]:
         found = jax.devices()[0]

@@ -195,8 +195,8 @@ def time_torch(name: str, op: str, s: Shape) -> float:
 
 def tunings(s: Shape) -> Iterator[tuple[str, Callable[[], float]]]:
     """(what, seconds) of both Hopper kernels over tile sizes, depths of the ring, and turns."""
-    from rec_jax.kernels.mosaic_gpu import forward, item_grad
-    from rec_jax.kernels.mosaic_gpu_tiles import choose_tiles
+    from rec_jax.kernels.mosaic_gpu.backend import forward, item_grad
+    from rec_jax.kernels.mosaic_gpu.tiles import choose_tiles
     from rec_jax.kernels.primitives import Scores
 
     def cell(kernel: str, tile: int, stages: int, turns: bool) -> float:

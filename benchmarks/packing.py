@@ -21,7 +21,7 @@ from typing import Any
 import jax
 
 from rec_jax import config
-from rec_jax.bench_record import record
+from rec_jax.bench.record import record
 from rec_jax.data.batches import BatchStream
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.prepare import PrepareConfig, prepare

@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as Grid
 
-from rec_jax.bench_record import record
+from rec_jax.bench.record import record
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ("billion.toml", "billion_sampled.toml")
@@ -31,7 +31,7 @@ SEQUENCES = 256
 
 def plan(config: str, items: int, devices: str) -> dict[str, Any]:
     """Facts of one program; in a process of its own, since libtpu serves one topology a process."""
-    command = [sys.executable, "-m", "rec_jax.cli", "plan", f"configs/{config}",
+    command = [sys.executable, "-m", "rec_jax.cli.app", "plan", f"configs/{config}",
                "--items", str(items), "--devices", devices, "--compile", "--json",
                "--set", f"mesh.items={SLICES[devices]}", "--set", f"train.rows={SEQUENCES}"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}

@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from rec_jax.bench_record import record
+from rec_jax.bench.record import record
 from rec_jax.data.prepare import Columns, Filters, PrepareConfig, prepare
 from rec_jax.data.synth import SynthConfig, synth
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import rec_jax
 from rec_jax import config
 from rec_jax.allocator import restart_with_kept_memory
-from rec_jax.bench_record import record
+from rec_jax.bench.record import record
 from rec_jax.run import Run
 from rec_jax.train.log import read_metrics
 

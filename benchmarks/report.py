@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rec_jax import bench_peers_report
+from rec_jax.bench import peers_report as bench_peers_report
 from rec_jax.solvers import picture
 
 HERE = Path(__file__).resolve().parent

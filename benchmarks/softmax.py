@@ -16,7 +16,8 @@ import sys
 
 from rich.console import Console
 
-from rec_jax import bench_record, bench_softmax
+from rec_jax.bench import record as bench_record
+from rec_jax.bench import softmax as bench_softmax
 
 GRID = {"queries": (512, 2048, 8192), "items": (10_000, 100_000, 1_000_000),
         "dims": (32, 64, 128)}

@@ -29,7 +29,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rec_jax.bench_record import record
+from rec_jax.bench.record import record
 
 CASES = ("cold", "compiled", "warm", "help")
 _RESULTS = Path(__file__).parent / "results" / "start.json"

@@ -25,10 +25,10 @@ import optax
 from rich.console import Console
 from rich.table import Table as Grid
 
-from rec_jax.bench_record import record
-from rec_jax.encoders import transformer
+from rec_jax.bench.record import record
 from rec_jax.mesh import MeshConfig, make_mesh
-from rec_jax.model import build_encoder
+from rec_jax.model.encoder import build_encoder
+from rec_jax.model.encoders import transformer
 from rec_jax.objectives import next_item, sampled_softmax
 from rec_jax.tables import RowOptimizerConfig, TableConfig, init_table, row_optimizer
 from rec_jax.train.state import init_state

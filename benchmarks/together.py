@@ -43,7 +43,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false "
 
 import tomli_w
 
-from rec_jax.bench_record import record
+from rec_jax.bench.record import record
 
 ROOT = Path(__file__).resolve().parents[1]
 ITEMS, USERS = 2000, 150
@@ -83,7 +83,7 @@ def make_run(scratch: Path) -> Path:
 
 def start(*arguments: str, log: Path) -> subprocess.Popen[bytes]:
     with log.open("wb") as file:
-        return subprocess.Popen([sys.executable, "-m", "rec_jax.cli", "train", *arguments,
+        return subprocess.Popen([sys.executable, "-m", "rec_jax.cli.app", "train", *arguments,
                                  "--json"], stdout=file, stderr=file)
 
 
@@ -101,7 +101,7 @@ def arguments_of(verb: str, run: Path, out: Path) -> list[str]:
 
 def work(verbs: tuple[str, ...], run: Path, out: Path, stop: Any, answers: Any) -> None:
     """One process: these verbs again and again; what each answered goes to `answers`."""
-    from rec_jax.cli import app
+    from rec_jax.cli.app import app
     from rec_jax.errors import InputError
 
     number = 0
@@ -249,7 +249,7 @@ def main() -> None:
 
 def answer(verb: str, run: Path) -> Any:
     """What one command says, when nothing else runs."""
-    done = subprocess.run([sys.executable, "-m", "rec_jax.cli",
+    done = subprocess.run([sys.executable, "-m", "rec_jax.cli.app",
                            *arguments_of(verb, run, run / "out")], capture_output=True, text=True,
                           check=False)
     return json.loads(done.stdout)

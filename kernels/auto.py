@@ -17,8 +17,9 @@ from contextvars import ContextVar
 
 import jax
 
-from . import measured, native_build
+from . import measured
 from .measured import VARIABLE, Seconds
+from .native import build as native_build
 
 FOLDS = {"softmax_loss": "softmax", "softmax_item_update": "softmax", "target_rank": "rank",
          "attention": "attention", "feed_forward": "feed_forward"}

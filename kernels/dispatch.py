@@ -12,10 +12,10 @@ from .primitives import Array, Backend, Problem
 
 BACKENDS = {
     "reference": ".reference",
-    "xla": ".xla",
-    "native": ".native",
-    "mosaic_gpu": ".mosaic_gpu",
-    "mosaic_tpu": ".mosaic_tpu",
+    "xla": ".xla.backend",
+    "native": ".native.backend",
+    "mosaic_gpu": ".mosaic_gpu.backend",
+    "mosaic_tpu": ".mosaic_tpu.backend",
 }
 """Name of a backend and the module (of this package) whose `BACKEND` it is."""
 

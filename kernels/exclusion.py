@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import auto, native_build
+from . import auto
 from .compat import result_like
+from .native import build as native_build
 from .primitives import Array, Excluded
 from .shards import align
 

@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import measured, native_build
-from .native_attention import Seen, segment_attention
-from .native_feed_forward import feed_forward
+from . import measured
+from .native import build as native_build
+from .native.attention import Seen, segment_attention
+from .native.feed_forward import feed_forward
 from .rank import target_rank
 from .softmax import softmax_loss
 

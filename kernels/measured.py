@@ -23,7 +23,8 @@ from pathlib import Path
 
 import jax
 
-from . import native_build, native_cache
+from .native import build as native_build
+from .native import cache as native_cache
 
 FOLDS = ("softmax", "rank", "attention", "feed_forward")
 """What is measured."""
@@ -156,7 +157,7 @@ def read(path: Path) -> Seconds | None:
 
 def _key(library: Path) -> str:
     """A hash of the library, of what Python does around it, of XLA and of the cores."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
+    sources = sorted(Path(__file__).parent.rglob("*.py"))
     parts = [library.name, jax.__version__, str(os.cpu_count()),
              *(source.read_text() for source in sources)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -27,7 +27,7 @@ def gather_rows(rows: Array, ids: Array, *, ordered: bool = False, backend: str 
       backend: "auto", "xla" or "mosaic_tpu"; see `choose`.
     """
     if choose(rows, backend) == "mosaic_tpu":
-        from .mosaic_tpu_gather import gather_rows as pick
+        from .mosaic_tpu.gather import gather_rows as pick
 
         here = (ids >= 0) & (ids < rows.shape[0])
         return jnp.where(here[:, None], pick(rows, jnp.where(here, ids, 0)), 0)
@@ -46,7 +46,7 @@ def scatter_rows(rows: Array, ids: Array, values: Array, *, backend: str = "auto
       backend: "auto", "xla" or "mosaic_tpu"; see `choose`.
     """
     if choose(rows, backend, whole_tiles=True) == "mosaic_tpu":
-        from .mosaic_tpu_scatter import scatter_rows as put
+        from .mosaic_tpu.scatter import scatter_rows as put
 
         return put(rows, ids, values)
     here = (ids >= 0) & (ids < rows.shape[0])
@@ -88,7 +88,7 @@ def platform() -> str:
 def _refusal(rows: Array, whole_tiles: bool) -> str | None:
     if rows.ndim != 2 or rows.dtype not in (jnp.float32, jnp.bfloat16):
         return "expected [V, d] in float32 or bfloat16"
-    from .mosaic_tpu_tiles import LANES, stored_features_first
+    from .mosaic_tpu.tiles import LANES, stored_features_first
 
     if not stored_features_first(*rows.shape):
         return "they are stored row by row"

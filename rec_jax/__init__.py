@@ -26,27 +26,28 @@ if TYPE_CHECKING:
         recommend,
         train,
     )
+    from rec_jax.bench.machine import doctor
     from rec_jax.data.dataset import Dataset
     from rec_jax.data.fetch import fetch
     from rec_jax.data.prepare import prepare
     from rec_jax.data.prepare_config import PrepareConfig
     from rec_jax.data.synth import SynthConfig, synth
     from rec_jax.errors import InputError, TrainingError
-    from rec_jax.export import Embeddings, load_embeddings
-    from rec_jax.machine import doctor
+    from rec_jax.inference.export import Embeddings, load_embeddings
     from rec_jax.run import RunConfig
     from rec_jax.simulate.judge import JudgeConfig
     from rec_jax.simulate.log_files import LogColumns
     from rec_jax.solvers.compare import BaselineConfig
 
-_VERBS = ("train", "evaluate", "export", "doctor")  # also names of modules in this package
+_VERBS = ("train",)  # also names of packages in this one
 _HOMES = {
     "baseline": "api", "fit_baseline": "api", "recommend": "api", "load": "api",
-    "off_policy": "api", "doctor": "machine", "BaselineConfig": "solvers.compare",
+    "off_policy": "api", "evaluate": "api", "export": "api", "doctor": "bench.machine",
+    "BaselineConfig": "solvers.compare",
     "Dataset": "data.dataset", "fetch": "data.fetch", "prepare": "data.prepare",
     "PrepareConfig": "data.prepare_config", "SynthConfig": "data.synth", "synth": "data.synth",
     "InputError": "errors", "TrainingError": "errors",
-    "Embeddings": "export", "load_embeddings": "export", "RunConfig": "run",
+    "Embeddings": "inference.export", "load_embeddings": "inference.export", "RunConfig": "run",
     "JudgeConfig": "simulate.judge", "LogColumns": "simulate.log_files",
 }
 

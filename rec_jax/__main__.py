@@ -18,7 +18,7 @@ def start() -> None:
     words = sys.argv[1:]
     if words and not _QUICK.intersection(words) and "_REC_JAX_COMPLETE" not in os.environ:
         restart_with_kept_memory()
-    from rec_jax.cli import main
+    from rec_jax.cli.app import main
 
     main()
 

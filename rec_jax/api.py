@@ -14,18 +14,17 @@ from rec_jax import config as configs
 from rec_jax import shipped
 from rec_jax.data.dataset import Dataset
 from rec_jax.devices import parse_devices
-from rec_jax.evaluate import evaluate_served
-from rec_jax.export import What
-from rec_jax.export import export as export_served
+from rec_jax.inference.evaluate import evaluate_served
+from rec_jax.inference.export import What
+from rec_jax.inference.export import export as export_served
+from rec_jax.inference.protocol import Split
+from rec_jax.inference.retrieve import Recommendation, Recommender
+from rec_jax.inference.served import Served, StoredRows, Tell, load_served, open_rows, warn
 from rec_jax.mesh import MeshConfig, is_first, parse_mesh
-from rec_jax.plan import make_plan, nearest_fit
-from rec_jax.plan_compile import compile_step
+from rec_jax.plan.compile import compile_step
+from rec_jax.plan.estimate import make_plan, nearest_fit
 from rec_jax.progress import Reporter, Silent, progress_bar
-from rec_jax.protocol import Split
-from rec_jax.report import write_report
-from rec_jax.retrieve import Recommendation, Recommender
 from rec_jax.run import Run, RunConfig
-from rec_jax.served import Served, StoredRows, Tell, load_served, open_rows, warn
 from rec_jax.simulate.judge import JudgeConfig
 from rec_jax.simulate.judge_log import judge_log
 from rec_jax.simulate.log_files import LogColumns
@@ -38,6 +37,7 @@ from rec_jax.together import of_first, together
 from rec_jax.train.growing import Start
 from rec_jax.train.loop import run_training
 from rec_jax.train.opening import open_run
+from rec_jax.train.report import write_report
 
 Source = Path | str
 Loadable = Source | Recommender | Served

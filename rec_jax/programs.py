@@ -2,7 +2,7 @@
 
 XLA compiles for longer than most of what a short command does. JAX keeps what it compiled in a
 folder, and reads it again where program, options and versions are the same. What is read there
-runs as us, so the folder is one that only we may write (`kernels/native_cache.py`), and it is that
+runs as us, so the folder is one that only we may write (`kernels/native/cache.py`), and it is that
 of this CPU, since a compiled program may use all of its instructions.
 """
 
@@ -19,7 +19,8 @@ import jaxlib
 
 from rec_jax.compat import PROGRAMS_MAY_BE_KEPT, is_whole_program
 from rec_jax.devices import cores_allowed
-from rec_jax.kernels import native_cache, native_isa
+from rec_jax.kernels.native import cache as native_cache
+from rec_jax.kernels.native import isa as native_isa
 
 VARIABLE = "REC_JAX_PROGRAMS"
 MOST_BYTES = 1 << 30

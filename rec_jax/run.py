@@ -17,12 +17,12 @@ from typing import Any, Literal
 from rec_jax import config, locks
 from rec_jax.data.dataset_files import META
 from rec_jax.data.features import FeatureConfig, check_different
-from rec_jax.encoders import ENCODERS
 from rec_jax.errors import InputError
 from rec_jax.mesh import MeshConfig
 from rec_jax.metrics import metric_names
+from rec_jax.model.encoders import ENCODERS
+from rec_jax.model.optimizer import OptimizerConfig
 from rec_jax.objectives import OBJECTIVES
-from rec_jax.optimizer import OptimizerConfig
 from rec_jax.ranges import above, at_least, between, check
 from rec_jax.tables import TableConfig
 from rec_jax.tables.choose import Choice, choose_update

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rec_jax import config
-from rec_jax.encoders.transformer import Config as Transformer
 from rec_jax.errors import InputError
+from rec_jax.model.encoders.transformer import Config as Transformer
 from rec_jax.run import RunConfig, TrainConfig
 
 
@@ -183,8 +183,8 @@ def test_a_module_that_cannot_be_used_is_one_line(tmp_path: Path, text: str,
 
 def test_a_dotted_kind_of_this_package_needs_no_trust() -> None:
     built = config.build(RunConfig, {"data": {"path": "x"},
-                                     "encoder": {"kind": "rec_jax.encoders.hstu"}})
-    assert type(built.encoder).__module__ == "rec_jax.encoders.hstu"
+                                     "encoder": {"kind": "rec_jax.model.encoders.hstu"}})
+    assert type(built.encoder).__module__ == "rec_jax.model.encoders.hstu"
     for kind in ("rec_jax.cli", ".transformer", "os.path"):
         with pytest.raises(InputError, match="--trust-code"):
             config.build(RunConfig, {"data": {"path": "x"}, "encoder": {"kind": kind}})

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from rec_jax import api, config
-from rec_jax.encoders import uses_times
-from rec_jax.model import build_encoder
+from rec_jax.model.encoder import build_encoder
+from rec_jax.model.encoders import uses_times
 from rec_jax.run import RunConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

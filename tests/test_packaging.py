@@ -83,12 +83,12 @@ def test_the_wheel_has_the_kernels_inside_and_no_other_top_level_name(wheel: Pat
     names = zipfile.ZipFile(wheel).namelist()
     top = {name.split("/")[0] for name in names if not name.split("/")[0].endswith(".dist-info")}
     assert top == {"rec_jax"}
-    for path in (ROOT / "kernels").glob("*.py"):
-        assert f"rec_jax/kernels/{path.name}" in names
+    for path in (ROOT / "kernels").rglob("*.py"):
+        assert f"rec_jax/{path.relative_to(ROOT)}" in names
     packages = {str(path.parent.relative_to(ROOT)) for path in (ROOT / "rec_jax").rglob("*.py")}
     assert packages <= {os.path.dirname(name) for name in names}
     assert "rec_jax/py.typed" in names
-    for kind, folder in (("*.toml", "configs"), ("cpp/*", "kernels")):
+    for kind, folder in (("*.toml", "configs"), ("cpp/*", "kernels/native")):
         for path in (ROOT / folder).glob(kind):
             assert f"rec_jax/{path.relative_to(ROOT)}" in names
 

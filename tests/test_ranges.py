@@ -16,8 +16,8 @@ import rec_jax
 from rec_jax import config
 from rec_jax.data.prepare_config import PrepareConfig
 from rec_jax.data.synth import SynthConfig
-from rec_jax.encoders import ENCODERS
 from rec_jax.errors import InputError
+from rec_jax.model.encoders import ENCODERS
 from rec_jax.objectives import OBJECTIVES
 from rec_jax.ranges import at_least, check
 from rec_jax.run import DataConfig, RunConfig
@@ -101,7 +101,7 @@ NUMBERS = fields_of(int, float)
 
 def test_all_configs_are_walked() -> None:
     for module in pkgutil.walk_packages(rec_jax.__path__, "rec_jax."):
-        if "kernels" in module.name or module.name.startswith("rec_jax.bench_"):
+        if "kernels" in module.name or module.name.startswith("rec_jax.bench."):
             continue
         for cls in vars(importlib.import_module(module.name)).values():
             if (isinstance(cls, type) and dataclasses.is_dataclass(cls)

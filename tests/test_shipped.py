@@ -8,7 +8,7 @@ import pytest
 from test_cli import Command, one_object, rec_jax, refused  # noqa: F401 (a fixture)
 
 from rec_jax import shipped
-from rec_jax.cli_config import keys_of
+from rec_jax.cli.config import keys_of
 from rec_jax.errors import InputError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

@@ -8,8 +8,8 @@ from flax import nnx
 
 from rec_jax import streams
 from rec_jax.data.features import Feature
-from rec_jax.encoders.transformer import Config as Transformer
-from rec_jax.model import build_encoder
+from rec_jax.model.encoder import build_encoder
+from rec_jax.model.encoders.transformer import Config as Transformer
 
 Key = tuple[int, ...]
 

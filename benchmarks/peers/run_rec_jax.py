@@ -22,8 +22,8 @@ class RecJax:
     def __init__(self, task: worker.Task) -> None:
         from rec_jax import config
         from rec_jax.data.batches import prefetch
-        from rec_jax.evaluate import make_ranker
-        from rec_jax.model import build_encoder
+        from rec_jax.inference.evaluate import make_ranker
+        from rec_jax.model.encoder import build_encoder
         from rec_jax.run import RunConfig
         from rec_jax.train.build import build
         from rec_jax.train.feed import whole_batches
@@ -73,8 +73,8 @@ class RecJax:
         return worker.Trained(seconds, int(sum(map(float, measured))), sequences)
 
     def ranks(self) -> np.ndarray:
-        from rec_jax.evaluate import choose_users, rank_users
-        from rec_jax.served import reading_of
+        from rec_jax.inference.evaluate import choose_users, rank_users
+        from rec_jax.inference.served import reading_of
         from rec_jax.train.state import served
 
         dataset = self.built.dataset

@@ -96,7 +96,7 @@ class Interchange(NamedTuple):
 
 
 def open_interchange(folder: str | Path) -> Interchange:
-    """Read what `rec_jax.bench_peers.write_interchange` wrote."""
+    """Read what `rec_jax.bench.peers.write_interchange` wrote."""
     folder = Path(folder)
     arrays = {name: np.load(folder / f"{name}.npy")
               for name in ("items", "offsets", "users", "targets")}

@@ -1,8 +1,8 @@
 """Side features: what is known of an interaction beside its item, as small codes.
 
 A feature of a place is one code or a few, and each code a row of a small table (see
-`rec_jax.features`); code 0 is "unknown". Here is what a run may ask for, whether a dataset has
-it, and its codes. A time gap has none here: it is made from the batch's times.
+`rec_jax.model.features`); code 0 is "unknown". Here is what a run may ask for, whether a dataset
+has it, and its codes. A time gap has none here: it is made from the batch's times.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A share of a history's items is hidden behind one learned vector, the encoder sees all others,
 before and after, and predicts the hidden ones. To ask what comes next, a hidden place is put
-behind the newest item (`rec_jax.histories`); some histories are trained that way too, with
-nothing hidden but their newest item. The loss is the exact softmax over the whole catalogue
+behind the newest item (`rec_jax.inference.histories`); some histories are trained that way too,
+with nothing hidden but their newest item. The loss is the exact softmax over the whole catalogue
 (`rec_jax.objectives.catalogue`), of hidden places only.
 """
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from rec_jax.errors import InputError
+from rec_jax.inference.served import Served
 from rec_jax.progress import Reporter
-from rec_jax.served import Served
 from rec_jax.simulate.feedback import Feedback, Floats, make_feedback
 from rec_jax.simulate.judge import JudgeConfig, judge
 from rec_jax.simulate.log_files import Log, LogColumns, Source, read_log

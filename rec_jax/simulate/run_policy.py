@@ -20,14 +20,14 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from rec_jax.asking import map_rounds, tile_queries
 from rec_jax.data.dataset import Dataset, places_of
 from rec_jax.errors import InputError
-from rec_jax.histories import Tiles, iterate_tiles
+from rec_jax.inference.asking import map_rounds, tile_queries
+from rec_jax.inference.histories import Tiles, iterate_tiles
+from rec_jax.inference.protocol import cold_items
+from rec_jax.inference.served import Served
 from rec_jax.kernels import softmax_loss
 from rec_jax.progress import Reporter, Silent
-from rec_jax.protocol import cold_items
-from rec_jax.served import Served
 from rec_jax.simulate.feedback import Floats, Int64s
 from rec_jax.tables import Table
 

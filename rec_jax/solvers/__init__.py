@@ -1,8 +1,9 @@
 """Recommenders that are solved, not trained: no gradient, no step, no checkpoint.
 
-What they score is ranked by the protocol of `rec_jax.protocol`, so that their numbers stand beside
-those of trained models. One file a solver; each holds a frozen `Config` whose `fit` takes the
-training part and returns a `rec_jax.solvers.base.Fitted`. `SOLVERS` is the one line that names it.
+What they score is ranked by the protocol of `rec_jax.inference.protocol`, so that their
+numbers stand beside those of trained models. One file a solver; each holds a frozen `Config` whose
+`fit` takes the training part and returns a `rec_jax.solvers.base.Fitted`. `SOLVERS` is the one
+line that names it.
 """
 
 SOLVERS = {

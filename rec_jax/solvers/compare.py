@@ -13,9 +13,9 @@ from typing import Any, cast
 from rec_jax import config as configs
 from rec_jax.data.dataset import Dataset
 from rec_jax.errors import InputError
+from rec_jax.inference.protocol import Panel, Split, choose_panel, protocol
 from rec_jax.mesh import MeshConfig, make_mesh
 from rec_jax.metrics import Coverage, known, rank_metrics
-from rec_jax.protocol import Panel, Split, choose_panel, protocol
 from rec_jax.run import EvaluateConfig
 from rec_jax.solvers import SOLVERS, ease, ials, itemknn, popularity, userknn
 from rec_jax.solvers.base import Fitted, Solver, Training

@@ -15,14 +15,14 @@ from rec_jax.data.batches import BatchStream
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.features import find_features
 from rec_jax.data.label_frequency import label_counts, log_shares
-from rec_jax.evaluate import Ranker, make_ranker, rank_users
+from rec_jax.inference.evaluate import Ranker, make_ranker, rank_users
+from rec_jax.inference.protocol import Panel, choose_panel, cold_items
+from rec_jax.inference.served import reading_of
 from rec_jax.mesh import ITEMS, Axes, make_mesh
 from rec_jax.metrics import rank_metrics
-from rec_jax.model import Encoder, build_encoder
-from rec_jax.optimizer import dense_optimizer, schedule
-from rec_jax.protocol import Panel, choose_panel, cold_items
+from rec_jax.model.encoder import Encoder, build_encoder
+from rec_jax.model.optimizer import dense_optimizer, schedule
 from rec_jax.run import RunConfig, update_of
-from rec_jax.served import reading_of
 from rec_jax.tables import RowMap, init_table, row_optimizer, rows_over
 from rec_jax.tables.choose import Choice
 from rec_jax.tables.row_map import row_map_of

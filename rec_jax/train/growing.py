@@ -24,9 +24,9 @@ from rec_jax.data.dataset import Dataset
 from rec_jax.data.features import find_features, vocabularies
 from rec_jax.errors import InputError
 from rec_jax.files import write_whole
+from rec_jax.inference.served import check_dataset, row_map_in
 from rec_jax.progress import Reporter
 from rec_jax.run import Run, RunConfig
-from rec_jax.served import check_dataset, row_map_in
 from rec_jax.train.build import Built
 from rec_jax.train.state import TrainState, from_items, has_rows, to_items
 

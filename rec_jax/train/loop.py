@@ -25,9 +25,9 @@ from rec_jax.config import save as save_config
 from rec_jax.config import to_mapping
 from rec_jax.data.batches import prefetch
 from rec_jax.errors import Preempted, TrainingError
+from rec_jax.inference.protocol import protocol, repeats_line
 from rec_jax.kernels.auto import pinned
 from rec_jax.progress import Reporter, Silent
-from rec_jax.protocol import protocol, repeats_line
 from rec_jax.run import Run, RunConfig
 from rec_jax.tables.choose import optimizer_of, trained_by
 from rec_jax.together import together

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from rec_jax.encoders import Inputs
-from rec_jax.model import Encoder, Params
+from rec_jax.model.encoder import Encoder, Params
+from rec_jax.model.encoders import Inputs
 from rec_jax.objectives import Task
 from rec_jax.tables import Hyper, Table, TableConfig
 from rec_jax.train.state import TrainState

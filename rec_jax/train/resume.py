@@ -12,9 +12,9 @@ import jax
 from rec_jax import config as configs
 from rec_jax.checkpoint import Checkpoints, Damaged
 from rec_jax.errors import InputError
+from rec_jax.inference.served import check_dataset, row_map_in
 from rec_jax.progress import Reporter
 from rec_jax.run import RunConfig
-from rec_jax.served import check_dataset, row_map_in
 from rec_jax.tables import RowMap
 from rec_jax.train.build import Built
 from rec_jax.train.state import TrainState, from_items, to_items

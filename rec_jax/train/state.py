@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from rec_jax import streams
 from rec_jax.mesh import MeshConfig, make_mesh, replicated, row_sharding
-from rec_jax.model import INPUTS, Params
+from rec_jax.model.encoder import INPUTS, Params
 from rec_jax.tables import Table, rows_over
 
 KeyPath = tuple[Any, ...]
@@ -140,7 +140,7 @@ def each_table(state: TrainState, change: Callable[[Table], Table]) -> TrainStat
 
 def served(state: TrainState) -> tuple[Params, jax.Array]:
     """The (encoder, rows) that evaluation, export and recommendation use; what feeds an encoder
-    from another table is among its parameters, see `rec_jax.model.INPUTS`."""
+    from another table is among its parameters, see `rec_jax.model.encoder.INPUTS`."""
     encoder, rows, inputs = state.average or (
         state.encoder, state.table.rows, None if state.inputs is None else state.inputs.rows)
     return encoder if inputs is None else {**encoder, INPUTS: inputs}, rows

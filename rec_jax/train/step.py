@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from rec_jax import streams
 from rec_jax.errors import InputError
 from rec_jax.mesh import MeshConfig, batch_sharding, make_mesh
-from rec_jax.model import DTYPES, Encoder
+from rec_jax.model.encoder import DTYPES, Encoder
 from rec_jax.objectives import Objective, Task
 from rec_jax.tables import Hyper, TableConfig
 from rec_jax.tables.choose import Mode as ModeName

@@ -23,7 +23,7 @@ from rec_jax.data.features import (
 )
 from rec_jax.data.prepare import Columns, ItemFeature, PrepareConfig, prepare
 from rec_jax.errors import InputError
-from rec_jax.histories import Reading, iterate_tiles
+from rec_jax.inference.histories import Reading, iterate_tiles
 from rec_jax.run import RunConfig
 
 TAGS, RATING, GAP = (FeatureConfig("item_category", "tags"), FeatureConfig("rating"),

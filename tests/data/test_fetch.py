@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from rec_jax.cli import app
+from rec_jax.cli.app import app
 from rec_jax.data import fetch as fetch_module
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.fetch import FetchError, fetch, unpack

@@ -14,10 +14,10 @@ import tensorstore as ts
 from rec_jax import api, config
 from rec_jax.checkpoint import Checkpoints, touched_rows
 from rec_jax.errors import InputError
-from rec_jax.export import WRITERS, export, load_embeddings
-from rec_jax.model import build_encoder
+from rec_jax.inference.export import WRITERS, export, load_embeddings
+from rec_jax.inference.served import load_served, open_rows
+from rec_jax.model.encoder import build_encoder
 from rec_jax.run import Run, RunConfig
-from rec_jax.served import load_served, open_rows
 from rec_jax.tables import init_table
 
 

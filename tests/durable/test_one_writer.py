@@ -161,7 +161,7 @@ def test_a_refusal_ends_all_processes_of_a_training(busy: Run) -> None:
         found.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{found.getsockname()[1]}"
     processes = [subprocess.Popen(
-        [sys.executable, "-m", "rec_jax.cli", "train", "--resume", str(busy.folder), "--json",
+        [sys.executable, "-m", "rec_jax.cli.app", "train", "--resume", str(busy.folder), "--json",
          "--set", "mesh.data=2", "--coordinator", address, "--processes", "2", "--process",
          str(index)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}) for index in range(2)]

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from rec_jax import cli
+from rec_jax.cli import app as cli
 from rec_jax.data.arrays import read_flat
-from rec_jax.export import WRITERS
+from rec_jax.inference.export import WRITERS
 
 
 class Ended(NamedTuple):

@@ -14,7 +14,7 @@ import pytest
 from asked import TOTAL, save, settings, write_dataset
 
 from rec_jax import api
-from rec_jax.export import load_embeddings
+from rec_jax.inference.export import load_embeddings
 
 SCRIPT = Path(__file__).with_name("asking_processes.py")
 WIDE = 128  # a table of its own file
@@ -81,7 +81,7 @@ def test_two_processes_answer_as_one_device(run: Path, tmp_path: Path) -> None:
 def test_one_process_prints_and_all_are_refused_together(run: Path, tmp_path: Path) -> None:
     def both(*arguments: str) -> list[tuple[int, str, str]]:
         where = address()
-        return finish([started(["-m", "rec_jax.cli", *arguments, "--coordinator", where,
+        return finish([started(["-m", "rec_jax.cli.app", *arguments, "--coordinator", where,
                                 "--processes", "2", "--process", str(index)], 2)
                        for index in range(2)])
 

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rec_jax import api, config
-from rec_jax.cli import app
+from rec_jax.cli.app import app
 from rec_jax.config import to_mapping
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.prepare import prepare

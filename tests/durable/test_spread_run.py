@@ -17,11 +17,11 @@ from rec_jax.checkpoint import Checkpoints, Damaged
 from rec_jax.data.prepare import prepare
 from rec_jax.data.prepare_config import Columns, PrepareConfig
 from rec_jax.errors import Preempted
-from rec_jax.evaluate import evaluate_served
-from rec_jax.export import export, load_embeddings
+from rec_jax.inference.evaluate import evaluate_served
+from rec_jax.inference.export import export, load_embeddings
+from rec_jax.inference.served import load_served, open_rows
 from rec_jax.progress import Silent
 from rec_jax.run import Run, RunConfig
-from rec_jax.served import load_served, open_rows
 from rec_jax.tables import RowMap
 from rec_jax.tables.row_map import spread
 from rec_jax.train.build import build

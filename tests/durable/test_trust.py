@@ -14,7 +14,7 @@ import tomli_w
 from typer.testing import CliRunner
 
 from rec_jax import api, config
-from rec_jax.cli import app
+from rec_jax.cli.app import app
 from rec_jax.errors import InputError
 from rec_jax.run import Run, RunConfig
 from rec_jax.train.opening import open_run
@@ -31,7 +31,7 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[]
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "encoder.py").write_text(
-        "from rec_jax.encoders.transformer import Config as Ours\n"
+        "from rec_jax.model.encoders.transformer import Config as Ours\n"
         "import dataclasses\n"
         "@dataclasses.dataclass(frozen=True)\n"
         f"class Config(Ours):\n    kind: str = '{NAME}'\n")

@@ -14,15 +14,15 @@ import pytest
 
 from rec_jax import api, config
 from rec_jax.checkpoint import Checkpoints
-from rec_jax.encoders import Inputs
 from rec_jax.errors import InputError
-from rec_jax.evaluate import choose_users, evaluate_served
-from rec_jax.export import export, load_embeddings
+from rec_jax.inference.evaluate import choose_users, evaluate_served
+from rec_jax.inference.export import export, load_embeddings
+from rec_jax.inference.served import Served, load_served
 from rec_jax.metrics import rank_metrics
-from rec_jax.model import INPUTS
+from rec_jax.model.encoder import INPUTS
+from rec_jax.model.encoders import Inputs
 from rec_jax.progress import Silent
 from rec_jax.run import Run, RunConfig
-from rec_jax.served import Served, load_served
 from rec_jax.train.build import build
 from rec_jax.train.growing import Start, start_from
 from rec_jax.train.loop import run_training

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from rec_jax import config, locks
 from rec_jax.checkpoint import Checkpoints
-from rec_jax.cli import app
+from rec_jax.cli.app import app
 from rec_jax.errors import InputError
 from rec_jax.run import Run, RunConfig
 

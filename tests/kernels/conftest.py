@@ -10,8 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rec_jax.kernels import Backend, native, native_build, reference, xla
-from rec_jax.kernels.xla_tiles import Sizes
+from rec_jax.kernels import Backend, reference
+from rec_jax.kernels.native import backend as native
+from rec_jax.kernels.native import build as native_build
+from rec_jax.kernels.xla import backend as xla
+from rec_jax.kernels.xla.tiles import Sizes
 
 TINY = Sizes(scores=1 << 12, queries=32, rows=128)
 """Tiles so small that small problems have several blocks of queries and tiles of rows."""

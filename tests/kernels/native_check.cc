@@ -1,7 +1,7 @@
 // Compares every fold of the native library with a loop over f64: a program without Python and XLA,
 // so that it can be built with sanitizers, for other CPUs, and with tiles of AMX that are emulated.
 //
-//   c++ -std=c++17 -pthread -fsanitize=address,undefined -I ../../kernels/cpp native_check.cc
+//   c++ -std=c++17 -pthread -fsanitize=address,undefined -I ../../kernels/native/cpp native_check.cc
 //
 // -DREC_JAX_EMULATED_AMX='"amx_emulated.h"' -DREC_JAX_WIDE checks the engine of AMX on any CPU.
 

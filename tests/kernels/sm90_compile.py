@@ -18,8 +18,8 @@ import jax
 import jax.experimental.mosaic.gpu.core as core
 import jax.numpy as jnp
 
-from rec_jax.kernels.mosaic_gpu_forward import forward
-from rec_jax.kernels.mosaic_gpu_grad import item_grad
+from rec_jax.kernels.mosaic_gpu.forward import forward
+from rec_jax.kernels.mosaic_gpu.grad import item_grad
 from rec_jax.kernels.primitives import Scores
 
 PACKAGES = Path(sys.argv[1])

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rec_jax.encoders import transformer
-from rec_jax.kernels import Problem, auto, explain, measure, measured, native_build
+from rec_jax.kernels import Problem, auto, explain, measure, measured
+from rec_jax.kernels.native import build as native_build
+from rec_jax.model.encoders import transformer
 
 CPU = Problem("softmax_loss", "cpu", 8, 100, 16, "float32", "float32")
 GOOD: dict[str, Any] = {fold: {"native": 1.0, "xla": 2.0} for fold in

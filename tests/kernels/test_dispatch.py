@@ -8,16 +8,9 @@ from dataclasses import replace
 import jax.numpy as jnp
 import pytest
 
-from rec_jax.kernels import (
-    Backend,
-    Problem,
-    dispatch,
-    explain,
-    native_build,
-    softmax_loss,
-    top_k,
-)
+from rec_jax.kernels import Backend, Problem, dispatch, explain, softmax_loss, top_k
 from rec_jax.kernels.dispatch import BACKENDS, PREFERENCE, choose, load
+from rec_jax.kernels.native import build as native_build
 from rec_jax.kernels.primitives import Backend as BackendType
 
 CPU = Problem("softmax_loss", "cpu", 8, 100, 16, "float32", "float32")

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rec_jax.kernels.mosaic_gpu import BACKEND, refuses
-from rec_jax.kernels.mosaic_gpu_forward import choose_splits, forward
-from rec_jax.kernels.mosaic_gpu_grad import item_grad
-from rec_jax.kernels.mosaic_gpu_tiles import Tiles, choose_tiles, label_hits, out_columns
-from rec_jax.kernels.mosaic_gpu_update import item_update, rows_of_a_step
+from rec_jax.kernels.mosaic_gpu.backend import BACKEND, refuses
+from rec_jax.kernels.mosaic_gpu.forward import choose_splits, forward
+from rec_jax.kernels.mosaic_gpu.grad import item_grad
+from rec_jax.kernels.mosaic_gpu.tiles import Tiles, choose_tiles, label_hits, out_columns
+from rec_jax.kernels.mosaic_gpu.update import item_update, rows_of_a_step
 from rec_jax.kernels.primitives import Problem, Scores, SparseRows
 from rec_jax.kernels.softmax import softmax_loss
 from rec_jax.kernels.update import softmax_item_update

@@ -15,9 +15,9 @@ from jax.sharding import PartitionSpec as P
 
 from rec_jax.kernels import reference, rounding
 from rec_jax.kernels.exclusion import excluded_pairs
-from rec_jax.kernels.mosaic_tpu import BACKEND, make_backend
-from rec_jax.kernels.mosaic_tpu_gather import gather_rows
-from rec_jax.kernels.mosaic_tpu_tiles import stored_features_first
+from rec_jax.kernels.mosaic_tpu.backend import BACKEND, make_backend
+from rec_jax.kernels.mosaic_tpu.gather import gather_rows
+from rec_jax.kernels.mosaic_tpu.tiles import stored_features_first
 from rec_jax.kernels.primitives import Backend, Excluded, Problem, Scores, SparseRows
 from rec_jax.kernels.softmax import softmax_loss
 

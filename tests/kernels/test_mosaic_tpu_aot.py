@@ -85,7 +85,7 @@ def describe(lowered: Any, name: str, rows: int, dim: int, dtype: str) -> dict[s
     vmem: the most that one kernel takes; table_sized: operations, other than the kernels, whose
     result is as large as the table and lies in HBM.
     """
-    from rec_jax.plan_compile import compile_to_text
+    from rec_jax.plan.compile import compile_to_text
 
     program, text = compile_to_text(lowered)
     memory = program.memory_analysis()
@@ -126,7 +126,7 @@ def chip_programs(device: Any) -> Iterator[dict[str, Any]]:
     import jax.numpy as jnp
     from jax.sharding import SingleDeviceSharding
 
-    from rec_jax.kernels.mosaic_tpu import BACKEND
+    from rec_jax.kernels.mosaic_tpu.backend import BACKEND
     from rec_jax.kernels.primitives import Excluded, Scores, SparseRows
 
     place = SingleDeviceSharding(device)
@@ -187,7 +187,7 @@ def pod_programs(devices: Any) -> Iterator[dict[str, Any]]:
     from jax.sharding import Mesh, NamedSharding
     from jax.sharding import PartitionSpec as P
 
-    from rec_jax.kernels.mosaic_tpu import BACKEND
+    from rec_jax.kernels.mosaic_tpu.backend import BACKEND
     from rec_jax.kernels.primitives import SparseRows
     from rec_jax.kernels.shards import score_rule
     from rec_jax.kernels.softmax import merge

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rec_jax.kernels import native_build
-from rec_jax.kernels.native_attention import Seen, segment_attention, self_attention
+from rec_jax.kernels.native import build as native_build
+from rec_jax.kernels.native.attention import Seen, segment_attention, self_attention
 
 if native_build.problem():
     pytest.skip(f"no native library: {native_build.problem()}", allow_module_level=True)

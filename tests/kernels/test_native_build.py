@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from rec_jax.kernels import native_build, native_isa
+from rec_jax.kernels.native import build as native_build
+from rec_jax.kernels.native import isa as native_isa
 
 REAL = shutil.which("c++")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rec_jax.kernels import native_cache
+from rec_jax.kernels.native import cache as native_cache
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from rec_jax.kernels import native_build, native_isa
+from rec_jax.kernels.native import build as native_build
+from rec_jax.kernels.native import isa as native_isa
 
 HERE = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O1", "-pthread", "-ffp-contract=fast", "-fno-math-errno", "-Wno-psabi",

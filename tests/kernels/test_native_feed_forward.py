@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rec_jax.encoders.layers import activate, affine, feed_forward
-from rec_jax.kernels import native_build
-from rec_jax.kernels.native_feed_forward import ACTIVATIONS
+from rec_jax.kernels.native import build as native_build
+from rec_jax.kernels.native.feed_forward import ACTIVATIONS
+from rec_jax.model.encoders.layers import activate, affine, feed_forward
 
 if native_build.problem():
     pytest.skip(f"no native library: {native_build.problem()}", allow_module_level=True)

@@ -19,19 +19,19 @@ from jax.sharding import PartitionSpec as P
 
 from rec_jax.kernels import (
     Backend,
-    mosaic_gpu,
-    mosaic_tpu,
-    native,
-    native_build,
     reference,
     softmax_item_update,
     softmax_loss,
     target_rank,
     top_k,
-    xla,
 )
-from rec_jax.kernels.mosaic_gpu_tiles import Tiles
-from rec_jax.kernels.xla_tiles import Sizes
+from rec_jax.kernels.mosaic_gpu import backend as mosaic_gpu
+from rec_jax.kernels.mosaic_gpu.tiles import Tiles
+from rec_jax.kernels.mosaic_tpu import backend as mosaic_tpu
+from rec_jax.kernels.native import backend as native
+from rec_jax.kernels.native import build as native_build
+from rec_jax.kernels.xla import backend as xla
+from rec_jax.kernels.xla.tiles import Sizes
 
 N, V, D, K, SEEN = 20, 152, 32, 160, 6
 """Two blocks of 16 queries and three tiles of 64 rows, neither full; more best items than items."""

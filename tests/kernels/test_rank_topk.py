@@ -13,9 +13,9 @@ import pytest
 
 from rec_jax.kernels import Backend, target_rank, top_k
 from rec_jax.kernels.exclusion import UNUSED, excluded_pairs
-from rec_jax.kernels.xla import make_backend
-from rec_jax.kernels.xla_rank import Best, take_best
-from rec_jax.kernels.xla_tiles import Sizes
+from rec_jax.kernels.xla.backend import make_backend
+from rec_jax.kernels.xla.rank import Best, take_best
+from rec_jax.kernels.xla.tiles import Sizes
 
 ranks = jax.jit(target_rank, static_argnames=("num_items", "backend"))
 best = jax.jit(top_k, static_argnames=("k", "num_items", "backend"))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rec_jax.kernels.rounding import random_bits, round_to_bf16, store_rows
-from rec_jax.kernels.xla_exp import exp
+from rec_jax.kernels.xla.exp import exp
 
 
 def test_rounding_is_right_on_average_and_to_a_neighbour() -> None:

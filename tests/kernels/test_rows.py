@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from rec_jax.kernels import mosaic_tpu_gather, mosaic_tpu_scatter, rows
+from rec_jax.kernels import rows
+from rec_jax.kernels.mosaic_tpu import gather as mosaic_tpu_gather
+from rec_jax.kernels.mosaic_tpu import scatter as mosaic_tpu_scatter
 
 Array = jax.Array
 interpreted_scatter = jax.jit(

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from rec_jax.kernels import Backend, softmax_loss
-from rec_jax.kernels.xla import make_backend
-from rec_jax.kernels.xla_tiles import Sizes
+from rec_jax.kernels.xla.backend import make_backend
+from rec_jax.kernels.xla.tiles import Sizes
 
 NAMES = ("loss", "lse", "d_queries", "d_items", "d_bias", "d_scale")
 

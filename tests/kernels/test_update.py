@@ -13,16 +13,11 @@ import numpy as np
 import optax
 import pytest
 
-from rec_jax.kernels import (
-    Backend,
-    SparseRows,
-    native,
-    native_build,
-    softmax_item_update,
-    softmax_loss,
-)
-from rec_jax.kernels.xla import make_backend
-from rec_jax.kernels.xla_tiles import Sizes
+from rec_jax.kernels import Backend, SparseRows, softmax_item_update, softmax_loss
+from rec_jax.kernels.native import backend as native
+from rec_jax.kernels.native import build as native_build
+from rec_jax.kernels.xla.backend import make_backend
+from rec_jax.kernels.xla.tiles import Sizes
 
 
 def adagrad(rows: Any, grads: Any, state: Any, hyper: Any) -> Any:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from rec_jax.data.features import Feature
-from rec_jax.encoders import Inputs, hstu, transformer
 from rec_jax.errors import InputError
-from rec_jax.model import build_encoder, visible_times
+from rec_jax.model.encoder import build_encoder, visible_times
+from rec_jax.model.encoders import Inputs, hstu, transformer
 from rec_jax.objectives import Task
 from rec_jax.objectives.masked_item import Config
 from rec_jax.objectives.next_item import Config as NextItem

@@ -16,7 +16,7 @@ from simulated_logs import World, draw
 from typer.testing import CliRunner
 
 from rec_jax import JudgeConfig, LogColumns, off_policy
-from rec_jax.cli import app
+from rec_jax.cli.app import app
 from rec_jax.errors import InputError
 from rec_jax.simulate.feedback import Feedback
 from rec_jax.simulate.judge import judge

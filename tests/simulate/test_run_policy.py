@@ -15,12 +15,12 @@ import pytest
 from typer.testing import CliRunner
 
 from rec_jax import JudgeConfig, LogColumns, off_policy
-from rec_jax.cli import app
-from rec_jax.encoders import Inputs
+from rec_jax.cli.app import app
 from rec_jax.errors import InputError
-from rec_jax.model import encode
+from rec_jax.inference.served import Served, load_served
+from rec_jax.model.encoder import encode
+from rec_jax.model.encoders import Inputs
 from rec_jax.run import Run
-from rec_jax.served import Served, load_served
 from rec_jax.simulate.run_policy import given_histories, probabilities, user_histories
 
 QUICK = JudgeConfig(resamples=20)

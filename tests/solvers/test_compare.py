@@ -16,8 +16,8 @@ from rec_jax.data.dataset import Dataset
 from rec_jax.data.prepare import prepare
 from rec_jax.data.prepare_config import Columns, PrepareConfig
 from rec_jax.errors import InputError
+from rec_jax.inference.protocol import choose_panel
 from rec_jax.metrics import MISSED
-from rec_jax.protocol import choose_panel
 from rec_jax.run import EvaluateConfig
 from rec_jax.solvers import SOLVERS
 from rec_jax.solvers.base import Matrix
@@ -110,7 +110,7 @@ def test_popularity_and_the_protocol_are_those_of_evaluate(
 
 
 def test_popularity_is_that_of_evaluate_where_items_repeat(repeated: Dataset) -> None:
-    from rec_jax.evaluate import popularity_ranks
+    from rec_jax.inference.evaluate import popularity_ranks
 
     settings = EvaluateConfig()
     panel = choose_panel(repeated, "test", settings)

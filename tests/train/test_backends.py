@@ -13,7 +13,8 @@ from stopping import StopAfter, Stopped
 from rec_jax import config
 from rec_jax.checkpoint import Checkpoints
 from rec_jax.errors import InputError
-from rec_jax.kernels import auto, dispatch, native_build
+from rec_jax.kernels import auto, dispatch
+from rec_jax.kernels.native import build as native_build
 from rec_jax.run import Run, RunConfig
 from rec_jax.train import backends
 from rec_jax.train.log import read_metrics

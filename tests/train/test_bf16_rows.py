@@ -14,11 +14,11 @@ import pytest
 
 from rec_jax import config
 from rec_jax.checkpoint import Checkpoints
-from rec_jax.encoders import transformer
 from rec_jax.mesh import MeshConfig, make_mesh
-from rec_jax.model import INPUTS, build_encoder
+from rec_jax.model.encoder import INPUTS, build_encoder
+from rec_jax.model.encoders import transformer
+from rec_jax.model.optimizer import OptimizerConfig, dense_optimizer
 from rec_jax.objectives import next_item, sampled_softmax
-from rec_jax.optimizer import OptimizerConfig, dense_optimizer
 from rec_jax.progress import Silent
 from rec_jax.run import RunConfig
 from rec_jax.tables import TableConfig, init_table

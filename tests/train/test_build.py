@@ -12,7 +12,7 @@ import pytest
 
 from rec_jax import config
 from rec_jax.data.label_frequency import log_shares
-from rec_jax.protocol import choose_users
+from rec_jax.inference.protocol import choose_users
 from rec_jax.run import DataConfig, RunConfig, TrainConfig
 from rec_jax.train.build import Built, build, steps_of
 from rec_jax.train.feed import whole_batches

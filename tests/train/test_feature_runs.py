@@ -16,14 +16,14 @@ from rec_jax import api, config
 from rec_jax.checkpoint import Checkpoints
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.prepare import Columns, ItemFeature, PrepareConfig, prepare
-from rec_jax.encoders import Inputs
 from rec_jax.errors import InputError
-from rec_jax.evaluate import choose_users, evaluate_served
+from rec_jax.inference.evaluate import choose_users, evaluate_served
+from rec_jax.inference.retrieve import recommend
+from rec_jax.inference.served import Served, load_served
 from rec_jax.metrics import rank_metrics
-from rec_jax.model import encode
-from rec_jax.retrieve import recommend
+from rec_jax.model.encoder import encode
+from rec_jax.model.encoders import Inputs
 from rec_jax.run import Run, RunConfig
-from rec_jax.served import Served, load_served
 from rec_jax.train.build import build
 from rec_jax.train.loop import run_training
 from rec_jax.train.state import to_items

@@ -27,7 +27,7 @@ def train(*arguments: str, cache: Path, log: Path) -> subprocess.Popen[bytes]:
                    "JAX_COMPILATION_CACHE_DIR": str(cache),
                    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     with log.open("ab") as file:
-        return subprocess.Popen([sys.executable, "-m", "rec_jax.cli", "train", *arguments],
+        return subprocess.Popen([sys.executable, "-m", "rec_jax.cli.app", "train", *arguments],
                                 env=environment, stdout=file, stderr=file)
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import optax
 import pytest
 
-from rec_jax.encoders import Inputs, transformer
 from rec_jax.mesh import MeshConfig, make_mesh
-from rec_jax.model import build_encoder
+from rec_jax.model.encoder import build_encoder
+from rec_jax.model.encoders import Inputs, transformer
 from rec_jax.objectives.masked_item import Config
 from rec_jax.tables import RowOptimizerConfig, TableConfig, init_table, row_optimizer
 from rec_jax.train.state import TrainState, init_state

@@ -37,7 +37,7 @@ def start(dataset: Path, folder: Path, lines: list[str], devices: int,
           extra: list[str]) -> subprocess.Popen[str]:
     config = folder.parent / "config.toml"
     config.write_text(f'[data]\npath = "{dataset}"\n')
-    command = [sys.executable, "-m", "rec_jax.cli", "train", str(config), "--run", str(folder),
+    command = [sys.executable, "-m", "rec_jax.cli.app", "train", str(config), "--run", str(folder),
                "--json", *extra]
     for line in [*SETTINGS, *lines]:
         command += ["--set", line]

@@ -13,7 +13,7 @@ import pytest
 
 from rec_jax.data.label_frequency import log_shares, of_targets
 from rec_jax.mesh import MeshConfig, make_mesh
-from rec_jax.model import Encoder
+from rec_jax.model.encoder import Encoder
 from rec_jax.objectives import bce, gbce, hard_negatives, in_batch, next_item, sce
 from rec_jax.tables import RowOptimizerConfig, TableConfig, init_table, row_optimizer
 from rec_jax.train.state import init_state

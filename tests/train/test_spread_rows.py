@@ -10,9 +10,9 @@ import numpy as np
 import optax
 import pytest
 
-from rec_jax.encoders import transformer
 from rec_jax.mesh import MeshConfig, make_mesh
-from rec_jax.model import build_encoder
+from rec_jax.model.encoder import build_encoder
+from rec_jax.model.encoders import transformer
 from rec_jax.objectives import hard_negatives, next_item, sampled_softmax
 from rec_jax.tables import RowMap, RowOptimizerConfig, TableConfig, init_table, row_optimizer
 from rec_jax.tables.row_map import spread

@@ -14,10 +14,10 @@ import pytest
 
 from rec_jax.data.batches import BatchStream
 from rec_jax.data.dataset import Dataset
-from rec_jax.encoders.transformer import Config as Transformer
-from rec_jax.model import build_encoder
+from rec_jax.model.encoder import build_encoder
+from rec_jax.model.encoders.transformer import Config as Transformer
+from rec_jax.model.optimizer import OptimizerConfig, dense_optimizer
 from rec_jax.objectives.next_item import Config as NextItem
-from rec_jax.optimizer import OptimizerConfig, dense_optimizer
 from rec_jax.tables import TableConfig, init_table
 from rec_jax.train.state import TrainState, init_state
 from rec_jax.train.step import Step, StepMetrics, make_train_step

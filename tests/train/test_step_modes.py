@@ -10,10 +10,10 @@ import numpy as np
 import optax
 import pytest
 
-from rec_jax.encoders import transformer
 from rec_jax.errors import InputError
 from rec_jax.mesh import MeshConfig, make_mesh
-from rec_jax.model import build_encoder
+from rec_jax.model.encoder import build_encoder
+from rec_jax.model.encoders import transformer
 from rec_jax.objectives import next_item, sampled_softmax
 from rec_jax.tables import RowOptimizerConfig, TableConfig, init_table, row_optimizer
 from rec_jax.train.state import init_state

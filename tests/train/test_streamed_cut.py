@@ -14,11 +14,11 @@ import numpy as np
 import optax
 import pytest
 
-from rec_jax.encoders import transformer
 from rec_jax.mesh import MeshConfig, make_mesh
-from rec_jax.model import build_encoder
+from rec_jax.model.encoder import build_encoder
+from rec_jax.model.encoders import transformer
 from rec_jax.objectives import next_item
-from rec_jax.plan_compile import collective_bytes
+from rec_jax.plan.compile import collective_bytes
 from rec_jax.tables import RowOptimizerConfig, TableConfig, init_table, row_optimizer
 from rec_jax.train.state import init_state
 from rec_jax.train.step import make_train_step, place_batch

@@ -16,7 +16,7 @@ import pytest
 
 from rec_jax.errors import InputError
 from rec_jax.mesh import MeshConfig, make_mesh
-from rec_jax.model import Encoder
+from rec_jax.model.encoder import Encoder
 from rec_jax.objectives import Task, next_item, sampled_softmax
 from rec_jax.tables import RowOptimizerConfig, TableConfig, init_table, row_optimizer
 from rec_jax.train import mode_dense

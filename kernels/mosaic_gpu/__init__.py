@@ -1,0 +1,1 @@
+"""The `mosaic_gpu` backend: Pallas kernels for Hopper GPUs."""

@@ -1,0 +1,1 @@
+"""The `mosaic_tpu` backend: Pallas kernels for TPUs."""

@@ -1,0 +1,1 @@
+"""The `native` backend: C++ for CPUs, called through XLA's foreign functions."""

@@ -1,0 +1,1 @@
+"""The `xla` backend: plain JAX scans, on every platform."""

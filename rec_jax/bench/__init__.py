@@ -1,0 +1,1 @@
+"""Measurements: kernels, steps and whole trainings beside other programs, and this machine."""

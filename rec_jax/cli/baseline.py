@@ -1,0 +1,110 @@
+"""`rec-jax baseline`: what is solved rather than trained, by the protocol of `evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from rec_jax.cli.options import App
+from rec_jax.cli.show import number, print_json, print_table, say
+from rec_jax.cli.summary import how_measured, recommendations
+from rec_jax.cli.types import DatasetDir, Json, Split, check_split
+from rec_jax.errors import InputError
+from rec_jax.files import write_whole
+from rec_jax.solvers import SOLVERS
+
+app = App()
+
+
+@app.command()
+def baseline(
+    dataset: DatasetDir,
+    model: Annotated[str, typer.Option(
+        metavar="NAME,...", help=f"One or more of {', '.join(SOLVERS)}.")] = ",".join(SOLVERS),
+    tune: Annotated[bool, typer.Option(
+        "--tune", help="Choose settings on the validation split, from small grids.")] = False,
+    config_path: Annotated[Optional[str], typer.Option(  # noqa: UP045
+        "--config", help="TOML file; `rec-jax config keys baseline` lists its keys.")] = None,
+    settings: Annotated[Optional[list[str]], typer.Option(  # noqa: UP045
+        "--set", metavar="KEY=VALUE",
+        help="Set a key, such as ease.ridge=200; may be repeated.")] = None,
+    split: Split = "test",
+    filter_seen: Annotated[Optional[bool], typer.Option(  # noqa: UP045
+        help="Leave out items of the history.")] = None,
+    seen_targets: Annotated[Optional[str], typer.Option(  # noqa: UP045
+        help="What a target is that the history holds, if those are left out: a miss, or its user "
+             "is left out (leave_out).")] = None,
+    recommend: Annotated[Optional[str], typer.Option(  # noqa: UP045
+        metavar="USER", help="Recommend items to a user instead, by one model.")] = None,
+    k: Annotated[int, typer.Option("--k", "-k", help="With --recommend: how many items.")] = 10,
+    out: Annotated[Optional[str], typer.Option(  # noqa: UP045
+        help="JSON file to write; a table (.md) and a plot (.png) go beside it.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Popularity, neighbours, EASE and iALS, ranked as trained models are."""
+    from rec_jax import api, config
+    from rec_jax.solvers.compare import BaselineConfig
+
+    check_split(split)
+    given = {name: value for name, value in (("filter_seen", filter_seen),
+                                             ("seen_targets", seen_targets)) if value is not None}
+    resolved = config.read(BaselineConfig, config_path, {"evaluate": given}, settings or ())
+    if recommend is not None:
+        _recommend(dataset, model, resolved, recommend, k, as_json)
+        return
+    result = api.baseline(dataset, models=model, settings=resolved, tune=tune,
+                          split=split, progress=not as_json)  # type: ignore[arg-type]
+    written = {} if out is None else {"out": _write(out, Path(dataset).name, result)}
+    if as_json:
+        print_json({**written, **result})
+        return
+    _show(result)
+    for path in written.values():
+        say(f"written to {path}")
+
+
+def _recommend(dataset: str, model: str, settings: Any, user: str, k: int,
+               as_json: bool) -> None:
+    from rec_jax import api
+
+    if "," in model:
+        raise InputError("--recommend asks one model; expected --model with one name")
+    found = api.fit_baseline(dataset, model, settings=settings).recommend(user=user, k=k)
+    recommendations(found, as_json)
+
+
+def _write(out: str, name: str, result: dict[str, Any]) -> str:
+    from rec_jax.bench import record as bench_record
+    from rec_jax.solvers import picture
+
+    path = bench_record.record(out, {"dataset": name, **result})
+    write_whole(path.with_suffix(".md"), picture.markdown(result))
+    picture.plot(result, path.with_suffix(".png"))
+    return str(path)
+
+
+def _show(result: dict[str, Any]) -> None:
+    from rec_jax.solvers import picture
+
+    shown = _few(picture.columns(result))
+    columns = ["model", *shown, "fit s", "rank s"]
+    print_table(columns, [
+        [name, *(number(one["metrics"][metric]) for metric in shown),
+         f"{one['fit_seconds']:.1f}", f"{one['rank_seconds']:.1f}"]
+        for name, one in result["models"].items()], numbers=columns[1:])
+    how_measured(result["protocol"], f"fitted on the {result['fitted_on']}.")
+    for name, one in result["models"].items():
+        if "tuned" in one:
+            grid = one["tuned"]["tried"][0]
+            chosen = ", ".join(f"{key} {value}" for key, value in one["settings"].items()
+                               if key in grid)
+            say(f"{name}: {chosen}, chosen by {one['tuned']['metric']} on validation")
+
+
+def _few(names: Sequence[str]) -> list[str]:
+    """HR and NDCG at up to two cut-offs, and MRR: what a page has room for."""
+    return [name for family in ("hr@", "ndcg@", "mrr")
+            for name in [each for each in names if each.startswith(family)][-2:]]

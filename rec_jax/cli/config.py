@@ -1,0 +1,167 @@
+"""`rec-jax config`: the configs that come with the package, and every key that one can have."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import re
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from rec_jax import shipped
+from rec_jax.cli.options import App
+from rec_jax.cli.show import as_is, print_json
+from rec_jax.cli.types import Json
+from rec_jax.errors import InputError
+
+app = App(no_args_is_help=True, help="Show the shipped configs, and the keys of a config.")
+
+_JOBS = {"run": ("rec_jax.run", "RunConfig"),
+         "prepare": ("rec_jax.data.prepare_config", "PrepareConfig"),
+         "synth": ("rec_jax.data.synth", "SynthConfig"),
+         "baseline": ("rec_jax.solvers.compare", "BaselineConfig")}
+
+
+@app.command("list")
+def list_all(as_json: Json = False) -> None:
+    """List the shipped configs; each name works where a config's path does."""
+    found = {name: shipped.about(name) for name in shipped.names()}
+    if as_json:
+        print_json({"configs": [{"name": name, "about": about, "path": str(shipped.locate(name))}
+                                for name, about in found.items()]})
+    else:
+        width = max(map(len, found), default=0)
+        for name, about in found.items():
+            print(as_is(f"{name:{width}}  {about}"))
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a shipped config.")],
+    as_json: Json = False,
+) -> None:
+    """Print a shipped config, to be read or to begin an own one with."""
+    path = shipped.locate(name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"config {path} cannot be read: {error}") from None
+    if as_json:
+        print_json({"name": path.stem, "path": str(path), "text": text})
+    else:
+        print(text, end="")
+
+
+@app.command()
+def keys(
+    job: Annotated[str, typer.Argument(
+        metavar="JOB", help="run, prepare, synth or baseline: whose config.")] = "run",
+    as_json: Json = False,
+) -> None:
+    """Print every key of a config with its type, its default and what it means."""
+    if job not in _JOBS:
+        raise InputError(f"there is no config of {job!r}; expected one of {', '.join(_JOBS)}")
+    module, name = _JOBS[job]
+    found = list(keys_of(getattr(importlib.import_module(module), name)))
+    if as_json:
+        print_json({"job": job, "keys": [dataclasses.asdict(key) for key in found]})
+        return
+    for key in found:
+        only = f"  (kind {key.kind})" if key.kind else ""
+        print(as_is(f"{key.key}: {key.type} = {key.default}{only}"))
+        if key.about:
+            print(as_is(f"    {key.about}"))
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key. kind: the component that has it, where there are several to choose from."""
+
+    key: str
+    type: str
+    default: str
+    about: str
+    kind: str = ""
+
+
+def keys_of(cls: type, prefix: str = "", kind: str = "") -> Iterator[Key]:
+    """The keys of config dataclass `cls` and of those within it, in order."""
+    hints, about = typing.get_type_hints(cls), _abouts(cls)
+    for field in dataclasses.fields(cls):
+        name, text = f"{prefix}{field.name}", about.get(field.name, "")
+        modules = field.metadata.get("modules")
+        nested = None if modules else _nested(hints[field.name])
+        if modules:
+            default = field.default_factory().kind  # type: ignore[misc,operator]
+            yield Key(f"{name}.kind", " or ".join(map(_toml, modules)), _toml(default),
+                      text or "which component", kind)
+            for one, module in modules.items():
+                for key in keys_of(importlib.import_module(module).Config, f"{name}.", one):
+                    if key.key != f"{name}.kind":
+                        yield key
+        elif nested:
+            one, several = nested
+            yield from keys_of(one, f"{name}[]." if several else f"{name}.", kind)
+        else:
+            yield Key(name, _type(hints[field.name]), _default(field), text, kind)
+
+
+def _nested(hint: Any) -> tuple[type, bool] | None:
+    """The dataclass that a field holds, and whether it holds several."""
+    if dataclasses.is_dataclass(hint):
+        return typing.cast(type, hint), False
+    for one in typing.get_args(hint):
+        if dataclasses.is_dataclass(one):
+            return typing.cast(type, one), typing.get_origin(hint) is tuple
+    return None
+
+
+def _type(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_type, arguments))
+    if origin is typing.Literal:
+        return " or ".join(map(_toml, arguments))
+    if origin is tuple:
+        return f"list of {_type(arguments[0])}"
+    return "none" if hint is type(None) else getattr(hint, "__name__", str(hint))
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default is not dataclasses.MISSING:
+        return _toml(field.default)
+    if field.default_factory is not dataclasses.MISSING:
+        return _toml(field.default_factory())
+    return "(must be given)"
+
+
+def _toml(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def _abouts(cls: type) -> dict[str, str]:
+    """What the docstring says of each field: `name: text` or `one, other: text`, and its lines."""
+    found: dict[str, str] = {}
+    names: list[str] = []
+    for line in inspect.cleandoc(cls.__doc__ or "").splitlines():
+        head = re.fullmatch(r"(\w+(?:, \w+)*): (.*)", line)
+        if head:
+            names = head[1].split(", ")
+            found |= dict.fromkeys(names, head[2])
+        elif line.startswith(" ") and names:
+            found |= {name: f"{found[name]} {line.strip()}" for name in names}
+        else:
+            names = []
+    return found

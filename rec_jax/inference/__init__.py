@@ -1,0 +1,1 @@
+"""A trained model at work: ranks, exports, recommendations, on the devices of a mesh."""

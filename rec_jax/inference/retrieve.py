@@ -1,0 +1,214 @@
+"""Recommend items to a known user or after any history."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from rec_jax.data.dataset import Dataset
+from rec_jax.errors import InputError
+from rec_jax.inference.asking import map_rounds, tile_queries
+from rec_jax.inference.histories import (
+    choose_shapes,
+    make_tiles,
+    recent_codes,
+    seen_capacity,
+    tile_shapes,
+)
+from rec_jax.inference.protocol import cold_items
+from rec_jax.inference.served import Served
+from rec_jax.tables import Table
+from rec_jax.tables.tiles import bias_against, top_k_tiles
+
+Best = Callable[..., tuple[jax.Array, jax.Array]]
+"""`best(params, rows, tiles, bias, *, k, filter_seen)`: scores f32 and items int32 `[G, T, k]`.
+
+bias: f32 `[V_padded]`, -inf for items that do not compete, or None."""
+_LEAST = 16
+"""Items that every program lists at least, where the catalogue has them."""
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One item. rank: 1 = best; score: query . item row; title: None where there is none."""
+
+    rank: int
+    item: str
+    title: str | None
+    score: float
+
+
+@dataclass(frozen=True)
+class Recommender:
+    """A trained model in memory: it compiles at its first calls, and answers at once afterwards.
+
+    How often it compiles depends on the lengths of histories, of which there are six classes, and
+    on the powers of two that hold k.
+    """
+
+    served: Served
+
+    def recommend(self, *, user: str | None = None, history: Sequence[str] | None = None,
+                  times: Sequence[int] | None = None, k: int = 10,
+                  filter_seen: bool | None = None) -> list[Recommendation]:
+        """The k best items for a user or after a history; see `rec_jax.recommend`."""
+        return recommend(self.served, user=user, history=history, times=times, k=k,
+                         filter_seen=filter_seen, program=self._program)
+
+    @cached_property
+    def _program(self) -> Best:
+        return _program(self.served)
+
+
+def check_question(user: str | None, history: Sequence[str] | None, k: int,
+                   num_items: int) -> None:
+    """Refuse what nobody can answer.
+
+    Raises:
+      InputError: not exactly one of a user and a history, or k below 1.
+    """
+    if (user is None) == (history is None):
+        raise InputError("recommend needs exactly one of a user and a history")
+    if k < 1:
+        raise InputError(f"k is {k}; expected 1 to {num_items} (the catalogue), or more for all "
+                         "of it")
+
+
+def listed(dataset: Dataset, items: np.ndarray, scores: np.ndarray) -> list[Recommendation]:
+    """Items `[k]` (-1: none) with their scores `[k]`, best first, as a person reads them."""
+    ids, titles = dataset.item_ids(), dataset.titles()
+    return [
+        Recommendation(place + 1, str(ids[item]), None if titles is None else titles[item], score)
+        for place, (item, score) in enumerate(zip(items.tolist(), scores.tolist(), strict=True))
+        if item >= 0
+    ]
+
+
+def recommend(served: Served, *, user: str | None = None, history: Sequence[str] | None = None,
+              times: Sequence[int] | None = None, k: int = 10, filter_seen: bool | None = None,
+              tell: Callable[[str], None] | None = None,
+              program: Best | None = None) -> list[Recommendation]:
+    """The k best items after a history, best first; fewer where no more may be recommended.
+
+    What may be recommended is what the run's evaluation measures: see `evaluate.filter_seen`,
+    which `filter_seen` replaces, and `evaluate.filter_cold`.
+
+    user: a user of the dataset, whose whole history is used; or history: item ids, oldest
+    first. Exactly one of both.
+    times: seconds of the items of `history`; needed where the model reads times. Ratings of such
+      a history are unknown to a model that reads them.
+    tell: is told in one line why there are fewer than k items.
+    program: of `Recommender`, which keeps it from call to call.
+
+    Raises:
+      InputError: unknown user or item, an empty history, times that are missing, fall, or are not
+        as many as the items, or k below 1.
+    """
+    dataset = served.dataset
+    check_question(user, history, k, dataset.num_items)
+    if user is not None and times is not None:
+        raise InputError("times belong to a history; a user of the dataset has their own")
+    reading = served.reading
+    if user is not None:
+        index = int(dataset.user_index([user])[0])
+        end = int(dataset.offsets[index + 1])
+        items = np.asarray(dataset.history(index))
+        when = None if dataset.times is None else np.asarray(
+            dataset.times[dataset.offsets[index]:end])
+    else:
+        end = None
+        given = [history] if isinstance(history, str) else list(history or ())
+        items = np.asarray(dataset.item_index(given))
+        when = None if times is None else _seconds(times, items.size)
+    if items.size == 0:
+        raise InputError("the history is empty; expected at least one item id")
+    if reading.times and (when is None or len(when) != items.size):
+        raise InputError(f"the model reads times: {'no' if when is None else len(when)} times "
+                         f"for {items.size} items; expected one in seconds for each")
+    count = np.array([items.size])
+    shape = tile_shapes(reading.length)[choose_shapes(reading, count)[0]]
+    tiles = make_tiles([items], None, group=1, shape=shape, reading=reading,
+                       times=None if when is None else [when],
+                       codes=[recent_codes(dataset, reading, items, end)],
+                       capacity=seen_capacity(count, shape.users))
+    settings = served.config.evaluate
+    filter_seen = settings.filter_seen if filter_seen is None else filter_seen
+    cold = cold_items(dataset, settings)
+    scores, best = _first(served, program or _program(served), tiles, min(k, dataset.num_items),
+                          filter_seen, cold)
+    if tell is not None and np.sum(best >= 0) < k:
+        tell(_shortfall(int(np.sum(best >= 0)), k, dataset.num_items,
+                        items if filter_seen else items[:0], cold))
+    return listed(dataset, best, scores)
+
+
+def _seconds(times: Sequence[int], count: int) -> np.ndarray:
+    """int64 `[count]`, rising."""
+    values = np.asarray(times)
+    if len(values) != count:
+        raise InputError(f"{len(values)} times for {count} items; expected one for each")
+    if values.size and (values.dtype.kind not in "iuf" or not np.isfinite(values).all()):
+        raise InputError("times are no numbers; expected seconds since 1970")
+    seconds = np.floor(values).astype(np.int64)
+    falls = np.flatnonzero(np.diff(seconds) < 0)
+    if falls.size:
+        first = int(falls[0])
+        raise InputError(f"times fall from {seconds[first]} to {seconds[first + 1]} at item "
+                         f"{first + 2}; expected the oldest item first")
+    return seconds
+
+
+def _shortfall(found: int, k: int, num_items: int, seen: np.ndarray,
+               cold: np.ndarray | None) -> str:
+    """Why `found` items are fewer than `k`. seen: items that may not come again."""
+    out = np.zeros(num_items, bool)
+    out[seen] = True
+    reasons = [f"{out.sum()} are in the history, and seen items are not recommended"]
+    if cold is not None:
+        reasons.append(f"{np.sum(cold & ~out)} others are cold, and do not compete")
+        out |= cold
+    if num_items - int(out.sum()) > found:
+        reasons.append(f"{num_items - int(out.sum()) - found} others have no score")
+    listed = "; ".join(reason for reason in reasons if not reason.startswith("0 "))
+    return (f"{found} instead of {k} items: the catalogue has {num_items}"
+            + (f", of which {listed}" if listed else ""))
+
+
+def _program(served: Served) -> Best:
+    """A jitted function, compiled once for each shape of tiles and each number of items.
+
+    Make it once and keep it: another one compiles again.
+    """
+    num_items, encoder, mesh, over = (
+        served.dataset.num_items, served.encoder, served.mesh, served.over)
+
+    @partial(jax.jit, static_argnames=("k", "filter_seen"))
+    def best(params: Any, rows: jax.Array, tiles: Any, bias: Any, *, k: int, filter_seen: bool
+             ) -> tuple[jax.Array, jax.Array]:
+        table = Table(rows, (), num_items, over)
+
+        def one(tiles: Any) -> tuple[jax.Array, jax.Array]:
+            queries = tile_queries(mesh, encoder, params, table, tiles)
+            seen = (tiles.seen_offsets, tiles.seen_items) if filter_seen else None
+            return top_k_tiles(mesh, queries, table, k, seen, tiles.used, bias=bias)
+
+        return map_rounds(mesh, one, tiles)
+
+    return best
+
+
+def _first(served: Served, program: Best, tiles: Any, k: int, filter_seen: bool,
+           cold: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Scores f32 `[k]` and items int32 `[k]` of the first user of the first tile."""
+    # One program serves many k: a longer list begins with the shorter one.
+    room = min(max(_LEAST, 1 << (k - 1).bit_length()), served.dataset.num_items)
+    bias = None if cold is None else bias_against(cold, served.rows.shape[0], served.mesh,
+                                                  served.over)
+    scores, items = program(served.params, served.rows, tiles, bias, k=room,
+                            filter_seen=filter_seen)
+    return np.asarray(scores)[0, 0, :k], np.asarray(items)[0, 0, :k]

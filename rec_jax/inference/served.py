@@ -1,0 +1,234 @@
+"""A trained model, ready to answer: what evaluation, export and recommendation load from a run.
+
+It lies on a mesh as it did in training, so that what could be trained there can be asked there:
+rows are cut over the same axes, and a process reads no rows but those of its own devices.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from rec_jax.checkpoint import Checkpoints, Damaged, Missing, Opened, Source
+from rec_jax.data.dataset import Dataset
+from rec_jax.data.features import find_features, uses_gaps
+from rec_jax.errors import InputError
+from rec_jax.inference.histories import Reading
+from rec_jax.mesh import (
+    ITEMS,
+    Axes,
+    MeshConfig,
+    fit_mesh,
+    is_first,
+    make_mesh,
+    replicated,
+    row_sharding,
+)
+from rec_jax.model.encoder import INPUTS, Encoder, Params, build_encoder
+from rec_jax.model.encoders import uses_times
+from rec_jax.run import Run, RunConfig, update_of
+from rec_jax.tables import RowMap, init_table, padded_size, rows_over
+from rec_jax.tables.row_map import read_row_map
+from rec_jax.together import together
+
+Tell = Callable[[str], None]
+
+
+def warn(line: str) -> None:
+    """Tells a Python program in a warning."""
+    warnings.warn(line, stacklevel=2)
+
+
+@dataclass(frozen=True)
+class Served:
+    """Weights of one checkpoint with the dataset that they were trained on.
+
+    params: of the encoder, and its rows `INPUTS` if tables are untied.
+    rows: `[V_padded, d]`, row r that of item r, however the run kept them; the rows from
+      `dataset.num_items` on are padding.
+    mesh: where all of it is; over: its axes that cut the rows, and the others hold copies.
+    """
+
+    run: Run
+    config: RunConfig
+    dataset: Dataset
+    encoder: Encoder
+    params: Params
+    rows: jax.Array
+    step: int
+    mesh: Mesh = field(default_factory=lambda: make_mesh(MeshConfig()))
+    over: Axes = (ITEMS,)
+
+    @property
+    def reading(self) -> Reading:
+        """What the model reads of a history."""
+        return reading_of(self.config)
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """Item rows of one checkpoint, left on disk: what an export of items needs.
+
+    source: `[V_padded, d]`, read in ranges of rows; the checkpoint stays as long as this lives.
+    row_map: which of them an item has.
+    inputs: these rows feed the encoder, and are not the items'.
+    """
+
+    run: Run
+    config: RunConfig
+    dataset: Dataset
+    source: Source
+    step: int
+    opened: Opened
+    row_map: RowMap
+    inputs: bool = False
+
+
+def reading_of(config: RunConfig) -> Reading:
+    """What the model of a run reads of a history."""
+    return Reading(config.data.length, hidden_next=not config.objective.causal,
+                   times=uses_times(config.encoder) or uses_gaps(config.features),
+                   features=config.features)
+
+
+def open_rows(folder: Run, *, step: int | None = None, dataset_path: str | None = None,
+              inputs: bool = False) -> StoredRows:
+    """The item rows of the best checkpoint of a run, or of that of `step`; nothing is loaded.
+
+    inputs: those that feed the encoder, of a run with untied tables.
+
+    Raises:
+      InputError: as `load_served`, or tied tables have no such inputs.
+    """
+    return together(lambda: _open_rows(folder, step, dataset_path, inputs))
+
+
+def _open_rows(folder: Run, step: int | None, dataset_path: str | None,
+               inputs: bool) -> StoredRows:
+    config = folder.config()
+    if inputs and config.table.tied:
+        raise InputError(f"run {folder.folder} has one table for inputs and items (table.tied); "
+                         "expected an export of items")
+    dataset = Dataset.open(dataset_path or config.data.path)
+    opened = _open(folder, step)
+    check_dataset(dataset, str(opened.info.extra.get("dataset")))
+    name = "average" if config.train.ema is not None else "model"
+    source = opened.items.get(name, {}).get("['inputs']" if inputs else "['rows']")
+    if source is None or source.shape[1:] != (config.table.dim,) \
+            or source.shape[0] < dataset.num_items:
+        raise InputError(f"checkpoint of step {opened.info.step} in {folder.folder} has no item "
+                         f"rows of {dataset.num_items} x {config.table.dim}")
+    return StoredRows(folder, config, dataset, source, opened.info.step, opened,
+                      row_map_in(opened, dataset.num_items), inputs)
+
+
+def load_served(folder: Run, *, step: int | None = None, dataset_path: str | None = None,
+                mesh: MeshConfig | None = None, tell: Tell = warn) -> Served:
+    """The best checkpoint of a run, or that of `step`, on a mesh; of several processes all call it.
+
+    dataset_path: where the dataset is now, if it moved.
+    mesh: where the model goes; by default the run's mesh, or where the devices here do not form
+      that, the nearest one that they do, of which `tell` is told in one line.
+
+    Raises:
+      InputError: no run, no checkpoint, no such step, another dataset than the run's, or a mesh
+        that the devices here do not form, or that does not cut the table evenly; of several
+        processes all are refused where one is.
+    """
+    return together(lambda: _load(folder, step, dataset_path, mesh, tell))
+
+
+def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshConfig | None,
+          tell: Tell) -> Served:
+    config = folder.config()
+    dataset = Dataset.open(dataset_path or config.data.path)
+    opened = _open(folder, step)
+    check_dataset(dataset, str(opened.info.extra.get("dataset")))
+    over = rows_over(update_of(config, dataset.num_items).mode)
+    chosen = _choose_mesh(config, mesh, dataset.num_items, over, tell)
+    encoder, params = build_encoder(
+        config.encoder, dim=config.table.dim, length=config.data.length,
+        causal=config.objective.causal, precision=config.train.precision, seed=config.seed,
+        features=find_features(config.features, dataset))
+    rows = jax.eval_shape(lambda: init_table(
+        config.table, dataset.num_items, config.seed, chosen, over=over)).rows
+    # Averages are f32, whatever the rows are.
+    name, dtype = ("model", rows.dtype) if config.train.ema is None else ("average", jnp.float32)
+    rows = jax.ShapeDtypeStruct(rows.shape, dtype, sharding=row_sharding(chosen, over))
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=replicated(chosen)), params)
+    like = {"encoder": params, "rows": rows} | ({} if config.table.tied else {INPUTS: rows})
+    row_map, moved = row_map_in(opened, dataset.num_items), {}
+    if not row_map.identity:
+        items = row_map.ids(np.arange(dataset.num_items))
+        moved = {"['rows']": items, f"['{INPUTS}']": items}
+    model = opened.restore({name: like}, widen=True, moved=moved)[name]
+    if not config.table.tied:
+        model["encoder"][INPUTS] = model[INPUTS]
+    return Served(folder, config, dataset, encoder, model["encoder"], model["rows"],
+                  opened.info.step, chosen, over)
+
+
+def _choose_mesh(config: RunConfig, asked: MeshConfig | None, num_items: int, over: Axes,
+                 tell: Tell) -> Mesh:
+    """The mesh that is asked for, or the run's, or what is most like it here, which is told."""
+    if asked is not None:
+        return make_mesh(asked)
+    total, trained = padded_size(num_items), config.mesh
+
+    def pieces(mesh: MeshConfig) -> int:
+        return mesh.items if over == (ITEMS,) else mesh.data * mesh.items
+
+    found = fit_mesh(trained, lambda mesh: total % pieces(mesh) == 0)
+    if found != trained and is_first():
+        count, processes = jax.device_count(), jax.process_count()
+        there = f"{count} device{'s' * (count > 1)}" + (
+            f" in {processes} processes" if processes > 1 else "")
+        tell(f"the run's mesh {trained} has {trained.data * trained.items} devices, and here "
+             f"{'are' if count > 1 else 'is'} {there} ({jax.default_backend()}): the model is on "
+             f"mesh {found}, with {total // pieces(found):,} of {total:,} rows a device")
+    return make_mesh(found)
+
+
+def _open(folder: Run, step: int | None) -> Opened:
+    """The best checkpoint, or that of `step`, which no process removes while it is read."""
+    if not folder.checkpoints.is_dir():
+        raise InputError(f"run {folder.folder} has no checkpoint yet")
+    with Checkpoints(folder.checkpoints, read_only=True) as checkpoints:
+        while True:
+            chosen = checkpoints.best() if step is None else step
+            if chosen is None:
+                raise InputError(f"run {folder.folder} has no checkpoint yet")
+            try:
+                return checkpoints.open(chosen)
+            except Missing:  # there is no such step, or it was removed since it was chosen
+                if step is not None:
+                    raise InputError(f"run {folder.folder} has no checkpoint of step {step}; it "
+                                     f"has {', '.join(map(str, checkpoints.steps()))}") from None
+
+
+def row_map_in(opened: Opened, num_items: int) -> RowMap:
+    """Which rows of a checkpoint its items have; their own where it is older than that question.
+
+    Raises:
+      Damaged: it says nothing usable.
+    """
+    try:
+        return read_row_map(opened.info.extra.get("row_map"), num_items)
+    except (KeyError, TypeError, ValueError) as error:
+        raise Damaged(f"checkpoint {opened.name} says nothing usable of the order of its rows: "
+                      f"{type(error).__name__} {error}") from None
+
+
+def check_dataset(dataset: Dataset, expected: str) -> None:
+    """Refuse a dataset whose content is not the one that was trained on."""
+    found = dataset.split_hash
+    if found != expected:
+        raise InputError(f"dataset {dataset.folder} has content hash {found[:12]}, but the run was "
+                         f"trained on {expected[:12]}; prepare it as it was, or start a new run")

@@ -1,0 +1,120 @@
+"""An encoder as plain arrays: build it, and apply it to item vectors.
+
+`flax.nnx` modules describe the encoders; everything that stores or updates them (optimizer,
+checkpoint, moving average) sees a flat dict `path -> array`. This file is the bridge, and where
+an encoder that sees the future gets the vector that stands for a hidden item.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rec_jax import streams
+from rec_jax.data.features import Feature
+from rec_jax.errors import InputError
+from rec_jax.model.encoders import EncoderConfig, Inputs
+from rec_jax.model.features import add_features, init_tables
+
+Params = dict[str, jax.Array]
+"""Encoder parameters by path, such as `blocks/0/qkv/kernel`."""
+
+MASK = "mask"
+"""Path of the vector `[d]` that an encoder reads in place of a hidden item's."""
+
+INPUTS = "inputs"
+"""Name beside them of the item rows `[V_padded, d]` that feed the encoder, where they are not the
+softmax's (untied tables)."""
+
+DTYPES: dict[str, Any] = {"f32": jnp.float32, "bf16": jnp.bfloat16}
+
+
+class Encoder(NamedTuple):
+    """The static part of an encoder; parameters travel beside it."""
+
+    graph: nnx.GraphDef
+    template: Any  # nnx.State of shapes, in the order of `paths`
+    paths: tuple[str, ...]
+    features: tuple[Feature, ...] = ()
+
+    def __call__(self, params: Params, vectors: jax.Array, inputs: Inputs,
+                 key: jax.Array | None = None, hidden: jax.Array | None = None,
+                 at: jax.Array | None = None) -> jax.Array:
+        """Item vectors `[B, L, d]` -> queries `[B, L, d]`; no key, no dropout.
+
+        hidden: bool `[B, L]`, places whose item the encoder may not see; not for causal ones.
+        at: int32 `[B, C]`, places whose queries `[B, C, d]` are wanted, without dropout.
+        """
+        if hidden is not None:
+            vectors = jnp.where(hidden[..., None], params[MASK].astype(vectors.dtype), vectors)
+        vectors = add_features(self.features, params, vectors, inputs, hidden)
+        if hidden is not None and inputs.times is not None:
+            inputs = inputs._replace(times=visible_times(inputs, hidden))
+        leaves = [params[path] for path in self.paths]
+        state = jax.tree.unflatten(jax.tree.structure(self.template), leaves)
+        return nnx.merge(self.graph, state)(vectors, inputs._replace(features=None), key, at)
+
+
+def visible_times(inputs: Inputs, hidden: jax.Array) -> jax.Array:
+    """Times int32 `[B, L]` of which a hidden item has that of the last one seen before it.
+
+    When an item that is not known yet will come is not known either; and what is hidden in
+    training must look like what is asked afterwards. They count from the segment's first item
+    that is seen, since the distances to a hidden one would tell its own time; up to there they
+    are 0.
+    """
+    assert inputs.times is not None
+    length = hidden.shape[1]
+    place = jnp.arange(length)
+    begin = place - inputs.positions
+    # Places rise from segment to segment, so the largest seen so far is never another's.
+    last = jax.lax.cummax(jnp.where(hidden, begin, place), axis=1)
+    # A segment with none that is seen finds one of the next: nothing of it is asked for then.
+    first = jax.lax.cummin(jnp.where(hidden, length - 1, place), axis=1, reverse=True)
+    first = jnp.take_along_axis(first, begin, axis=1)
+    when, start = (jnp.take_along_axis(inputs.times, at, axis=1) for at in (last, first))
+    return jnp.where(first <= last, when - start, 0)
+
+
+def build_encoder(config: EncoderConfig, *, dim: int, length: int, causal: bool, precision: str,
+                  seed: int, features: Sequence[Feature] = ()) -> tuple[Encoder, Params]:
+    """The encoder of `config` and its initial parameters (f32), drawn from `seed`.
+
+    One that is not causal has a parameter `mask` more, for the places that are hidden from it;
+    and there is one table more for each of `features`.
+    """
+    module = config.build(dim=dim, length=length, causal=causal, dtype=DTYPES[precision],
+                          rngs=nnx.Rngs(streams.of_run(seed, streams.PARAMETERS)))
+    graph, state = nnx.split(module)
+    flat = jax.tree.leaves_with_path(state)
+    paths = tuple(_name(path) for path, _ in flat)
+    template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+    for path in paths:
+        if path in (MASK, INPUTS) or path.startswith("features/"):
+            raise InputError(f"encoder {config.kind!r} has a parameter {path!r}, which is the name "
+                             "of something beside an encoder; expected another name")
+    params = dict(zip(paths, (leaf for _, leaf in flat), strict=True))
+    if not causal:
+        key = streams.of_run(seed, streams.MASK)
+        params[MASK] = 0.02 * jax.random.normal(key, (dim,))
+    params |= init_tables(features, dim, seed)
+    return Encoder(graph, template, paths, tuple(features)), params
+
+
+def encode(encoder: Encoder, params: Params, rows: jax.Array, items: jax.Array,
+           inputs: Inputs, key: jax.Array | None = None,
+           hidden: jax.Array | None = None, at: jax.Array | None = None) -> jax.Array:
+    """Histories `[B, L]` of items -> queries `[B, L, d]`, rows gathered from `[V_padded, d]`, or
+    from `params[INPUTS]` where the model has it; `hidden`, `at`: see `Encoder`."""
+    rows = params.get(INPUTS, rows)
+    return encoder(params, jnp.take(rows, items, axis=0), inputs, key, hidden, at)
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    parts = [str(getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", entry))))
+             for entry in path]
+    return "/".join(part for part in parts if part not in ("value", ".value"))

@@ -1,0 +1,68 @@
+"""What every encoder takes and gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Inputs(NamedTuple):
+    """The layout of a batch of (packed) histories; every array is `[B, L]`.
+
+    segments: int32, 0 = padding, 1.. = the user within the row; a segment's places stand side by
+      side, and attention stays inside one.
+    positions: int32, restart at 0 for each segment.
+    times: int32, seconds from the segment's first item to each, at most 2^31 - 1; an encoder gets
+      them from the first item that is not hidden. None where its config does not say `uses_times`
+      and no feature needs them.
+    features: codes int32 `[B, L, K]` of side features by path; added to the item vectors before
+      an encoder sees them, see `rec_jax.model.features`.
+    """
+
+    segments: jax.Array
+    positions: jax.Array
+    times: jax.Array | None = None
+    features: Mapping[str, jax.Array] | None = None
+
+
+Encoder = Callable[..., jax.Array]
+"""`encoder(vectors [B, L, d], inputs, key=None, at=None) -> queries [B, L, d]`.
+
+No key, no dropout. at: int32 `[B, C]`, the places whose queries are wanted, `[B, C, d]`: the last
+block then computes no others. Without dropout only.
+"""
+
+
+class EncoderConfig(Protocol):
+    """The frozen dataclass beside an encoder.
+
+    A property `uses_times` that is true asks for `Inputs.times`; see `uses_times`.
+    """
+
+    @property
+    def kind(self) -> str: ...
+
+    def build(self, *, dim: int, length: int, causal: bool, dtype: jax.typing.DTypeLike,
+              rngs: nnx.Rngs) -> nnx.Module:
+        """A module of width `dim` for histories of at most `length` items.
+
+        Raises:
+          InputError: where the settings do not fit `dim`.
+        """
+        ...
+
+
+def at_places(x: jax.Array, at: jax.Array | None) -> jax.Array:
+    """x `[B, L, ...]` at places `at` `[B, C]` as `[B, C, ...]`; all of it where `at` is None."""
+    if at is None:
+        return x
+    return jnp.take_along_axis(x, at.reshape(*at.shape, *[1] * (x.ndim - 2)), axis=1)
+
+
+def uses_times(config: EncoderConfig) -> bool:
+    """Whether an encoder reads `Inputs.times`; one that does not say so does not."""
+    return bool(getattr(config, "uses_times", False))

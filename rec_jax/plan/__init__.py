@@ -1,0 +1,1 @@
+"""What a step will need: computed from a config, and proved by compiling it."""
