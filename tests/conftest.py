@@ -24,6 +24,7 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
+from command import rec_jax  # noqa: F401 (a fixture of all tests)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_cli import Command, one_object, rec_jax, refused  # noqa: F401 (a fixture)
+from command import Command, one_object, refused
 
 from rec_jax import shipped
 from rec_jax.cli.config import keys_of
@@ -36,7 +36,7 @@ def test_another_folder_s_file_is_not_taken_for_a_shipped_one(tmp_path: Path) ->
         shipped.locate(tmp_path / "ml100k.toml")
 
 
-def test_a_plan_takes_a_name(rec_jax: Command) -> None:  # noqa: F811
+def test_a_plan_takes_a_name(rec_jax: Command) -> None:
     plan = one_object(rec_jax("plan", "ml100k", "--items", "1000", "--json"))
     assert plan["rows"] >= 1000
     for wrong in ("nan", "inf", "0"):
@@ -44,7 +44,7 @@ def test_a_plan_takes_a_name(rec_jax: Command) -> None:  # noqa: F811
     assert "--dim is 0" in refused(rec_jax("plan", "ml100k", "--items", "9", "--dim", "0"))
 
 
-def test_the_list_has_a_line_for_each_file(rec_jax: Command) -> None:  # noqa: F811
+def test_the_list_has_a_line_for_each_file(rec_jax: Command) -> None:
     ended = rec_jax("config", "list")
     names = sorted(path.stem for path in CONFIGS.glob("*.toml"))
     assert [line.split()[0] for line in ended.out.splitlines()] == names
@@ -53,13 +53,13 @@ def test_the_list_has_a_line_for_each_file(rec_jax: Command) -> None:  # noqa: F
     assert all(0 < len(entry["about"]) < 170 for entry in listed)
 
 
-def test_a_config_is_shown_as_it_is(rec_jax: Command) -> None:  # noqa: F811
+def test_a_config_is_shown_as_it_is(rec_jax: Command) -> None:
     text = (CONFIGS / "ml1m.toml").read_text()
     assert rec_jax("config", "show", "ml1m").out == text
     assert one_object(rec_jax("config", "show", "ml1m", "--json"))["text"] == text
 
 
-def test_every_key_is_explained(rec_jax: Command) -> None:  # noqa: F811
+def test_every_key_is_explained(rec_jax: Command) -> None:
     from rec_jax.data.prepare_config import PrepareConfig
     from rec_jax.run import RunConfig
 

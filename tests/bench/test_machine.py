@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import pytest
-from test_cli import Command, rec_jax  # noqa: F401 (a fixture)
+from command import Command
 
 import rec_jax as package
 from rec_jax.bench import machine
@@ -54,7 +54,7 @@ def test_each_backend_has_its_time_or_its_refusal(told: dict[str, Any]) -> None:
     assert set(found["machine"]) >= {"cpu", "isa", "cores", "memory_bytes"}
 
 
-def test_the_verb_shows_the_same(rec_jax: Command, told: dict[str, Any]) -> None:  # noqa: F811
+def test_the_verb_shows_the_same(rec_jax: Command, told: dict[str, Any]) -> None:
     ended = rec_jax("doctor", "--json")
     assert ended.code == 0 and json.loads(ended.out) == json.loads(json.dumps(package.doctor()))
     ended = rec_jax("doctor")

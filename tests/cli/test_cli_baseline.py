@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from test_cli import Command, one_object, rec_jax, refused  # noqa: F401 (a fixture)
+from command import Command, one_object, refused
 
 FAST = ("--set", "ials.dim=4", "--set", "ials.sweeps=2")
 
 
-def test_a_table_of_all_models_and_files_beside_it(rec_jax: Command,  # noqa: F811
+def test_a_table_of_all_models_and_files_beside_it(rec_jax: Command,
                                                    tiny_dataset: Path) -> None:
     ended = rec_jax("baseline", tiny_dataset, *FAST, "--out", "b.json", "--no-filter-seen")
     assert ended.code == 0, ended
@@ -25,7 +25,7 @@ def test_a_table_of_all_models_and_files_beside_it(rec_jax: Command,  # noqa: F8
     assert "| ease | " in Path("b.md").read_text()
 
 
-def test_one_json_object(rec_jax: Command, tiny_dataset: Path) -> None:  # noqa: F811
+def test_one_json_object(rec_jax: Command, tiny_dataset: Path) -> None:
     found = one_object(rec_jax("baseline", tiny_dataset, "--model", "ease,popularity", "--json",
                                "--split", "valid", "--tune"))
     assert list(found["models"]) == ["ease", "popularity"]
@@ -48,18 +48,18 @@ def test_one_json_object(rec_jax: Command, tiny_dataset: Path) -> None:  # noqa:
     (("--recommend", "u5", "--model", "ease", "-k", "0"), "--k is 0"),
     (("--recommend", "nobody", "--model", "ease"), "user id 'nobody' is not in the vocabulary"),
 ])
-def test_bad_input_is_one_line(rec_jax: Command, tiny_dataset: Path,  # noqa: F811
+def test_bad_input_is_one_line(rec_jax: Command, tiny_dataset: Path,
                                arguments: tuple[str, ...], expected: str) -> None:
     assert expected in refused(rec_jax("baseline", tiny_dataset, *arguments))
 
 
-def test_keys_are_listed(rec_jax: Command) -> None:  # noqa: F811
+def test_keys_are_listed(rec_jax: Command) -> None:
     out = rec_jax("config", "keys", "baseline").out
     assert "ease.ridge: float = 500.0" in out and "evaluate.seen_targets" in out
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_the_option_alone_means_popularity(rec_jax: Command, tiny_run: Path,  # noqa: F811
+def test_the_option_alone_means_popularity(rec_jax: Command, tiny_run: Path,
                                            before: bool) -> None:
     words = ("--baseline", tiny_run) if before else (tiny_run, "--baseline")
     found = one_object(rec_jax("evaluate", *words, "--json"))
@@ -69,7 +69,7 @@ def test_the_option_alone_means_popularity(rec_jax: Command, tiny_run: Path,  # 
         assert "popularity_baseline" not in found
 
 
-def test_names_are_shown_beside_the_model(rec_jax: Command, tiny_run: Path,  # noqa: F811
+def test_names_are_shown_beside_the_model(rec_jax: Command, tiny_run: Path,
                                           tiny_dataset: Path) -> None:
     found = one_object(rec_jax("evaluate", "--baseline", "ease,popularity", tiny_run, "--json"))
     same = one_object(rec_jax("baseline", tiny_dataset, "--model", "ease", "--json"))

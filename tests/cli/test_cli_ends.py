@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_cli import Command, rec_jax  # noqa: F401 (a fixture)
+from command import Command
 
 from rec_jax import shipped
 
@@ -85,7 +85,7 @@ def test_shells_can_complete() -> None:
     assert ended.stdout.split() == [b"checkpoint"]
 
 
-def test_ctrl_c_is_one_line(rec_jax: Command, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_ctrl_c_is_one_line(rec_jax: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted() -> list[str]:
         raise KeyboardInterrupt
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_cli import Command, one_object, rec_jax  # noqa: F401 (a fixture)
+from command import Command, one_object
 
 ITEMS = ["[sku1] shoe", "[/x] hat", "plain", "b:key:c", "Amélie <b>", "[bold]f"]
 CONFIG = """
@@ -55,7 +55,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def there(rec_jax: Command, workplace: Path,  # noqa: F811
+def there(rec_jax: Command, workplace: Path,
           monkeypatch: pytest.MonkeyPatch) -> Command:
     monkeypatch.chdir(workplace)
     monkeypatch.setenv("COLUMNS", "100")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_cli import Command, rec_jax, refused  # noqa: F401 (a fixture)
+from command import Command, refused
 
 from rec_jax.cli.options import translate
 
@@ -14,7 +14,7 @@ USUAL = ("prepare", "log.csv", "--out", "d", "--user", "who", "--item", "what")
 
 
 @pytest.fixture
-def log(rec_jax: Command) -> Command:  # noqa: F811
+def log(rec_jax: Command) -> Command:
     Path("log.csv").write_text(LOG)
     return rec_jax
 
@@ -92,6 +92,6 @@ def test_a_word_that_is_no_key_stays() -> None:
     (("config", "show", "ml100kk"), "did you mean 'ml100k'?"),
     (("config", "keys", "x"), "expected one of run, prepare, synth"),
 ])
-def test_a_misused_command_is_one_line(rec_jax: Command, arguments: tuple[str, ...],  # noqa: F811
+def test_a_misused_command_is_one_line(rec_jax: Command, arguments: tuple[str, ...],
                                        expected: str) -> None:
     assert expected in refused(rec_jax(*arguments))

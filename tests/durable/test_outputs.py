@@ -9,47 +9,16 @@ import os
 import resource
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
+from command import Command, Ended
 
-from rec_jax.cli import app as cli
 from rec_jax.data.arrays import read_flat
 from rec_jax.inference.export import WRITERS
-
-
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Ended]
-
-
-@pytest.fixture
-def rec_jax(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-            tmp_path: Path) -> Command:
-    """`rec_jax("synth", "a.parquet")` runs the command in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # main sets its own
-
-    def run(*arguments: object) -> Ended:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["rec-jax", *map(str, arguments)])
-        code: Any = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code or 0
-        captured = capsys.readouterr()
-        return Ended(code, captured.out, captured.err)
-
-    return run
 
 
 def one_line(ended: Ended, code: int) -> str:
