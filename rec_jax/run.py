@@ -24,8 +24,8 @@ from rec_jax.model.encoders import ENCODERS
 from rec_jax.model.optimizer import OptimizerConfig
 from rec_jax.objectives import OBJECTIVES
 from rec_jax.ranges import above, at_least, between, check
-from rec_jax.tables import TableConfig
-from rec_jax.tables.choose import Choice, choose_update
+from rec_jax.tables import INPUTS, ITEMS, TableConfig
+from rec_jax.tables.choose import Choice, Mode, choose_update
 
 END_SECONDS = 5.0
 """How long to wait for the lock of a process that may just have been killed."""
@@ -178,10 +178,22 @@ class RunConfig:
 def update_of(config: RunConfig, num_items: int) -> Choice:
     """How the item table of a run is updated, and why."""
     positions = config.train.rows * config.data.length
-    touched = (None if config.objective.num_negatives is None
+    touched = (None if config.objective.needs.normaliser
                else 2 * positions + config.objective.drawn(positions))
     return choose_update(config.table, num_items=num_items, touched=touched,
                          clips_global_norm=config.optimizer.clip is not None)
+
+
+def tables_of(config: RunConfig) -> dict[str, TableConfig]:
+    """The tables of a run by name, with their settings."""
+    return {ITEMS: config.table, **({} if config.table.tied else {INPUTS: config.table})}
+
+
+def modes_of(config: RunConfig, mode: Mode) -> dict[str, Mode]:
+    """How each table of a run trains, where that of the items trains in `mode`. Of the others a
+    step reads rows by their ids, and never scores all of them."""
+    return {name: mode if name == ITEMS or mode == "dense" else "sparse"
+            for name in tables_of(config)}
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from jax.sharding import Mesh, PartitionSpec
 
 from rec_jax.inference.histories import Tiles
 from rec_jax.mesh import BOTH, replicated
-from rec_jax.model.encoder import INPUTS, Encoder, Params
+from rec_jax.model.encoder import Encoder, Params
 from rec_jax.model.encoders import Inputs
-from rec_jax.tables import Table
+from rec_jax.tables import INPUTS, Table
 from rec_jax.tables.on_mesh import island
 from rec_jax.tables.tiles import map_used, rows_of
 

@@ -32,9 +32,8 @@ from rec_jax.inference.histories import Tiles, iterate_tiles
 from rec_jax.inference.served import Served, StoredRows
 from rec_jax.jsons import dumps
 from rec_jax.mesh import is_first, replicated
-from rec_jax.model.encoder import INPUTS
 from rec_jax.progress import Reporter, Silent
-from rec_jax.tables import Table
+from rec_jax.tables import INPUTS, Table
 from rec_jax.tables.tiles import rows_of
 from rec_jax.together import together, wait_for_all
 

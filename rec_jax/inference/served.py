@@ -16,12 +16,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rec_jax.checkpoint import Checkpoints, Damaged, Missing, Opened, Source
+from rec_jax.checkpoint.older import with_named_tables
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.features import find_features, uses_gaps
 from rec_jax.errors import InputError
 from rec_jax.inference.histories import Reading
+from rec_jax.mesh import ITEMS as ITEMS_AXIS
 from rec_jax.mesh import (
-    ITEMS,
     Axes,
     MeshConfig,
     fit_mesh,
@@ -30,10 +31,10 @@ from rec_jax.mesh import (
     replicated,
     row_sharding,
 )
-from rec_jax.model.encoder import INPUTS, Encoder, Params, build_encoder
+from rec_jax.model.encoder import Encoder, Params, build_encoder, with_tables
 from rec_jax.model.encoders import uses_times
-from rec_jax.run import Run, RunConfig, update_of
-from rec_jax.tables import RowMap, init_table, padded_size, rows_over
+from rec_jax.run import Run, RunConfig, tables_of, update_of
+from rec_jax.tables import INPUTS, ITEMS, RowMap, init_table, padded_size, rows_over
 from rec_jax.tables.row_map import read_row_map
 from rec_jax.together import together
 
@@ -49,7 +50,7 @@ def warn(line: str) -> None:
 class Served:
     """Weights of one checkpoint with the dataset that they were trained on.
 
-    params: of the encoder, and its rows `INPUTS` if tables are untied.
+    params: of the encoder, and the rows of tables that feed it beside them.
     rows: `[V_padded, d]`, row r that of item r, however the run kept them; the rows from
       `dataset.num_items` on are padding.
     mesh: where all of it is; over: its axes that cut the rows, and the others hold copies.
@@ -63,7 +64,7 @@ class Served:
     rows: jax.Array
     step: int
     mesh: Mesh = field(default_factory=lambda: make_mesh(MeshConfig()))
-    over: Axes = (ITEMS,)
+    over: Axes = (ITEMS_AXIS,)
 
     @property
     def reading(self) -> Reading:
@@ -119,7 +120,8 @@ def _open_rows(folder: Run, step: int | None, dataset_path: str | None,
     opened = _open(folder, step)
     check_dataset(dataset, str(opened.info.extra.get("dataset")))
     name = "average" if config.train.ema is not None else "model"
-    source = opened.items.get(name, {}).get("['inputs']" if inputs else "['rows']")
+    source = opened.items.get(name, {}).get(
+        f"['tables']['{INPUTS if inputs else ITEMS}']")
     if source is None or source.shape[1:] != (config.table.dim,) \
             or source.shape[0] < dataset.num_items:
         raise InputError(f"checkpoint of step {opened.info.step} in {folder.folder} has no item "
@@ -163,15 +165,15 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
     rows = jax.ShapeDtypeStruct(rows.shape, dtype, sharding=row_sharding(chosen, over))
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=replicated(chosen)), params)
-    like = {"encoder": params, "rows": rows} | ({} if config.table.tied else {INPUTS: rows})
+    tables = tables_of(config)
     row_map, moved = row_map_in(opened, dataset.num_items), {}
     if not row_map.identity:
         items = row_map.ids(np.arange(dataset.num_items))
-        moved = {"['rows']": items, f"['{INPUTS}']": items}
+        moved = {f"['tables']['{table}']": items for table in tables}
+    like = {"encoder": params, "tables": dict.fromkeys(tables, rows)}
     model = opened.restore({name: like}, widen=True, moved=moved)[name]
-    if not config.table.tied:
-        model["encoder"][INPUTS] = model[INPUTS]
-    return Served(folder, config, dataset, encoder, model["encoder"], model["rows"],
+    return Served(folder, config, dataset, encoder,
+                  with_tables(model["encoder"], model["tables"]), model["tables"][ITEMS],
                   opened.info.step, chosen, over)
 
 
@@ -183,7 +185,7 @@ def _choose_mesh(config: RunConfig, asked: MeshConfig | None, num_items: int, ov
     total, trained = padded_size(num_items), config.mesh
 
     def pieces(mesh: MeshConfig) -> int:
-        return mesh.items if over == (ITEMS,) else mesh.data * mesh.items
+        return mesh.items if over == (ITEMS_AXIS,) else mesh.data * mesh.items
 
     found = fit_mesh(trained, lambda mesh: total % pieces(mesh) == 0)
     if found != trained and is_first():
@@ -206,7 +208,7 @@ def _open(folder: Run, step: int | None) -> Opened:
             if chosen is None:
                 raise InputError(f"run {folder.folder} has no checkpoint yet")
             try:
-                return checkpoints.open(chosen)
+                return with_named_tables(checkpoints.open(chosen))
             except Missing:  # there is no such step, or it was removed since it was chosen
                 if step is not None:
                     raise InputError(f"run {folder.folder} has no checkpoint of step {step}; it "

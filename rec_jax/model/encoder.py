@@ -7,7 +7,8 @@ an encoder that sees the future gets the vector that stands for a hidden item.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,9 @@ from rec_jax import streams
 from rec_jax.data.features import Feature
 from rec_jax.errors import InputError
 from rec_jax.model.encoders import EncoderConfig, Inputs
+from rec_jax.model.encoders.base import at_places
 from rec_jax.model.features import add_features, init_tables
+from rec_jax.tables import INPUTS, USERS
 
 Params = dict[str, jax.Array]
 """Encoder parameters by path, such as `blocks/0/qkv/kernel`."""
@@ -26,20 +29,24 @@ Params = dict[str, jax.Array]
 MASK = "mask"
 """Path of the vector `[d]` that an encoder reads in place of a hidden item's."""
 
-INPUTS = "inputs"
-"""Name beside them of the item rows `[V_padded, d]` that feed the encoder, where they are not the
-softmax's (untied tables)."""
+TABLES = (INPUTS, USERS)
+"""Names beside them of rows `[V_padded, d]` that feed the encoder: of `INPUTS` where they are not
+those that a loss scores (untied tables), of `USERS` where it reads who asks."""
 
 DTYPES: dict[str, Any] = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 
 
 class Encoder(NamedTuple):
-    """The static part of an encoder; parameters travel beside it."""
+    """The static part of an encoder; parameters travel beside it.
+
+    takes_places: its module computes the queries of asked places alone; see `encoders.base`.
+    """
 
     graph: nnx.GraphDef
     template: Any  # nnx.State of shapes, in the order of `paths`
     paths: tuple[str, ...]
     features: tuple[Feature, ...] = ()
+    takes_places: bool = True
 
     def __call__(self, params: Params, vectors: jax.Array, inputs: Inputs,
                  key: jax.Array | None = None, hidden: jax.Array | None = None,
@@ -56,7 +63,11 @@ class Encoder(NamedTuple):
             inputs = inputs._replace(times=visible_times(inputs, hidden))
         leaves = [params[path] for path in self.paths]
         state = jax.tree.unflatten(jax.tree.structure(self.template), leaves)
-        return nnx.merge(self.graph, state)(vectors, inputs._replace(features=None), key, at)
+        module = nnx.merge(self.graph, state)
+        inputs = inputs._replace(features=None)
+        if self.takes_places:
+            return module(vectors, inputs, key, at)
+        return at_places(module(vectors, inputs, key), at)
 
 
 def visible_times(inputs: Inputs, hidden: jax.Array) -> jax.Array:
@@ -94,7 +105,7 @@ def build_encoder(config: EncoderConfig, *, dim: int, length: int, causal: bool,
     paths = tuple(_name(path) for path, _ in flat)
     template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
     for path in paths:
-        if path in (MASK, INPUTS) or path.startswith("features/"):
+        if path in (MASK, *TABLES) or path.startswith("features/"):
             raise InputError(f"encoder {config.kind!r} has a parameter {path!r}, which is the name "
                              "of something beside an encoder; expected another name")
     params = dict(zip(paths, (leaf for _, leaf in flat), strict=True))
@@ -102,7 +113,13 @@ def build_encoder(config: EncoderConfig, *, dim: int, length: int, causal: bool,
         key = streams.of_run(seed, streams.MASK)
         params[MASK] = 0.02 * jax.random.normal(key, (dim,))
     params |= init_tables(features, dim, seed)
-    return Encoder(graph, template, paths, tuple(features)), params
+    takes_places = "at" in inspect.signature(module.__call__).parameters
+    return Encoder(graph, template, paths, tuple(features), takes_places), params
+
+
+def with_tables(params: Params, tables: Mapping[str, jax.Array]) -> Params:
+    """The parameters with the rows of those `tables` beside them that feed an encoder."""
+    return {**params, **{name: tables[name] for name in TABLES if name in tables}}
 
 
 def encode(encoder: Encoder, params: Params, rows: jax.Array, items: jax.Array,

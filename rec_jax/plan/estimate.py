@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 
 from rec_jax.data.features import planned_features
 from rec_jax.devices import (
@@ -23,7 +22,8 @@ from rec_jax.devices import (
 )
 from rec_jax.errors import InputError
 from rec_jax.model.encoder import build_encoder
-from rec_jax.plan.messages import Cut, Sizes, messages, negatives_of
+from rec_jax.plan.messages import Cut, Sizes, messages
+from rec_jax.plan.shapes import drawn_rows, task_shapes
 from rec_jax.run import RunConfig, update_of
 from rec_jax.tables.choose import trained_by
 from rec_jax.tables.table import padded_size
@@ -91,14 +91,15 @@ def make_plan(config: RunConfig, num_items: int, devices: Devices) -> Plan:
     width = {"f32": 4, "bf16": 2}[table.dtype]
     compute = {"f32": 4, "bf16": 2}[settings.precision]
     positions = settings.rows * config.data.length
-    predicted = _predicted(config)
+    task = task_shapes(config, num_items)
+    predicted = math.prod(task.targets.shape)
     micro = positions / settings.accumulate / count
     parameters = _encoder_parameters(config)
     objective = config.objective
-    sampled = objective.num_negatives is not None
-    drawn, alike = negatives_of(config, num_items, predicted)
-    pairs = objective.pairs(positions) if sampled else predicted * rows
-    mined = objective.mined if sampled else 0  # each device's shard is scanned for all of them
+    sampled = not objective.needs.normaliser
+    drawn, alike = drawn_rows(task)
+    pairs = objective.pairs(predicted, rows)
+    mined = objective.needs.search  # each device's shard is scanned for all of them
 
     per_row, constant = _STATE[table.optimizer.kind]
     shards = count if mode == "streamed" else items  # ranges that the rows are cut into
@@ -210,16 +211,6 @@ def _encoder_parameters(config: RunConfig) -> int:
         causal=config.objective.causal, precision=config.train.precision, seed=0,
         features=planned_features(config.features))[1])
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
-
-
-def _predicted(config: RunConfig) -> int:
-    """Positions of a step whose queries reach the loss, from shapes alone."""
-    settings = config.train
-    place = jax.ShapeDtypeStruct((settings.rows // settings.accumulate, config.data.length),
-                                 jnp.int32)
-    task = jax.eval_shape(lambda *batch: config.objective.task(*batch, jax.random.key(0)),
-                          place, place, place)
-    return settings.accumulate * math.prod(task.targets.shape)
 
 
 def _activation_bytes(config: RunConfig, compute: int) -> float:

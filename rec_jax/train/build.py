@@ -22,7 +22,7 @@ from rec_jax.mesh import ITEMS, Axes, make_mesh
 from rec_jax.metrics import rank_metrics
 from rec_jax.model.encoder import Encoder, build_encoder
 from rec_jax.model.optimizer import dense_optimizer, schedule
-from rec_jax.run import RunConfig, update_of
+from rec_jax.run import RunConfig, modes_of, tables_of, update_of
 from rec_jax.tables import RowMap, init_table, row_optimizer, rows_over
 from rec_jax.tables.choose import Choice
 from rec_jax.tables.row_map import row_map_of
@@ -87,26 +87,24 @@ def build(config: RunConfig) -> Built:
         features=find_features(config.features, dataset))
     choice = update_of(config, dataset.num_items)
     optimizer = dense_optimizer(config.optimizer, horizon.total)
-    row_state = None if choice.mode == "dense" else row_optimizer(config.table.optimizer)
-    table, *inputs = (
-        init_table(config.table, dataset.num_items, config.seed, mesh, optimizer=row_state,
-                   second=second, over=rows_over(choice.mode),
-                   row_map=row_map_of(choice.mode, dataset.num_items))
-        for second in ((False,) if config.table.tied else (False, True)))
-    state = init_state(params, table, optimizer, average=settings.ema is not None,
-                       seed=config.seed, mode=choice.mode, mesh=mesh,
-                       inputs=inputs[0] if inputs else None)
+    tables, modes = tables_of(config), modes_of(config, choice.mode)
+    state = init_state(
+        params, {name: init_table(
+            table, dataset.num_items, config.seed, mesh, name=name, over=rows_over(choice.mode),
+            row_map=row_map_of(choice.mode, dataset.num_items),
+            optimizer=None if modes[name] == "dense" else row_optimizer(table.optimizer))
+            for name, table in tables.items()},
+        optimizer, average=settings.ema is not None, seed=config.seed, modes=modes, mesh=mesh)
     step = make_train_step(
         encoder, config.objective, optimizer, precision=settings.precision, ema=settings.ema,
-        table=config.table, mode=choice.mode, mesh=mesh,
-        rate=schedule(config.optimizer, horizon.total))
+        tables=tables, modes=modes, mesh=mesh, rate=schedule(config.optimizer, horizon.total))
     return Built(dataset, stream, mesh, horizon, choice, step, state,
-                 Validator(config, dataset, encoder, mesh, table.over), _log_share(config, dataset))
+                 Validator(config, dataset, encoder, mesh, state.items.over),
+                 _log_share(config, dataset))
 
 
 def _log_share(config: RunConfig, dataset: Dataset) -> npt.NDArray[np.float32] | None:
-    objective = config.objective
-    if objective.num_negatives is None or not objective.needs_log_q:
+    if not config.objective.needs.log_q:
         return None
     return log_shares(label_counts(dataset, length=config.data.length,
                                    window=config.data.window))
@@ -148,7 +146,7 @@ class Validator:
     def __call__(self, state: TrainState) -> dict[str, float]:
         params, rows = served(state)
         panel = self.panel
-        ranks = rank_users(self._ranker(state.table.row_map), params, rows, self._dataset,
+        ranks = rank_users(self._ranker(state.items.row_map), params, rows, self._dataset,
                            panel.users, panel.targets, panel.ends, reading=reading_of(self._config),
                            batch=self._config.evaluate.batch, devices=self._devices)
         return rank_metrics(ranks, self._config.evaluate.ks)

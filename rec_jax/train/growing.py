@@ -19,6 +19,7 @@ import polars as pl
 
 from rec_jax.checkpoint import Checkpoints, Opened, Source, lay_rows
 from rec_jax.checkpoint.layout import named_leaves
+from rec_jax.checkpoint.older import with_named_tables
 from rec_jax.checkpoint.read import place
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.features import find_features, vocabularies
@@ -27,6 +28,7 @@ from rec_jax.files import write_whole
 from rec_jax.inference.served import check_dataset, row_map_in
 from rec_jax.progress import Reporter
 from rec_jax.run import Run, RunConfig
+from rec_jax.tables import Table
 from rec_jax.train.build import Built
 from rec_jax.train.state import TrainState, from_items, has_rows, to_items
 
@@ -77,25 +79,24 @@ def start_from(start: Start, built: Built, target: Run, reporter: Reporter) -> T
         step = checkpoints.best() if start.step is None else start.step
         if step is None:
             raise InputError(f"run {start.run.folder} has no checkpoint yet")
-        opened = checkpoints.open(step)
+        opened = with_named_tables(checkpoints.open(step))
     check_dataset(old, str(opened.info.extra.get("dataset")))
     _check_meanings(config, old, built.dataset)
     matched = match_items(old.item_ids(), built.dataset.item_ids())
     fresh = to_items(built.state)
-    rows = built.state.table.rows.shape[0]
     wanted = ("model", "training") if start.keep_state else ("model",)
-    before, after = row_map_in(opened, old.num_items), built.state.table.row_map
+    before, after = row_map_in(opened, old.num_items), built.state.items.row_map
     moved = after.rows(matched.new_of_old[before.ids(np.arange(old.num_items))])
-    taken = {name: _take(name, opened, fresh[name], rows, moved) for name in wanted}
+    taken = {name: _take(name, opened, fresh[name], built.state.tables, moved) for name in wanted}
     if "average" in fresh:
         name = "average" if "average" in opened.items else "model"
-        taken["average"] = _take(name, opened, fresh["average"], rows, moved)
+        taken["average"] = _take(name, opened, fresh["average"], built.state.tables, moved)
     kept = int(np.count_nonzero(matched.new_of_old >= 0))
     reporter.say(f"started from step {step} of {start.run.folder}: {kept} items kept, "
                  f"{matched.added} new, {len(matched.retired)} retired")
     if matched.retired and jax.process_index() == 0:
         write_whole(target.folder / "retired_items.txt", "\n".join(matched.retired) + "\n")
-    return from_items({**fresh, **taken}, built.state.table)
+    return from_items({**fresh, **taken}, built.state.tables)
 
 
 def _check_meanings(config: RunConfig, old: Dataset, new: Dataset) -> None:
@@ -109,13 +110,14 @@ def _check_meanings(config: RunConfig, old: Dataset, new: Dataset) -> None:
                              "from another")
 
 
-def _take(name: str, opened: Opened, fresh: Any, rows: int, moved: np.ndarray) -> Any:
+def _take(name: str, opened: Opened, fresh: Any, tables: Mapping[str, Table],
+          moved: np.ndarray) -> Any:
     """The item's leaves from the checkpoint: by row where they are of the table, else whole.
 
     moved: int64 `[V_old]`, new row of each old one, -1 where it is a retired item's.
     """
     sources, leaves = opened.items.get(name, {}), named_leaves(fresh)
-    by_row = dict(zip(leaves, (has_rows(path, leaf, rows) for path, leaf
+    by_row = dict(zip(leaves, (has_rows(path, leaf, tables) for path, leaf
                                in jax.tree.leaves_with_path(fresh)), strict=True))
     if sources.keys() != leaves.keys():
         other = min(sources.keys() ^ leaves.keys())
