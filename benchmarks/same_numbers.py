@@ -82,17 +82,18 @@ def cases() -> dict[str, tuple[str, ...]]:
 def compare(name: str, config: str, over: list[str], options: argparse.Namespace,
             why: str | None) -> dict[str, Any]:
     """Train one case in both checkouts and compare what they saved."""
-    work, seconds = Path(options.work), {"before": [], "after": []}
+    work = Path(options.work)
+    seconds: dict[str, list[float]] = {"before": [], "after": []}
     runs = {}
     for number in range(1 + options.rounds):
         for side in ("before", "after") if number % 2 == 0 else ("after", "before"):
             run = work / f"{name.replace(' ', '_')}-{side}"
             shutil.rmtree(run, ignore_errors=True)
-            seconds[side].append(train(Path(getattr(options, side)).resolve(), config, run.resolve(),
-                                       over, options))
+            checkout = Path(getattr(options, side)).resolve()
+            seconds[side].append(train(checkout, config, run.resolve(), over, options))
             runs[side] = run
     arrays = [saved(runs[side], options.steps) for side in ("before", "after")]
-    differing = {}
+    differing: dict[str, float | str] = {}
     for path in sorted(arrays[0].keys() | arrays[1].keys()):
         one, other = (of.get(path) for of in arrays)
         if one is None or other is None:
@@ -101,8 +102,11 @@ def compare(name: str, config: str, over: list[str], options: argparse.Namespace
             differing[path] = float(np.max(np.abs(one.astype("f8") - other.astype("f8"))))
     ratios = [before / after for before, after in zip(seconds["before"][1:], seconds["after"][1:],
                                                       strict=True)]
-    return {"case": name, "arrays": len(arrays[1]), "differing": differing, "explained": why,
-            "speed": round(statistics.median(ratios), 3) if ratios else None}
+    sizes = [size for size in differing.values() if not isinstance(size, str)]
+    missing = [f"{path}: {size}" for path, size in differing.items() if isinstance(size, str)]
+    return {"case": name, "arrays": len(arrays[1]), "differing": len(differing),
+            "largest_difference": max(sizes, default=0.0), "missing": missing, "explained": why,
+            "before_over_after_seconds": round(statistics.median(ratios), 3) if ratios else None}
 
 
 def train(checkout: Path, config: str, run: Path, over: list[str],

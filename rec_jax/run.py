@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rec_jax import config, locks
+from rec_jax.data import content
+from rec_jax.data.content import ContentConfig
 from rec_jax.data.dataset_files import META
 from rec_jax.data.features import FeatureConfig, check_different
 from rec_jax.errors import InputError
@@ -156,6 +158,7 @@ class RunConfig:
     """Everything that decides a run's numbers.
 
     features: side features whose vectors are added to the items', each once.
+    content: vectors of the items that are a part of their rows, each once.
     """
 
     data: DataConfig
@@ -167,12 +170,17 @@ class RunConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     features: tuple[FeatureConfig, ...] = ()
+    content: tuple[ContentConfig, ...] = ()
     mesh: MeshConfig = field(default_factory=MeshConfig)
     seed: int = 0
 
     def __post_init__(self) -> None:
         check(self, "", seed=at_least(0, 2**32 - 1))
         check_different(self.features)
+        content.check_different(self.content)
+        if self.content and not self.table.tied:
+            raise InputError("content is a part of the items' rows, of which the encoder reads; "
+                             "expected table.tied = true")
 
 
 def update_of(config: RunConfig, num_items: int) -> Choice:

@@ -46,10 +46,11 @@ def map_rounds(mesh: Mesh, one: Callable[[Any], Answer], tiles: Any) -> Answer:
 
 
 def tile_queries(mesh: Mesh, encoder: Encoder, params: Params, table: Table,
-                 tiles: Tiles) -> jax.Array:
-    """Queries f32 `[D, T, d]` of a round, each at its `last` place; 0 in tiles without users.
+                 tiles: Tiles, *, expanded: bool = True) -> jax.Array:
+    """Queries f32 `[D, T, w]` of a round, each at its `last` place; 0 in tiles without users.
 
-    They are cut over both axes: a device has those of its own tile.
+    They are cut over both axes: a device has those of its own tile. expanded: as stored rows are
+    scored by (`rec_jax.model.rows`); else `[D, T, d]`, in the space of the items' vectors.
     """
     params = dict(params)
     vectors = rows_of(mesh, _read_by(params, table), tiles.items)  # [D, T, L, d]
@@ -58,7 +59,8 @@ def tile_queries(mesh: Mesh, encoder: Encoder, params: Params, table: Table,
         def one(tile: Tiles, vectors: jax.Array) -> jax.Array:
             inputs = Inputs(tile.segments, tile.positions, tile.times, tile.features)
             queries = encoder(params, vectors, inputs, None, tile.hidden, tile.last[:, None])
-            return queries[:, 0].astype(jnp.float32)
+            found = queries[:, 0].astype(jnp.float32)
+            return encoder.source.expand(params, found) if expanded else found
 
         return map_used(one, tiles.used, (tiles, vectors))
 

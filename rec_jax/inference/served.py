@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from rec_jax.checkpoint import Checkpoints, Damaged, Missing, Opened, Source
 from rec_jax.checkpoint.older import with_named_tables
+from rec_jax.data.content import Content
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.features import find_features, uses_gaps
 from rec_jax.errors import InputError
@@ -79,6 +80,7 @@ class StoredRows:
     source: `[V_padded, d]`, read in ranges of rows; the checkpoint stays as long as this lives.
     row_map: which of them an item has.
     inputs: these rows feed the encoder, and are not the items'.
+    matrices: f32 `[c, d]` of the content columns behind the d trained ones, in their order.
     """
 
     run: Run
@@ -89,6 +91,16 @@ class StoredRows:
     opened: Opened
     row_map: RowMap
     inputs: bool = False
+    matrices: tuple[np.ndarray, ...] = ()
+
+    def composed(self, rows: np.ndarray) -> np.ndarray:
+        """The vectors f32 `[n, d]` of stored rows `[n, d + c]`; see `rec_jax.model.rows`."""
+        start = self.config.table.dim
+        vectors = rows[:, :start]
+        for matrix in self.matrices:
+            vectors = vectors + rows[:, start:start + len(matrix)] @ matrix
+            start += len(matrix)
+        return vectors
 
 
 def reading_of(config: RunConfig) -> Reading:
@@ -122,12 +134,32 @@ def _open_rows(folder: Run, step: int | None, dataset_path: str | None,
     name = "average" if config.train.ema is not None else "model"
     source = opened.items.get(name, {}).get(
         f"['tables']['{INPUTS if inputs else ITEMS}']")
-    if source is None or source.shape[1:] != (config.table.dim,) \
-            or source.shape[0] < dataset.num_items:
+    matrices = _matrices(opened, name, config)
+    width = config.table.dim + sum(map(len, matrices))
+    if source is None or source.shape[1:] != (width,) or source.shape[0] < dataset.num_items:
         raise InputError(f"checkpoint of step {opened.info.step} in {folder.folder} has no item "
-                         f"rows of {dataset.num_items} x {config.table.dim}")
+                         f"rows of {dataset.num_items} x {width}")
     return StoredRows(folder, config, dataset, source, opened.info.step, opened,
-                      row_map_in(opened, dataset.num_items), inputs)
+                      row_map_in(opened, dataset.num_items), inputs, matrices)
+
+
+def _content(opened: Opened, config: RunConfig) -> tuple[Content, ...]:
+    """As the checkpoint has it: its columns are in the rows, wherever the dataset's are now."""
+    name = "average" if config.train.ema is not None else "model"
+    return tuple(Content(part.path, len(matrix)) for part, matrix in zip(
+        config.content, _matrices(opened, name, config), strict=True))
+
+
+def _matrices(opened: Opened, item: str, config: RunConfig) -> tuple[np.ndarray, ...]:
+    """Those of the content, in the order of its columns."""
+    sources = opened.items.get(item, {})
+    paths = [f"['encoder']['{part.path}']" for part in config.content]
+    for path in paths:
+        if path not in sources or sources[path].shape[1:] != (config.table.dim,):
+            raise InputError(f"checkpoint {opened.name} does not fit: {item}{path} is missing or "
+                             f"not [c, {config.table.dim}]")
+    return tuple(sources[path].read(0, sources[path].shape[0]).astype(np.float32)
+                 for path in paths)
 
 
 def load_served(folder: Run, *, step: int | None = None, dataset_path: str | None = None,
@@ -157,12 +189,13 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
     encoder, params = build_encoder(
         config.encoder, dim=config.table.dim, length=config.data.length,
         causal=config.objective.causal, precision=config.train.precision, seed=config.seed,
-        features=find_features(config.features, dataset))
+        features=find_features(config.features, dataset), content=_content(opened, config))
     rows = jax.eval_shape(lambda: init_table(
         config.table, dataset.num_items, config.seed, chosen, over=over)).rows
     # Averages are f32, whatever the rows are.
     name, dtype = ("model", rows.dtype) if config.train.ema is None else ("average", jnp.float32)
-    rows = jax.ShapeDtypeStruct(rows.shape, dtype, sharding=row_sharding(chosen, over))
+    shape = (rows.shape[0], encoder.source.width)
+    rows = jax.ShapeDtypeStruct(shape, dtype, sharding=row_sharding(chosen, over))
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=replicated(chosen)), params)
     tables = tables_of(config)

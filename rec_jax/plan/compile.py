@@ -20,6 +20,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
+from rec_jax.data.content import planned_content
 from rec_jax.data.features import planned_features
 from rec_jax.devices import Devices
 from rec_jax.errors import InputError
@@ -31,7 +32,7 @@ from rec_jax.model.encoder import build_encoder
 from rec_jax.model.optimizer import dense_optimizer, schedule
 from rec_jax.plan.shapes import batch_shapes
 from rec_jax.run import RunConfig, modes_of, tables_of, update_of
-from rec_jax.tables import Table, row_optimizer, rows_over
+from rec_jax.tables import ITEMS, Table, row_optimizer, rows_over
 from rec_jax.tables.row_map import row_map_of
 from rec_jax.tables.table import DTYPES, padded_size
 from rec_jax.train.state import TrainState, state_shardings, trained, weights
@@ -172,17 +173,19 @@ def lower_step(config: RunConfig, num_items: int, mesh: Mesh) -> Any:
     encoder, params = build_encoder(
         encoder_config, dim=table_config.dim, length=config.data.length,
         causal=objective.causal, precision=settings.precision, seed=config.seed,
-        features=planned_features(config.features))
+        features=planned_features(config.features), content=planned_content(config.content))
     mode = update_of(config, num_items).mode
     configs, modes = tables_of(config), modes_of(config, mode)
     optimizer = dense_optimizer(config.optimizer, _TOTAL_STEPS)
     shape = (padded_size(num_items), table_config.dim)
 
     def table_of(name: str) -> Table:
-        rows: Any = jax.ShapeDtypeStruct(shape, DTYPES[configs[name].dtype])
+        fixed = encoder.source.columns if name == ITEMS else 0
+        rows: Any = jax.ShapeDtypeStruct((shape[0], shape[1] + fixed),
+                                         DTYPES[configs[name].dtype])
         state = () if modes[name] == "dense" else jax.eval_shape(
             lambda: row_optimizer(configs[name].optimizer).init(shape))
-        return Table(rows, state, num_items, rows_over(mode), row_map_of(mode, num_items))
+        return Table(rows, state, num_items, rows_over(mode), row_map_of(mode, num_items), fixed)
 
     tables = {name: table_of(name) for name in configs}
     average = None if settings.ema is None else jax.eval_shape(weights, params, tables)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import jax
 
+from rec_jax.data.content import planned_content
 from rec_jax.data.features import planned_features
 from rec_jax.devices import (
     BANDWIDTH_EFFICIENCY,
@@ -209,7 +210,7 @@ def _encoder_parameters(config: RunConfig) -> int:
     shapes = jax.eval_shape(lambda: build_encoder(
         config.encoder, dim=config.table.dim, length=config.data.length,
         causal=config.objective.causal, precision=config.train.precision, seed=0,
-        features=planned_features(config.features))[1])
+        features=planned_features(config.features), content=planned_content(config.content))[1])
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
 
 

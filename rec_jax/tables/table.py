@@ -78,6 +78,7 @@ class Table:
     state: the row optimizer's arrays `[V_padded, ...]`, or () where there is none.
     num_items: V, static; over: mesh axes that cut the rows, static; row_map: which row an id has,
       static.
+    fixed: how many of the last columns never change, static; the optimizer has no state for them.
     """
 
     rows: Array
@@ -85,9 +86,15 @@ class Table:
     num_items: int = field(metadata={"static": True})
     over: Axes = field(default=(ITEMS_AXIS,), metadata={"static": True})
     row_map: RowMap = field(default=RowMap(), metadata={"static": True})
+    fixed: int = field(default=0, metadata={"static": True})
+
+    @property
+    def trained(self) -> Array:
+        """The columns that train, `[V_padded, d - fixed]`."""
+        return self.rows[:, :self.rows.shape[1] - self.fixed] if self.fixed else self.rows
 
     def replace(self, **changes: Any) -> Table:
-        """This table with other `rows`, `state`, `over` or `row_map`."""
+        """This table with other parts."""
         return dataclasses.replace(self, **changes)
 
 

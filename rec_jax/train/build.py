@@ -12,19 +12,22 @@ import numpy.typing as npt
 from jax.sharding import Mesh
 
 from rec_jax.data.batches import BatchStream
+from rec_jax.data.content import find_content, read_content
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.features import find_features
 from rec_jax.data.label_frequency import label_counts, log_shares
 from rec_jax.inference.evaluate import Ranker, make_ranker, rank_users
 from rec_jax.inference.protocol import Panel, choose_panel, cold_items
 from rec_jax.inference.served import reading_of
-from rec_jax.mesh import ITEMS, Axes, make_mesh
+from rec_jax.mesh import ITEMS as ITEMS_AXIS
+from rec_jax.mesh import Axes, make_mesh
 from rec_jax.metrics import rank_metrics
 from rec_jax.model.encoder import Encoder, build_encoder
 from rec_jax.model.optimizer import dense_optimizer, schedule
 from rec_jax.run import RunConfig, modes_of, tables_of, update_of
-from rec_jax.tables import RowMap, init_table, row_optimizer, rows_over
+from rec_jax.tables import ITEMS, RowMap, Table, init_table, row_optimizer, rows_over
 from rec_jax.tables.choose import Choice
+from rec_jax.tables.fixed import with_fixed
 from rec_jax.tables.row_map import row_map_of
 from rec_jax.train.backends import check_named
 from rec_jax.train.state import TrainState, init_state, served
@@ -60,6 +63,7 @@ class Built:
     state: TrainState
     validator: Validator
     log_share: npt.NDArray[np.float32] | None
+    config: RunConfig
 
 
 def build(config: RunConfig) -> Built:
@@ -84,23 +88,35 @@ def build(config: RunConfig) -> Built:
     encoder, params = build_encoder(
         config.encoder, dim=config.table.dim, length=config.data.length,
         causal=config.objective.causal, precision=settings.precision, seed=config.seed,
-        features=find_features(config.features, dataset))
+        features=find_features(config.features, dataset),
+        content=find_content(config.content, dataset), scale=config.table.init_scale)
     choice = update_of(config, dataset.num_items)
     optimizer = dense_optimizer(config.optimizer, horizon.total)
     tables, modes = tables_of(config), modes_of(config, choice.mode)
+    new = {name: init_table(
+        table, dataset.num_items, config.seed, mesh, name=name, over=rows_over(choice.mode),
+        row_map=row_map_of(choice.mode, dataset.num_items),
+        optimizer=None if modes[name] == "dense" else row_optimizer(table.optimizer))
+        for name, table in tables.items()}
+    new[ITEMS] = with_content(new[ITEMS], config, dataset, mesh)
     state = init_state(
-        params, {name: init_table(
-            table, dataset.num_items, config.seed, mesh, name=name, over=rows_over(choice.mode),
-            row_map=row_map_of(choice.mode, dataset.num_items),
-            optimizer=None if modes[name] == "dense" else row_optimizer(table.optimizer))
-            for name, table in tables.items()},
-        optimizer, average=settings.ema is not None, seed=config.seed, modes=modes, mesh=mesh)
+        params, new, optimizer, average=settings.ema is not None, seed=config.seed, modes=modes,
+        mesh=mesh)
     step = make_train_step(
         encoder, config.objective, optimizer, precision=settings.precision, ema=settings.ema,
         tables=tables, modes=modes, mesh=mesh, rate=schedule(config.optimizer, horizon.total))
     return Built(dataset, stream, mesh, horizon, choice, step, state,
                  Validator(config, dataset, encoder, mesh, state.items.over),
-                 _log_share(config, dataset))
+                 _log_share(config, dataset), config)
+
+
+def with_content(table: Table, config: RunConfig, dataset: Dataset, mesh: Mesh) -> Table:
+    """The table of the items with the columns of their content, where the run has any."""
+    if not config.content:
+        return table
+    columns = sum(part.columns for part in find_content(config.content, dataset))
+    return with_fixed(table, mesh, columns,
+                      lambda items: read_content(config.content, dataset, items))
 
 
 def _log_share(config: RunConfig, dataset: Dataset) -> npt.NDArray[np.float32] | None:
@@ -122,7 +138,7 @@ class Validator:
     """Ranks the validation users with the weights of a state."""
 
     def __init__(self, config: RunConfig, dataset: Dataset, encoder: Encoder,
-                 mesh: Mesh, over: Axes = (ITEMS,)) -> None:
+                 mesh: Mesh, over: Axes = (ITEMS_AXIS,)) -> None:
         """over: mesh axes that cut the rows. Raises InputError where the dataset has nobody to
         validate on."""
         self._config, self._dataset = config, dataset

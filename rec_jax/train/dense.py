@@ -16,15 +16,27 @@ from rec_jax.objectives.full_softmax import mean_of_rows
 from rec_jax.tables import Table
 from rec_jax.tables.on_mesh import full_softmax
 from rec_jax.tables.update_dense import update_dense
-from rec_jax.train.mode import Answers, Array, Gradients, OpenTable, Request, Setting
+from rec_jax.train.mode import (
+    STORED,
+    Answers,
+    Array,
+    Composed,
+    Gradients,
+    OpenTable,
+    Request,
+    Setting,
+)
 
 
 class DenseCatalogue(Answers):
     """Answers from all rows, which are differentiated."""
 
-    def __init__(self, setting: Setting, table: Table, rows: Array, ids: Mapping[str, Ids]) -> None:
-        super().__init__(setting, table)
-        self._compute, self._rows, self._ids = setting.compute, rows, ids
+    def __init__(self, setting: Setting, table: Table, trained: Array, ids: Mapping[str, Ids],
+                 composed: Composed = STORED) -> None:
+        super().__init__(setting, table, composed)
+        fixed = table.rows[:, trained.shape[1]:].astype(jnp.float32)
+        self._stored = jnp.concatenate([trained, fixed], axis=1) if table.fixed else trained
+        self._compute, self._ids = setting.compute, ids
 
     def softmax(self, queries: Array, targets: Array, *, scale: float = 1.0,
                 softcap: float | None = None, backend: str = "auto"
@@ -32,32 +44,39 @@ class DenseCatalogue(Answers):
         """See `Catalogue`."""
         table = self._table
         return full_softmax(
-            self._mesh, queries, self._rows.astype(self._compute), table.row_map.rows(targets),
+            self._mesh, queries, self._vectors.astype(self._compute), table.row_map.rows(targets),
             num_items=table.num_items, over=table.over, logit_scale=scale, softcap=softcap,
             backend=backend)
 
-    def rows(self, name: str) -> Array:
-        """See `Catalogue`."""
-        return take_rows(self._rows, self._table.row_map.rows(self._ids[name].ids))
+    @property
+    def _vectors(self) -> Array:
+        """Those of all rows, `[V_padded, d]`."""
+        return self._composed.vectors(self._stored)
+
+    def stored(self, name: str) -> Array:
+        """See `TableCatalogue`."""
+        return take_rows(self._stored, self._table.row_map.rows(self._ids[name].ids))
 
     def mean_row(self) -> Array:
         """See `Catalogue`."""
-        return mean_of_rows(self._rows, self._table.num_items)
+        return mean_of_rows(self._vectors, self._table.num_items)
 
 
 def open_table(setting: Setting, name: str, table: Table, request: Request) -> OpenTable:
     """See `Mode.open_table`."""
     del name
 
-    def catalogue(rows: Array, nothing: Any, each: Mapping[str, Ids]) -> DenseCatalogue:
+    def catalogue(trained: Array, nothing: Any, each: Mapping[str, Ids],
+                  composed: Composed) -> DenseCatalogue:
         del nothing
-        return DenseCatalogue(setting, table, rows, {**each, **request.shared})
+        return DenseCatalogue(setting, table, trained, {**each, **request.shared}, composed)
 
     def close(gradients: Gradients) -> Table:
-        return table.replace(rows=update_dense(table.rows, gradients.updates,
-                                               seed=gradients.seed, row_map=table.row_map))
+        updates = jnp.pad(gradients.updates, ((0, 0), (0, table.fixed)))
+        return table.replace(rows=update_dense(table.rows, updates, seed=gradients.seed,
+                                               row_map=table.row_map))
 
-    return OpenTable(table.rows.astype(jnp.float32), (), catalogue, close)
+    return OpenTable(table.trained.astype(jnp.float32), (), catalogue, close)
 
 
 def take_rows(rows: Array, numbers: Array) -> Array:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from rec_jax.mesh import replicated
 from rec_jax.objectives.base import Ids
 from rec_jax.tables import Hyper, Table, row_optimizer
+from rec_jax.tables.fixed import trained_only
 from rec_jax.tables.marks import marking
 from rec_jax.tables.on_mesh import Fetched, apply_sparse, fetch, spread
 from rec_jax.train.mode import Array, Request, Setting
@@ -67,7 +68,8 @@ def update_fetched(setting: Setting, name: str, fetched: FetchedRows, to_rows: A
                    seed: Array) -> Table:
     """The table after its row optimizer's step of those rows, from their gradient `[M, d]`."""
     table = fetched.table
-    update: Any = marking(row_optimizer(setting.tables[name].optimizer).update, table.state)
+    own = trained_only(row_optimizer(setting.tables[name].optimizer).update, table.fixed)
+    update: Any = marking(own, table.state)
     return apply_sparse(setting.mesh, table, fetched.distinct, to_rows, update, hyper, seed=seed)
 
 

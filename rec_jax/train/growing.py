@@ -28,8 +28,8 @@ from rec_jax.files import write_whole
 from rec_jax.inference.served import check_dataset, row_map_in
 from rec_jax.progress import Reporter
 from rec_jax.run import Run, RunConfig
-from rec_jax.tables import Table
-from rec_jax.train.build import Built
+from rec_jax.tables import ITEMS, Table
+from rec_jax.train.build import Built, with_content
 from rec_jax.train.state import TrainState, from_items, has_rows, to_items
 
 
@@ -96,7 +96,10 @@ def start_from(start: Start, built: Built, target: Run, reporter: Reporter) -> T
                  f"{matched.added} new, {len(matched.retired)} retired")
     if matched.retired and jax.process_index() == 0:
         write_whole(target.folder / "retired_items.txt", "\n".join(matched.retired) + "\n")
-    return from_items({**fresh, **taken}, built.state.tables)
+    state = from_items({**fresh, **taken}, built.state.tables)
+    # Items have the content of the new dataset, also those that are new in it.
+    return state._replace(tables={**state.tables, ITEMS: with_content(
+        state.items, built.config, built.dataset, built.mesh)})
 
 
 def _check_meanings(config: RunConfig, old: Dataset, new: Dataset) -> None:

@@ -7,6 +7,7 @@ one file; a step opens each of its tables by its own.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +19,7 @@ from rec_jax.errors import InputError
 from rec_jax.mesh import replicated
 from rec_jax.model.encoder import Encoder, Params
 from rec_jax.model.encoders import Inputs
+from rec_jax.model.rows import RowSource
 from rec_jax.objectives.base import Catalogue, Ids, Task
 from rec_jax.tables import Hyper, Table, TableConfig
 from rec_jax.tables.on_mesh import catalogue_top_k, shared_softmax
@@ -73,6 +75,27 @@ class Gradients(NamedTuple):
     seed: Array
 
 
+class Composed(NamedTuple):
+    """How a table's stored rows become vectors, see `rec_jax.model.rows`, with its parameters.
+
+    vectors: stored rows `[..., w]` -> vectors `[..., d]`; queries: `[..., d]` -> `[..., w]`, with
+    the same products.
+    """
+
+    vectors: Callable[[Array], Array]
+    queries: Callable[[Array], Array]
+
+
+def composed(source: RowSource, params: Params) -> Composed:
+    """The functions of `source` with their parameters."""
+    return Composed(functools.partial(source.compose, params),
+                    functools.partial(source.expand, params))
+
+
+STORED = Composed(lambda rows: rows, lambda queries: queries)
+"""Rows are the vectors themselves."""
+
+
 class TableCatalogue(Catalogue, Protocol):
     """A table's answers to the loss of one micro-batch."""
 
@@ -81,19 +104,24 @@ class TableCatalogue(Catalogue, Protocol):
         """Arrays of the questions so far that the update needs; a pytree."""
         ...
 
+    def stored(self, name: str) -> Array:
+        """As `rows`, as they are stored."""
+        ...
+
 
 class OpenTable(NamedTuple):
     """A table in one step.
 
     parameters: differentiated, the same for every micro-batch.
     slices: differentiated, one slice `[A, ...]` for each micro-batch.
-    catalogue: (parameters, one slice, the ids of one micro-batch) -> its answers.
+    catalogue: (parameters, one slice, the ids of one micro-batch, how rows become vectors) -> its
+      answers.
     close: the new table.
     """
 
     parameters: Any
     slices: Any
-    catalogue: Callable[[Any, Any, Mapping[str, Ids]], TableCatalogue]
+    catalogue: Callable[[Any, Any, Mapping[str, Ids], Composed], TableCatalogue]
     close: Callable[[Gradients], Table]
 
 
@@ -110,8 +138,16 @@ class Answers:
 
     asked: Any = ()
 
-    def __init__(self, setting: Setting, table: Table) -> None:
-        self._mesh, self._table = setting.mesh, table
+    def __init__(self, setting: Setting, table: Table, composed: Composed) -> None:
+        self._mesh, self._table, self._composed = setting.mesh, table, composed
+
+    def stored(self, name: str) -> Array:
+        """See `TableCatalogue`."""
+        raise NotImplementedError
+
+    def rows(self, name: str) -> Array:
+        """See `Catalogue`."""
+        return self._composed.vectors(self.stored(name))
 
     @property
     def num_items(self) -> int:
@@ -134,7 +170,7 @@ class Answers:
     def top_k(self, queries: Array, k: int, exclude: Array | None = None
               ) -> tuple[Array, Array]:
         """See `Catalogue`."""
-        return top_k(self._mesh, self._table, queries, k, exclude)
+        return top_k(self._mesh, self._table, self._composed.queries(queries), k, exclude)
 
     def softmax_among(self, queries: Array, rows: Array, slots: Array, *, bias: Array,
                       scale: float = 1.0, backend: str = "auto"

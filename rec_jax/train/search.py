@@ -27,6 +27,7 @@ def search_in(setting: Setting, table: Table, params: Params, batch: Batch, task
         return jax.lax.stop_gradient(jax.lax.scan(one, None, (vectors(), batch, tasks))[1])
 
     def best(queries: Array, k: int, exclude: Array | None) -> tuple[Array, Array]:
-        return top_k(setting.mesh, table, queries, k, exclude)
+        expanded = setting.encoder.source.expand(params, queries)
+        return top_k(setting.mesh, table, expanded, k, exclude)
 
     return Search(table.num_items, queries, best)

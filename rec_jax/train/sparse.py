@@ -12,19 +12,19 @@ from typing import Any
 from rec_jax.objectives.base import Ids
 from rec_jax.tables import Table
 from rec_jax.train.fetched import fetch_rows, rows_named, update_fetched
-from rec_jax.train.mode import Answers, Array, Gradients, OpenTable, Request, Setting
+from rec_jax.train.mode import Answers, Array, Composed, Gradients, OpenTable, Request, Setting
 
 
 class SparseCatalogue(Answers):
     """Answers from the rows that were fetched."""
 
     def __init__(self, setting: Setting, table: Table, shared: Mapping[str, Array],
-                 each: Mapping[str, Array], ids: Mapping[str, Ids]) -> None:
-        super().__init__(setting, table)
+                 each: Mapping[str, Array], ids: Mapping[str, Ids], composed: Composed) -> None:
+        super().__init__(setting, table, composed)
         self._shared, self._each, self._ids = shared, each, ids
 
-    def rows(self, name: str) -> Array:
-        """See `Catalogue`."""
+    def stored(self, name: str) -> Array:
+        """See `TableCatalogue`."""
         if name in self._shared:
             return self._shared[name]
         return rows_named(self._each[name], self._ids[name])
@@ -34,8 +34,9 @@ def open_table(setting: Setting, name: str, table: Table, request: Request) -> O
     """See `Mode.open_table`."""
     fetched = fetch_rows(setting, name, table, request)
 
-    def catalogue(shared: Any, each: Any, ids: Mapping[str, Ids]) -> SparseCatalogue:
-        return SparseCatalogue(setting, table, shared, each, ids)
+    def catalogue(shared: Any, each: Any, ids: Mapping[str, Ids],
+                  composed: Composed) -> SparseCatalogue:
+        return SparseCatalogue(setting, table, shared, each, ids, composed)
 
     def close(gradients: Gradients) -> Table:
         to_rows = fetched.pull(gradients.parameters, gradients.slices)

@@ -76,7 +76,7 @@ def init_state(encoder: Params, tables: Mapping[str, Table],
 def trained(encoder: Params, tables: Mapping[str, Table], *,
             modes: Mapping[str, str]) -> dict[str, Any]:
     """The f32 parameters that optax trains: the encoder's, and the rows of dense tables."""
-    rows = {name: table.rows.astype(jnp.float32) for name, table in tables.items()
+    rows = {name: table.trained.astype(jnp.float32) for name, table in tables.items()
             if modes[name] == "dense"}
     return {"encoder": encoder, **({"tables": rows} if rows else {})}
 

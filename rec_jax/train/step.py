@@ -28,12 +28,14 @@ from rec_jax.tables.choose import Mode as ModeName
 from rec_jax.train import dense, sparse, streamed
 from rec_jax.train.fetched import fetch_rows
 from rec_jax.train.mode import (
+    STORED,
     Array,
     Batch,
     Gradients,
     OpenTable,
     Request,
     Setting,
+    composed,
     queries_of,
     weighted,
 )
@@ -147,11 +149,14 @@ def make_train_step(encoder: Encoder, objective: Objective,
 
         def loss_of(shared: Any, slices: Any, micro: Batch, task: Task, ids: Any, key: Array
                     ) -> tuple[Array, Any]:
-            answers = {name: table.catalogue(shared["tables"][name], slices[name], ids[name])
+            params = shared["encoder"]
+            items = composed(encoder.source, params)
+            answers = {name: table.catalogue(shared["tables"][name], slices[name], ids[name],
+                                             items if name == ITEMS else STORED)
                        for name, table in opened.items()}
-            users = answers[USERS].rows(READ) if USERS in answers else None
-            queries = queries_of(setting, shared["encoder"], answers[reads].rows(READ), micro,
-                                 task, key, users)
+            users = answers[USERS].stored(READ) if USERS in answers else None
+            queries = queries_of(setting, params, answers[reads].stored(READ), micro, task, key,
+                                 users)
             loss = objective.loss(queries, task._replace(**constant), answers[ITEMS])
             return weighted(loss, task.weights), {name: one.asked for name, one in answers.items()}
 

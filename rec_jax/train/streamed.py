@@ -18,10 +18,11 @@ import jax.numpy as jnp
 from rec_jax.errors import InputError
 from rec_jax.objectives.base import Ids
 from rec_jax.tables import Table, row_optimizer
+from rec_jax.tables.fixed import trained_only
 from rec_jax.tables.on_mesh import apply_streamed, full_softmax
 from rec_jax.tables.update_streamed import Scored
 from rec_jax.train.fetched import fetch_rows
-from rec_jax.train.mode import Array, Gradients, OpenTable, Request, Setting
+from rec_jax.train.mode import Array, Composed, Gradients, OpenTable, Request, Setting
 from rec_jax.train.sparse import SparseCatalogue
 
 
@@ -49,8 +50,8 @@ class StreamedCatalogue(SparseCatalogue):
     """Answers from one pass over the table, and from the rows that were fetched."""
 
     def __init__(self, setting: Setting, table: Table, parts: Mapping[str, Any],
-                 shared: Mapping[str, Array], ids: Mapping[str, Ids]) -> None:
-        super().__init__(setting, table, shared, parts["each"], ids)
+                 shared: Mapping[str, Array], ids: Mapping[str, Ids], composed: Composed) -> None:
+        super().__init__(setting, table, shared, parts["each"], ids, composed)
         self._zeros = parts["zeros"]
 
     def softmax(self, queries: Array, targets: Array, *, scale: float = 1.0,
@@ -61,7 +62,7 @@ class StreamedCatalogue(SparseCatalogue):
             raise InputError("a streamed table is passed over once a step; expected an objective "
                              "that asks for the log-normaliser once, or table.update = 'dense'")
         table = self._table
-        targets = table.row_map.rows(targets)
+        targets, queries = table.row_map.rows(targets), self._composed.queries(queries)
         loss, lse = full_softmax(
             self._mesh, queries, jax.lax.stop_gradient(table.rows), targets,
             num_items=table.num_items, over=table.over, logit_scale=scale, softcap=softcap,
@@ -79,8 +80,9 @@ def open_table(setting: Setting, name: str, table: Table, request: Request,
     slices = {"each": {} if fetched is None else fetched.each,
               "zeros": {"loss": zeros, "lse": zeros}}
 
-    def catalogue(shared: Any, parts: Any, ids: Mapping[str, Ids]) -> StreamedCatalogue:
-        return StreamedCatalogue(setting, table, parts, shared, ids)
+    def catalogue(shared: Any, parts: Any, ids: Mapping[str, Ids],
+                  composed: Composed) -> StreamedCatalogue:
+        return StreamedCatalogue(setting, table, parts, shared, ids, composed)
 
     def close(gradients: Gradients) -> Table:
         joined = None
@@ -94,9 +96,8 @@ def open_table(setting: Setting, name: str, table: Table, request: Request,
         scored = Scored(*(x.reshape(-1, *x.shape[2:]) for x in (
             asked.queries, asked.targets, asked.loss, asked.lse, to_zeros["loss"],
             to_zeros["lse"])))
-        return apply_streamed(
-            setting.mesh, table, scored, joined, row_optimizer(setting.tables[name].optimizer
-                                                              ).update,
-            gradients.hyper, seed=gradients.seed, **asked.scoring)
+        update = trained_only(row_optimizer(setting.tables[name].optimizer).update, table.fixed)
+        return apply_streamed(setting.mesh, table, scored, joined, update, gradients.hyper,
+                              seed=gradients.seed, **asked.scoring)
 
     return OpenTable({} if fetched is None else fetched.shared, slices, catalogue, close)
