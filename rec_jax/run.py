@@ -22,11 +22,11 @@ from rec_jax.data.features import FeatureConfig, check_different
 from rec_jax.errors import InputError
 from rec_jax.mesh import MeshConfig
 from rec_jax.metrics import metric_names
-from rec_jax.model.encoders import ENCODERS
+from rec_jax.model.encoders import ENCODERS, uses_users
 from rec_jax.model.optimizer import OptimizerConfig
 from rec_jax.objectives import OBJECTIVES
 from rec_jax.ranges import above, at_least, between, check
-from rec_jax.tables import INPUTS, ITEMS, TableConfig
+from rec_jax.tables import INPUTS, ITEMS, USERS, TableConfig
 from rec_jax.tables.choose import Choice, Mode, choose_update
 
 END_SECONDS = 5.0
@@ -159,6 +159,8 @@ class RunConfig:
 
     features: side features whose vectors are added to the items', each once.
     content: vectors of the items that are a part of their rows, each once.
+    inputs, users: settings of the table that feeds the encoder where tables are untied, and of that
+      of the users where the encoder reads them; by default those of `table`.
     """
 
     data: DataConfig
@@ -171,11 +173,22 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     features: tuple[FeatureConfig, ...] = ()
     content: tuple[ContentConfig, ...] = ()
+    inputs: TableConfig | None = None
+    users: TableConfig | None = None
     mesh: MeshConfig = field(default_factory=MeshConfig)
     seed: int = 0
 
     def __post_init__(self) -> None:
         check(self, "", seed=at_least(0, 2**32 - 1))
+        for name, table, wanted in (("inputs", self.inputs, not self.table.tied),
+                                    ("users", self.users, uses_users(self.encoder))):
+            if table is not None and not wanted:
+                raise InputError(f"[{name}] has settings of a table that the run does not have; "
+                                 "expected table.tied = false for inputs, and an encoder that "
+                                 "reads users for users")
+            if table is not None and table.dim != self.table.dim:
+                raise InputError(f"{name}.dim is {table.dim}, and table.dim {self.table.dim}; "
+                                 "expected the same width")
         check_different(self.features)
         content.check_different(self.content)
         if self.content and not self.table.tied:
@@ -194,14 +207,24 @@ def update_of(config: RunConfig, num_items: int) -> Choice:
 
 def tables_of(config: RunConfig) -> dict[str, TableConfig]:
     """The tables of a run by name, with their settings."""
-    return {ITEMS: config.table, **({} if config.table.tied else {INPUTS: config.table})}
+    tables = {ITEMS: config.table}
+    if not config.table.tied:
+        tables[INPUTS] = config.inputs or config.table
+    if uses_users(config.encoder):
+        tables[USERS] = config.users or config.table
+    return tables
 
 
 def modes_of(config: RunConfig, mode: Mode) -> dict[str, Mode]:
     """How each table of a run trains, where that of the items trains in `mode`. Of the others a
     step reads rows by their ids, and never scores all of them."""
-    return {name: mode if name == ITEMS or mode == "dense" else "sparse"
-            for name in tables_of(config)}
+    def one(name: str, table: TableConfig) -> Mode:
+        if name == ITEMS:
+            return mode
+        asked = table.update if table is not config.table else "auto"
+        return asked if asked != "auto" else "dense" if mode == "dense" else "sparse"
+
+    return {name: one(name, table) for name, table in tables_of(config).items()}
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,9 @@ from rec_jax.mesh import (
     row_sharding,
 )
 from rec_jax.model.encoder import Encoder, Params, build_encoder, with_tables
-from rec_jax.model.encoders import uses_times
+from rec_jax.model.encoders import uses_times, uses_users
 from rec_jax.run import Run, RunConfig, tables_of, update_of
-from rec_jax.tables import INPUTS, ITEMS, RowMap, init_table, padded_size, rows_over
+from rec_jax.tables import INPUTS, ITEMS, USERS, RowMap, init_table, padded_size, rows_over
 from rec_jax.tables.row_map import read_row_map
 from rec_jax.together import together
 
@@ -107,7 +107,7 @@ def reading_of(config: RunConfig) -> Reading:
     """What the model of a run reads of a history."""
     return Reading(config.data.length, hidden_next=not config.objective.causal,
                    times=uses_times(config.encoder) or uses_gaps(config.features),
-                   features=config.features)
+                   features=config.features, users=uses_users(config.encoder))
 
 
 def open_rows(folder: Run, *, step: int | None = None, dataset_path: str | None = None,
@@ -202,8 +202,11 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
     row_map, moved = row_map_in(opened, dataset.num_items), {}
     if not row_map.identity:
         items = row_map.ids(np.arange(dataset.num_items))
-        moved = {f"['tables']['{table}']": items for table in tables}
-    like = {"encoder": params, "tables": dict.fromkeys(tables, rows)}
+        moved = {f"['tables']['{table}']": items for table in tables if table != USERS}
+    people = jax.ShapeDtypeStruct((padded_size(dataset.num_users), config.table.dim), dtype,
+                                  sharding=row_sharding(chosen, over))
+    like = {"encoder": params,
+            "tables": {table: people if table == USERS else rows for table in tables}}
     model = opened.restore({name: like}, widen=True, moved=moved)[name]
     return Served(folder, config, dataset, encoder,
                   with_tables(model["encoder"], model["tables"]), model["tables"][ITEMS],

@@ -25,7 +25,7 @@ from rec_jax.errors import InputError
 from rec_jax.model.encoder import build_encoder
 from rec_jax.plan.messages import Cut, Sizes, messages
 from rec_jax.plan.shapes import drawn_rows, task_shapes
-from rec_jax.run import RunConfig, update_of
+from rec_jax.run import RunConfig, tables_of, update_of
 from rec_jax.tables.choose import trained_by
 from rec_jax.tables.table import padded_size
 
@@ -106,7 +106,8 @@ def make_plan(config: RunConfig, num_items: int, devices: Devices) -> Plan:
     shards = count if mode == "streamed" else items  # ranges that the rows are cut into
     groups = count // shards  # of devices, each of which holds all rows and its share of queries
     local_rows = rows / shards
-    kept_rows = local_rows * (1 if table.tied else 2)  # of both tables
+    # Of every table; how many users there are is not known here, and taken to be as many.
+    kept_rows = local_rows * len(tables_of(config))
     averages = 2 if settings.ema is not None else 0  # itself and what rounding took from it
     # Rows in bf16 are f32 as long as a dense step lasts.
     widened = 4 if mode == "dense" and table.dtype == "bf16" else 0

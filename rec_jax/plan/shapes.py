@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from rec_jax.objectives.base import Keys, Search, Task
-from rec_jax.run import RunConfig
+from rec_jax.run import RunConfig, tables_of
+from rec_jax.tables import USERS
 
 
 def batch_shapes(config: RunConfig) -> dict[str, Any]:
@@ -17,7 +18,8 @@ def batch_shapes(config: RunConfig) -> dict[str, Any]:
     settings = config.train
     size = (settings.accumulate, settings.rows // settings.accumulate, config.data.length)
     batch = {name: jax.ShapeDtypeStruct(size, jnp.int32)
-             for name in ("items", "targets", "segments", "positions")}
+             for name in ("items", "targets", "segments", "positions",
+                          *([USERS] if USERS in tables_of(config) else []))}
     needs = config.objective.needs
     floats = [*(["log_q"] if needs.log_q else []), *(f"values/{name}" for name in needs.values)]
     return batch | {name: jax.ShapeDtypeStruct(size, jnp.float32) for name in floats}

@@ -23,9 +23,10 @@ from rec_jax.mesh import ITEMS as ITEMS_AXIS
 from rec_jax.mesh import Axes, make_mesh
 from rec_jax.metrics import rank_metrics
 from rec_jax.model.encoder import Encoder, build_encoder
+from rec_jax.model.encoders import uses_users
 from rec_jax.model.optimizer import dense_optimizer, schedule
 from rec_jax.run import RunConfig, modes_of, tables_of, update_of
-from rec_jax.tables import ITEMS, RowMap, Table, init_table, row_optimizer, rows_over
+from rec_jax.tables import ITEMS, USERS, RowMap, Table, init_table, row_optimizer, rows_over
 from rec_jax.tables.choose import Choice
 from rec_jax.tables.fixed import with_fixed
 from rec_jax.tables.row_map import row_map_of
@@ -83,7 +84,8 @@ def build(config: RunConfig) -> Built:
                          window=config.data.window, seed=config.seed,
                          share=(jax.process_index(), jax.process_count()),
                          times=reading_of(config).times, features=config.features,
-                         targets="next" if config.objective.causal else "self")
+                         targets="next" if config.objective.causal else "self",
+                         users=uses_users(config.encoder), values=config.objective.needs.values)
     horizon = steps_of(config, stream.rows_per_epoch)
     encoder, params = build_encoder(
         config.encoder, dim=config.table.dim, length=config.data.length,
@@ -93,9 +95,11 @@ def build(config: RunConfig) -> Built:
     choice = update_of(config, dataset.num_items)
     optimizer = dense_optimizer(config.optimizer, horizon.total)
     tables, modes = tables_of(config), modes_of(config, choice.mode)
+    sizes = {USERS: dataset.num_users}
     new = {name: init_table(
-        table, dataset.num_items, config.seed, mesh, name=name, over=rows_over(choice.mode),
-        row_map=row_map_of(choice.mode, dataset.num_items),
+        table, sizes.get(name, dataset.num_items), config.seed, mesh, name=name,
+        over=rows_over(choice.mode), row_map=None if name in sizes else row_map_of(
+            choice.mode, dataset.num_items),
         optimizer=None if modes[name] == "dense" else row_optimizer(table.optimizer))
         for name, table in tables.items()}
     new[ITEMS] = with_content(new[ITEMS], config, dataset, mesh)

@@ -28,9 +28,9 @@ from rec_jax.files import write_whole
 from rec_jax.inference.served import check_dataset, row_map_in
 from rec_jax.progress import Reporter
 from rec_jax.run import Run, RunConfig
-from rec_jax.tables import ITEMS, Table
+from rec_jax.tables import ITEMS, USERS, Table
 from rec_jax.train.build import Built, with_content
-from rec_jax.train.state import TrainState, from_items, has_rows, to_items
+from rec_jax.train.state import TrainState, from_items, has_rows, table_of, to_items
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Matched(NamedTuple):
 
 
 def match_items(old: pl.Series, new: pl.Series) -> Matched:
-    """Match two catalogues by the ids of their source, `[V_old]` and `[V_new]` text."""
+    """Match two catalogues by the ids of their source, `[V_old]` and `[V_new]` text; or users."""
     places = pl.DataFrame({"id": new}).with_row_index("place")
     found = pl.DataFrame({"id": old}).join(places, on="id", how="left", maintain_order="left")
     new_of_old = found["place"].cast(pl.Int64).fill_null(-1).to_numpy()
@@ -86,7 +86,10 @@ def start_from(start: Start, built: Built, target: Run, reporter: Reporter) -> T
     fresh = to_items(built.state)
     wanted = ("model", "training") if start.keep_state else ("model",)
     before, after = row_map_in(opened, old.num_items), built.state.items.row_map
-    moved = after.rows(matched.new_of_old[before.ids(np.arange(old.num_items))])
+    by_item = after.rows(matched.new_of_old[before.ids(np.arange(old.num_items))])
+    moved = {name: by_item for name in built.state.tables}
+    if USERS in moved:
+        moved[USERS] = match_items(old.user_ids(), built.dataset.user_ids()).new_of_old
     taken = {name: _take(name, opened, fresh[name], built.state.tables, moved) for name in wanted}
     if "average" in fresh:
         name = "average" if "average" in opened.items else "model"
@@ -114,32 +117,33 @@ def _check_meanings(config: RunConfig, old: Dataset, new: Dataset) -> None:
 
 
 def _take(name: str, opened: Opened, fresh: Any, tables: Mapping[str, Table],
-          moved: np.ndarray) -> Any:
+          moved: Mapping[str, np.ndarray]) -> Any:
     """The item's leaves from the checkpoint: by row where they are of the table, else whole.
 
-    moved: int64 `[V_old]`, new row of each old one, -1 where it is a retired item's.
+    moved: by table int64 `[V_old]`, new row of each old one, -1 where it is a retired item's.
     """
     sources, leaves = opened.items.get(name, {}), named_leaves(fresh)
-    by_row = dict(zip(leaves, (has_rows(path, leaf, tables) for path, leaf
-                               in jax.tree.leaves_with_path(fresh)), strict=True))
+    by_row = {name: table_of(path) if has_rows(path, leaf, tables) else None
+              for name, (path, leaf) in zip(leaves, jax.tree.leaves_with_path(fresh), strict=True)}
     if sources.keys() != leaves.keys():
         other = min(sources.keys() ^ leaves.keys())
         raise InputError(f"checkpoint {opened.name} does not fit: {name}{other} is in one of the "
                          f"two only; encoder and optimizer must be the same, and table.tied")
     _check_shapes(name, opened, sources, leaves, by_row)
-    found = [lay_rows(leaf, sources[path], moved) if by_row[path]
-             else place(sources[path], leaf) for path, leaf in leaves.items()]
+    found = [place(sources[path], leaf) if (table := by_row[path]) is None
+             else lay_rows(leaf, sources[path], moved[table]) for path, leaf in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(fresh), found)
 
 
 def _check_shapes(name: str, opened: Opened, sources: Mapping[str, Source],
-                  leaves: Mapping[str, Any], by_row: Mapping[str, bool]) -> None:
+                  leaves: Mapping[str, Any], by_row: Mapping[str, str | None]) -> None:
     for path, leaf in leaves.items():
         source = sources[path]
-        same = (source.shape[1:] == leaf.shape[1:] if by_row[path] and source.shape
+        same = (source.shape[1:] == leaf.shape[1:] if by_row[path] is not None and source.shape
                 else source.shape == leaf.shape)
         types = {source.dtype.name, leaf.dtype.name}
         if not same or (len(types) > 1 and types != {"float32", "bfloat16"}):
+            rows = "" if by_row[path] is None else " but for the rows"
             raise InputError(f"checkpoint {opened.name} does not fit: {name}{path} is "
                              f"{source.dtype} {list(source.shape)}, expected {leaf.dtype} "
-                             f"{list(leaf.shape)}{' but for the rows' * by_row[path]}")
+                             f"{list(leaf.shape)}{rows}")

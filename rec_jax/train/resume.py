@@ -16,7 +16,7 @@ from rec_jax.errors import InputError
 from rec_jax.inference.served import check_dataset, row_map_in
 from rec_jax.progress import Reporter
 from rec_jax.run import RunConfig
-from rec_jax.tables import RowMap
+from rec_jax.tables import USERS, RowMap
 from rec_jax.train.build import Built
 from rec_jax.train.state import TrainState, from_items, to_items
 
@@ -82,8 +82,9 @@ def resume(checkpoints: Checkpoints, built: Built, config: RunConfig, reporter: 
         built.stream.seek(0)
         return built.state, 0, Position()
     step, (items, position, row_map) = found
-    return from_items(items, {name: table.replace(row_map=row_map) for name, table
-                              in built.state.tables.items()}), step, position
+    like = {name: table if name == USERS else table.replace(row_map=row_map)
+            for name, table in built.state.tables.items()}
+    return from_items(items, like), step, position
 
 
 def changes(old: RunConfig | Mapping[str, Any], new: RunConfig) -> str | None:

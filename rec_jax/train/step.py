@@ -23,7 +23,7 @@ from rec_jax.mesh import MeshConfig, batch_sharding, make_mesh
 from rec_jax.model.encoder import DTYPES, INPUTS, USERS, Encoder
 from rec_jax.objectives import Objective, Task
 from rec_jax.objectives.base import Ids, Keys, Searching
-from rec_jax.tables import ITEMS, Hyper, TableConfig, table_stream
+from rec_jax.tables import ITEMS, Hyper, Table, TableConfig, table_stream
 from rec_jax.tables.choose import Mode as ModeName
 from rec_jax.train import dense, sparse, streamed
 from rec_jax.train.fetched import fetch_rows
@@ -196,7 +196,7 @@ def make_train_step(encoder: Encoder, objective: Objective,
         new = TrainState(state.step + 1, new_encoder, new_tables, opt_state, average, state.key,
                          rest)
         metrics = StepMetrics(loss * share, jnp.sum(present, dtype=jnp.float32),
-                              optax.tree.norm(grads), _count_bad(batch, state.items.num_items),
+                              optax.tree.norm(grads), _count_bad(batch, state.tables),
                               divisor)
         return jax.lax.with_sharding_constraint(new, state_shardings(new, mesh)), metrics
 
@@ -282,7 +282,13 @@ def _cut_evenly(task: Task, devices: int) -> Task:
         present=longer(task.present), values=jax.tree.map(longer, dict(task.values)))
 
 
-def _count_bad(batch: Batch, num_items: int) -> Array:
-    items, targets = batch["items"], batch["targets"]
-    inputs = ((items < 0) | (items >= num_items)) & (batch["segments"] > 0)
-    return (jnp.sum(inputs) + jnp.sum((targets < -1) | (targets >= num_items))).astype(jnp.int32)
+def _count_bad(batch: Batch, tables: Mapping[str, Table]) -> Array:
+    num_items, targets = tables[ITEMS].num_items, batch["targets"]
+
+    def inputs(ids: Array, count: int) -> Array:
+        return jnp.sum(((ids < 0) | (ids >= count)) & (batch["segments"] > 0))
+
+    bad = inputs(batch["items"], num_items) + jnp.sum((targets < -1) | (targets >= num_items))
+    if USERS in tables:
+        bad += inputs(batch[USERS], tables[USERS].num_items)
+    return bad.astype(jnp.int32)

@@ -43,7 +43,8 @@ dropout only.
 class EncoderConfig(Protocol):
     """The frozen dataclass beside an encoder.
 
-    A property `uses_times` that is true asks for `Inputs.times`; see `uses_times`.
+    A property `uses_times` that is true asks for `Inputs.times`, and `uses_users` for
+    `Inputs.users`.
     """
 
     @property
@@ -64,6 +65,11 @@ def at_places(x: jax.Array, at: jax.Array | None) -> jax.Array:
     if at is None:
         return x
     return jnp.take_along_axis(x, at.reshape(*at.shape, *[1] * (x.ndim - 2)), axis=1)
+
+
+def uses_users(config: EncoderConfig) -> bool:
+    """Whether an encoder reads `Inputs.users`, so that a run has a table of them."""
+    return bool(getattr(config, "uses_users", False))
 
 
 def uses_times(config: EncoderConfig) -> bool:
