@@ -23,7 +23,7 @@ import rec_jax
 from rec_jax import config
 from rec_jax.allocator import restart_with_kept_memory
 from rec_jax.bench.record import record
-from rec_jax.files import write_whole
+from rec_jax.files import write_atomic
 from rec_jax.run import Run
 
 DTYPES = ("f32", "bf16")
@@ -67,7 +67,7 @@ def one_run(folder: Path, options: argparse.Namespace, seed: int, dtype: str) ->
         lines = [*FIXED, *data, *options.set, f"seed={seed}", f"table.dtype={dtype}"]
         summary = rec_jax.train(options.config, overrides=lines, run=folder, progress=True)
     result = rec_jax.evaluate(folder, progress=True)
-    write_whole(found, json.dumps({
+    write_atomic(found, json.dumps({
         "seed": seed, "dtype": dtype, "test": result["metrics"], "protocol": result["protocol"],
         "steps": summary["steps"], "best_step": summary["best_step"],
         "train_seconds": summary["train_seconds"]}).encode())

@@ -47,7 +47,7 @@ import numpy as np
 
 from rec_jax.allocator import restart_with_kept_memory
 from rec_jax.bench.record import record
-from rec_jax.checkpoint import Checkpoints, touched_rows
+from rec_jax.checkpoint import Checkpoints, updated_rows
 from rec_jax.checkpoint.layout import BLOCK_BYTES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -344,7 +344,7 @@ def measure_delta(folder: Path) -> dict[str, Any]:
                          "seconds": round(time.perf_counter() - began, 3)}
         for step, stored in enumerate(("exact", "bfloat16", "int8"), start=2):
             began = time.perf_counter()
-            changed = jax.tree.map(lambda leaf, how=stored: touched_rows(leaf, ids, how), full)
+            changed = jax.tree.map(lambda leaf, how=stored: updated_rows(leaf, ids, how), full)
             checkpoints.save(step, changed, {}, base=1)
             checkpoints.wait()
             seconds = time.perf_counter() - began

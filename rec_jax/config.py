@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import tomli_w
 
 from rec_jax.errors import InputError
-from rec_jax.files import write_whole
+from rec_jax.files import write_atomic
 
 T = TypeVar("T")
 NONE = "none"
@@ -170,7 +170,7 @@ def _plain(value: Any) -> Any:
 
 def save(config: Any, path: Path | str) -> None:
     """Write the complete config as TOML, whole or not at all."""
-    write_whole(path, tomli_w.dumps(to_mapping(config)))
+    write_atomic(path, tomli_w.dumps(to_mapping(config)))
 
 
 def difference(old: Any, new: Any) -> str | None:

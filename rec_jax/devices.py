@@ -105,7 +105,7 @@ def cores_allowed() -> int:
     return len(ask(0)) if ask else os.cpu_count() or 1
 
 
-def free_on_host() -> int | None:
+def free_host_memory() -> int | None:
     """Bytes that the host, and a control group around this process, can still give; None where
     the system does not say."""
     memory, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")

@@ -189,4 +189,4 @@ def _remember(folder: Path, state: str) -> None:
     note = _note(folder)
     with contextlib.suppress(OSError):
         if note is not None:
-            files.write_whole(note, state)
+            files.write_atomic(note, state)

@@ -23,7 +23,7 @@ from rec_jax.data.prepare_config import PrepareConfig
 from rec_jax.data.sources import SOURCES, Archive, Source, Wheel
 from rec_jax.data.xlsx import check_installed, sheet_to_csv
 from rec_jax.errors import InputError
-from rec_jax.files import new_folder, no_room
+from rec_jax.files import atomic_folder, is_disk_full
 from rec_jax.jsons import dumps
 from rec_jax.progress import Reporter, Silent
 
@@ -107,7 +107,7 @@ def fetch(name: str, folder: Path | str, allow_network: bool = True,
 def _fetch(name: str, source: Source, folder: Path, tell: Callable[[str], None],
            reporter: Reporter) -> Fetched:
     failures = []
-    with new_folder(folder, replace=True, check=_check_empty) as made:
+    with atomic_folder(folder, replace=True, check=_check_empty) as made:
         for number, origin in enumerate(source.origins):
             temporary = made / f".{number}"
             temporary.mkdir()
@@ -121,7 +121,7 @@ def _fetch(name: str, source: Source, folder: Path, tell: Callable[[str], None],
                     if origin.pinned is None:
                         tell(f"no hash is pinned for some files of {origin.where}")
             except _FAILURES as error:
-                if no_room(error):
+                if is_disk_full(error):
                     raise
                 failures.append(f"{origin.where}: {' '.join(str(error).split())}")
                 shutil.rmtree(temporary)

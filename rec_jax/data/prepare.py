@@ -43,7 +43,7 @@ from rec_jax.data.source_files import source_files
 from rec_jax.data.split import by_time, leave_one_out, split_instants
 from rec_jax.data.unused_times import unused_times
 from rec_jax.errors import InputError
-from rec_jax.files import new_folder
+from rec_jax.files import atomic_folder
 from rec_jax.progress import Reporter, Silent
 
 __all__ = ["Columns", "Filters", "ItemFeature", "ItemFile", "PrepareConfig", "Report", "Split",
@@ -102,7 +102,7 @@ def prepare(config: PrepareConfig, reporter: Reporter | None = None) -> Report:
     reporter = reporter or Silent()
     out = Path(config.out)
     _check_free(out, config.overwrite)
-    with new_folder(out, replace=config.overwrite, check=check_ours) as folder:
+    with atomic_folder(out, replace=config.overwrite, check=check_ours) as folder:
         notes = unused_times(config)
         work = folder / "work"
         work.mkdir()

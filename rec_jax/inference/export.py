@@ -23,8 +23,7 @@ import pyarrow.parquet as pq
 import tensorstore as ts
 
 from rec_jax import files
-from rec_jax.checkpoint import blocks as read_blocks
-from rec_jax.checkpoint import ordered_blocks
+from rec_jax.checkpoint import ordered_blocks, read_blocks
 from rec_jax.data.arrays import NpyWriter
 from rec_jax.errors import InputError
 from rec_jax.inference.asking import map_rounds, tile_queries
@@ -86,7 +85,7 @@ def export(served: Served | StoredRows, out: Path | str, *, what: What = "items"
     reporter = reporter or Silent()
     if is_first():
         reporter.begin(len(ids))
-        with files.new_folder(out) as folder:
+        with files.atomic_folder(out) as folder:
             dim = served.config.table.dim
             WRITERS[format](folder, ids, _counted(blocks, reporter), dim)
             about = {"what": what, "format": format, "count": len(ids), "dim": dim,

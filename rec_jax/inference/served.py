@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rec_jax.checkpoint import Checkpoints, Damaged, Missing, Opened, Source
+from rec_jax.checkpoint import ArraySource, CheckpointReader, Checkpoints, Damaged, Missing
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.features import find_features, uses_gaps
 from rec_jax.errors import InputError
@@ -83,9 +83,9 @@ class StoredRows:
     run: Run
     config: RunConfig
     dataset: Dataset
-    source: Source
+    source: ArraySource
     step: int
-    opened: Opened
+    opened: CheckpointReader
     row_map: RowMap
     inputs: bool = False
 
@@ -196,7 +196,7 @@ def _choose_mesh(config: RunConfig, asked: MeshConfig | None, num_items: int, ov
     return make_mesh(found)
 
 
-def _open(folder: Run, step: int | None) -> Opened:
+def _open(folder: Run, step: int | None) -> CheckpointReader:
     """The best checkpoint, or that of `step`, which no process removes while it is read."""
     if not folder.checkpoints.is_dir():
         raise InputError(f"run {folder.folder} has no checkpoint yet")
@@ -213,7 +213,7 @@ def _open(folder: Run, step: int | None) -> Opened:
                                      f"has {', '.join(map(str, checkpoints.steps()))}") from None
 
 
-def row_map_in(opened: Opened, num_items: int) -> RowMap:
+def row_map_in(opened: CheckpointReader, num_items: int) -> RowMap:
     """Which rows of a checkpoint its items have; their own where it is older than that question.
 
     Raises:

@@ -17,13 +17,13 @@ import jax
 import numpy as np
 import polars as pl
 
-from rec_jax.checkpoint import Checkpoints, Opened, Source, lay_rows
+from rec_jax.checkpoint import ArraySource, CheckpointReader, Checkpoints, scatter_rows
 from rec_jax.checkpoint.layout import named_leaves
-from rec_jax.checkpoint.read import place
+from rec_jax.checkpoint.load import load_array
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.features import find_features, vocabularies
 from rec_jax.errors import InputError
-from rec_jax.files import write_whole
+from rec_jax.files import write_atomic
 from rec_jax.inference.served import check_dataset, row_map_in
 from rec_jax.progress import Reporter
 from rec_jax.run import Run, RunConfig
@@ -94,7 +94,7 @@ def start_from(start: Start, built: Built, target: Run, reporter: Reporter) -> T
     reporter.say(f"started from step {step} of {start.run.folder}: {kept} items kept, "
                  f"{matched.added} new, {len(matched.retired)} retired")
     if matched.retired and jax.process_index() == 0:
-        write_whole(target.folder / "retired_items.txt", "\n".join(matched.retired) + "\n")
+        write_atomic(target.folder / "retired_items.txt", "\n".join(matched.retired) + "\n")
     return from_items({**fresh, **taken}, built.state.table)
 
 
@@ -109,7 +109,7 @@ def _check_meanings(config: RunConfig, old: Dataset, new: Dataset) -> None:
                              "from another")
 
 
-def _take(name: str, opened: Opened, fresh: Any, rows: int, moved: np.ndarray) -> Any:
+def _take(name: str, opened: CheckpointReader, fresh: Any, rows: int, moved: np.ndarray) -> Any:
     """The item's leaves from the checkpoint: by row where they are of the table, else whole.
 
     moved: int64 `[V_old]`, new row of each old one, -1 where it is a retired item's.
@@ -122,12 +122,12 @@ def _take(name: str, opened: Opened, fresh: Any, rows: int, moved: np.ndarray) -
         raise InputError(f"checkpoint {opened.name} does not fit: {name}{other} is in one of the "
                          f"two only; encoder and optimizer must be the same, and table.tied")
     _check_shapes(name, opened, sources, leaves, by_row)
-    found = [lay_rows(leaf, sources[path], moved) if by_row[path]
-             else place(sources[path], leaf) for path, leaf in leaves.items()]
+    found = [scatter_rows(leaf, sources[path], moved) if by_row[path]
+             else load_array(sources[path], leaf) for path, leaf in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(fresh), found)
 
 
-def _check_shapes(name: str, opened: Opened, sources: Mapping[str, Source],
+def _check_shapes(name: str, opened: CheckpointReader, sources: Mapping[str, ArraySource],
                   leaves: Mapping[str, Any], by_row: Mapping[str, bool]) -> None:
     for path, leaf in leaves.items():
         source = sources[path]
