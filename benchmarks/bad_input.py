@@ -50,8 +50,9 @@ from rec_jax import config
 from rec_jax.bench.record import record
 from rec_jax.checkpoint.manifest import write_manifest
 from rec_jax.cli import app as cli
-from rec_jax.data.dataset_files import checksum, file_hash
+from rec_jax.data.dataset_files import checksum
 from rec_jax.data.prepare_config import PrepareConfig
+from rec_jax.files import file_hash
 from rec_jax.run import RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,7 +21,7 @@ import numpy as np
 
 import rec_jax
 from rec_jax import config
-from rec_jax.allocator import restart_with_kept_memory
+from rec_jax.allocator import restart_with_tuned_malloc
 from rec_jax.bench.record import record
 from rec_jax.files import write_atomic
 from rec_jax.run import Run
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--out", default="benchmarks/results/bf16_pairs.json")
     parser.add_argument("--summary", action="store_true", help="train nothing")
     options = parser.parse_args()
-    restart_with_kept_memory()  # as the command line does
+    restart_with_tuned_malloc()  # as the command line does
     folder = Path(options.runs)
     for seed in () if options.summary else options.seeds:
         for dtype in DTYPES:

@@ -45,7 +45,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rec_jax.allocator import restart_with_kept_memory
+from rec_jax.allocator import restart_with_tuned_malloc
 from rec_jax.bench.record import record
 from rec_jax.checkpoint import Checkpoints, updated_rows
 from rec_jax.checkpoint.layout import BLOCK_BYTES
@@ -361,7 +361,7 @@ def measure_delta(folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    restart_with_kept_memory()  # as `rec-jax train` does
+    restart_with_tuned_malloc()  # as `rec-jax train` does
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gib", type=float, nargs="+", default=[1, 2, 4])
     parser.add_argument("--rounds", type=int, default=3)

@@ -34,13 +34,14 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
-    """`did you mean 'x'?` with the known word that is most like `word`; empty where none is.
+def did_you_mean(word: str, known: Iterable[str], *, cutoff: float = 0.5,
+                 form: str = "; {}") -> str:
+    """`; did you mean 'x'?` with the known word that is most similar to `word`; "" if none is.
 
-    cutoff: how like it must be, from 0 to 1, as `difflib` measures it.
+    cutoff: the least similarity, from 0 to 1, as `difflib` measures it. form: what stands around.
     """
     nearest = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
-    return f"did you mean {nearest[0]!r}?" if nearest else ""
+    return form.format(f"did you mean {nearest[0]!r}?") if nearest else ""
 
 
 def describe_os_error(error: OSError) -> tuple[str, bool]:

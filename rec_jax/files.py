@@ -121,13 +121,8 @@ def is_disk_full(error: BaseException) -> bool:
     return _code(error) in _DISK_FULL
 
 
-def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
-    return file_hash(path, "sha256")
-
-
-def file_hash(path: Path, kind: str) -> str:
-    """Hex hash of a file's bytes. kind: such as "sha256" or "md5"."""
+def file_hash(path: Path, kind: str = "sha256") -> str:
+    """Hex hash of a file's bytes. kind: as `hashlib` names it, such as "md5"."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False)
                                    ).hexdigest()

@@ -18,7 +18,7 @@ from orbax.checkpoint.path import atomicity
 from rec_jax.checkpoint.errors import Damaged, describe_cause
 from rec_jax.checkpoint.index import read_json
 from rec_jax.checkpoint.layout import ARRAYS, FORMAT, MANIFEST
-from rec_jax.files import flush, sha256
+from rec_jax.files import file_hash, flush
 
 _ORBAX = ("_CHECKPOINT_METADATA", "commit_success.txt")  # written after the manifest, never read
 
@@ -40,7 +40,7 @@ def write_manifest(folder: Path) -> None:
     for name, path in _files(folder):
         entry: dict[str, int | str] = {"size": path.stat().st_size}
         if not _is_block(name):
-            entry["sha256"] = sha256(path)
+            entry["sha256"] = file_hash(path)
             flush(path)  # blocks were flushed when they were written
         files[name] = entry
     write_file(folder / MANIFEST, json.dumps({"format": FORMAT, "files": files}, indent=1))
@@ -80,7 +80,7 @@ def _check(folder: Path, hashes: bool) -> int:
         if size != expected:
             raise Damaged(f"checkpoint file {folder.name}/{name} has {size} bytes, "
                           f"expected {expected}")
-        if hashes and not _is_block(name) and sha256(path) != entry.get("sha256"):
+        if hashes and not _is_block(name) and file_hash(path) != entry.get("sha256"):
             raise Damaged(f"checkpoint file {folder.name}/{name} has changed: its hash is not "
                           f"that of the seal")
         total += size

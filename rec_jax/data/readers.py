@@ -12,7 +12,6 @@ Another ingest format is one more function and one more line in `READERS`.
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 import lzma
 import zlib
@@ -25,7 +24,7 @@ import polars as pl
 
 from rec_jax.data.records import Block, Dialect, Records
 from rec_jax.data.text import COMPRESSED, text_blocks
-from rec_jax.errors import InputError
+from rec_jax.errors import InputError, did_you_mean, first_line
 
 BLOCK_BYTES = 64 << 20
 BLOCK_ROWS = 2_000_000
@@ -84,7 +83,7 @@ def read(path: Path | str, form: str, layout: Layout) -> Iterator[pl.DataFrame]:
         yield from READERS[form](path, layout)
     except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error, lzma.LZMAError,
             UnicodeError) as error:
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        cause = first_line(error)
         raise InputError(f"{path} cannot be read as {form}: {cause}") from None
 
 
@@ -270,8 +269,7 @@ def find_column(name: str, names: Sequence[str], path: Path) -> str:
     """
     if name in names:
         return name
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.3)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(name, names, cutoff=0.3)
     raise InputError(f"{path} has no column {name!r}; it has {', '.join(map(repr, names))}{hint}")
 
 

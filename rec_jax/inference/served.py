@@ -32,10 +32,10 @@ from rec_jax.mesh import (
 )
 from rec_jax.model.encoder import INPUTS, Encoder, Params, build_encoder
 from rec_jax.model.encoders import uses_times
+from rec_jax.processes import run_on_all
 from rec_jax.run import Run, RunConfig, update_of
 from rec_jax.tables import RowMap, init_table, padded_size, rows_over
 from rec_jax.tables.row_map import read_row_map
-from rec_jax.together import together
 
 Tell = Callable[[str], None]
 
@@ -106,7 +106,7 @@ def open_rows(folder: Run, *, step: int | None = None, dataset_path: str | None 
     Raises:
       InputError: as `load_served`, or tied tables have no such inputs.
     """
-    return together(lambda: _open_rows(folder, step, dataset_path, inputs))
+    return run_on_all(lambda: _open_rows(folder, step, dataset_path, inputs))
 
 
 def _open_rows(folder: Run, step: int | None, dataset_path: str | None,
@@ -141,7 +141,7 @@ def load_served(folder: Run, *, step: int | None = None, dataset_path: str | Non
         that the devices here do not form, or that does not cut the table evenly; of several
         processes all are refused where one is.
     """
-    return together(lambda: _load(folder, step, dataset_path, mesh, tell))
+    return run_on_all(lambda: _load(folder, step, dataset_path, mesh, tell))
 
 
 def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshConfig | None,

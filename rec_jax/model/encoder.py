@@ -16,6 +16,7 @@ from flax import nnx
 
 from rec_jax import streams
 from rec_jax.data.features import Feature
+from rec_jax.dtypes import DTYPES
 from rec_jax.errors import InputError
 from rec_jax.model.encoders import EncoderConfig, Inputs
 from rec_jax.model.features import add_features, init_tables
@@ -29,8 +30,6 @@ MASK = "mask"
 INPUTS = "inputs"
 """Name beside them of the item rows `[V_padded, d]` that feed the encoder, where they are not the
 softmax's (untied tables)."""
-
-DTYPES: dict[str, Any] = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 
 
 class Encoder(NamedTuple):

@@ -22,7 +22,8 @@ from jax.sharding import AxisType, Mesh
 
 from rec_jax.data.features import planned_features
 from rec_jax.devices import Devices
-from rec_jax.errors import InputError
+from rec_jax.dtypes import DTYPES
+from rec_jax.errors import InputError, first_line
 from rec_jax.inference.served import reading_of
 from rec_jax.kernels import Backend
 from rec_jax.kernels.dispatch import load
@@ -32,7 +33,7 @@ from rec_jax.model.optimizer import dense_optimizer, schedule
 from rec_jax.run import RunConfig, update_of
 from rec_jax.tables import Table, row_optimizer, rows_over
 from rec_jax.tables.row_map import row_map_of
-from rec_jax.tables.table import DTYPES, padded_size
+from rec_jax.tables.table import padded_size
 from rec_jax.train.state import TrainState, state_shardings, trained, weights
 from rec_jax.train.step import make_train_step
 
@@ -153,7 +154,7 @@ def _topology(devices: Devices) -> np.ndarray:
         topology = topologies.get_topology_desc(
             platform="tpu", topology_name=f"{name}:{devices.topology}")
     except Exception as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise InputError(f"cannot compile for {devices}: {first} (is the extra rec-jax[tpu-aot] "
                          "installed?)") from error
     return np.array(topology.devices)

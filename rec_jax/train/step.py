@@ -17,9 +17,10 @@ import optax
 from jax.sharding import Mesh
 
 from rec_jax import streams
+from rec_jax.dtypes import DTYPES
 from rec_jax.errors import InputError
 from rec_jax.mesh import MeshConfig, batch_sharding, make_mesh
-from rec_jax.model.encoder import DTYPES, Encoder
+from rec_jax.model.encoder import Encoder
 from rec_jax.objectives import Objective, Task
 from rec_jax.tables import Hyper, TableConfig
 from rec_jax.tables.choose import Mode as ModeName
