@@ -19,7 +19,7 @@ from typing import IO
 
 from rec_jax import config
 from rec_jax.data.prepare_config import PrepareConfig
-from rec_jax.data.sources import SOURCES, Archive, Source, Wheel
+from rec_jax.data.public_datasets import PUBLIC_DATASETS, Archive, PublicDataset, Wheel
 from rec_jax.data.xlsx import check_installed, sheet_to_csv
 from rec_jax.errors import InputError
 from rec_jax.files import atomic_folder, file_hash, is_disk_full
@@ -73,7 +73,7 @@ class Fetched:
 def fetch(name: str, folder: Path | str, allow_network: bool = True,
           tell: Callable[[str], None] | None = None,
           reporter: Reporter | None = None) -> Fetched:
-    """Bring data set `name` (a key of `SOURCES`) into `folder`, made as a whole or not at all.
+    """Bring data set `name` (a key of `PUBLIC_DATASETS`) into `folder`, complete or not at all.
 
     A folder that already holds it, unchanged, is left as it is. The terms are told, and stand in
     `TERMS.txt`.
@@ -88,26 +88,26 @@ def fetch(name: str, folder: Path | str, allow_network: bool = True,
         not installed.
     """
     tell = tell or (lambda line: None)
-    if name not in SOURCES:
-        raise InputError(f"no data set {name!r}; known: {', '.join(SOURCES)}")
-    source, folder = SOURCES[name], Path(folder)
-    found = _present(name, folder)
+    if name not in PUBLIC_DATASETS:
+        raise InputError(f"no data set {name!r}; known: {', '.join(PUBLIC_DATASETS)}")
+    dataset, folder = PUBLIC_DATASETS[name], Path(folder)
+    found = _find_fetched(name, folder)
     if found is None:
         if not allow_network:
             raise FetchError(f"{name} is not in {folder}, and the network may not be used")
-        if any(member.endswith(".xlsx") for origin in source.origins
+        if any(member.endswith(".xlsx") for origin in dataset.origins
                if isinstance(origin, Archive) for member in origin.members):
             check_installed()
-        found = _fetch(name, source, folder, tell, reporter or Silent())
+        found = _fetch(name, dataset, folder, tell, reporter or Silent())
     tell(found.terms)
     return found
 
 
-def _fetch(name: str, source: Source, folder: Path, tell: Callable[[str], None],
+def _fetch(name: str, dataset: PublicDataset, folder: Path, tell: Callable[[str], None],
            reporter: Reporter) -> Fetched:
     failures = []
     with atomic_folder(folder, replace=True, check=_check_empty) as made:
-        for number, origin in enumerate(source.origins):
+        for number, origin in enumerate(dataset.origins):
             temporary = made / f".{number}"
             temporary.mkdir()
             try:
@@ -128,7 +128,7 @@ def _fetch(name: str, source: Source, folder: Path, tell: Callable[[str], None],
             for file in temporary.iterdir():
                 file.rename(made / file.name)
             temporary.rmdir()
-            return _complete(name, source, origin, folder, made, archive_hash)
+            return _complete(name, dataset, origin, folder, made, archive_hash)
         raise FetchError(f"{name} could not be fetched: {'; '.join(failures)}")
 
 
@@ -137,29 +137,29 @@ def _check_empty(folder: Path) -> None:
         raise InputError(f"{folder} is not empty any more; give another folder, or delete it")
 
 
-def _present(name: str, folder: Path) -> Fetched | None:
+def _find_fetched(name: str, folder: Path) -> Fetched | None:
     """The data set in `folder`, if it is there and unchanged."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     try:
         found = Fetched(**json.loads((folder / "fetched.json").read_text()))
-        whole = all(Path(file).name == file and file_hash(folder / file) == digest
+        unchanged = all(Path(file).name == file and file_hash(folder / file) == digest
                     for file, digest in found.files.items())
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{folder} exists and does not hold {name} ({error}); "
                          "give another folder, or delete it") from None
-    if found.name != name or not whole:
+    if found.name != name or not unchanged:
         raise InputError(f"{folder} holds {found.name}"
-                         f"{'' if whole else ', but not as it was fetched'}; "
+                         f"{'' if unchanged else ', but not as it was fetched'}; "
                          "give another folder, or delete it")
     return replace(found, folder=str(folder))
 
 
-def _complete(name: str, source: Source, origin: Archive | Wheel, folder: Path, temporary: Path,
-              archive_hash: str | None) -> Fetched:
+def _complete(name: str, dataset: PublicDataset, origin: Archive | Wheel, folder: Path,
+              temporary: Path, archive_hash: str | None) -> Fetched:
     files = {file.name: file_hash(file) for file in sorted(temporary.iterdir())}
-    fetched = Fetched(name, str(folder), origin.where, files, source.terms, archive_hash)
-    (temporary / "TERMS.txt").write_text(source.terms + "\n")
+    fetched = Fetched(name, str(folder), origin.where, files, dataset.terms, archive_hash)
+    (temporary / "TERMS.txt").write_text(dataset.terms + "\n")
     config.save(origin.reading.config(folder, folder / "dataset"), temporary / "prepare.toml")
     (temporary / "fetched.json").write_text(dumps(vars(fetched), indent=1) + "\n")
     return fetched

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from rec_jax.data.file_layout import BLANK, Layout, find_column
 from rec_jax.data.prepare_config import Columns
-from rec_jax.data.readers import BLANK, Layout, find_column, guess_format, read
+from rec_jax.data.readers import guess_format, read
 from rec_jax.data.source_files import source_files
 from rec_jax.data.times import TimeReader
 from rec_jax.errors import InputError
