@@ -48,10 +48,11 @@ from hypothesis import strategies as st
 
 from rec_jax import config
 from rec_jax.bench.record import record
-from rec_jax.checkpoint.seal import write_seal
+from rec_jax.checkpoint.manifest import write_manifest
 from rec_jax.cli import app as cli
-from rec_jax.data.dataset_files import checksum, file_hash
+from rec_jax.data.dataset_files import checksum
 from rec_jax.data.prepare_config import PrepareConfig
+from rec_jax.files import file_hash
 from rec_jax.run import RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -245,7 +246,7 @@ def bad_checkpoint(work: Path, draw: Any, values: st.SearchStrategy[Any]) -> Non
     change(content, draw, values)
     path.write_text(json.dumps(content))
     if path.name != "seal.json":
-        write_seal(folder / path.relative_to(folder).parts[0])  # as somebody hostile would
+        write_manifest(folder / path.relative_to(folder).parts[0])  # as somebody hostile would
 
 
 # Verbs, by what is mutated; `{}` stands for the folder of the copies.

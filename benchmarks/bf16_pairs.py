@@ -21,9 +21,9 @@ import numpy as np
 
 import rec_jax
 from rec_jax import config
-from rec_jax.allocator import restart_with_kept_memory
+from rec_jax.allocator import restart_with_tuned_malloc
 from rec_jax.bench.record import record
-from rec_jax.files import write_whole
+from rec_jax.files import write_atomic
 from rec_jax.run import Run
 
 DTYPES = ("f32", "bf16")
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--out", default="benchmarks/results/bf16_pairs.json")
     parser.add_argument("--summary", action="store_true", help="train nothing")
     options = parser.parse_args()
-    restart_with_kept_memory()  # as the command line does
+    restart_with_tuned_malloc()  # as the command line does
     folder = Path(options.runs)
     for seed in () if options.summary else options.seeds:
         for dtype in DTYPES:
@@ -67,7 +67,7 @@ def one_run(folder: Path, options: argparse.Namespace, seed: int, dtype: str) ->
         lines = [*FIXED, *data, *options.set, f"seed={seed}", f"table.dtype={dtype}"]
         summary = rec_jax.train(options.config, overrides=lines, run=folder, progress=True)
     result = rec_jax.evaluate(folder, progress=True)
-    write_whole(found, json.dumps({
+    write_atomic(found, json.dumps({
         "seed": seed, "dtype": dtype, "test": result["metrics"], "protocol": result["protocol"],
         "steps": summary["steps"], "best_step": summary["best_step"],
         "train_seconds": summary["train_seconds"]}).encode())

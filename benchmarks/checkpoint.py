@@ -45,9 +45,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rec_jax.allocator import restart_with_kept_memory
+from rec_jax.allocator import restart_with_tuned_malloc
 from rec_jax.bench.record import record
-from rec_jax.checkpoint import Checkpoints, touched_rows
+from rec_jax.checkpoint import Checkpoints, updated_rows
 from rec_jax.checkpoint.layout import BLOCK_BYTES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -344,7 +344,7 @@ def measure_delta(folder: Path) -> dict[str, Any]:
                          "seconds": round(time.perf_counter() - began, 3)}
         for step, stored in enumerate(("exact", "bfloat16", "int8"), start=2):
             began = time.perf_counter()
-            changed = jax.tree.map(lambda leaf, how=stored: touched_rows(leaf, ids, how), full)
+            changed = jax.tree.map(lambda leaf, how=stored: updated_rows(leaf, ids, how), full)
             checkpoints.save(step, changed, {}, base=1)
             checkpoints.wait()
             seconds = time.perf_counter() - began
@@ -361,7 +361,7 @@ def measure_delta(folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    restart_with_kept_memory()  # as `rec-jax train` does
+    restart_with_tuned_malloc()  # as `rec-jax train` does
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gib", type=float, nargs="+", default=[1, 2, 4])
     parser.add_argument("--rounds", type=int, default=3)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import rec_jax
 from rec_jax import config
-from rec_jax.allocator import restart_with_kept_memory
+from rec_jax.allocator import restart_with_tuned_malloc
 from rec_jax.bench.record import record
 from rec_jax.run import Run
 from rec_jax.train.log import read_metrics
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--run", required=True, help="run folder")
     parser.add_argument("--out", required=True, help="JSON file to write")
     options = parser.parse_args()
-    restart_with_kept_memory()  # as the command line does
+    restart_with_tuned_malloc()  # as the command line does
     run = Run(Path(options.run))
     if run.config_path.exists():
         summary = rec_jax.train(resume=run.folder, progress=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from rec_jax.allocator import restart_with_kept_memory
+from rec_jax.allocator import restart_with_tuned_malloc
 
 _QUICK = {"config", "--help", "--version", "--install-completion", "--show-completion"}
 
@@ -17,7 +17,7 @@ def start() -> None:
     """
     words = sys.argv[1:]
     if words and not _QUICK.intersection(words) and "_REC_JAX_COMPLETE" not in os.environ:
-        restart_with_kept_memory()
+        restart_with_tuned_malloc()
     from rec_jax.cli.app import main
 
     main()

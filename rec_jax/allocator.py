@@ -20,7 +20,7 @@ _TUNABLES = (f"glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold={KEPT}:"
              f"glibc.malloc.trim_threshold={KEPT}")
 
 
-def restart_with_kept_memory() -> None:
+def restart_with_tuned_malloc() -> None:
     """Replace this process by the same command with a tuned malloc; for programs alone.
 
     Call it first: whatever the process has done is forgotten. Does nothing in the process that

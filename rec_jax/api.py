@@ -23,29 +23,28 @@ from rec_jax.inference.served import Served, StoredRows, Tell, load_served, open
 from rec_jax.mesh import MeshConfig, is_first, parse_mesh
 from rec_jax.plan.compile import compile_step
 from rec_jax.plan.estimate import make_plan, nearest_fit
+from rec_jax.processes import broadcast_text, run_on_all
 from rec_jax.progress import Reporter, Silent, progress_bar
 from rec_jax.run import Run, RunConfig
 from rec_jax.simulate.judge import JudgeConfig
 from rec_jax.simulate.judge_log import judge_log
-from rec_jax.simulate.log_files import LogColumns
-from rec_jax.simulate.log_files import Source as LogSource
+from rec_jax.simulate.log_files import LogColumns, LogSource
 from rec_jax.solvers.compare import BaselineConfig, check_names, compare
 from rec_jax.solvers.compare import fit as fit_solver
 from rec_jax.solvers.interactions import Part
 from rec_jax.solvers.recommend import FittedBaseline
-from rec_jax.together import of_first, together
 from rec_jax.train.growing import Start
 from rec_jax.train.loop import run_training
 from rec_jax.train.opening import open_run
 from rec_jax.train.report import write_report
 
-Source = Path | str
-Loadable = Source | Recommender | Served
+PathLike = Path | str
+Loadable = PathLike | Recommender | Served
 
 
-def train(config: RunConfig | Source | None = None, *, run: Source | None = None,
-          overrides: Sequence[str] = (), resume: Source | None = None, force: bool = False,
-          start_from: Source | None = None, keep_state: bool = False,
+def train(config: RunConfig | PathLike | None = None, *, run: PathLike | None = None,
+          overrides: Sequence[str] = (), resume: PathLike | None = None, force: bool = False,
+          start_from: PathLike | None = None, keep_state: bool = False,
           trust_code: bool = False, progress: bool = False,
           since: float | None = None) -> dict[str, Any]:
     """Train a run to its end and write its report; see `RunConfig` for what can be set.
@@ -69,9 +68,9 @@ def train(config: RunConfig | Source | None = None, *, run: Source | None = None
     """
     start = (None if start_from is None
              else Start(Run(Path(start_from), trust_code), keep_state=keep_state))
-    target, resolved = together(lambda: open_run(config, run, overrides, resume, force=force,
+    target, resolved = run_on_all(lambda: open_run(config, run, overrides, resume, force=force,
                                                  trust_code=trust_code))
-    target = replace(target, folder=Path(of_first(str(target.folder))))  # its name has a time
+    target = replace(target, folder=Path(broadcast_text(str(target.folder))))  # its name has a time
 
     with _reporter("train", progress) as reporter:
         summary = {"run": str(target.folder), **run_training(
@@ -82,7 +81,7 @@ def train(config: RunConfig | Source | None = None, *, run: Source | None = None
     return summary
 
 
-def load(run: Source, *, step: int | None = None, data: str | None = None,
+def load(run: PathLike, *, step: int | None = None, data: str | None = None,
          mesh: str | None = None, trust_code: bool = False, tell: Tell = warn) -> Recommender:
     """A run's best checkpoint (or that of `step`) on its mesh, for many questions:
     `load(run).recommend(history=["50", "181"], k=5)` loads and compiles once. `evaluate`,
@@ -91,7 +90,7 @@ def load(run: Source, *, step: int | None = None, data: str | None = None,
     data: where the dataset is now, if it moved.
     mesh: where the model goes, as DATAxITEMS such as "1x8"; by default the run's mesh, or, where
       the devices here do not form that, the nearest one that they do, of which `tell` is told in
-      one line (a warning). Of several processes, all must call it.
+      one line (a warning). Of is_distributed processes, all must call it.
     trust_code: see `train`.
 
     Raises:
@@ -134,8 +133,8 @@ def evaluate(run: Loadable, *, split: Split = "test", step: int | None = None,
     return result
 
 
-def baseline(dataset: Source, *, models: str | Sequence[str] = ("popularity", "itemknn", "ease"),
-             settings: BaselineConfig | Source | None = None, overrides: Sequence[str] = (),
+def baseline(dataset: PathLike, *, models: str | Sequence[str] = ("popularity", "itemknn", "ease"),
+             settings: BaselineConfig | PathLike | None = None, overrides: Sequence[str] = (),
              split: Split = "test", tune: bool = False, progress: bool = False
              ) -> dict[str, Any]:
     """Metrics of models that are solved, not trained, by the protocol of `evaluate`.
@@ -158,9 +157,9 @@ def baseline(dataset: Source, *, models: str | Sequence[str] = ("popularity", "i
                        say=reporter.say)
 
 
-def fit_baseline(dataset: Source, model: str, *, settings: BaselineConfig | Source | None = None,
-                 overrides: Sequence[str] = (), part: Part = "train",
-                 progress: bool = False) -> FittedBaseline:
+def fit_baseline(dataset: PathLike, model: str, *,
+                 settings: BaselineConfig | PathLike | None = None, overrides: Sequence[str] = (),
+                 part: Part = "train", progress: bool = False) -> FittedBaseline:
     """One of the models of `baseline`, with `recommend(history, k)` for ids of the source.
 
     part: what it is fitted on: the training part, as for `baseline`, or "all" interactions.
@@ -173,21 +172,21 @@ def fit_baseline(dataset: Source, model: str, *, settings: BaselineConfig | Sour
     return FittedBaseline(opened, fitted, resolved.solver(name).values, resolved.evaluate)
 
 
-def _baseline_config(settings: BaselineConfig | Source | None,
+def _baseline_config(settings: BaselineConfig | PathLike | None,
                      overrides: Sequence[str]) -> BaselineConfig:
     given = configs.to_mapping(settings) if isinstance(settings, BaselineConfig) else {}
     path = None if isinstance(settings, BaselineConfig) else settings
     return configs.read(BaselineConfig, path, given, overrides)
 
 
-def export(run: Loadable, *, out: Source, what: What = "items", format: str = "npy",
+def export(run: Loadable, *, out: PathLike, what: What = "items", format: str = "npy",
            step: int | None = None, data: str | None = None, mesh: str | None = None,
            trust_code: bool = False, progress: bool = False, tell: Tell = warn) -> Path:
     """Write the embeddings of items, users or inputs, with the source's ids; see
     `load_embeddings`.
 
     step, data, mesh, trust_code, tell: see `load`. Only users need a model, and so a mesh: rows
-    go from the checkpoint to the file in blocks. Of several processes the first one writes.
+    go from the checkpoint to the file in blocks. Of is_distributed processes the first one writes.
     """
     # Item rows go from the checkpoint to the file in blocks; only queries need the model.
     served: Served | StoredRows
@@ -217,13 +216,13 @@ def recommend(run: Loadable, *, user: str | None = None, history: Sequence[str] 
 
 
 def off_policy(log: LogSource, columns: LogColumns | None = None, *,
-               settings: JudgeConfig | None = None, run: Source | None = None,
+               settings: JudgeConfig | None = None, run: PathLike | None = None,
                temperature: float = 1.0, step: int | None = None, data: str | None = None,
                trust_code: bool = False, progress: bool = False) -> dict[str, Any]:
     """The value of a policy, estimated from the log of another one, with intervals and whether to
     believe them; see `rec_jax.simulate.judge.judge` for what is returned.
 
-    log: a file (CSV, TSV, Parquet; also several), or columns in memory by name.
+    log: a file (CSV, TSV, Parquet; also is_distributed), or columns in memory by name.
     columns: what the log's columns are called. settings: confidence, caps, the bootstrap.
     run: the policy to evaluate is the softmax of this run's scores, divided by `temperature`, over
       the whole catalogue; without it `columns.probability` names the policy's probabilities. The
@@ -246,7 +245,7 @@ def _loaded(run: Loadable, **how: Any) -> Served:
     return run if isinstance(run, Served) else load(run, **how).served
 
 
-def plan(config: RunConfig | Source, *, items: float, devices: str = "cpu",
+def plan(config: RunConfig | PathLike, *, items: float, devices: str = "cpu",
          overrides: Sequence[str] = (), compiled: bool = False,
          trust_code: bool = False) -> dict[str, Any]:
     """What a run over `items` items would need on `devices`; see `rec_jax.plan.Plan`.

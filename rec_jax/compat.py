@@ -1,4 +1,4 @@
-"""What moved between the JAX versions that we support, in one place.
+"""What differs between the JAX versions that we support, in one place.
 
 The range is stated in `pyproject.toml`; both ends run in the tests. Nothing here may import
 another module of the project.
@@ -10,13 +10,13 @@ import jax
 
 JAX_VERSION: tuple[int, ...] = tuple(int(part) for part in jax.__version__.split(".")[:3])
 
-PROGRAMS_MAY_BE_KEPT = JAX_VERSION < (0, 11)
-"""Whether compiled programs may be read from JAX's cache again. With 0.12, tests that did so on
-CPUs crashed; versions between were not tried."""
+CACHE_IS_SAFE = JAX_VERSION < (0, 11)
+"""Whether compiled programs may be read from JAX's compilation cache. With 0.12, tests that did so
+on CPUs crashed; versions between were not tried."""
 
 
-def is_whole_program(data: bytes) -> bool:
-    """Whether an entry of JAX's cache is all there: it is compressed, with a length or a sum."""
+def is_complete_entry(data: bytes) -> bool:
+    """Whether an entry of JAX's cache is complete; it is compressed, with a length or checksum."""
     from jax._src.compilation_cache import decompress_executable
 
     try:

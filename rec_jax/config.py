@@ -11,7 +11,6 @@ when it is loaded, and a config may come from anywhere.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import tomllib
 import types
@@ -22,8 +21,8 @@ from typing import Any, TypeVar
 
 import tomli_w
 
-from rec_jax.errors import InputError
-from rec_jax.files import write_whole
+from rec_jax.errors import InputError, did_you_mean, first_line
+from rec_jax.files import write_atomic
 
 T = TypeVar("T")
 NONE = "none"
@@ -57,9 +56,8 @@ def component_config(modules: Mapping[str, str], kind: str, *, trust_code: bool 
     try:
         found = importlib.import_module(name).Config
     except Exception as error:  # it runs code that is not ours
-        said = (str(error).splitlines() or [""])[0]
-        raise InputError(f"kind {kind!r} cannot be loaded: {type(error).__name__}: {said}"
-                         ) from error
+        raise InputError(f"kind {kind!r} cannot be loaded: {type(error).__name__}: "
+                         f"{first_line(error)}") from error
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         raise InputError(f"kind {kind!r} cannot be used: its Config is no dataclass")
     return found
@@ -170,7 +168,7 @@ def _plain(value: Any) -> Any:
 
 def save(config: Any, path: Path | str) -> None:
     """Write the complete config as TOML, whole or not at all."""
-    write_whole(path, tomli_w.dumps(to_mapping(config)))
+    write_atomic(path, tomli_w.dumps(to_mapping(config)))
 
 
 def difference(old: Any, new: Any) -> str | None:
@@ -261,8 +259,7 @@ def _convert(hint: Any, value: Any, label: str) -> Any:
 
 def _nearest(key: str, known: Iterable[str]) -> str:
     known = list(known)
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
+    return did_you_mean(key, known) or f"; known: {', '.join(sorted(known))}"
 
 
 def _nested(keys: list[str], value: Any) -> dict[str, Any]:

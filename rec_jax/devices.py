@@ -7,14 +7,13 @@ NVIDIA, one vector register (8 x 128) a clock and core on TPU.
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from rec_jax.errors import InputError
+from rec_jax.errors import InputError, did_you_mean
 
 GIB = 2**30
 
@@ -80,8 +79,7 @@ def parse_devices(text: str) -> Devices:
     found = re.fullmatch(r"(?P<name>[a-z]\w*?)(:(?P<grid>\d+(x\d+)*)|x(?P<count>\d+))?", text)
     name = found["name"] if found else text
     if found is None or name not in CHIPS:
-        near = difflib.get_close_matches(name, CHIPS, n=1, cutoff=0.3)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, CHIPS, cutoff=0.3)
         raise InputError(f"devices {text!r} are unknown{hint}; expected such as v5p:4x4x4, h100x8 "
                          f"or cpu, with one of {', '.join(CHIPS)}")
     grid = found["grid"] or ""
@@ -105,7 +103,7 @@ def cores_allowed() -> int:
     return len(ask(0)) if ask else os.cpu_count() or 1
 
 
-def free_on_host() -> int | None:
+def free_host_memory() -> int | None:
     """Bytes that the host, and a control group around this process, can still give; None where
     the system does not say."""
     memory, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
+from collections.abc import Iterable
 
 _WRONG_PATHS = frozenset({
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EACCES,
     errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EXDEV, errno.EBUSY,
     errno.ETXTBSY, errno.ENXIO})
+
 
 class InputError(ValueError):
     """What a user gave is wrong: the message says what, where, and what was expected.
@@ -24,6 +27,21 @@ class TrainingError(RuntimeError):
 
 class Preempted(RuntimeError):
     """A signal asked a training to stop, and it has saved; exit code 75 (EX_TEMPFAIL)."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def did_you_mean(word: str, known: Iterable[str], *, cutoff: float = 0.5,
+                 form: str = "; {}") -> str:
+    """`; did you mean 'x'?` with the known word that is most similar to `word`; "" if none is.
+
+    cutoff: the least similarity, from 0 to 1, as `difflib` measures it. form: what stands around.
+    """
+    nearest = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return form.format(f"did you mean {nearest[0]!r}?") if nearest else ""
 
 
 def describe_os_error(error: OSError) -> tuple[str, bool]:

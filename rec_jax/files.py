@@ -1,8 +1,8 @@
-"""Files and folders that are whole or absent.
+"""Atomic writes: files and folders that are complete or absent.
 
 Everything that this package writes for others to read goes through here: a file or folder is
-made under a temporary name beside its place, flushed to the disk, and then takes its name. What
-has no such name yet belongs to nobody but its maker, so only the maker deletes it.
+made under a temporary name beside its place, flushed to the disk, and then renamed. Before it is
+renamed it belongs to the process that makes it, so only this process deletes it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -21,17 +22,16 @@ from typing import IO, Any
 
 from rec_jax.errors import InputError
 
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""Errors of the system that say that there is no room for more bytes."""
-_OF_THE_DISK = FULL | {errno.EIO, errno.EROFS}
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_DISK_ERRORS = _DISK_FULL | {errno.EIO, errno.EROFS}
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}
-_CODE = re.compile(r"(?:os error |os_error_code='|[Ee]rrno )(\d+)")
+_ERRNO = re.compile(r"(?:os error |os_error_code='|[Ee]rrno )(\d+)")
 _EXCHANGE = 2  # RENAME_EXCHANGE of linux/fs.h
 _AT_FDCWD = -100
 
 
 def flush(path: Path | str) -> None:
-    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    """Wait until a file's bytes, or a folder's names, are on the disk (fsync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -40,8 +40,8 @@ def flush(path: Path | str) -> None:
 
 
 @contextlib.contextmanager
-def writing(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
-    """An open file that takes the name `path` when the block ends; after an error it vanishes.
+def atomic_writer(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
+    """An open file that takes the name `path` when the block ends; after an error it is deleted.
 
     Missing folders on the way are made. Another file of that name is replaced at once.
 
@@ -49,8 +49,8 @@ def writing(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
       OSError: as the system says, naming `path`; nothing stands under `path` that did not stand
         there before.
     """
-    path = checked_place(path)
-    with _naming(path), _parents(path):
+    path = check_path(path)
+    with _errors_name(path), _parents(path):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         temporary = Path(name)
         try:
@@ -65,20 +65,20 @@ def writing(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
             temporary.unlink(missing_ok=True)
 
 
-def write_whole(path: Path | str, content: str | bytes) -> None:
-    """Write a file at once; see `writing`."""
-    with writing(path) as file:
+def write_atomic(path: Path | str, content: str | bytes) -> None:
+    """Write a file at once; see `atomic_writer`."""
+    with atomic_writer(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
 @contextlib.contextmanager
-def new_folder(out: Path | str, *, replace: bool = False,
+def atomic_folder(out: Path | str, *, replace: bool = False,
                check: Callable[[Path], None] | None = None) -> Iterator[Path]:
     """A temporary folder beside `out` that takes its name when the block ends.
 
-    After an error it vanishes. Its files are flushed before it takes the name. While the block
-    runs, nobody else makes `out`: `.NAME.lock` beside it is held, and goes afterwards. Where a
-    process was killed, the next one that makes `out` removes what it left.
+    After an error it is deleted. Its files are flushed before it takes the name. While the block
+    runs, no other process makes `out`: it has the lock `.NAME.lock` beside it, which is deleted
+    afterwards. What a killed process left is removed by the next one that makes `out`.
 
     replace: a folder of that name is exchanged for the new one in one step, and then deleted;
       the caller has made sure that it may be. Where the system cannot exchange two folders,
@@ -90,19 +90,19 @@ def new_folder(out: Path | str, *, replace: bool = False,
       InputError: `out` exists, and is not to be replaced; or another process makes it.
       OSError: as the system says, naming `out` where its disk is full; `out` is as it was.
     """
-    out = checked_place(out)
+    out = check_path(out)
     if replace:
         out = Path(os.path.realpath(out))  # what a link leads to is replaced, not the link
-    _check_free(out, replace, check)
-    with _naming(out), _parents(out), _only_maker(out) as note:
+    _check_absent(out, replace, check)
+    with _errors_name(out), _parents(out), _only_writer(out) as note_name:
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
         try:
-            note(temporary.name)
+            note_name(temporary.name)
             os.chmod(temporary, 0o777 & ~_umask())
             yield temporary
             flush_tree(temporary)
-            _check_free(out, replace, check)
-            _take_name(temporary, out, replace)
+            _check_absent(out, replace, check)
+            _rename_into_place(temporary, out, replace)
             flush(out.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -116,18 +116,25 @@ def flush_tree(folder: Path) -> None:
     flush(folder)
 
 
-def no_room(error: BaseException) -> bool:
+def is_disk_full(error: BaseException) -> bool:
     """Whether an error says that a disk is full, also in the words of a library."""
-    return _code(error) in FULL
+    return _code(error) in _DISK_FULL
+
+
+def file_hash(path: Path, kind: str = "sha256") -> str:
+    """Hex hash of a file's bytes. kind: as `hashlib` names it, such as "md5"."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False)
+                                   ).hexdigest()
 
 
 def is_unicode(text: str) -> bool:
-    """False for what Python makes of bytes, of a command line or a folder, that are no UTF-8."""
+    """False for text that Python made of bytes that are no UTF-8, as in a path."""
     return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def cache_folder() -> Path | None:
-    """Where this program may keep what can be made again; None where the user has no such place.
+    """The cache folder of this program; None where the user has no such place.
 
     `$REC_JAX_CACHE`, else `$XDG_CACHE_HOME/rec_jax`, else `~/.cache/rec_jax`. It may be missing.
     """
@@ -144,8 +151,8 @@ def cache_folder() -> Path | None:
     return base / "rec_jax" if base.is_absolute() else None
 
 
-def checked_place(path: Path | str) -> Path:
-    """Where something may be made; raises InputError for what is no name."""
+def check_path(path: Path | str) -> Path:
+    """A path that something may be written to; raises InputError for what is no name."""
     if "\0" in str(path):
         raise InputError(f"{str(path)!r} is no name of a file or folder: it has a NUL")
     if not is_unicode(str(path)):
@@ -153,7 +160,7 @@ def checked_place(path: Path | str) -> Path:
     return Path(os.path.abspath(path)) if not Path(path).name else Path(path)
 
 
-def _check_free(out: Path, replace: bool, check: Callable[[Path], None] | None = None) -> None:
+def _check_absent(out: Path, replace: bool, check: Callable[[Path], None] | None = None) -> None:
     if out.exists() or out.is_symlink():
         if not replace:
             raise InputError(f"{out} exists; expected the name of a new folder")
@@ -163,7 +170,7 @@ def _check_free(out: Path, replace: bool, check: Callable[[Path], None] | None =
 
 @contextlib.contextmanager
 def _parents(path: Path) -> Iterator[None]:
-    """The folders above `path`; those that had to be made go again after an error."""
+    """Make the folders above `path`; those that were missing are removed again after an error."""
     missing = [folder for folder in path.parents if not folder.exists()]
     try:
         try:
@@ -180,8 +187,8 @@ def _parents(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Errors of the disk name `path`, and never a temporary name beside it or a library."""
+def _errors_name(path: Path) -> Iterator[None]:
+    """Errors of the disk name `path`, and not a temporary name beside it or a library."""
     own = str(path.with_name(f".{path.name}."))
     try:
         yield
@@ -190,7 +197,7 @@ def _naming(path: Path) -> Iterator[None]:
     except Exception as error:
         code = _code(error)
         name = str(getattr(error, "filename", None) or "")
-        if code is None or not (name.startswith(own) or (not name and code in _OF_THE_DISK)):
+        if code is None or not (name.startswith(own) or (not name and code in _DISK_ERRORS)):
             raise
         raise OSError(code, os.strerror(code), str(path)) from error
 
@@ -199,46 +206,46 @@ def _code(error: BaseException) -> int | None:
     """The system's number of an error; libraries tell it in their own types and words."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
-    found = _CODE.search(str(error))
+    found = _ERRNO.search(str(error))
     return int(found[1]) if found else None
 
 
 @contextlib.contextmanager
-def _only_maker(out: Path) -> Iterator[Callable[[str], None]]:
-    """Be the one process that makes `out`; where there are no locks, its name decides alone.
+def _only_writer(out: Path) -> Iterator[Callable[[str], None]]:
+    """Be the one process that makes `out`; without locks, only the final rename decides.
 
-    Gives a function that notes the name of the temporary in the lock file.
+    Yields a function that writes the name of the temporary folder into the lock file.
     """
     path = out.with_name(f".{out.name}.lock")
-    handle, held = _lock_beside(path, out)
+    handle, has_lock = _open_lock(path, out)
     ours = False
     try:
-        ours = _clear(handle, out, held)
-        yield lambda name: _note(handle, name) if ours else None
+        ours = _clear_abandoned(handle, out, has_lock)
+        yield lambda name: _write_name(handle, name) if ours else None
     finally:
         if ours:
             path.unlink(missing_ok=True)
         os.close(handle)
 
 
-def _note(handle: int, name: str) -> None:
+def _write_name(handle: int, name: str) -> None:
     os.pwrite(handle, os.fsencode(name), 0)
 
 
-def _clear(handle: int, out: Path, held: bool) -> bool:
-    """Remove the temporary of a maker that was killed; whether the lock file is of this program."""
+def _clear_abandoned(handle: int, out: Path, has_lock: bool) -> bool:
+    """Remove the temporary folder of a killed process; False if the lock file is not ours."""
     name = os.fsdecode(os.pread(handle, 1000, 0))
     if not name:
         return True
     if not re.fullmatch(re.escape(f".{out.name}.") + r"\w+\.tmp", name):
         return False
-    if held and not out.with_name(name).is_symlink():
+    if has_lock and not out.with_name(name).is_symlink():
         shutil.rmtree(out.with_name(name), ignore_errors=True)
     os.ftruncate(handle, 0)
     return True
 
 
-def _lock_beside(path: Path, out: Path) -> tuple[int, bool]:
+def _open_lock(path: Path, out: Path) -> tuple[int, bool]:
     """A handle of the lock file, and whether it is locked: some file systems have no locks."""
     while True:
         handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
@@ -252,15 +259,15 @@ def _lock_beside(path: Path, out: Path) -> tuple[int, bool]:
                 raise
             raise InputError(f"another process makes {out}; wait until it ends, or use another "
                              "folder") from None
-        # Whoever held it before may have removed the name that this handle was opened by.
+        # The process that had it before may have removed the name that this handle was opened by.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle), path.stat()):
                 return handle, True
         os.close(handle)
 
 
-def _take_name(temporary: Path, out: Path, replace: bool) -> None:
-    """Rename a folder; one that stands there already gets the other's name in exchange."""
+def _rename_into_place(temporary: Path, out: Path, replace: bool) -> None:
+    """Rename a folder; a folder that is already there gets the temporary name in exchange."""
     if not out.exists():
         try:
             os.rename(temporary, out)

@@ -1,6 +1,6 @@
-"""Folders with one writer, and files that readers hold.
+"""Exclusive locks on folders, and shared locks of readers on files (pins).
 
-A lock is the system's: it ends with the process that has it, however that ends.
+The system owns the locks: they end with their process, however it ends.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rec_jax.errors import InputError
-from rec_jax.files import checked_place
+from rec_jax.errors import InputError, first_line
+from rec_jax.files import check_path
 
 LOCK = ".lock"
 """Name of the lock file in a folder that has one writer."""
@@ -33,7 +33,7 @@ def locked(folder: Path | str, wait: float = 0.0) -> Iterator[None]:
     """
     import filelock  # here: the help of the command line needs no lock
 
-    folder = checked_place(folder)
+    folder = check_path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(folder / LOCK, timeout=wait)
@@ -42,9 +42,8 @@ def locked(folder: Path | str, wait: float = 0.0) -> Iterator[None]:
         raise InputError(f"another process works in {folder} (its lock is {folder / LOCK}); "
                          "wait until it ends, or use another folder") from None
     except (OSError, NotImplementedError) as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        said = getattr(error, "strerror", None) or said
-        raise InputError(f"{folder} cannot be locked for one writer ({said}); expected a folder "
+        cause = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"{folder} cannot be locked for one writer ({cause}); expected a folder "
                          "that this user may write to, on a file system with locks") from None
     try:
         yield
@@ -56,34 +55,34 @@ def is_locked(folder: Path | str) -> bool:
     """Whether some process is the writer of `folder` now; nothing is written to find out."""
     handle = _open(Path(folder) / LOCK, os.O_RDONLY)
     try:
-        return not _take(handle, fcntl.LOCK_SH)
+        return not _try_lock(handle, fcntl.LOCK_SH)
     finally:
         _close(handle)
 
 
 class Pin:
-    """A reader's hold on a file for as long as this object lives; see `unpinned`.
+    """A reader's shared lock on a file as long as this object lives; see `unpinned`.
 
     It needs no right to write. Where the file is missing, or the file system has no locks,
-    there is no hold, and nothing is said.
+    there is no lock and no error.
     """
 
     def __init__(self, path: Path | str) -> None:
         self._handle = _open(path, os.O_RDONLY)
         for _ in range(_TRIES):
-            if _take(self._handle, fcntl.LOCK_SH):
+            if _try_lock(self._handle, fcntl.LOCK_SH):
                 break
-            time.sleep(_TRY_SECONDS)  # who removes files looks at each for a moment only
+            time.sleep(_TRY_SECONDS)  # a process that removes files locks each for a moment only
 
     def is_of(self, path: Path | str) -> bool:
-        """Whether `path` leads to the file that is held, and not to another one of its name."""
+        """Whether `path` leads to the pinned file, and not to another one of its name."""
         try:
             return self._handle >= 0 and os.path.samestat(os.fstat(self._handle), os.stat(path))
         except OSError:
             return False
 
     def close(self) -> None:
-        """Let go; safe to call again."""
+        """Release the lock; safe to call again."""
         handle, self._handle = self._handle, -1
         _close(handle)
 
@@ -95,16 +94,16 @@ class Pin:
 
 @contextlib.contextmanager
 def unpinned(path: Path | str) -> Iterator[bool]:
-    """Whether no process has a `Pin` on a file; as long as that is asked, none gets one."""
+    """Whether no process has a `Pin` on a file; none gets one before the block ends."""
     handle = _open(path, os.O_RDWR)
     try:
-        yield _take(handle, fcntl.LOCK_EX)
+        yield _try_lock(handle, fcntl.LOCK_EX)
     finally:
         _close(handle)
 
 
 def _open(path: Path | str, access: int) -> int:
-    """A handle of a file, or -1; whatever stands there under that name, this does not wait."""
+    """A handle of a file, or -1; it never waits, whatever kind of file it is."""
     try:
         return os.open(path, access | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
@@ -116,8 +115,8 @@ def _close(handle: int) -> None:
         os.close(handle)
 
 
-def _take(handle: int, kind: int) -> bool:
-    """Lock an open file; False where somebody's lock stands in the way of it."""
+def _try_lock(handle: int, kind: int) -> bool:
+    """Lock an open file; False where another process has a lock that excludes it."""
     try:
         if handle >= 0:
             fcntl.flock(handle, kind | fcntl.LOCK_NB)

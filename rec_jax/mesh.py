@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from rec_jax.errors import InputError
+from rec_jax.errors import InputError, first_line
 from rec_jax.ranges import at_least, check
 
 DATA, ITEMS = "data", "items"
@@ -62,8 +62,8 @@ def start_processes(coordinator: str | None, count: int | None, index: int | Non
         jax.distributed.initialize(coordinator_address=coordinator, num_processes=count,
                                    process_id=index)
     except (ValueError, RuntimeError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"the processes of the run cannot be joined: {first}") from None
+        raise InputError("the processes of the run cannot be joined: "
+                         f"{first_line(error)}") from None
 
 
 def is_first() -> bool:

@@ -39,7 +39,7 @@ def rank_metrics(ranks: np.ndarray, ks: Sequence[int]) -> dict[str, float]:
     return result
 
 
-def known(figures: Mapping[str, float]) -> dict[str, float | None]:
+def nan_to_none(figures: Mapping[str, float]) -> dict[str, float | None]:
     """None for NaN, which JSON lacks: of nothing that is recommended there is no mean."""
     return {name: None if np.isnan(value) else value for name, value in figures.items()}
 

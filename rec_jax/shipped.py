@@ -5,10 +5,9 @@ The name of one works where the path of a config does, as long as no such file e
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
-from rec_jax.errors import InputError
+from rec_jax.errors import InputError, did_you_mean
 
 _LINE = 120  # characters; a longer first sentence is cut at its colon
 
@@ -38,8 +37,7 @@ def locate(path: Path | str) -> Path:
         return folder() / f"{name}.toml"
     if path.exists():
         return path  # a folder: whoever reads it says so
-    near = difflib.get_close_matches(name, names(), n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    hint = did_you_mean(name, names(), cutoff=0.6, form=" ({})")
     raise InputError(f"config {path} does not exist; expected a TOML file, or the name of a "
                      f"shipped config{hint}: `rec-jax config list`")
 

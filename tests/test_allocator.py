@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from rec_jax.allocator import restart_with_kept_memory
+from rec_jax.allocator import restart_with_tuned_malloc
 
 # Takes and frees 64 MiB again and again in a second thread, as XLA does; counts the pages that
 # the system had to give, and says what the program was asked to do.
 PROGRAM = """
 import ctypes, os, resource, sys, threading
-from rec_jax.allocator import restart_with_kept_memory
+from rec_jax.allocator import restart_with_tuned_malloc
 if sys.argv[1] == "kept":
-    restart_with_kept_memory()
+    restart_with_tuned_malloc()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.argtypes = [ctypes.c_void_p]
@@ -69,5 +69,5 @@ def test_a_program_that_cannot_start_once_more_goes_on(monkeypatch: pytest.Monke
             monkeypatch.delenv(name)
     monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    restart_with_kept_memory()
+    restart_with_tuned_malloc()
     assert "GLIBC_TUNABLES" not in os.environ

@@ -32,8 +32,8 @@ NEEDED: dict[str, dict[str, Any]] = {
 """What cannot be left out."""
 
 ANY_FINITE = {"Filters.min_rating": "ratings may be of any sign",
-              "Split.valid_time": "instants before 1970 are negative",
-              "Split.test_time": "instants before 1970 are negative"}
+              "SplitConfig.valid_time": "instants before 1970 are negative",
+              "SplitConfig.test_time": "instants before 1970 are negative"}
 """Fields that take negative numbers, and why."""
 
 FREE_NAMES = {

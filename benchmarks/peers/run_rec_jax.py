@@ -85,7 +85,7 @@ class RecJax:
 
 
 if __name__ == "__main__":
-    from rec_jax.allocator import restart_with_kept_memory
+    from rec_jax.allocator import restart_with_tuned_malloc
 
-    restart_with_kept_memory()  # as the command line does
+    restart_with_tuned_malloc()  # as the command line does
     worker.serve(RecJax)

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from rec_jax import programs
+from rec_jax import compilation_cache
 from rec_jax.bench.record import about_machine, versions
 from rec_jax.kernels import Problem, auto, dispatch, measured
 from rec_jax.kernels.native import build as native_build
@@ -20,7 +20,7 @@ from rec_jax.kernels.native import cache as native_cache
 from rec_jax.kernels.native import isa as native_isa
 
 _OPS = {"softmax": "softmax_loss", "rank": "target_rank"}
-_SETTINGS = (auto.VARIABLE, native_isa.VARIABLE, programs.VARIABLE, "REC_JAX_CACHE", "CXX",
+_SETTINGS = (auto.VARIABLE, native_isa.VARIABLE, compilation_cache.VARIABLE, "REC_JAX_CACHE", "CXX",
              "JAX_PLATFORMS", "XLA_FLAGS")
 _SLOW = 1.0
 
@@ -43,7 +43,7 @@ def doctor() -> dict[str, Any]:
         "folds": _folds(platform),
         "compiler": _compiler(),
         "cache": str(native_cache.folder()),
-        "programs": str(programs.folder()) if programs.allowed() else None,
+        "programs": str(compilation_cache.folder()) if compilation_cache.is_allowed() else None,
         "settings": {name: os.environ[name] for name in _SETTINGS if os.environ.get(name)},
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rec_jax.files import writing
+from rec_jax.files import atomic_writer
 
 _OURS = "rec_jax"
 
@@ -82,6 +82,6 @@ def plot(result: dict[str, Any], path: Path) -> Path:
         axes[1].set_xlabel("seconds of training")
         axes[1].set_ylabel("NDCG@10, held-out items")
         axes[1].legend(frameon=False)
-    with writing(path) as file:
+    with atomic_writer(path) as file:
         figure.savefig(file, format="png", dpi=120)
     return path

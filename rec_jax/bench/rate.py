@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rec_jax.model.encoder import DTYPES
+from rec_jax.dtypes import DTYPES
 from rec_jax.run import RunConfig
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rec_jax.files import write_whole
+from rec_jax.files import write_atomic
 from rec_jax.jsons import dumps
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "polars", "torch")
@@ -103,5 +103,5 @@ def record(path: Path | str, payload: Mapping[str, Any], *,
         "versions": versions(),
         **payload,
     }
-    write_whole(path, dumps(stamped, indent=1) + "\n")
+    write_atomic(path, dumps(stamped, indent=1) + "\n")
     return path

@@ -1,8 +1,8 @@
-"""Blocks of an array as files: what zarr v3 calls a chunk, bytes and behind them their CRC-32C.
+"""Blocks of an array as files: zarr v3 calls them chunks, bytes followed by their CRC-32C.
 
-Tensorstore reads and writes the same files, but sums in software and copies on the way, which costs
-more than the disk does; here bytes go between an array's memory and the file, past the page cache
-through one aligned buffer. What is no whole block is left to tensorstore.
+Tensorstore reads and writes the same files, but it computes checksums in software and copies on the
+way, which costs more than the disk does. Here bytes go between an array's memory and the file, past
+the page cache through one aligned buffer. Tensorstore does the parts that are not a whole block.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-SUM_BYTES = 4
-LEAST_DIRECT = 2**20
+from rec_jax.files import flush
+
+CHECKSUM_BYTES = 4
+MIN_DIRECT_BYTES = 2**20
 """Smallest file, in bytes, that is read around the page cache when it is not in there."""
-ALIGNED = 4096
+ALIGNMENT = 4096
 """Where memory and place in a file must begin for that, in bytes; what most disks want."""
 
 
@@ -33,7 +35,7 @@ def write_block(path: str | bytes | Path, data: Any) -> None:
     A forked child calls this too: it takes no lock.
     """
     with open(path, "wb", buffering=0) as file:
-        for part in (data, google_crc32c.value(data).to_bytes(SUM_BYTES, "little")):
+        for part in (data, google_crc32c.value(data).to_bytes(CHECKSUM_BYTES, "little")):
             rest = memoryview(part).cast("B")
             while rest:  # the system takes at most 2 GiB at once, and less where a disk gets full
                 rest = rest[file.write(rest):]
@@ -54,26 +56,17 @@ def read_block(path: Path, rows: np.ndarray) -> None:
     data = bytes_of(rows)
     with path.open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
-        if size != data.nbytes + SUM_BYTES:
-            raise ValueError(f"a block has {size} bytes, expected {data.nbytes + SUM_BYTES}")
-        behind = None
+        if size != data.nbytes + CHECKSUM_BYTES:
+            raise ValueError(f"a block has {size} bytes, expected {data.nbytes + CHECKSUM_BYTES}")
+        checksum = None
         if not _is_cached(file.fileno(), size):
-            behind = _read_past_cache(path, data)
+            checksum = _read_direct(path, data)
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # the page looked at
-        if behind is None:
-            _read_whole(file, data)
-            behind = file.read(SUM_BYTES)
-    if google_crc32c.value(data) != int.from_bytes(behind, "little"):
+        if checksum is None:
+            _read_buffered(file, data)
+            checksum = file.read(CHECKSUM_BYTES)
+    if google_crc32c.value(data) != int.from_bytes(checksum, "little"):
         raise ValueError("a block has changed: its CRC-32C is not the one behind it")
-
-
-def flush(path: Path) -> None:
-    """Make a file, or the names in a folder, survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def bytes_of(rows: np.ndarray) -> np.ndarray:
@@ -83,7 +76,7 @@ def bytes_of(rows: np.ndarray) -> np.ndarray:
 
 def _is_cached(handle: int, size: int) -> bool:
     """Whether a file is in the page cache, or too small for that to matter; True if unknown."""
-    if size < LEAST_DIRECT or not hasattr(os, "RWF_NOWAIT"):
+    if size < MIN_DIRECT_BYTES or not hasattr(os, "RWF_NOWAIT"):
         return True
     os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_RANDOM)  # a look is no reason to read ahead
     try:
@@ -96,15 +89,15 @@ def _is_cached(handle: int, size: int) -> bool:
         os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_NORMAL)
 
 
-def _read_past_cache(path: Path, data: np.ndarray) -> bytes | None:
-    """Fill `data` without the page cache, whose pages cost as much as the disk; what is behind it.
+def _read_direct(path: Path, data: np.ndarray) -> bytes | None:
+    """Fill `data` past the page cache, whose pages cost as much as the disk; return the checksum.
 
-    None: the file system cannot.
+    None: the file system cannot do that.
     """
-    size, read = data.nbytes + SUM_BYTES, 0
-    room = -(-size // ALIGNED) * ALIGNED
-    memory = np.empty(room + ALIGNED, np.uint8)
-    buffer = memory[-memory.ctypes.data % ALIGNED:][:room]
+    size, read = data.nbytes + CHECKSUM_BYTES, 0
+    room = -(-size // ALIGNMENT) * ALIGNMENT
+    memory = np.empty(room + ALIGNMENT, np.uint8)
+    buffer = memory[-memory.ctypes.data % ALIGNMENT:][:room]
     try:
         handle = os.open(path, os.O_RDONLY | os.O_DIRECT)
     except OSError:
@@ -125,7 +118,7 @@ def _read_past_cache(path: Path, data: np.ndarray) -> bytes | None:
     return buffer[data.nbytes:size].tobytes()
 
 
-def _read_whole(file: Any, into: np.ndarray) -> None:
+def _read_buffered(file: Any, into: np.ndarray) -> None:
     read = 0
     while read < len(into):
         count = file.readinto(into[read:])

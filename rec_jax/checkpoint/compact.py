@@ -1,8 +1,8 @@
-"""A delta made full: every leaf is read through its chain and written whole, block by block.
+"""Compaction of a delta: every leaf is read through its chain and written in full, in blocks.
 
-The full one is written as a folder of its own, which its maker locks, and gets the name
-`step_N.full` when it is complete. That name goes before the delta's, so that from then on there is
-one checkpoint of the step, whether the delta could be removed or not.
+The full checkpoint is written into a folder of its own, which the writing process locks, and gets
+the name `step_N.full` when it is complete. A reader prefers this name to the delta's, so from then
+on the step has one checkpoint, whether the delta could be removed or not.
 """
 
 from __future__ import annotations
@@ -17,55 +17,53 @@ from pathlib import Path
 import numpy as np
 
 from rec_jax import files, locks
+from rec_jax.checkpoint.array_source import ArraySource, read_blocks
+from rec_jax.checkpoint.block_writer import BlockWriter
+from rec_jax.checkpoint.index import Leaf, write_info, write_leaves
 from rec_jax.checkpoint.layout import (
     ARRAYS,
     INFO,
     LEAVES,
+    MANIFEST,
     PACKED,
     PACKED_BYTES,
-    SEAL,
-    Leaf,
     block_rows,
     compacted_name,
-    write_info,
-    write_leaves,
 )
-from rec_jax.checkpoint.opened import Opened
-from rec_jax.checkpoint.read import Source, blocks
-from rec_jax.checkpoint.remove import changing, settle
-from rec_jax.checkpoint.seal import write_file, write_seal
-from rec_jax.checkpoint.write import BlockWriter
+from rec_jax.checkpoint.manifest import write_file, write_manifest
+from rec_jax.checkpoint.reader import CheckpointReader
+from rec_jax.checkpoint.removal import folder_lock, remove_compacted
 
 
-def write_full(folder: Path, delta: Opened) -> None:
+def write_full(folder: Path, delta: CheckpointReader) -> None:
     """Write the leaves of a delta without a base as `step_N.full`, complete or not at all.
 
-    Where the delta was made full by somebody else meanwhile, or replaced, nothing changes.
+    Where another process compacted or replaced the delta meanwhile, nothing changes.
 
     Raises:
       OSError: as the system says.
     """
     final = folder / compacted_name(delta.info.step)
-    with ExitStack() as held:
-        with changing(folder):  # until the new folder is locked, it looks like a killed one's
+    with ExitStack() as stack:
+        with folder_lock(folder):  # until it is locked, the new folder looks abandoned
             temporary = Path(tempfile.mkdtemp(prefix=f"{final.name}.", suffix=".tmp", dir=folder))
-            held.callback(shutil.rmtree, temporary, ignore_errors=True)
-            held.enter_context(locks.locked(temporary))
-        whole = temporary / "whole"
-        whole.mkdir()
+            stack.callback(shutil.rmtree, temporary, ignore_errors=True)
+            stack.enter_context(locks.locked(temporary))
+        full = temporary / "whole"
+        full.mkdir()
         for name, sources in delta.items.items():
-            _write_item(whole / name, sources)
-        write_file(whole / INFO, write_info(dataclasses.replace(delta.info, base=None)))
-        write_seal(whole)
-        with changing(folder):
-            if not final.exists() and delta.pin.is_of(delta.path / SEAL):
-                os.rename(whole, final)
+            _write_item(full / name, sources)
+        write_file(full / INFO, write_info(dataclasses.replace(delta.info, base=None)))
+        write_manifest(full)
+        with folder_lock(folder):
+            if not final.exists() and delta.pin.is_of(delta.path / MANIFEST):
+                os.rename(full, final)
                 files.flush(folder)
             delta.pin.close()
-            settle(folder)
+            remove_compacted(folder)
 
 
-def _write_item(folder: Path, sources: dict[str, Source]) -> None:
+def _write_item(folder: Path, sources: dict[str, ArraySource]) -> None:
     folder.mkdir()
     leaves, offset = [], 0
     with (folder / PACKED).open("wb") as packed:
@@ -82,6 +80,6 @@ def _write_item(folder: Path, sources: dict[str, Source]) -> None:
             leaves.append(leaf)
             with BlockWriter(folder / ARRAYS / str(number), shape, dtype.name,
                              leaf.block) as writer:
-                for first, values in blocks(source):
+                for first, values in read_blocks(source):
                     writer.write(first, values)
     write_file(folder / LEAVES, write_leaves(leaves))

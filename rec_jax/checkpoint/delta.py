@@ -9,19 +9,32 @@ keeps 8 bits of each value, int8 has steps of 1/127 of the largest value of the 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rec_jax.checkpoint.layout import BLOCK_BYTES
-from rec_jax.checkpoint.write import Touched
 
-Stored = Literal["exact", "bfloat16", "int8"]
+StoredAs = Literal["exact", "bfloat16", "int8"]
 
 
-def touched_rows(array: Any, ids: np.ndarray, stored: Stored = "exact") -> Touched:
+class UpdatedRows(NamedTuple):
+    """Rows of an array `[V, ...]` that changed: a leaf of a delta.
+
+    ids: int `[T]`, ascending; rows: `[T, ...]`; shape: of the whole array; scale: f32 `[T]` where
+    the rows are int8 to be multiplied by it, else None; dtype: of the whole array.
+    """
+
+    ids: np.ndarray
+    rows: np.ndarray
+    shape: tuple[int, ...]
+    dtype: str
+    scale: np.ndarray | None = None
+
+
+def updated_rows(array: Any, ids: np.ndarray, stored: StoredAs = "exact") -> UpdatedRows:
     """Rows `ids` of an array `[V, ...]` as a leaf of a delta; host memory: these rows.
 
     ids: int64 `[T]`, ascending. stored: applies to f32 matrices; other arrays stay exact.
@@ -33,17 +46,17 @@ def touched_rows(array: Any, ids: np.ndarray, stored: Stored = "exact") -> Touch
     for first in range(0, len(ids), size):
         part = ids[first:first + size]
         # One shape of index for all blocks, so that the gather is compiled once.
-        padded = np.pad(part, (0, min(size, _power(len(ids))) - len(part)), mode="edge")
+        padded = np.pad(part, (0, min(size, _next_power_of_two(len(ids))) - len(part)), mode="edge")
         rows[first:first + size] = np.asarray(_gather(array, padded))[:len(part)]
     if stored == "exact" or dtype != "float32" or len(shape) != 2:
-        return Touched(ids, rows, shape, dtype)
+        return UpdatedRows(ids, rows, shape, dtype)
     if stored == "bfloat16":
-        return Touched(ids, rows.astype(jnp.bfloat16), shape, dtype)
+        return UpdatedRows(ids, rows.astype(jnp.bfloat16), shape, dtype)
     scale = np.maximum(np.abs(rows).max(axis=1), np.finfo(np.float32).tiny) / np.float32(127)
-    return Touched(ids, np.rint(rows / scale[:, None]).astype(np.int8), shape, dtype, scale)
+    return UpdatedRows(ids, np.rint(rows / scale[:, None]).astype(np.int8), shape, dtype, scale)
 
 
-def _power(count: int) -> int:
+def _next_power_of_two(count: int) -> int:
     return 1 << max(0, count - 1).bit_length()
 
 

@@ -1,8 +1,8 @@
-"""The memory of arrays that live in the host's: read and filled without a copy in between.
+"""Arrays in host memory, read and filled without a copy.
 
-A NumPy view that JAX gives out is a reference, and a step that is given the array then copies it
-rather than change it in place. A view by address is none; whoever takes one sees to it that the
-array lives, and that nothing else touches it meanwhile.
+A NumPy view that JAX returns is a reference to the array, and a step to which the array is donated
+then copies it and does not change it in place. A view by address is no reference. The caller makes
+sure that the array lives as long as the view, and that nothing else uses its memory meanwhile.
 """
 
 from __future__ import annotations

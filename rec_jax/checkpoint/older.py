@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from rec_jax.checkpoint.opened import Opened
+from rec_jax.checkpoint.reader import CheckpointReader
 
 TABLES = "tables"
 """What a checkpoint says beside its arrays since tables have names: those names."""
 
 
-def with_named_tables(opened: Opened) -> Opened:
+def with_named_tables(opened: CheckpointReader) -> CheckpointReader:
     """The checkpoint of a run under the paths of today.
 
     Once a state had one table or two, `rows` and `inputs`; the first is now `tables/items`.

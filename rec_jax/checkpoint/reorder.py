@@ -11,42 +11,42 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rec_jax.checkpoint.read import Source, blocks
+from rec_jax.checkpoint.array_source import ArraySource, read_blocks
+from rec_jax.checkpoint.layout import row_nbytes
 
 BAND_BYTES = 2**30
-"""Rows that `ordered_blocks` collects at once, at most; it reads the file once for each such band,
-or less of it where the rows of a band lie together."""
+"""Most bytes of rows that `ordered_blocks` collects at once. It reads the file once for each such
+band, or less of it where the rows of a band lie together."""
 
 
-def lay_rows(whole: jax.Array, source: Source, places: np.ndarray) -> jax.Array:
-    """`whole` with row r of `source` at `places[r]`, for every r that has a place; donates `whole`.
+def scatter_rows(whole: jax.Array, source: ArraySource, places: np.ndarray) -> jax.Array:
+    """Write row r of `source` to row `places[r]` of `whole`, which is donated, and return it.
 
     places: int `[n]`, distinct, -1 where a row has none.
     """
-    lay = jax.jit(_scatter_into(whole.sharding), out_shardings=whole.sharding, donate_argnums=0)
+    scatter = jax.jit(_scatter_into(whole.sharding), out_shardings=whole.sharding, donate_argnums=0)
     total = whole.shape[0]
-    for first, values in blocks(source, 0, min(source.shape[0], len(places))):
+    for first, values in read_blocks(source, 0, min(source.shape[0], len(places))):
         part = places[first:first + len(values)]
         # A row without a place gets one behind the end, where nothing is written.
-        whole = lay(whole, np.where(part < 0, total, part).astype(np.int32), values)
+        whole = scatter(whole, np.where(part < 0, total, part).astype(np.int32), values)
         whole.block_until_ready()
     return whole
 
 
-def ordered_blocks(source: Source, total: int, rows_of: Callable[[np.ndarray], np.ndarray], *,
+def ordered_blocks(source: ArraySource, total: int, rows_of: Callable[[np.ndarray], np.ndarray], *,
                    size: int, band_bytes: int = BAND_BYTES) -> Iterator[np.ndarray]:
     """Rows `rows_of(0)`, `rows_of(1)`, ... `rows_of(total - 1)` of `source`, in blocks of `size`.
 
     rows_of: int64 `[n]` -> int64 `[n]`, distinct. Host memory: a band and a block of the file.
     """
-    row_bytes = max(1, int(np.prod(source.shape[1:], dtype=np.int64)) * source.dtype.itemsize)
-    band = max(size, band_bytes // row_bytes)
+    band = max(size, band_bytes // row_nbytes(source.shape, source.dtype))
     for first in range(0, total, band):
         rows = rows_of(np.arange(first, min(first + band, total)))
-        yield from _cut(_collect(source, rows), size)
+        yield from _split_rows(_collect(source, rows), size)
 
 
-def _collect(source: Source, rows: np.ndarray) -> np.ndarray:
+def _collect(source: ArraySource, rows: np.ndarray) -> np.ndarray:
     """`source[rows]`, each block of the file read once."""
     order = np.argsort(rows, kind="stable")
     ascending = rows[order]
@@ -58,14 +58,14 @@ def _collect(source: Source, rows: np.ndarray) -> np.ndarray:
     return found
 
 
-def _cut(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+def _split_rows(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
     yield from (rows[first:first + size] for first in range(0, len(rows), size))
 
 
 def _scatter_into(sharding: jax.sharding.Sharding) -> Callable[..., jax.Array]:
-    """Writes `values` `[n, ...]` at rows `places`; each device takes what falls into its rows.
+    """A function that writes `values` `[n, ...]` at rows `places`; each device takes its own rows.
 
-    XLA itself would bring all rows to every device for a scatter into rows that are cut.
+    For a scatter into sharded rows, XLA itself would bring all rows to every device.
     """
     def scatter(whole: jax.Array, places: Any, values: Any) -> jax.Array:
         return whole.at[places].set(values.astype(whole.dtype), mode="drop")

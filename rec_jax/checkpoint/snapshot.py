@@ -1,14 +1,14 @@
 """Memory as it was at one moment, while this process goes on changing it, as Redis saves.
 
-A forked child shares every page of its parent until one of them writes to it. The child here holds
-the old pages: asked for a block, it writes it to a file and lets go of its pages, so that what the
-parent changes later is not kept twice. Extra memory is the pages that the parent has changed and
+A forked child shares every page of its parent until one of them writes to it, so the child here has
+the old pages. On request it writes a block to a file and frees the block's pages, so that what the
+parent changes later is not stored twice. Extra memory is the pages that the parent has changed and
 the child has not yet written.
 
 A fork of a process with threads has none of them in the child, and whatever lock they held stays
 locked there. So the child takes no lock: it writes files, reads and writes pipes, and ends. It says
-that it has come so far before anything relies on it. It hears no signal but SIGKILL, keeps no file
-of its parent open, and ends when its parent does, or asks no more: its pipe then has no writer.
+that it is ready before anything relies on it. It receives no signal but SIGKILL, keeps no file of
+its parent open, and ends when its parent ends or closes the pipe, which then has no writer.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from rec_jax.checkpoint.blocks import write_block
 READY_SECONDS = 10.0
 """How long the child may take to begin; then it is given up, and there is no snapshot."""
 
-_ASK = struct.Struct("QQ")  # address, bytes; the path follows
-_ANSWER = struct.Struct("i")  # 0, or what the system's error was
-_MOST_ASK = select.PIPE_BUF  # a longer message might arrive in pieces
+_REQUEST = struct.Struct("QQ")  # address, bytes; the path follows
+_REPLY = struct.Struct("i")  # 0, or what the system's error was
+_MOST_REQUEST = select.PIPE_BUF  # a longer message might arrive in pieces
 
 
 class SnapshotLost(OSError):
@@ -44,9 +44,9 @@ class SnapshotLost(OSError):
 class Snapshot:
     """Writes the memory of the moment at which `take_snapshot` returned it; for one thread."""
 
-    def __init__(self, pid: int, asks: int, answers: int) -> None:
+    def __init__(self, pid: int, requests: int, replies: int) -> None:
         self.pid = pid
-        self._asks, self._answers = asks, answers
+        self._requests, self._replies = requests, replies
 
     def write(self, path: Path, address: int, size: int) -> None:
         """Write those bytes of then to a file, as `write_block` does.
@@ -57,26 +57,26 @@ class Snapshot:
           SnapshotLost: the child has ended.
           OSError: the file could not be written.
         """
-        message = _ASK.pack(address, size) + os.fsencode(path)
-        if len(message) > _MOST_ASK:
+        message = _REQUEST.pack(address, size) + os.fsencode(path)
+        if len(message) > _MOST_REQUEST:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(path))
         try:
-            os.write(self._asks, message)
-            answer = os.read(self._answers, _ANSWER.size)
+            os.write(self._requests, message)
+            answer = os.read(self._replies, _REPLY.size)
         except BrokenPipeError:
             answer = b""
-        if len(answer) < _ANSWER.size:
+        if len(answer) < _REPLY.size:
             raise SnapshotLost("the process that held the state for this save has ended")
-        if error := _ANSWER.unpack(answer)[0]:
+        if error := _REPLY.unpack(answer)[0]:
             raise OSError(error, os.strerror(error), str(path))
 
     def close(self) -> None:
         """End the child and wait for its end; safe to call again."""
-        asks, answers, self._asks, self._answers = self._asks, self._answers, -1, -1
-        if asks < 0:
+        requests, replies, self._requests, self._replies = self._requests, self._replies, -1, -1
+        if requests < 0:
             return
-        os.close(asks)
-        os.close(answers)
+        os.close(requests)
+        os.close(replies)
         _end(self.pid)
 
 
@@ -88,26 +88,26 @@ def take_snapshot() -> Snapshot | None:
     if not sys.platform.startswith("linux"):
         return None
     serve = _make_server()
-    child_asks, asks = os.pipe()
-    answers, child_answers = os.pipe()
+    child_requests, requests = os.pipe()
+    replies, child_replies = os.pipe()
     try:
-        with _quietly():
+        with _without_signals():
             pid = os.fork()
             if pid == 0:
                 try:
-                    _leave_parent(child_asks, child_answers)
-                    serve(child_asks, child_answers)
+                    _leave_parent(child_requests, child_replies)
+                    serve(child_requests, child_replies)
                 finally:
                     os._exit(0)
     except OSError:  # no memory for its tables, or no more processes
-        for pipe in (child_asks, asks, answers, child_answers):
+        for pipe in (child_requests, requests, replies, child_replies):
             os.close(pipe)
         return None
-    os.close(child_asks)
-    os.close(child_answers)
-    snapshot = Snapshot(pid, asks, answers)
-    began = select.select([answers], [], [], READY_SECONDS)[0]
-    if not began or len(os.read(answers, _ANSWER.size)) < _ANSWER.size:
+    os.close(child_requests)
+    os.close(child_replies)
+    snapshot = Snapshot(pid, requests, replies)
+    began = select.select([replies], [], [], READY_SECONDS)[0]
+    if not began or len(os.read(replies, _REPLY.size)) < _REPLY.size:
         snapshot.close()
         return None
     return snapshot
@@ -119,16 +119,16 @@ def _make_server() -> Callable[[int, int], None]:
     advise, dont_need = ctypes.CDLL(None).madvise, mmap.MADV_DONTNEED
     advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
-    def serve(asks: int, answers: int) -> None:
-        os.write(answers, _ANSWER.pack(0))
-        while message := os.read(asks, _MOST_ASK):
-            address, size = _ASK.unpack_from(message)
+    def serve(requests: int, replies: int) -> None:
+        os.write(replies, _REPLY.pack(0))
+        while message := os.read(requests, _MOST_REQUEST):
+            address, size = _REQUEST.unpack_from(message)
             try:
-                write_block(message[_ASK.size:], (ctypes.c_char * size).from_address(address))
+                write_block(message[_REQUEST.size:], (ctypes.c_char * size).from_address(address))
                 error = 0
             except OSError as failed:
                 error = failed.errno or errno.EIO
-            os.write(answers, _ANSWER.pack(error))
+            os.write(replies, _REPLY.pack(error))
             first, last = -(-address // page) * page, (address + size) // page * page
             if last > first:
                 advise(first, last - first, dont_need)
@@ -136,18 +136,18 @@ def _make_server() -> Callable[[int, int], None]:
     return serve
 
 
-def _leave_parent(asks: int, answers: int) -> None:
+def _leave_parent(requests: int, replies: int) -> None:
     """Let go of every file but the two pipes, and be the first to go if memory runs out."""
     score = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
     os.write(score, b"1000")
-    low, high = sorted((asks, answers))
+    low, high = sorted((requests, replies))
     os.closerange(0, low)
     os.closerange(low + 1, high)
     os.closerange(high + 1, max(score, os.sysconf("SC_OPEN_MAX")) + 1)
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def _without_signals() -> Iterator[None]:
     """A fork during which neither a signal nor the collector runs code of this process.
 
     The child never leaves this: there, signals stay blocked and nothing is collected. JAX and

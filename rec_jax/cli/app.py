@@ -9,7 +9,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from rec_jax.allocator import restart_with_kept_memory
+from rec_jax.allocator import restart_with_tuned_malloc
 from rec_jax.cli import (
     baseline as cli_baseline,
 )
@@ -279,14 +279,14 @@ app.command()(cli_plan.plan)
 def _join(coordinator: str | None, processes: int | None, process: int | None,
           multihost: bool) -> bool:
     """Join the other processes, if there are any; whether this one writes and prints."""
+    from rec_jax import compilation_cache
     from rec_jax.mesh import is_first, start_processes
-    from rec_jax.programs import keep_programs
 
     if multihost or coordinator is not None:
         own_stdout()
         start_processes(coordinator, processes, process)
     else:
-        keep_programs()
+        compilation_cache.enable()
     return is_first()
 
 
@@ -299,7 +299,7 @@ def _beside(baseline: str | None) -> bool | str:
 
 def start() -> None:
     """The command in a process whose malloc keeps freed memory; `rec_jax.__main__` is quicker."""
-    restart_with_kept_memory()
+    restart_with_tuned_malloc()
     main()
 
 

@@ -13,7 +13,7 @@ from rec_jax.cli.show import number, print_json, print_table, say
 from rec_jax.cli.summary import how_measured, recommendations
 from rec_jax.cli.types import DatasetDir, Json, Split, check_split
 from rec_jax.errors import InputError
-from rec_jax.files import write_whole
+from rec_jax.files import write_atomic
 from rec_jax.solvers import SOLVERS
 
 app = App()
@@ -81,7 +81,7 @@ def _write(out: str, name: str, result: dict[str, Any]) -> str:
     from rec_jax.solvers import picture
 
     path = bench_record.record(out, {"dataset": name, **result})
-    write_whole(path.with_suffix(".md"), picture.markdown(result))
+    write_atomic(path.with_suffix(".md"), picture.markdown(result))
     picture.plot(result, path.with_suffix(".png"))
     return str(path)
 

@@ -102,7 +102,7 @@ def peers(
     from rec_jax.bench import (
         record as bench_record,
     )
-    from rec_jax.files import write_whole
+    from rec_jax.files import write_atomic
 
     if not as_json:
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -113,7 +113,7 @@ def peers(
         shapes=shapes, steps=steps, rounds=rounds, quality=quality, goal=goal)
     path = bench_record.record(out, result)
     text = bench_peers_report.markdown(result)
-    write_whole(path.with_suffix(".md"), text)
+    write_atomic(path.with_suffix(".md"), text)
     bench_peers_report.plot(result, path.with_suffix(".png"))
     if as_json:
         print_json({"out": str(path), **result})

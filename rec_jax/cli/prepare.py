@@ -22,14 +22,14 @@ def fetch(
 ) -> None:
     """Fetch a public data set. Its hash is checked, and its terms are shown."""
     from rec_jax.data import fetch as fetching
-    from rec_jax.data.sources import SOURCES
+    from rec_jax.data.public_datasets import PUBLIC_DATASETS
     from rec_jax.progress import progress_bar
 
     if name is None:
         listed = {key: {"about": source.about, "terms": source.terms,
                         "origins": [origin.where for origin in source.origins],
                         "pinned": [origin.pinned for origin in source.origins]}
-                  for key, source in SOURCES.items()}
+                  for key, source in PUBLIC_DATASETS.items()}
         _show_sources(listed, as_json)
         return
     with progress_bar("fetch", show=not as_json, unit="bytes") as progress:

@@ -40,7 +40,7 @@ class Interactions(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rows:
+class InteractionFiles:
     """Interactions as headerless little files of one type, in the types of `Interactions`."""
 
     users: Path
@@ -49,14 +49,15 @@ class Rows:
     ratings: Path | None = None
 
     @classmethod
-    def named(cls, folder: Path, name: str, times: bool, ratings: bool = False) -> Rows:
+    def named(cls, folder: Path, name: str, times: bool, ratings: bool = False) -> InteractionFiles:
         return cls(folder / f"{name}.users", folder / f"{name}.items",
                    folder / f"{name}.times" if times else None,
                    folder / f"{name}.ratings" if ratings else None)
 
-    def like(self, folder: Path, name: str) -> Rows:
+    def like(self, folder: Path, name: str) -> InteractionFiles:
         """Files of another name with the same columns."""
-        return Rows.named(folder, name, self.times is not None, self.ratings is not None)
+        return InteractionFiles.named(folder, name, times=self.times is not None,
+                                      ratings=self.ratings is not None)
 
     @property
     def paths(self) -> list[Path]:

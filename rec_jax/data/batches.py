@@ -176,24 +176,24 @@ class BatchStream(Iterator[Batch]):
         row, place, begin, user = self._segments_of(np.arange(first, first + own))
         size = self._packing.lengths[place]
         within = counting(size)
-        source = np.repeat(begin, size) + within
+        position = np.repeat(begin, size) + within
         at = np.repeat(row * self.length + self._packing.columns[place], size) + within
         rank = np.arange(len(row)) - np.searchsorted(row, row) + 1
         filled: dict[str, tuple[int, Any, npt.NDArray[Any]]] = {
-            "items": (0, np.int32, self.dataset.items[source]),
-            "targets": (-1, np.int32, self.dataset.items[source + self._shift]),
+            "items": (0, np.int32, self.dataset.items[position]),
+            "targets": (-1, np.int32, self.dataset.items[position + self._shift]),
             "segments": (0, np.int32, np.repeat(rank, size)),
             "positions": (0, np.int32, within),
         }
         if self._times and self.dataset.times is not None:
             started = np.repeat(self.dataset.times[begin], size)
-            filled["times"] = (0, np.int32, seconds_after(self.dataset.times[source], started))
+            filled["times"] = (0, np.int32, seconds_after(self.dataset.times[position], started))
         if self._users:
             filled["users"] = (0, np.int32, np.repeat(user, size))
         for name in self._values:
             filled[f"values/{name}"] = (0, np.float32, read_values(
-                name, self.dataset, source + self._shift))
-        codes = read_codes(self._features, self.dataset, filled["items"][2], source)
+                name, self.dataset, position + self._shift))
+        codes = read_codes(self._features, self.dataset, filled["items"][2], position)
         filled |= {path: (0, np.int32, values) for path, values in codes.items()}
         batch: Batch = {}
         for name, (empty, dtype, values) in filled.items():

@@ -32,11 +32,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from rec_jax.data.dataset_check import PARQUET_ERRORS, check
-from rec_jax.data.dataset_files import AGAIN, read_meta
+from rec_jax.data.dataset_arrays import open_arrays, read_vocabulary
+from rec_jax.data.dataset_check import check
+from rec_jax.data.dataset_files import read_meta
 from rec_jax.data.item_features import FOLDER
 from rec_jax.errors import InputError
 from rec_jax.files import is_unicode
@@ -183,11 +182,11 @@ class Dataset:
         return self._look_up("user", self.user_ids(), ids)
 
     def _item_vocab(self, *columns: str) -> pl.DataFrame:
-        return _read_vocab(self.folder / "item_vocab.parquet", columns)
+        return read_vocabulary(self.folder / "item_vocab.parquet", columns)
 
     @cached_property
     def _user_vocab(self) -> pl.DataFrame:
-        return _read_vocab(self.folder / "user_vocab.parquet", ("id",))
+        return read_vocabulary(self.folder / "user_vocab.parquet", ("id",))
 
     def _look_up(self, kind: str, known: pl.Series, ids: Iterable[object]) -> Int64s:
         wanted = [str(value) for value in ([ids] if isinstance(ids, str) else ids)]
@@ -216,84 +215,6 @@ def seconds_after(times: Int64s, start: Int64s) -> Int32s:
     What encoders read: a device has no int64, and no f32 tells two seconds of today apart.
     """
     return np.clip(times - start, 0, np.iinfo(np.int32).max).astype(np.int32)
-
-
-def open_arrays(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays by the names of their files, memory-mapped, in the types and sizes that
-    `meta.json` says; the sizes of the vocabularies are checked too.
-
-    Raises:
-      InputError: a file is missing, truncated, or does not belong to the others.
-    """
-    users, items, count = (int(meta[f"num_{name}"]) for name in ("users", "items", "interactions"))
-    arrays = {"offsets": _open_array(folder, "offsets", np.int64, users + 1)}
-    offsets = arrays["offsets"]
-    if offsets[0] != 0 or offsets[-1] != count:
-        raise InputError(f"{folder}/offsets.npy ends at {offsets[-1]}, but meta.json counts "
-                         f"{count} interactions; {AGAIN}")
-    text = {name: "text" for name in ("title", "text") if name in meta["item_columns"]}
-    _check_vocab(folder / "item_vocab.parquet", items,
-                 {"id": "text", "train_count": "integer", **text})
-    _check_vocab(folder / "user_vocab.parquet", users, {"id": "text"})
-    arrays["items"] = _open_array(folder, "items", np.int32, count)
-    for name in ("train_end", "valid_end"):
-        arrays[name] = _open_array(folder, name, np.int64, users)
-    if meta["has_times"]:
-        arrays["times"] = _open_array(folder, "times", np.int64, count)
-    if meta["ratings"]:
-        arrays["ratings"] = _open_array(folder, "ratings", np.uint8, count)
-    for feature, about in meta["item_features"].items():
-        name = f"{FOLDER}/{feature}"
-        arrays[name] = _open_array(folder, name, np.int32, items, int(about["values"]))
-    return arrays
-
-
-def _open_array(folder: Path, name: str, dtype: type[np.generic], *shape: int) -> Any:
-    path = folder / f"{name}.npy"
-    try:
-        if not path.is_file():
-            raise FileNotFoundError("there is no such file")
-        array = np.load(path, mmap_mode="r")
-    except Exception as error:  # numpy parses a header with whatever its parser raises
-        cause = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path} is missing or truncated ({cause}); {AGAIN}") from None
-    if not isinstance(array, np.memmap):  # an archive of arrays, under the name of one
-        array.close()
-        raise InputError(f"{path} holds no array, expected {np.dtype(dtype)} {list(shape)}; "
-                         f"{AGAIN}")
-    if array.dtype != dtype or array.shape != shape:
-        raise InputError(f"{path} holds {array.dtype} {list(array.shape)}, expected "
-                         f"{np.dtype(dtype)} {list(shape)}; {AGAIN}")
-    return array
-
-
-def _read_vocab(path: Path, columns: Sequence[str]) -> pl.DataFrame:
-    try:
-        return pl.read_parquet(path, columns=list(columns), glob=False)
-    except PARQUET_ERRORS as error:
-        cause = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path} cannot be read ({cause}); {AGAIN}") from None
-
-
-def _check_vocab(path: Path, length: int, columns: Mapping[str, str]) -> None:
-    """Rows and columns by the file's footer; columns: name -> "text" or "integer"."""
-    try:
-        with pq.ParquetFile(path) as file:
-            rows, schema = file.metadata.num_rows, file.schema_arrow
-    except (OSError, pa.ArrowException) as error:
-        cause = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path} is missing or truncated ({cause}); {AGAIN}") from None
-    if rows != length:
-        raise InputError(f"{path} has {rows} rows, expected {length}; {AGAIN}")
-    for name, kind in columns.items():
-        found = schema.field(name).type if name in schema.names else None
-        is_kind = found is not None and (
-            pa.types.is_integer(found) if kind == "integer" else
-            pa.types.is_string(found) or pa.types.is_large_string(found)
-            or pa.types.is_string_view(found))
-        if not is_kind:
-            raise InputError(f"{path} has no column {name!r} of {kind}s; {AGAIN}"
-                             .replace("texts", "text"))
 
 
 def _nearest(missing: str, known: pl.Series, most: int = 20_000) -> Sequence[str]:

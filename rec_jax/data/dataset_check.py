@@ -22,9 +22,10 @@ import polars as pl
 
 from rec_jax import files
 from rec_jax.data.arrays import chunks
-from rec_jax.data.dataset_files import AGAIN, META, file_hash, file_names
+from rec_jax.data.dataset_files import AGAIN, META, file_names
 from rec_jax.data.item_features import FOLDER
-from rec_jax.errors import InputError
+from rec_jax.errors import InputError, first_line
+from rec_jax.files import file_hash
 
 CHECKS = 1
 """Raised by one when opening checks more than it did."""
@@ -72,7 +73,7 @@ def damage(folder: Path, meta: Mapping[str, Any], name: str) -> str | None:
     except FileNotFoundError:
         return "it is missing"
     except (ValueError, *PARQUET_ERRORS) as error:
-        return (str(error).splitlines() or [type(error).__name__])[0]
+        return first_line(error)
     return None
 
 
@@ -112,7 +113,7 @@ def out_of_bounds(meta: Mapping[str, Any], arrays: Arrays, folder: Path) -> Iter
             if nulls := ids.collect().item():
                 yield f"{name} has {nulls} ids that are null"
         except PARQUET_ERRORS as error:
-            yield f"{name} cannot be read ({(str(error).splitlines() or ['panic'])[0]})"
+            yield f"{name} cannot be read ({first_line(error)})"
 
 
 def ids_hash(ids: pl.Series) -> str:
@@ -189,4 +190,4 @@ def _remember(folder: Path, state: str) -> None:
     note = _note(folder)
     with contextlib.suppress(OSError):
         if note is not None:
-            files.write_whole(note, state)
+            files.write_atomic(note, state)

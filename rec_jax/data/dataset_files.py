@@ -19,6 +19,7 @@ import numpy as np
 from rec_jax import jsons
 from rec_jax.data.item_features import FOLDER
 from rec_jax.errors import InputError
+from rec_jax.files import file_hash
 
 FORMAT_VERSION = 1
 META = "meta.json"
@@ -85,12 +86,6 @@ def checksum(meta: Mapping[str, Any]) -> str:
     """Sha256 of the content of a `meta.json`, without its own entry for it."""
     rest = {name: value for name, value in meta.items() if name != "checksum"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_ours(folder: Path) -> None:

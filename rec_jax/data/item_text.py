@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
-from rec_jax.data.item_rows import read_items
+from rec_jax.data.item_files import read_items
 from rec_jax.data.prepare_config import ItemFile
 
 

@@ -3,7 +3,7 @@
     read and code the ids -> sort by user and time -> drop duplicates -> k-core -> split
     -> number items by popularity -> write
 
-Rows live in flat files between the stages, so memory is bounded by the vocabularies and by
+Interactions lie in flat files between the stages, so memory is bounded by the vocabularies and by
 `memory_rows`, not by the number of interactions. The folder appears at once, when complete.
 """
 
@@ -24,9 +24,9 @@ import polars as pl
 
 from rec_jax.data.arrays import NpyWriter
 from rec_jax.data.dataset_check import ids_hash
-from rec_jax.data.dataset_files import FORMAT_VERSION, check_ours, file_hash, write_meta
-from rec_jax.data.filters import Kept, add_counts, k_core
-from rec_jax.data.ingest import Counts, Ingested, ingest
+from rec_jax.data.dataset_files import FORMAT_VERSION, check_ours, write_meta
+from rec_jax.data.filters import Filtered, add_counts, k_core
+from rec_jax.data.ingest import Ingested, ingest
 from rec_jax.data.item_features import write_item_features
 from rec_jax.data.item_text import read_item_text
 from rec_jax.data.prepare_config import (
@@ -35,19 +35,20 @@ from rec_jax.data.prepare_config import (
     ItemFeature,
     ItemFile,
     PrepareConfig,
-    Split,
+    SplitConfig,
 )
 from rec_jax.data.repeats import repeats
+from rec_jax.data.row_parsing import RowCounts
 from rec_jax.data.sorting import sort_rows
 from rec_jax.data.source_files import source_files
 from rec_jax.data.split import by_time, leave_one_out, split_instants
 from rec_jax.data.unused_times import unused_times
 from rec_jax.errors import InputError
-from rec_jax.files import new_folder
+from rec_jax.files import atomic_folder, file_hash
 from rec_jax.progress import Reporter, Silent
 
-__all__ = ["Columns", "Filters", "ItemFeature", "ItemFile", "PrepareConfig", "Report", "Split",
-           "prepare"]
+__all__ = ["Columns", "Filters", "ItemFeature", "ItemFile", "PrepareConfig", "Report",
+           "SplitConfig", "prepare"]
 
 Int64s = npt.NDArray[np.int64]
 
@@ -102,7 +103,7 @@ def prepare(config: PrepareConfig, reporter: Reporter | None = None) -> Report:
     reporter = reporter or Silent()
     out = Path(config.out)
     _check_free(out, config.overwrite)
-    with new_folder(out, replace=config.overwrite, check=check_ours) as folder:
+    with atomic_folder(out, replace=config.overwrite, check=check_ours) as folder:
         notes = unused_times(config)
         work = folder / "work"
         work.mkdir()
@@ -132,7 +133,7 @@ def prepare(config: PrepareConfig, reporter: Reporter | None = None) -> Report:
     return _report(out, meta, counts, duplicates, outside_core, time.monotonic() - began)
 
 
-def _write(config: PrepareConfig, found: Ingested, kept: Kept, folder: Path) -> dict[str, Any]:
+def _write(config: PrepareConfig, found: Ingested, kept: Filtered, folder: Path) -> dict[str, Any]:
     """All files but `meta.json`, whose content is returned."""
     by_user, by_item = kept.counts()
     users = np.flatnonzero(kept.users)
@@ -162,7 +163,7 @@ def _write(config: PrepareConfig, found: Ingested, kept: Kept, folder: Path) -> 
         "num_interactions": int(offsets[-1]),
         "num_valid": int(((valid_end > train_end) & (train_end > offsets[:-1])).sum()),
         "num_test": int(((offsets[1:] > valid_end) & (valid_end > offsets[:-1])).sum()),
-        "has_times": kept.rows.times is not None,
+        "has_times": kept.files.times is not None,
         "times": found.times.about() if found.times else None,
         **repeats(kept, offsets, train_end, valid_end),
         "titled_items": (len(text) - text["title"].null_count() if "title" in text.columns
@@ -183,7 +184,7 @@ def _write(config: PrepareConfig, found: Ingested, kept: Kept, folder: Path) -> 
     }
 
 
-def _split(config: PrepareConfig, kept: Kept, users: Int64s, offsets: Int64s, per_second: int,
+def _split(config: PrepareConfig, kept: Filtered, users: Int64s, offsets: Int64s, per_second: int,
            ) -> tuple[Int64s, Int64s, dict[str, Any]]:
     if config.split.kind == "leave_one_out":
         return *leave_one_out(offsets), {"kind": "leave_one_out", "fewest_items": 3}
@@ -194,20 +195,20 @@ def _split(config: PrepareConfig, kept: Kept, users: Int64s, offsets: Int64s, pe
     return *by_time(kept, users, offsets, instants, per_second), description
 
 
-def _training_counts(kept: Kept, users: Int64s, offsets: Int64s, train_end: Int64s) -> Int64s:
+def _training_counts(kept: Filtered, users: Int64s, offsets: Int64s, train_end: Int64s) -> Int64s:
     """Interactions of each item code in the training part: int64 [item codes]."""
     counts = np.zeros(len(kept.items), np.int64)
     ends = np.zeros(len(kept.users), np.int64)
     ends[users] = train_end
     position = 0
-    for part in kept.walk():
+    for part in kept.chunks():
         at = np.arange(position, position + len(part.users))
         add_counts(counts, part.items[at < ends[part.users]])
         position += len(part.users)
     return counts
 
 
-def _write_arrays(kept: Kept, items: Int64s, offsets: Int64s, train_end: Int64s,
+def _write_arrays(kept: Filtered, items: Int64s, offsets: Int64s, train_end: Int64s,
                   valid_end: Int64s, ratings: npt.NDArray[np.float32] | None, per_second: int,
                   folder: Path) -> dict[str, str]:
     """The `.npy` files; returns the sha256 of each one's values.
@@ -218,12 +219,12 @@ def _write_arrays(kept: Kept, items: Int64s, offsets: Int64s, train_end: Int64s,
     count = int(offsets[-1])
     index = np.zeros(len(kept.items), np.int32)
     index[items] = np.arange(len(items), dtype=np.int32)
-    types = {"items": np.int32, **({"times": np.int64} if kept.rows.times else {}),
+    types = {"items": np.int32, **({"times": np.int64} if kept.files.times else {}),
              **({} if ratings is None else {"ratings": np.uint8})}
     with contextlib.ExitStack() as stack:
         files = {name: stack.enter_context(NpyWriter(folder / f"{name}.npy", dtype, count))
                  for name, dtype in types.items()}
-        for part in kept.walk():
+        for part in kept.chunks():
             files["items"].write(index[part.items])
             if part.times is not None:
                 files["times"].write(part.times // per_second)
@@ -262,7 +263,7 @@ def _check_free(out: Path, overwrite: bool) -> None:
         raise InputError(f"{out} exists; give another output folder, or overwrite = true")
 
 
-def _report(out: Path, meta: dict[str, Any], counts: Counts, duplicates: int, outside_core: int,
+def _report(out: Path, meta: dict[str, Any], counts: RowCounts, duplicates: int, outside_core: int,
             seconds: float) -> Report:
     return Report(
         out=str(out), users=meta["num_users"], items=meta["num_items"],

@@ -135,7 +135,7 @@ class Filters:
 
 
 @dataclass(frozen=True)
-class Split:
+class SplitConfig:
     """How each user's history is cut into train, validation and test.
 
     leave_one_out: the last item is the test target, the one before it the validation target;
@@ -198,7 +198,7 @@ class PrepareConfig:
     item_file: ItemFile | None = None
     item_features: tuple[ItemFeature, ...] = ()
     filters: Filters = field(default_factory=Filters)
-    split: Split = field(default_factory=Split)
+    split: SplitConfig = field(default_factory=SplitConfig)
     max_bad_share: float = 0.01
     memory_rows: int = 8_000_000
     overwrite: bool = False

@@ -13,13 +13,14 @@ import numpy.typing as npt
 import polars as pl
 
 from rec_jax.data.arrays import Interactions, chunks
-from rec_jax.data.filters import Kept
+from rec_jax.data.filters import Filtered
 
 Int64s = npt.NDArray[np.int64]
 _PART_ROWS = 1 << 16
 
 
-def repeats(kept: Kept, offsets: Int64s, train_end: Int64s, valid_end: Int64s) -> dict[str, Any]:
+def repeats(kept: Filtered, offsets: Int64s, train_end: Int64s,
+            valid_end: Int64s) -> dict[str, Any]:
     """The share of interactions that repeat an earlier one of the same user and item, and the
     same of the targets of validation and test (see `Dataset.targets`); 0 where there are none.
 
@@ -42,18 +43,18 @@ def repeats(kept: Kept, offsets: Int64s, train_end: Int64s, valid_end: Int64s) -
                                for which, places in targets.items()}}
 
 
-def _whole_users(kept: Kept) -> Iterator[Interactions]:
+def _whole_users(kept: Filtered) -> Iterator[Interactions]:
     """The kept rows in order, in parts that do not cut a user."""
-    held: list[Interactions] = []
-    for part in (small for chunk in kept.walk() for small in _small(chunk)):
+    pending: list[Interactions] = []
+    for part in (small for chunk in kept.chunks() for small in _small(chunk)):
         cut = int(np.searchsorted(part.users, part.users[-1]))
-        if cut or (held and held[-1].users[-1] != part.users[-1]):
-            yield _joined([*held, Interactions(part.users[:cut], part.items[:cut])])
-            held = [Interactions(part.users[cut:], part.items[cut:])]
+        if cut or (pending and pending[-1].users[-1] != part.users[-1]):
+            yield _joined([*pending, Interactions(part.users[:cut], part.items[:cut])])
+            pending = [Interactions(part.users[cut:], part.items[cut:])]
         else:
-            held.append(part)
-    if held:
-        yield _joined(held)
+            pending.append(part)
+    if pending:
+        yield _joined(pending)
 
 
 def _small(part: Interactions) -> Iterator[Interactions]:

@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from rec_jax.data.arrays import Interactions, Rows, chunks, open_flat, write_flat
+from rec_jax.data.arrays import InteractionFiles, Interactions, chunks, open_flat, write_flat
 
 Duplicates = Literal["all", "first", "last"]
 
 
-def sort_rows(rows: Rows, num_users: int, folder: Path, memory_rows: int,
-              duplicates: Duplicates = "all") -> tuple[Rows, int]:
+def sort_rows(rows: InteractionFiles, num_users: int, folder: Path, memory_rows: int,
+              duplicates: Duplicates = "all") -> tuple[InteractionFiles, int]:
     """`rows` sorted by (user, time, file order), duplicates removed; the input is deleted.
 
     Returns:
@@ -45,7 +45,7 @@ def sort_rows(rows: Rows, num_users: int, folder: Path, memory_rows: int,
     return result, dropped
 
 
-def count_users(rows: Rows, num_users: int) -> npt.NDArray[np.int64]:
+def count_users(rows: InteractionFiles, num_users: int) -> npt.NDArray[np.int64]:
     """Interactions of each user: int64 [num_users]."""
     counts = np.zeros(num_users, np.int64)
     for start, stop in chunks(rows.count()):
@@ -72,8 +72,8 @@ def user_ranges(counts: npt.NDArray[np.int64], memory_rows: int,
     return np.array(starts, np.int64), np.array(last, np.int64)
 
 
-def _deal(rows: Rows, starts: npt.NDArray[np.int64], last: npt.NDArray[np.int64], folder: Path,
-          ) -> Rows:
+def _deal(rows: InteractionFiles, starts: npt.NDArray[np.int64], last: npt.NDArray[np.int64],
+          folder: Path) -> InteractionFiles:
     """Rows of one range of users beside each other, file order kept within a range."""
     result = rows.like(folder, "dealt")
     files = [os.open(path, os.O_CREAT | os.O_WRONLY, 0o644) for path in result.paths]

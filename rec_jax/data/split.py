@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from rec_jax.data.filters import Kept, add_counts
-from rec_jax.data.prepare_config import Split
-from rec_jax.data.times import instant
+from rec_jax.data.filters import Filtered, add_counts
+from rec_jax.data.prepare_config import SplitConfig
+from rec_jax.data.time_units import instant
 from rec_jax.errors import InputError
 
 Int64s = npt.NDArray[np.int64]
@@ -24,7 +24,7 @@ def leave_one_out(offsets: Int64s) -> tuple[Int64s, Int64s]:
     return end - 2 * enough, end - 1 * enough
 
 
-def by_time(kept: Kept, users: Int64s, offsets: Int64s, instants: tuple[int, int],
+def by_time(kept: Filtered, users: Int64s, offsets: Int64s, instants: tuple[int, int],
             per_second: int = 1) -> tuple[Int64s, Int64s]:
     """(train_end, valid_end): what lies before the first and before the second instant.
 
@@ -34,7 +34,7 @@ def by_time(kept: Kept, users: Int64s, offsets: Int64s, instants: tuple[int, int
       InputError: no interaction lies in one of the three parts.
     """
     before = [np.zeros(len(kept.users), np.int64) for _ in instants]
-    for part in kept.walk():
+    for part in kept.chunks():
         assert part.times is not None
         for counts, end in zip(before, instants, strict=True):
             add_counts(counts, part.users[part.times < end])
@@ -50,7 +50,8 @@ def by_time(kept: Kept, users: Int64s, offsets: Int64s, instants: tuple[int, int
     return offsets[:-1] + before[0][users], offsets[:-1] + before[1][users]
 
 
-def split_instants(kept: Kept, split: Split, count: int, per_second: int = 1) -> tuple[int, int]:
+def split_instants(kept: Filtered, split: SplitConfig, count: int,
+                   per_second: int = 1) -> tuple[int, int]:
     """The two instants of a global-time split, in ticks: given, or quantiles of the times.
 
     per_second: ticks in a second.
@@ -58,7 +59,7 @@ def split_instants(kept: Kept, split: Split, count: int, per_second: int = 1) ->
     Raises:
       InputError: the source has no times.
     """
-    if kept.rows.times is None:
+    if kept.files.times is None:
         raise InputError("split.kind = 'time' needs columns.time")
     if split.valid_time is not None and split.test_time is not None:
         return split.valid_time * per_second, split.test_time * per_second
@@ -66,7 +67,7 @@ def split_instants(kept: Kept, split: Split, count: int, per_second: int = 1) ->
             time_at_rank(kept, int(split.test_quantile * count)))
 
 
-def time_at_rank(kept: Kept, rank: int) -> int:
+def time_at_rank(kept: Filtered, rank: int) -> int:
     """The time that has `rank` smaller or equal ones before it in sorted order.
 
     A histogram over the range of the times, refined within the bin that holds the rank: two or
@@ -77,7 +78,7 @@ def time_at_rank(kept: Kept, rank: int) -> int:
         width = (high - low) // _BINS + 1
         counts = np.zeros((high - low) // width + 1, np.int64)
         below = 0
-        for part in kept.walk():
+        for part in kept.chunks():
             times = part.times
             assert times is not None
             below += int((times < low).sum())
@@ -89,9 +90,9 @@ def time_at_rank(kept: Kept, rank: int) -> int:
     return low
 
 
-def _range(kept: Kept) -> tuple[int, int]:
+def _range(kept: Filtered) -> tuple[int, int]:
     lows, highs = [], []
-    for part in kept.walk():
+    for part in kept.chunks():
         if part.times is not None and len(part.times):
             lows.append(int(part.times.min()))
             highs.append(int(part.times.max()))

@@ -123,13 +123,13 @@ def synth(config: SynthConfig, out: Path | str,
         raise InputError(f"{out} exists; give another output")
     if config.slices == 1:
         names: Sequence[Path] = [out]
-        with files.writing(out) as file:
+        with files.atomic_writer(out) as file:
             rows = _write(config, [file], reporter)
     else:
         parts = [f"part-{index:05}.parquet" for index in range(config.slices)]
         names = [out / part for part in parts]
         # Files of ours: a writer of Parquet that fails to close leaves its own open.
-        with files.new_folder(out) as folder, contextlib.ExitStack() as stack:
+        with files.atomic_folder(out) as folder, contextlib.ExitStack() as stack:
             rows = _write(config, [stack.enter_context((folder / part).open("wb"))
                                    for part in parts], reporter)
     return SynthReport(tuple(map(str, names)), config.users, config.items, rows,

@@ -79,18 +79,18 @@ def _without_mark(blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _plain_line_ends(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    held, seen, alone = b"", False, False
+    pending, seen, alone = b"", False, False
     for block in blocks:
-        block = held + block if held else block
-        held = b"\r" if block.endswith(b"\r") else b""
-        block = block.removesuffix(held)
+        block = pending + block if pending else block
+        pending = b"\r" if block.endswith(b"\r") else b""
+        block = block.removesuffix(pending)
         if b"\r" in block:
             block = block.replace(b"\r\n", b"\n")
         seen = seen or b"\n" in block
         # Where no other line end comes first, a carriage return is one, as on old Macs.
         alone = alone or (not seen and b"\r" in block)
         yield block.replace(b"\r", b"\n") if alone else block
-    if held:  # half of the last line's end
+    if pending:  # half of the last line's end
         yield b"\n"
 
 

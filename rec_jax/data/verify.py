@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rec_jax.data.dataset import open_arrays
+from rec_jax.data.dataset_arrays import open_arrays
 from rec_jax.data.dataset_check import damage, is_covered, out_of_bounds
 from rec_jax.data.dataset_files import file_names, read_meta
 from rec_jax.errors import InputError

@@ -10,7 +10,7 @@ import importlib.util
 import zipfile
 from pathlib import Path
 
-from rec_jax.errors import InputError
+from rec_jax.errors import InputError, first_line
 
 UNPACKED_LIMIT = 2 << 30  # bytes of all parts of the file, as its own directory states them
 
@@ -39,5 +39,5 @@ def sheet_to_csv(source: Path, target: Path) -> None:
         sheet = fastexcel.read_excel(source).load_sheet(0, dtypes="string")
         sheet.to_polars().write_csv(target)
     except (fastexcel.FastExcelError, ValueError, zipfile.BadZipFile) as error:
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        cause = first_line(error)
         raise InputError(f"{source} cannot be read as an Excel file: {cause}") from None

@@ -29,7 +29,7 @@ from rec_jax.inference.protocol import (
 )
 from rec_jax.inference.served import Served
 from rec_jax.mesh import ITEMS, Axes
-from rec_jax.metrics import MISSED, Coverage, known, rank_metrics
+from rec_jax.metrics import MISSED, Coverage, nan_to_none, rank_metrics
 from rec_jax.model.encoder import Encoder, Params
 from rec_jax.progress import Reporter, Silent
 from rec_jax.run import EvaluateConfig
@@ -180,7 +180,7 @@ def evaluate_served(served: Served, *, split: Split = "test",
                        reading=served.reading, batch=settings.batch, devices=served.mesh.size,
                        reporter=reporter, coverage=coverage)
     result: dict[str, Any] = {
-        "metrics": {**rank_metrics(ranks, settings.ks), **known(coverage.result(k))},
+        "metrics": {**rank_metrics(ranks, settings.ks), **nan_to_none(coverage.result(k))},
         "protocol": protocol(dataset, split, settings, panel),
         "run": served.run.folder.name, "step": served.step, "seed": served.config.seed,
     }

@@ -23,19 +23,18 @@ import pyarrow.parquet as pq
 import tensorstore as ts
 
 from rec_jax import files
-from rec_jax.checkpoint import blocks as read_blocks
-from rec_jax.checkpoint import ordered_blocks
+from rec_jax.checkpoint import ordered_blocks, read_blocks
 from rec_jax.data.arrays import NpyWriter
-from rec_jax.errors import InputError
+from rec_jax.errors import InputError, first_line
 from rec_jax.inference.asking import map_rounds, tile_queries
 from rec_jax.inference.histories import Tiles, iterate_tiles
 from rec_jax.inference.served import Served, StoredRows
 from rec_jax.jsons import dumps
 from rec_jax.mesh import is_first, replicated
+from rec_jax.processes import barrier, run_on_all
 from rec_jax.progress import Reporter, Silent
 from rec_jax.tables import INPUTS, Table
 from rec_jax.tables.tiles import rows_of
-from rec_jax.together import together, wait_for_all
 
 What = Literal["items", "users", "inputs"]
 BLOCK = 65536  # rows
@@ -74,7 +73,7 @@ def export(served: Served | StoredRows, out: Path | str, *, what: What = "items"
       InputError: unknown `what` or format, `served` does not have it, or `out` exists.
     """
     out = Path(out)
-    together(lambda: _check_out(out, what, format) if is_first() else None)
+    run_on_all(lambda: _check_out(out, what, format) if is_first() else None)
     ids = served.dataset.user_ids() if what == "users" else served.dataset.item_ids()
     if what != "users":
         blocks = _item_blocks(served, what)
@@ -85,7 +84,7 @@ def export(served: Served | StoredRows, out: Path | str, *, what: What = "items"
     reporter = reporter or Silent()
     if is_first():
         reporter.begin(len(ids))
-        with files.new_folder(out) as folder:
+        with files.atomic_folder(out) as folder:
             dim = served.config.table.dim
             WRITERS[format](folder, ids, _counted(blocks, reporter), dim)
             about = {"what": what, "format": format, "count": len(ids), "dim": dim,
@@ -94,7 +93,7 @@ def export(served: Served | StoredRows, out: Path | str, *, what: What = "items"
             (folder / "export.json").write_text(dumps(about, indent=1) + "\n")
     elif isinstance(served, Served):  # its blocks are made by all processes of the mesh
         deque(blocks, maxlen=0)
-    wait_for_all("export")
+    barrier("export")
     return out
 
 
@@ -130,7 +129,7 @@ def load_embeddings(folder: Path | str) -> Embeddings:
             raise ValueError(f"found {vectors.shape}, expected {about['count']} x {about['dim']}")
     except (ValueError, KeyError, TypeError, EOFError, OSError, pa.ArrowException,
             pl.exceptions.PolarsError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise InputError(f"export {folder} is damaged: {first}") from None
     return Embeddings(ids, vectors, about)
 

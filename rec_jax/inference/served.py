@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rec_jax.checkpoint import Checkpoints, Damaged, Missing, Opened, Source
+from rec_jax.checkpoint import ArraySource, CheckpointReader, Checkpoints, Damaged, Missing
 from rec_jax.checkpoint.older import with_named_tables
 from rec_jax.data.content import Content
 from rec_jax.data.dataset import Dataset
@@ -34,10 +34,10 @@ from rec_jax.mesh import (
 )
 from rec_jax.model.encoder import Encoder, Params, build_encoder, with_tables
 from rec_jax.model.encoders import uses_times, uses_users
+from rec_jax.processes import run_on_all
 from rec_jax.run import Run, RunConfig, tables_of, update_of
 from rec_jax.tables import INPUTS, ITEMS, USERS, RowMap, init_table, padded_size, rows_over
 from rec_jax.tables.row_map import read_row_map
-from rec_jax.together import together
 
 Tell = Callable[[str], None]
 
@@ -86,9 +86,9 @@ class StoredRows:
     run: Run
     config: RunConfig
     dataset: Dataset
-    source: Source
+    source: ArraySource
     step: int
-    opened: Opened
+    opened: CheckpointReader
     row_map: RowMap
     inputs: bool = False
     matrices: tuple[np.ndarray, ...] = ()
@@ -119,7 +119,7 @@ def open_rows(folder: Run, *, step: int | None = None, dataset_path: str | None 
     Raises:
       InputError: as `load_served`, or tied tables have no such inputs.
     """
-    return together(lambda: _open_rows(folder, step, dataset_path, inputs))
+    return run_on_all(lambda: _open_rows(folder, step, dataset_path, inputs))
 
 
 def _open_rows(folder: Run, step: int | None, dataset_path: str | None,
@@ -143,14 +143,14 @@ def _open_rows(folder: Run, step: int | None, dataset_path: str | None,
                       row_map_in(opened, dataset.num_items), inputs, matrices)
 
 
-def _content(opened: Opened, config: RunConfig) -> tuple[Content, ...]:
+def _content(opened: CheckpointReader, config: RunConfig) -> tuple[Content, ...]:
     """As the checkpoint has it: its columns are in the rows, wherever the dataset's are now."""
     name = "average" if config.train.ema is not None else "model"
     return tuple(Content(part.path, len(matrix)) for part, matrix in zip(
         config.content, _matrices(opened, name, config), strict=True))
 
 
-def _matrices(opened: Opened, item: str, config: RunConfig) -> tuple[np.ndarray, ...]:
+def _matrices(opened: CheckpointReader, item: str, config: RunConfig) -> tuple[np.ndarray, ...]:
     """Those of the content, in the order of its columns."""
     sources = opened.items.get(item, {})
     paths = [f"['encoder']['{part.path}']" for part in config.content]
@@ -175,7 +175,7 @@ def load_served(folder: Run, *, step: int | None = None, dataset_path: str | Non
         that the devices here do not form, or that does not cut the table evenly; of several
         processes all are refused where one is.
     """
-    return together(lambda: _load(folder, step, dataset_path, mesh, tell))
+    return run_on_all(lambda: _load(folder, step, dataset_path, mesh, tell))
 
 
 def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshConfig | None,
@@ -234,7 +234,7 @@ def _choose_mesh(config: RunConfig, asked: MeshConfig | None, num_items: int, ov
     return make_mesh(found)
 
 
-def _open(folder: Run, step: int | None) -> Opened:
+def _open(folder: Run, step: int | None) -> CheckpointReader:
     """The best checkpoint, or that of `step`, which no process removes while it is read."""
     if not folder.checkpoints.is_dir():
         raise InputError(f"run {folder.folder} has no checkpoint yet")
@@ -251,7 +251,7 @@ def _open(folder: Run, step: int | None) -> Opened:
                                      f"has {', '.join(map(str, checkpoints.steps()))}") from None
 
 
-def row_map_in(opened: Opened, num_items: int) -> RowMap:
+def row_map_in(opened: CheckpointReader, num_items: int) -> RowMap:
     """Which rows of a checkpoint its items have; their own where it is older than that question.
 
     Raises:

@@ -18,6 +18,7 @@ from flax import nnx
 from rec_jax import streams
 from rec_jax.data.content import Content
 from rec_jax.data.features import Feature
+from rec_jax.dtypes import DTYPES
 from rec_jax.errors import InputError
 from rec_jax.model.encoders import EncoderConfig, Inputs
 from rec_jax.model.encoders.base import at_places
@@ -34,8 +35,6 @@ MASK = "mask"
 TABLES = (INPUTS, USERS)
 """Names beside them of rows `[V_padded, d]` that feed the encoder: of `INPUTS` where they are not
 those that a loss scores (untied tables), of `USERS` where it reads who asks."""
-
-DTYPES: dict[str, Any] = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 
 
 class Encoder(NamedTuple):

@@ -23,7 +23,8 @@ from jax.sharding import AxisType, Mesh
 from rec_jax.data.content import planned_content
 from rec_jax.data.features import planned_features
 from rec_jax.devices import Devices
-from rec_jax.errors import InputError
+from rec_jax.dtypes import DTYPES
+from rec_jax.errors import InputError, first_line
 from rec_jax.inference.served import reading_of
 from rec_jax.kernels import Backend
 from rec_jax.kernels.dispatch import load
@@ -34,7 +35,7 @@ from rec_jax.plan.shapes import batch_shapes
 from rec_jax.run import RunConfig, modes_of, tables_of, update_of
 from rec_jax.tables import ITEMS, Table, row_optimizer, rows_over
 from rec_jax.tables.row_map import row_map_of
-from rec_jax.tables.table import DTYPES, padded_size
+from rec_jax.tables.table import padded_size
 from rec_jax.train.state import TrainState, state_shardings, trained, weights
 from rec_jax.train.step import make_train_step
 
@@ -155,7 +156,7 @@ def _topology(devices: Devices) -> np.ndarray:
         topology = topologies.get_topology_desc(
             platform="tpu", topology_name=f"{name}:{devices.topology}")
     except Exception as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise InputError(f"cannot compile for {devices}: {first} (is the extra rec-jax[tpu-aot] "
                          "installed?)") from error
     return np.array(topology.devices)

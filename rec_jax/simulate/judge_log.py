@@ -12,7 +12,7 @@ from rec_jax.inference.served import Served
 from rec_jax.progress import Reporter
 from rec_jax.simulate.feedback import Feedback, Floats, make_feedback
 from rec_jax.simulate.judge import JudgeConfig, judge
-from rec_jax.simulate.log_files import Log, LogColumns, Source, read_log
+from rec_jax.simulate.log_files import Log, LogColumns, LogSource, read_log
 from rec_jax.simulate.run_policy import (
     codes,
     given_histories,
@@ -30,7 +30,7 @@ class _Policy:
     notes: list[str]
 
 
-def judge_log(source: Source, columns: LogColumns, settings: JudgeConfig, *,
+def judge_log(source: LogSource, columns: LogColumns, settings: JudgeConfig, *,
               served: Served | None = None, temperature: float = 1.0,
               reporter: Reporter | None = None) -> dict[str, Any]:
     """What `judge` gives for the rows of a log, with what was left out and why.

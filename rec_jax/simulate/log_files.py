@@ -16,15 +16,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rec_jax.data.dataset_files import file_hash
+from rec_jax.data.file_layout import BLANK, Layout, find_column
 from rec_jax.data.prepare_config import Columns
-from rec_jax.data.readers import BLANK, Layout, find_column, guess_format, read
+from rec_jax.data.readers import guess_format, read
 from rec_jax.data.source_files import source_files
 from rec_jax.data.times import TimeReader
 from rec_jax.errors import InputError
+from rec_jax.files import file_hash
 from rec_jax.simulate.feedback import Floats, Int64s
 
-Source = Path | str | Mapping[str, Any] | pl.DataFrame
+LogSource = Path | str | Mapping[str, Any] | pl.DataFrame
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class Log:
         return np.asarray(ticks.to_numpy() // reader.per_second)
 
 
-def read_log(source: Source, columns: LogColumns) -> Log:
+def read_log(source: LogSource, columns: LogColumns) -> Log:
     """The columns of a file, a folder of parts or a glob, or of a mapping or frame in memory.
 
     Raises:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,10 +11,10 @@ from typing import Any, cast
 
 from rec_jax import config as configs
 from rec_jax.data.dataset import Dataset
-from rec_jax.errors import InputError
+from rec_jax.errors import InputError, did_you_mean
 from rec_jax.inference.protocol import Panel, Split, choose_panel, protocol
 from rec_jax.mesh import MeshConfig, make_mesh
-from rec_jax.metrics import Coverage, known, rank_metrics
+from rec_jax.metrics import Coverage, nan_to_none, rank_metrics
 from rec_jax.run import EvaluateConfig
 from rec_jax.solvers import SOLVERS, ease, ials, itemknn, popularity, userknn
 from rec_jax.solvers.base import Fitted, Solver, Training
@@ -52,8 +51,7 @@ def check_names(names: str | Sequence[str]) -> list[str]:
     found = list(dict.fromkeys(name.strip() for name in parts))
     for name in found:
         if name not in SOLVERS:
-            near = difflib.get_close_matches(name, SOLVERS, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}? " if near else ""
+            hint = did_you_mean(name, SOLVERS, form="{} ")
             raise InputError(f"model {name!r} is unknown; {hint}expected one or more of "
                              f"{', '.join(SOLVERS)}")
     if not found:
@@ -133,7 +131,7 @@ def _measure(fitted: Fitted, name: str, dataset: Dataset, panel: Panel, settings
              coverage: Coverage | None = None) -> dict[str, float | None]:
     evaluate = settings.evaluate
     ranks = rank_panel(fitted, settings.solver(name).values, dataset, panel, evaluate, coverage)
-    shown = {} if coverage is None else known(coverage.result(max(evaluate.ks)))
+    shown = {} if coverage is None else nan_to_none(coverage.result(max(evaluate.ks)))
     return {**rank_metrics(ranks, evaluate.ks), **shown}
 
 

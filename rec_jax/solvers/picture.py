@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rec_jax.files import writing
+from rec_jax.files import atomic_writer
 
 
 def columns(result: Mapping[str, Any]) -> list[str]:
@@ -50,6 +50,6 @@ def plot(result: Mapping[str, Any], path: Path) -> Path:
     axes.margins(x=0.2)
     axes.set_xlabel(f"{result['protocol']['split']} users, mean")
     axes.legend(frameon=False)
-    with writing(path) as file:
+    with atomic_writer(path) as file:
         figure.savefig(file, format="png", dpi=120)
     return path

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from rec_jax.dtypes import DTYPES
 from rec_jax.errors import InputError
 from rec_jax.kernels.rounding import mix, random_bits
 from rec_jax.mesh import BOTH, Axes, row_sharding
@@ -27,7 +28,6 @@ from rec_jax.tables.row_optimizers import RowOptimizer, RowOptimizerConfig
 
 Array = jax.Array
 
-DTYPES: dict[str, Any] = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 SMALL_MULTIPLE = 768  # 3 * 2^8: divisible by 2^k and by 3 * 2^k devices up to 256
 LARGE_MULTIPLE = 128 * SMALL_MULTIPLE  # and every shard a whole number of 128-row tiles
 ITEMS, INPUTS, USERS = "items", "inputs", "users"

@@ -16,8 +16,8 @@ import jax
 
 from rec_jax.errors import InputError
 from rec_jax.kernels import Problem, auto, dispatch
+from rec_jax.processes import broadcast_text, gather_texts, is_distributed
 from rec_jax.progress import Reporter
-from rec_jax.together import of_all, of_first, several
 
 Choices = dict[str, str]
 """By fold the name of a backend, and under `PLATFORM` that of the device."""
@@ -37,8 +37,8 @@ def agree(recorded: object, reporter: Reporter) -> Choices:
     chosen = {}
     if jax.process_index() == 0:
         chosen = _chosen(recorded if isinstance(recorded, Mapping) else None, reporter)
-    chosen = json.loads(of_first(json.dumps(chosen)))
-    refused = [line for line in of_all(_refusal(chosen) or "") if line]
+    chosen = json.loads(broadcast_text(json.dumps(chosen)))
+    refused = [line for line in gather_texts(_refusal(chosen) or "") if line]
     if refused:  # only where machines differ: process 0 has chosen what it can do itself
         reporter.say(f"backends: xla for all, since a process has no native library: {refused[0]}")
         chosen = {fold: backend if fold == PLATFORM else "xla"
@@ -80,7 +80,7 @@ def _chosen(recorded: Mapping[str, Any] | None, reporter: Reporter) -> Choices:
             return known
     if not auto.ready(2.0):
         reporter.say("the native library for this CPU is built and measured, once on this machine")
-    if several() and platform == "cpu":
+    if is_distributed() and platform == "cpu":
         folds = auto.choices(measured_here=auto.ready(_OTHERS_WAIT))
     else:
         folds = dispatch.taken()

@@ -17,14 +17,14 @@ import jax
 import numpy as np
 import polars as pl
 
-from rec_jax.checkpoint import Checkpoints, Opened, Source, lay_rows
+from rec_jax.checkpoint import ArraySource, CheckpointReader, Checkpoints, scatter_rows
 from rec_jax.checkpoint.layout import named_leaves
+from rec_jax.checkpoint.load import load_array
 from rec_jax.checkpoint.older import with_named_tables
-from rec_jax.checkpoint.read import place
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.features import find_features, vocabularies
 from rec_jax.errors import InputError
-from rec_jax.files import write_whole
+from rec_jax.files import write_atomic
 from rec_jax.inference.served import check_dataset, row_map_in
 from rec_jax.progress import Reporter
 from rec_jax.run import Run, RunConfig
@@ -98,7 +98,7 @@ def start_from(start: Start, built: Built, target: Run, reporter: Reporter) -> T
     reporter.say(f"started from step {step} of {start.run.folder}: {kept} items kept, "
                  f"{matched.added} new, {len(matched.retired)} retired")
     if matched.retired and jax.process_index() == 0:
-        write_whole(target.folder / "retired_items.txt", "\n".join(matched.retired) + "\n")
+        write_atomic(target.folder / "retired_items.txt", "\n".join(matched.retired) + "\n")
     state = from_items({**fresh, **taken}, built.state.tables)
     # Items have the content of the new dataset, also those that are new in it.
     return state._replace(tables={**state.tables, ITEMS: with_content(
@@ -116,7 +116,7 @@ def _check_meanings(config: RunConfig, old: Dataset, new: Dataset) -> None:
                              "from another")
 
 
-def _take(name: str, opened: Opened, fresh: Any, tables: Mapping[str, Table],
+def _take(name: str, opened: CheckpointReader, fresh: Any, tables: Mapping[str, Table],
           moved: Mapping[str, np.ndarray]) -> Any:
     """The item's leaves from the checkpoint: by row where they are of the table, else whole.
 
@@ -130,12 +130,12 @@ def _take(name: str, opened: Opened, fresh: Any, tables: Mapping[str, Table],
         raise InputError(f"checkpoint {opened.name} does not fit: {name}{other} is in one of the "
                          f"two only; encoder and optimizer must be the same, and table.tied")
     _check_shapes(name, opened, sources, leaves, by_row)
-    found = [place(sources[path], leaf) if (table := by_row[path]) is None
-             else lay_rows(leaf, sources[path], moved[table]) for path, leaf in leaves.items()]
+    found = [load_array(sources[path], leaf) if (table := by_row[path]) is None
+             else scatter_rows(leaf, sources[path], moved[table]) for path, leaf in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(fresh), found)
 
 
-def _check_shapes(name: str, opened: Opened, sources: Mapping[str, Source],
+def _check_shapes(name: str, opened: CheckpointReader, sources: Mapping[str, ArraySource],
                   leaves: Mapping[str, Any], by_row: Mapping[str, str | None]) -> None:
     for path, leaf in leaves.items():
         source = sources[path]

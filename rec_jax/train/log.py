@@ -16,7 +16,7 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from rec_jax.files import write_whole
+from rec_jax.files import write_atomic
 from rec_jax.jsons import dumps
 from rec_jax.run import Run
 
@@ -75,4 +75,4 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def keep_until(path: Path, step: int) -> None:
     """Rewrite a metrics file without the lines past `step`."""
     lines = [line for line in read_metrics(path) if line["step"] <= step]
-    write_whole(path, "".join(dumps(line) + "\n" for line in lines))
+    write_atomic(path, "".join(dumps(line) + "\n" for line in lines))

@@ -28,10 +28,10 @@ from rec_jax.data.batches import prefetch
 from rec_jax.errors import Preempted, TrainingError
 from rec_jax.inference.protocol import protocol, repeats_line
 from rec_jax.kernels.auto import pinned
+from rec_jax.processes import run_on_all
 from rec_jax.progress import Reporter, Silent
 from rec_jax.run import Run, RunConfig
 from rec_jax.tables.choose import optimizer_of, trained_by
-from rec_jax.together import together
 from rec_jax.train import backends
 from rec_jax.train.build import Built, build
 from rec_jax.train.feed import whole_batches
@@ -71,10 +71,10 @@ def run_training(run: Run, config: RunConfig, reporter: Reporter | None = None, 
         lock = _Lock(run, held)
         # A second start is refused before it takes memory for a table; a new run's folder is
         # made only when all else is known to fit.
-        together(lambda: lock.take() if run.config_path.exists() else None)
+        run_on_all(lambda: lock.take() if run.config_path.exists() else None)
         built = build(config)
         clock.mark("data and model")
-        together(lambda: lock.take(new=new))
+        run_on_all(lambda: lock.take(new=new))
         if jax.process_index() == 0 and not run.config_path.exists():
             run.create(config)
         if jax.process_count() > 1:

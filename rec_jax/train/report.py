@@ -8,7 +8,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rec_jax.files import write_whole
+from rec_jax.files import write_atomic
 from rec_jax.run import Run
 from rec_jax.train.log import read_metrics
 
@@ -32,7 +32,7 @@ def write_report(run: Run, summary: Mapping[str, Any]) -> None:
     parts = [f"<h1>{html.escape(run.folder.name)}</h1>", _table(figures)]
     if train:
         picture = _picture(train, valid, str(summary["metric"]))
-        write_whole(run.curves_path, picture)
+        write_atomic(run.curves_path, picture)
         source = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
         parts.append(f'<p><img alt="training loss and validation metrics" src="{source}">')
     if valid:
@@ -46,7 +46,7 @@ def write_report(run: Run, summary: Mapping[str, Any]) -> None:
     head = f"<meta charset=utf-8><title>{html.escape(run.folder.name)}</title>"
     page = (f"<!doctype html><html lang=en>{head}<style>{_STYLE}</style>{''.join(parts)}"
             "</html>\n")
-    write_whole(run.report_path, page)
+    write_atomic(run.report_path, page)
 
 
 def _table(values: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from rec_jax.checkpoint import Checkpoints, touched_rows
+from rec_jax.checkpoint import Checkpoints, updated_rows
 from rec_jax.checkpoint.older import TABLES
 from rec_jax.progress import Reporter
 from rec_jax.run import CheckpointConfig
@@ -67,7 +67,7 @@ class Saver:
                         # A second moment that is rounded to 0 would make the next step explode.
                         stored = self.settings.delta_values if part == "model" else "exact"
                         item["tables"][name] = jax.tree.map(
-                            lambda rows, numbers=of_table, stored=stored: touched_rows(
+                            lambda rows, numbers=of_table, stored=stored: updated_rows(
                                 rows, numbers, stored), item["tables"][name])
         self.checkpoints.save(step, items, extra, metric, base=base)
         self.last, self.deltas = step, 0 if base is None else self.deltas + 1

@@ -17,13 +17,14 @@ import optax
 from jax.sharding import Mesh
 
 from rec_jax import streams
+from rec_jax.dtypes import DTYPES
 from rec_jax.errors import InputError
 from rec_jax.kernels.compat import materialise
 from rec_jax.mesh import MeshConfig, batch_sharding, make_mesh
-from rec_jax.model.encoder import DTYPES, INPUTS, USERS, Encoder
+from rec_jax.model.encoder import Encoder
 from rec_jax.objectives import Objective, Task
 from rec_jax.objectives.base import Ids, Keys, Searching
-from rec_jax.tables import ITEMS, Hyper, Table, TableConfig, table_stream
+from rec_jax.tables import INPUTS, ITEMS, USERS, Hyper, Table, TableConfig, table_stream
 from rec_jax.tables.choose import Mode as ModeName
 from rec_jax.train import dense, sparse, streamed
 from rec_jax.train.fetched import fetch_rows

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 from rec_jax import files, locks
-from rec_jax.checkpoint import Checkpoints, Damaged, Missing, touched_rows
-from rec_jax.checkpoint.read import blocks
+from rec_jax.checkpoint import Checkpoints, Damaged, Missing, read_blocks, updated_rows
 from rec_jax.errors import TrainingError
 
 ROWS, DIM, LONG = 4096, 32, 500
@@ -41,7 +40,7 @@ def save_chain(folder: Path, last: int, keep: int = 10**6) -> Path:
 
 
 def save_delta(checkpoints: Checkpoints, step: int) -> None:
-    rows = touched_rows(jnp.asarray(state(step)), np.asarray([step % 7]))
+    rows = updated_rows(jnp.asarray(state(step)), np.asarray([step % 7]))
     checkpoints.save(step, {"model": {"rows": rows}}, {}, base=step - 1)
 
 
@@ -71,7 +70,7 @@ def test_what_is_read_is_not_pruned_nor_what_it_builds_on(folder: Path) -> None:
         other.compact(4)
         assert other.prune(1) == [3]
         source = opened.items["model"]["['rows']"]
-        found = np.concatenate([rows for _, rows in blocks(source)])
+        found = np.concatenate([rows for _, rows in read_blocks(source)])
         np.testing.assert_array_equal(found, state(2))
         del opened, source
         assert other.prune(1) == [0, 1, 2] and other.steps() == [4]
@@ -101,18 +100,18 @@ def test_a_reader_writes_nothing(folder: Path) -> None:
 
 def test_a_checkpoint_that_goes_while_it_is_opened_is_looked_for_again(
         folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rec_jax.checkpoint import checkpoints as module
+    from rec_jax.checkpoint import folder as module
 
     def and_then(act: Callable[[], object]) -> None:
         """The next checkpoint that is opened is acted upon first."""
-        real = module.open_step
+        real = module.open_checkpoint
 
         def once(*arguments: Any) -> Any:
-            monkeypatch.setattr(module, "open_step", real)
+            monkeypatch.setattr(module, "open_checkpoint", real)
             act()
             return real(*arguments)
 
-        monkeypatch.setattr(module, "open_step", once)
+        monkeypatch.setattr(module, "open_checkpoint", once)
 
     with Checkpoints(folder, read_only=True) as reader, verb(folder) as other:
         and_then(lambda: other.compact(4))
@@ -172,7 +171,7 @@ def test_a_compaction_that_ends_after_its_step_was_saved_anew_changes_nothing(
         folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rec_jax.checkpoint import compact as module
 
-    real = module.write_seal
+    real = module.write_manifest
 
     def anew(whole: Path) -> None:
         real(whole)
@@ -180,7 +179,7 @@ def test_a_compaction_that_ends_after_its_step_was_saved_anew_changes_nothing(
         with Checkpoints(folder, alone=False) as training:
             training.save(4, {"model": {"rows": jnp.full((ROWS, DIM), 9.0)}}, {})
 
-    monkeypatch.setattr(module, "write_seal", anew)
+    monkeypatch.setattr(module, "write_manifest", anew)
     with verb(folder) as other:
         other.compact(4)
     monkeypatch.undo()
@@ -255,7 +254,7 @@ def test_a_prune_that_is_killed_leaves_no_delta_without_its_base(
         if next(calls) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("rec_jax.checkpoint.remove.files.flush", killed)
+    monkeypatch.setattr("rec_jax.checkpoint.removal.files.flush", killed)
     with verb(folder) as other, pytest.raises(KeyboardInterrupt):
         other.prune(1)
     monkeypatch.undo()
@@ -267,7 +266,7 @@ def test_a_prune_that_is_killed_leaves_no_delta_without_its_base(
 
 def test_a_training_goes_on_where_a_stopped_process_has_the_lock(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rec_jax.checkpoint.remove.WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("rec_jax.checkpoint.removal.WAIT_SECONDS", 0.1)
     warnings: list[str] = []
     with Checkpoints(tmp_path / "c", keep=1, warn=warnings.append) as training:
         with locks.locked(tmp_path / "c"):
@@ -303,13 +302,13 @@ def test_a_chain_of_five_hundred_deltas_is_read_and_made_full(
 
 def copy_as(folder: Path, step: int) -> None:
     """A copy of step 2 as delta `step` of the step before, sealed as a save would."""
-    from rec_jax.checkpoint.layout import Info, write_info
-    from rec_jax.checkpoint.seal import write_file, write_seal
+    from rec_jax.checkpoint.index import CheckpointInfo, write_info
+    from rec_jax.checkpoint.manifest import write_file, write_manifest
 
     path = folder / f"step_{step}"
     shutil.copytree(folder / "step_2", path)
-    write_file(path / "info.json", write_info(Info(step, None, step - 1, {})))
-    write_seal(path)
+    write_file(path / "info.json", write_info(CheckpointInfo(step, None, step - 1, {})))
+    write_manifest(path)
 
 
 def test_what_a_checkpoint_says_is_held_against_its_seal_first(folder: Path) -> None:

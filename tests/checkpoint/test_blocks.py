@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import tensorstore as ts
 
-from rec_jax.checkpoint import Checkpoints
-from rec_jax.checkpoint.blocks import LEAST_DIRECT, block_path, read_block, write_rows
+from rec_jax.checkpoint import Checkpoints, Damaged
+from rec_jax.checkpoint.array_source import BlockSource
+from rec_jax.checkpoint.block_writer import BlockWriter, write_array
+from rec_jax.checkpoint.blocks import MIN_DIRECT_BYTES, block_path, read_block, write_rows
 from rec_jax.checkpoint.layout import PACKED_BYTES, array_spec
-from rec_jax.checkpoint.read import Damaged, Stored
-from rec_jax.checkpoint.write import BlockWriter, write_array
 
 DTYPES = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16), np.dtype(np.int8),
           np.dtype(np.int64), np.dtype(bool))
@@ -53,7 +53,7 @@ def test_what_tensorstore_wrote_is_read_here(
         tmp_path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], block: int) -> None:
     given = values(shape, dtype)
     opened(tmp_path / "a", given, block).write(given).result()
-    stored = Stored(tmp_path / "a", shape, dtype.name, block)
+    stored = BlockSource(tmp_path / "a", shape, dtype.name, block)
     for first, last in ((0, 24), (0, 6), (6, 18), (1, 13), (14, 24)):
         assert stored.read(first, last).tobytes() == given[first:last].tobytes()
 
@@ -63,7 +63,7 @@ def test_rows_arrive_in_any_pieces(tmp_path: Path) -> None:
     with BlockWriter(tmp_path / "a", given.shape, "float32", 6) as writer:
         for first, last in ((6, 20), (0, 6), (20, 24)):
             writer.write(first, given[first:last])
-    stored = Stored(tmp_path / "a", given.shape, "float32", 6)
+    stored = BlockSource(tmp_path / "a", given.shape, "float32", 6)
     assert stored.read(0, 24).tobytes() == given.tobytes()
 
 
@@ -72,7 +72,7 @@ def test_columns_arrive_apart(tmp_path: Path) -> None:
     with BlockWriter(tmp_path / "a", given.shape, "float32", 6) as writer:
         for columns in (slice(0, 2), slice(2, 6)):
             writer.write(0, given[:, columns], (columns,))
-    stored = Stored(tmp_path / "a", given.shape, "float32", 6)
+    stored = BlockSource(tmp_path / "a", given.shape, "float32", 6)
     assert stored.read(0, 24).tobytes() == given.tobytes()
 
 
@@ -102,7 +102,7 @@ def test_harm_is_named_by_whoever_opened_the_array(tmp_path: Path) -> None:
     write_array(tmp_path / "a", given, 6)
     path = block_path(tmp_path / "a", 2, 2)
     path.write_bytes(b"\1" + path.read_bytes()[1:])
-    stored = Stored(tmp_path / "a", given.shape, "float32", 6)
+    stored = BlockSource(tmp_path / "a", given.shape, "float32", 6)
     assert stored.read(0, 12).tobytes() == given[:12].tobytes()
     with pytest.raises(Damaged, match="a block has changed"):
         stored.read(12, 18)
@@ -135,12 +135,12 @@ def test_a_shape_that_its_files_do_not_have_is_refused_before_memory_is_taken(
     (tmp_path / "b" / "c").mkdir()
     (tmp_path / "b" / "c" / "0").write_bytes(b"1234")
     with pytest.raises(Damaged, match="its first block has 4 bytes, expected"):
-        Stored(tmp_path / "b", (block,), "int64", block)
+        BlockSource(tmp_path / "b", (block,), "int64", block)
 
 
 def large_block(folder: Path) -> tuple[np.ndarray, Path]:
     """A block of an odd size that is read around the page cache, on the disk and out of it."""
-    given = np.random.default_rng(0).integers(0, 256, LEAST_DIRECT + 3, np.uint8)
+    given = np.random.default_rng(0).integers(0, 256, MIN_DIRECT_BYTES + 3, np.uint8)
     write_rows(folder / "b", given)
     drop_from_cache(folder / "b")
     return given, folder / "b"
@@ -185,8 +185,8 @@ def test_a_block_out_of_the_cache_is_read_where_nothing_can_go_around_it(
 def test_a_harmed_block_out_of_the_cache_is_refused(tmp_path: Path) -> None:
     given, path = large_block(tmp_path)
     with path.open("r+b") as file:
-        file.seek(LEAST_DIRECT)
-        file.write(bytes([given[LEAST_DIRECT] ^ 1]))
+        file.seek(MIN_DIRECT_BYTES)
+        file.write(bytes([given[MIN_DIRECT_BYTES] ^ 1]))
         file.flush()
         os.fsync(file.fileno())
     drop_from_cache(path)

@@ -302,7 +302,7 @@ def test_a_save_that_fails_is_one_error_and_leaves_the_one_before(
     with Checkpoints(tmp_path / "c") as checkpoints:
         checkpoints.save(1, items(1), {})
         checkpoints.wait()
-        monkeypatch.setattr("rec_jax.checkpoint.write.write_file", full)
+        monkeypatch.setattr("rec_jax.checkpoint.save_handler.write_file", full)
         with pytest.raises(TrainingError, match=r"c/step_2 could not be written: .*No space left "
                                                 r"on device; that of step 1 stands"):
             checkpoints.save(2, items(2), {})

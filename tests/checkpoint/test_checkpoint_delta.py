@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rec_jax.checkpoint import Checkpoints, Damaged, touched_rows
+from rec_jax.checkpoint import Checkpoints, Damaged, updated_rows
 from rec_jax.mesh import MeshConfig, make_mesh, row_sharding
 
 ROWS, DIM, CHAIN = 76_800, 32, 20
@@ -44,7 +44,7 @@ def copied(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def delta(state: dict[str, np.ndarray], ids: np.ndarray, stored: Any = "exact") -> dict[str, Any]:
     mesh = make_mesh(MeshConfig(1, 4))
-    return {name: touched_rows(jax.device_put(value, row_sharding(mesh)), ids, stored)
+    return {name: updated_rows(jax.device_put(value, row_sharding(mesh)), ids, stored)
             if len(value) == ROWS else jnp.asarray(value) for name, value in state.items()}
 
 

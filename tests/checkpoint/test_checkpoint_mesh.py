@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from rec_jax.checkpoint import Checkpoints, blocks, layout
+from rec_jax.checkpoint import Checkpoints, layout, read_blocks
 from rec_jax.mesh import MeshConfig, make_mesh, replicated, row_sharding
 
 ROWS = 768 * 3
@@ -58,9 +58,9 @@ def test_every_mesh_restores_the_bits_that_any_mesh_saved(saved: Path) -> None:
 
 def test_arrays_larger_than_a_block_pass_through_blocks(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("layout", "write", "read"):
+    for module in ("layout", "block_writer", "array_source", "load"):
         monkeypatch.setattr(f"rec_jax.checkpoint.{module}.BLOCK_BYTES", 64 * 1024)
-    monkeypatch.setattr("rec_jax.checkpoint.write.PACKED_BYTES", 1000)
+    monkeypatch.setattr("rec_jax.checkpoint.save_handler.PACKED_BYTES", 1000)
     with Checkpoints(tmp_path / "c", copy_bytes=0) as checkpoints:  # written before save returns
         checkpoints.save(1, {"state": on_mesh(1, 8)}, {})
         checkpoints.wait()
@@ -71,7 +71,7 @@ def test_arrays_larger_than_a_block_pass_through_blocks(
             for name, value in values().items():
                 assert np.asarray(found[name]).tobytes() == value.tobytes(), name
         source = checkpoints.open(1).items["state"]["['rows']"]
-        parts = list(blocks(source, 5, 1000))
+        parts = list(read_blocks(source, 5, 1000))
         assert len(parts) > 10 and all(part.nbytes <= 64 * 1024 for _, part in parts)
         np.testing.assert_array_equal(np.concatenate([part for _, part in parts]),
                                       values()["rows"][5:1000])

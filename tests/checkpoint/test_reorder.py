@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rec_jax.checkpoint import lay_rows, ordered_blocks
+from rec_jax.checkpoint import ordered_blocks, scatter_rows
 
 ROWS = np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32)
 
 
 @dataclass
-class InMemory:
-    """A `Source` that counts what is read."""
+class InMemorySource:
+    """A `ArraySource` that counts what is read."""
 
     values: np.ndarray
     block: int
@@ -44,14 +44,14 @@ class InMemory:
     (100, 10**9, 7), (8, 10**9, 64), (8, 12 * 20, 6), (7, 12 * 33, 33), (1, 12, 1)])
 def test_rows_come_in_the_order_that_is_asked_for(block: int, band: int, size: int) -> None:
     order = np.random.default_rng(1).permutation(90)
-    source = InMemory(ROWS, block)
+    source = InMemorySource(ROWS, block)
     parts = list(ordered_blocks(source, 90, lambda ids: order[ids], size=size, band_bytes=band))
     assert all(len(part) <= size for part in parts)
     np.testing.assert_array_equal(np.concatenate(parts), ROWS[order])
 
 
 def test_a_band_reads_each_block_of_the_file_once() -> None:
-    source = InMemory(ROWS, 8)
+    source = InMemorySource(ROWS, 8)
     order = np.random.default_rng(1).permutation(100)
     assert len(list(ordered_blocks(source, 100, lambda ids: order[ids], size=50))) == 2
     assert sorted(source.reads) == [(first, min(first + 8, 100)) for first in range(0, 100, 8)]
@@ -60,7 +60,7 @@ def test_a_band_reads_each_block_of_the_file_once() -> None:
 def test_rows_are_laid_where_they_belong_and_others_stay() -> None:
     places = np.random.default_rng(2).permutation(120)[:90]
     places[[3, 40]] = -1
-    found = np.asarray(lay_rows(jnp.full((120, 3), 7.0), InMemory(ROWS, 8), places))
+    found = np.asarray(scatter_rows(jnp.full((120, 3), 7.0), InMemorySource(ROWS, 8), places))
     expected = np.full((120, 3), 7, np.float32)
     expected[places[places >= 0]] = ROWS[:90][places >= 0]
     np.testing.assert_array_equal(found, expected)
@@ -73,7 +73,7 @@ def test_rows_are_laid_on_a_mesh_and_stay_cut(axes: Any) -> None:
     places = np.random.default_rng(3).permutation(120)[:90]
     places[[3, 40]] = -1
     whole = jax.device_put(jnp.full((120, 3), 7.0), cut)
-    found = lay_rows(whole, InMemory(ROWS, 8), places)
+    found = scatter_rows(whole, InMemorySource(ROWS, 8), places)
     expected = np.full((120, 3), 7, np.float32)
     expected[places[places >= 0]] = ROWS[:90][places >= 0]
     np.testing.assert_array_equal(found, expected)
@@ -81,6 +81,7 @@ def test_rows_are_laid_on_a_mesh_and_stay_cut(axes: Any) -> None:
 
 
 def test_rows_are_laid_in_the_type_of_where_they_go() -> None:
-    found = lay_rows(jnp.zeros((100, 3), jnp.bfloat16), InMemory(ROWS, 100), np.arange(100))
+    zeros = jnp.zeros((100, 3), jnp.bfloat16)
+    found = scatter_rows(zeros, InMemorySource(ROWS, 100), np.arange(100))
     assert found.dtype == jnp.bfloat16
     np.testing.assert_array_equal(found, ROWS.astype(jnp.bfloat16))

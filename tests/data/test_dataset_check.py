@@ -14,10 +14,11 @@ import pytest
 
 from rec_jax.data import dataset_check
 from rec_jax.data.dataset import Dataset
-from rec_jax.data.dataset_files import checksum, file_hash, file_names, read_meta
+from rec_jax.data.dataset_files import checksum, file_names, read_meta
 from rec_jax.data.prepare import Columns, ItemFeature, PrepareConfig, prepare
 from rec_jax.data.verify import verify
 from rec_jax.errors import InputError
+from rec_jax.files import file_hash
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,10 @@ from rec_jax.data import fetch as fetch_module
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.fetch import FetchError, fetch, unpack
 from rec_jax.data.prepare import Columns, prepare
-from rec_jax.data.sources import SOURCES, Archive, Reading, Source, Wheel
+from rec_jax.data.public_datasets import PUBLIC_DATASETS, Archive, PublicDataset, ReadOptions, Wheel
 from rec_jax.errors import InputError
 
-READING = Reading("ratings.csv", Columns("user", "item"))
+READING = ReadOptions("ratings.csv", Columns("user", "item"))
 CONTENT = "user,item\na,x\na,y\n"
 
 
@@ -36,7 +36,8 @@ def archive(tmp_path: Path) -> Path:
 
 
 def offer(monkeypatch: pytest.MonkeyPatch, *origins: Any) -> None:
-    monkeypatch.setitem(SOURCES, "toy", Source("a toy", "Use it as you like.", origins))
+    dataset = PublicDataset("a toy", "Use it as you like.", origins)
+    monkeypatch.setitem(PUBLIC_DATASETS, "toy", dataset)
 
 
 def from_file(path: Path, **settings: Any) -> Archive:
@@ -176,7 +177,7 @@ def test_a_failing_pip_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_table_says_terms_and_checks_what_it_can() -> None:
-    for name, source in SOURCES.items():
+    for name, source in PUBLIC_DATASETS.items():
         assert len(source.terms) > 40, name
         for origin in source.origins:
             if isinstance(origin, Archive):
@@ -190,7 +191,7 @@ def test_the_table_says_terms_and_checks_what_it_can() -> None:
 
 
 def test_the_wheels_hashes_are_those_of_the_real_files(shared_data: Path) -> None:
-    wheel = SOURCES["ml-100k"].origins[1]
+    wheel = PUBLIC_DATASETS["ml-100k"].origins[1]
     assert isinstance(wheel, Wheel)
     for name, expected in wheel.sha256.items():
         assert digest(shared_data / "ml-100k" / name, "sha256") == expected
@@ -212,7 +213,7 @@ def test_each_reading_fits_the_publishers_layout(name: str, tmp_path: Path) -> N
     encoding = "utf-8" if name == "ml-20m" else "latin-1"
     for file, text in SHAPES[name].items():
         (tmp_path / file).write_bytes(text.encode(encoding))
-    prepare(SOURCES[name].origins[0].reading.config(tmp_path, tmp_path / "dataset"))
+    prepare(PUBLIC_DATASETS[name].origins[0].reading.config(tmp_path, tmp_path / "dataset"))
     dataset = Dataset.open(tmp_path / "dataset")
     assert dataset.item_ids().to_list() == ["10", "20"]
     titles = dataset.titles()
@@ -281,7 +282,7 @@ def test_names_of_fetched_files_never_lead_elsewhere(tmp_path: Path, archive: Pa
 
 def test_every_origin_has_a_hash_or_says_that_it_has_none(
         tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    without = [origin.where for source in SOURCES.values() for origin in source.origins
+    without = [origin.where for source in PUBLIC_DATASETS.values() for origin in source.origins
                if origin.pinned is None]
     assert without == ["https://archive.ics.uci.edu/static/public/352/online+retail.zip"]
     listed = CliRunner().invoke(app, ["fetch", "--json"])

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rec_jax.data.dataset import Dataset
-from rec_jax.data.prepare import Columns, Filters, PrepareConfig, Report, Split, prepare
+from rec_jax.data.prepare import Columns, Filters, PrepareConfig, Report, SplitConfig, prepare
 from rec_jax.errors import InputError
 
 TIMED = Columns("user", "item", "time")
@@ -104,7 +104,7 @@ def test_a_finer_file_makes_all_as_fine(tmp_path: Path) -> None:
 def test_a_time_split_cuts_within_a_second(tmp_path: Path) -> None:
     log = "user,item,time\n" + "".join(
         f"{user},i{n},{1_700_000_000_000 + n}\n" for user in "ab" for n in range(10))
-    _, dataset = run(tmp_path, log, split=Split("time", 0.5, 0.7))
+    _, dataset = run(tmp_path, log, split=SplitConfig("time", 0.5, 0.7))
     assert (dataset.train_end - dataset.offsets[:-1]).tolist() == [5, 5]
     assert (dataset.valid_end - dataset.offsets[:-1]).tolist() == [7, 7]
     assert dataset.meta["split"] == {"kind": "time", "valid_time": 1_700_000_000.005,
@@ -112,12 +112,12 @@ def test_a_time_split_cuts_within_a_second(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("split", "part"), [
-    (Split("time", valid_time=0, test_time=5), "train"),
-    (Split("time", valid_time=5, test_time=5), "valid"),
-    (Split("time", valid_time=5, test_time=500), "test"),
-    (Split("time", valid_time=50, test_time=500), "valid and test"),
-    (Split("time", 0.81, 0.85), "valid")])
-def test_a_time_split_with_an_empty_part_is_refused(tmp_path: Path, split: Split, part: str,
+    (SplitConfig("time", valid_time=0, test_time=5), "train"),
+    (SplitConfig("time", valid_time=5, test_time=5), "valid"),
+    (SplitConfig("time", valid_time=5, test_time=500), "test"),
+    (SplitConfig("time", valid_time=50, test_time=500), "valid and test"),
+    (SplitConfig("time", 0.81, 0.85), "valid")])
+def test_a_time_split_with_an_empty_part_is_refused(tmp_path: Path, split: SplitConfig, part: str,
                                                     ) -> None:
     log = "user,item,time\n" + "".join(f"u,i{n},{n}\n" for n in range(1, 11))
     with pytest.raises(InputError, match=f"leaves {part} empty: .* from 1970-01-01T00:00:01Z"):

@@ -11,11 +11,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from rec_jax.data import readers
+from rec_jax.data import delimited
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.item_features import MOST_VALUES
 from rec_jax.data.prepare import Columns, Filters, ItemFeature, ItemFile, PrepareConfig, prepare
-from rec_jax.data.sources import SOURCES
+from rec_jax.data.public_datasets import PUBLIC_DATASETS
 from rec_jax.errors import InputError
 
 LOG = "user,item,stars,kind\na,x,4,red\na,y,2.5,\nb,y,4,blue\nb,z,1,red\nb,w,5,red\n"
@@ -65,7 +65,7 @@ def test_a_column_of_the_interactions_gives_an_items_first_value(
         make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = {"x": ["red"], "y": ["blue"], "z": ["red"], "w": ["red"]}
     assert categories(make(ItemFeature("kind"), films=False), "kind") == expected
-    monkeypatch.setattr(readers, "BLOCK_BYTES", 16)  # as one that does not fit in memory
+    monkeypatch.setattr(delimited, "BLOCK_BYTES", 16)  # as one that does not fit in memory
     assert categories(make(ItemFeature("kind"), films=False), "kind") == expected
 
 
@@ -212,7 +212,7 @@ def test_both_origins_of_a_film_tell_its_genres(origin: int, tmp_path: Path) -> 
         (tmp_path / "ml-100k.item").write_text(
             "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
             "7\tFilm 0\t1995\tComedy Thriller\n8\tFilm 1\t1995\t\n")
-    reading = SOURCES["ml-100k"].origins[origin].reading
+    reading = PUBLIC_DATASETS["ml-100k"].origins[origin].reading
     prepare(reading.config(tmp_path, tmp_path / "made"))
     dataset = Dataset.open(tmp_path / "made")
     assert categories(dataset, "genre") == {"7": ["Comedy", "Thriller"], "8": []}

@@ -22,7 +22,7 @@ from rec_jax.data.prepare import (
     ItemFile,
     PrepareConfig,
     Report,
-    Split,
+    SplitConfig,
     prepare,
 )
 from rec_jax.errors import InputError
@@ -219,7 +219,7 @@ def test_a_wide_row_is_bad_wherever_it_stands(run: Any, wide: str) -> None:
 
 
 def test_line_numbers_count_on_over_blocks(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rec_jax.data.readers.BLOCK_BYTES", 64)
+    monkeypatch.setattr("rec_jax.data.delimited.BLOCK_BYTES", 64)
     lines = [f"user{number},item{number % 7}" for number in range(300)]
     lines[250] = "nobody"
     report, dataset = run("user,item\n" + "\n".join(lines))
@@ -228,7 +228,7 @@ def test_line_numbers_count_on_over_blocks(run: Any, monkeypatch: pytest.MonkeyP
 
 
 def test_quoted_line_ends_do_not_split_a_row(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rec_jax.data.readers.BLOCK_BYTES", 50)
+    monkeypatch.setattr("rec_jax.data.delimited.BLOCK_BYTES", 50)
     rows = [f'u{number},"a\nb,{number}"\n' for number in range(40)]
     report, dataset = run("user,item\n" + "".join(rows))
     assert (report.bad, dataset.num_items) == (0, 40)
@@ -236,7 +236,7 @@ def test_quoted_line_ends_do_not_split_a_row(run: Any, monkeypatch: pytest.Monke
 
 
 def test_a_quote_that_never_ends_is_named(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rec_jax.data.readers.BLOCK_BYTES", 50)
+    monkeypatch.setattr("rec_jax.data.delimited.BLOCK_BYTES", 50)
     text = 'user,item\na,"5 disk\n' + "b,y\n" * 20
     with pytest.raises(InputError, match=r"log.csv:2: a quote is not closed.*set quote = false"):
         run(text)
@@ -328,7 +328,7 @@ def content(dataset: Dataset) -> dict[str, Any]:
 def test_the_result_does_not_depend_on_how_the_work_is_cut(
         run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     text = random_log(4_000)
-    settings = {"columns": TIMED, "split": Split("time"),
+    settings = {"columns": TIMED, "split": SplitConfig("time"),
                 "filters": Filters(duplicates="last", user_core=3, item_core=3)}
     _, whole = run(text, **settings)
     first = content(whole)
@@ -336,7 +336,7 @@ def test_the_result_does_not_depend_on_how_the_work_is_cut(
     assert content(again) == first
     assert CHUNK_ROWS > 4_000
     monkeypatch.setattr("rec_jax.data.arrays.CHUNK_ROWS", 301)
-    monkeypatch.setattr("rec_jax.data.readers.BLOCK_BYTES", 777)
+    monkeypatch.setattr("rec_jax.data.delimited.BLOCK_BYTES", 777)
     _, cut = run(text, memory_rows=100, **settings)
     assert content(cut) == first
 
@@ -373,7 +373,7 @@ def test_global_time_split_at_given_instants(run: Any) -> None:
     text = "user,item,time\n" + "".join(
         f"{user},i{time},{time}\n" for user, times in
         {"a": [1, 5, 9], "b": [1, 2], "c": [7, 8, 9], "d": [5]}.items() for time in times)
-    report, dataset = run(text, columns=TIMED, split=Split("time", valid_time=5, test_time=8))
+    report, dataset = run(text, columns=TIMED, split=SplitConfig("time", valid_time=5, test_time=8))
     start = dataset.offsets[:-1]
     train, valid, _ = (bound - start for bound in dataset.split_bounds())
     assert train.tolist() == [1, 2, 0, 0]
@@ -389,7 +389,7 @@ def test_global_time_split_at_given_instants(run: Any) -> None:
 
 def test_global_time_split_at_quantiles(run: Any) -> None:
     text = random_log(2_000, seed=4)
-    _, dataset = run(text, columns=TIMED, split=Split("time", 0.7, 0.85))
+    _, dataset = run(text, columns=TIMED, split=SplitConfig("time", 0.7, 0.85))
     times = sorted(int(line.rpartition(",")[2]) for line in text.splitlines()[1:])
     split = dataset.meta["split"]
     assert (split["valid_time"], split["test_time"]) == (times[1_400], times[1_700])
@@ -402,13 +402,13 @@ def test_global_time_split_at_quantiles(run: Any) -> None:
 
 def test_a_time_split_needs_times(run: Any) -> None:
     with pytest.raises(InputError, match=r"needs columns\.time"):
-        run("user,item\na,x\n", split=Split("time"))
+        run("user,item\na,x\n", split=SplitConfig("time"))
 
 
 def test_the_split_hash_tells_protocols_apart(run: Any) -> None:
     text = random_log(500)
     hashes = [run(text, columns=TIMED, split=split)[1].split_hash
-              for split in (Split(), Split("time"), Split("time", 0.5, 0.6))]
+              for split in (SplitConfig(), SplitConfig("time"), SplitConfig("time", 0.5, 0.6))]
     hashes.append(run(text.replace("i1,", "i9999,"), columns=TIMED)[1].split_hash)
     assert len(set(hashes)) == 4
 
@@ -428,7 +428,7 @@ def test_titles_and_text_are_joined_by_id(run: Any, tmp_path: Path) -> None:
 def test_a_job_can_be_written_as_toml(tmp_path: Path) -> None:
     job = PrepareConfig(source=("a.csv", "b.csv"), out="made", columns=TIMED,
                         item_file=ItemFile("names.csv", text=("kind",)),
-                        filters=Filters(min_rating=None, user_core=5), split=Split("time"))
+                        filters=Filters(min_rating=None, user_core=5), split=SplitConfig("time"))
     config.save(job, tmp_path / "job.toml")
     assert config.load(PrepareConfig, tmp_path / "job.toml") == job
 

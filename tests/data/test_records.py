@@ -7,12 +7,14 @@ import io
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from rec_jax.data import readers
-from rec_jax.data.readers import BLANK, Layout, read
-from rec_jax.data.records import MOST_LINES, OPEN_QUOTE, Dialect, Records
+from rec_jax.data import delimited
+from rec_jax.data.file_layout import BLANK, Layout
+from rec_jax.data.quoting import MAX_LINES
+from rec_jax.data.readers import read
+from rec_jax.data.records import OPEN_QUOTE, Dialect, Records
 
 NAMES = ("user", "item", "time", "note")
 SEPARATORS = (",", ";", "\t", "|", "::")
@@ -60,13 +62,16 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_was_written_in_a_dialect_is_read(
         path: Path, rows: list[list[str]], separator: str, escape: bool, line_end: str,
         last: bool, size: int, blanks: int) -> None:
+    # A quoted line that looks like a row is taken as a sign of an open quote, see `is_joined`.
+    assume(not any(line.count(separator) == len(NAMES) - 1
+                   for row in rows for line in row[-1].split("\n")[1:]))
     text = written([list(NAMES), *rows], separator, escape, line_end)
     text += line_end * blanks
     if last and not blanks:
         text = text.removesuffix(line_end)
     path.write_bytes(text.encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "BLOCK_BYTES", size)
+        patch.setattr(delimited, "BLOCK_BYTES", size)
         good, blank, bad = rows_read(path, separator=separator, quote=True,
                                      escape="\\" if escape else "")
     assert (len(good), blank, bad) == (len(rows), blanks, 0)
@@ -80,7 +85,7 @@ def test_every_line_of_any_text_is_a_row_or_bad_or_blank(
         path: Path, lines: list[str], size: int, escape: str | None) -> None:
     path.write_text("".join(f"{line}\n" for line in [",".join(NAMES), *lines]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "BLOCK_BYTES", size)
+        patch.setattr(delimited, "BLOCK_BYTES", size)
         frames = list(read(path, "csv", Layout({name: name for name in NAMES}, escape=escape)))
     blocks = list(Records(iter([path.read_bytes()]), Dialect(
         b",", escape=None if escape is None else escape.encode()), 1 << 20).blocks(4, (2,)))
@@ -138,7 +143,7 @@ def test_text_of_many_lines_is_one_field() -> None:
 
 
 def test_a_field_of_endless_lines_is_an_open_quote() -> None:
-    text = 'u,i,1,"' + "x\n" * (MOST_LINES + 5) + '"\n'
+    text = 'u,i,1,"' + "x\n" * (MAX_LINES + 5) + '"\n'
     _, faults = cut(text)
     assert faults[0] == (1, OPEN_QUOTE)
 

@@ -110,7 +110,7 @@ def test_compressed_text(tmp_path: Path, suffix: str, compress: Any) -> None:
     ("latin-1", "latin-1"), ("cp1252", "cp1252"), ("shift_jis", "shift_jis")])
 def test_encodings_and_marks(tmp_path: Path, encoding: str, given: str,
                              monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rec_jax.data.readers.BLOCK_BYTES", 7)
+    monkeypatch.setattr("rec_jax.data.delimited.BLOCK_BYTES", 7)
     name = "ネコ" if encoding == "shift_jis" else "é"
     write(tmp_path / "log.csv", f"user,item\r\na,{name}\r\na,z".encode(encoding))
     assert run(tmp_path, tmp_path / "log.csv", encoding=given)[1] == {"a": [name, "z"]}
@@ -141,7 +141,7 @@ def test_an_unknown_encoding_is_named(tmp_path: Path) -> None:
 def test_other_line_ends_and_blank_lines_before_the_header(
         tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for size in (1 << 20, 5):
-        monkeypatch.setattr("rec_jax.data.readers.BLOCK_BYTES", size)
+        monkeypatch.setattr("rec_jax.data.delimited.BLOCK_BYTES", size)
         write(tmp_path / "log.csv", text)
         assert run(tmp_path, tmp_path / "log.csv")[1] == {"a": ["x", "y"]}
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rec_jax.data.prepare_config import Columns
-from rec_jax.data.times import PER_SECOND, TimeReader, instant
+from rec_jax.data.time_units import PER_SECOND, instant
+from rec_jax.data.times import TimeReader
 from rec_jax.errors import InputError
 
 UTC = dt.UTC

@@ -18,18 +18,18 @@ import numpy as np
 
 def main(run: str, folder: Path, address: str, index: int) -> None:
     from rec_jax import api
-    from rec_jax.checkpoint.read import Stored
+    from rec_jax.checkpoint.array_source import BlockSource
     from rec_jax.mesh import start_processes
 
     start_processes(address, 2, index)
     read: list[list[int]] = []
-    read_into = Stored.read_into
+    read_into = BlockSource.read_into
 
-    def recorded(self: Stored, rows: np.ndarray, first: int) -> None:
+    def recorded(self: BlockSource, rows: np.ndarray, first: int) -> None:
         read.append([first, first + len(rows)])
         read_into(self, rows, first)
 
-    Stored.read_into = recorded  # type: ignore[method-assign]
+    BlockSource.read_into = recorded  # type: ignore[method-assign]
     answers: dict[str, list] = {"meshes": [], "evaluated": [], "recommended": []}
     for mesh in (None, "1x8"):
         read.clear()

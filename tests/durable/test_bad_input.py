@@ -13,7 +13,7 @@ import pytest
 
 from rec_jax import locks
 from rec_jax.checkpoint import Checkpoints, Damaged
-from rec_jax.checkpoint.seal import write_seal
+from rec_jax.checkpoint.manifest import write_manifest
 from rec_jax.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,7 +54,7 @@ def rewrite(folder: Path, old: str, new: str) -> None:
     path = folder / "step_1" / "model" / "leaves.json"
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
-    write_seal(folder / "step_1")
+    write_manifest(folder / "step_1")
 
 
 @pytest.mark.parametrize(("old", "new"), [

@@ -13,7 +13,7 @@ from signalled import SignalAfter
 
 from rec_jax import config
 from rec_jax.checkpoint import Checkpoints
-from rec_jax.checkpoint.read import Chained
+from rec_jax.checkpoint.array_source import DeltaSource
 from rec_jax.errors import Preempted
 from rec_jax.progress import Silent
 from rec_jax.run import Run, RunConfig
@@ -75,7 +75,7 @@ def test_of_untied_tables_a_delta_has_the_rows_that_each_was_touched_in(
         touched = {}
         for path in ("['rows']", "['inputs']"):
             source = after[path]
-            assert isinstance(source, Chained)
+            assert isinstance(source, DeltaSource)
             one, other = (leaves[path].read(0, 50) for leaves in (before, after))
             touched[path] = source._layers[-1].ids.tolist()
             assert touched[path] == np.flatnonzero(np.any(one != other, axis=1)).tolist()

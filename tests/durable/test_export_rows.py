@@ -12,7 +12,7 @@ import pytest
 import tensorstore as ts
 
 from rec_jax import api, config
-from rec_jax.checkpoint import Checkpoints, touched_rows
+from rec_jax.checkpoint import Checkpoints, updated_rows
 from rec_jax.errors import InputError
 from rec_jax.inference.export import WRITERS, export, load_embeddings
 from rec_jax.inference.served import load_served, open_rows
@@ -38,7 +38,7 @@ def run(tiny_mapping: Callable[..., dict[str, Any]],
     extra = {"dataset": dataset.split_hash}
     with Checkpoints(made.checkpoints) as checkpoints:
         checkpoints.save(5, {"model": {"encoder": encoder, "rows": table.rows}}, extra, 0.5)
-        moved = touched_rows(table.rows * 2, np.asarray([1, 40], np.int64))
+        moved = updated_rows(table.rows * 2, np.asarray([1, 40], np.int64))
         checkpoints.save(6, {"model": {"encoder": encoder, "rows": moved}}, extra, 0.4, base=5)
     return made.folder
 
@@ -55,7 +55,7 @@ def test_an_export_from_disk_equals_one_from_memory(run: Path, tmp_path: Path, f
 
 def test_the_verb_reads_items_without_loading_a_model(
         run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rec_jax.checkpoint.opened.place", None)  # nothing goes on a device
+    monkeypatch.setattr("rec_jax.checkpoint.reader.load_array", None)  # nothing goes on a device
     found = load_embeddings(api.export(run, out=tmp_path / "out", format="zarr"))
     assert found.about["step"] == 5  # the best one
     assert len(found.vectors) == found.about["count"] == 50

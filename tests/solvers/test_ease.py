@@ -49,7 +49,7 @@ def test_a_ridge_that_is_too_small_is_named() -> None:
 
 def test_no_room_is_said_with_both_figures_before_anything_is_taken(
         monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "free_on_host", lambda: 10**9)
+    monkeypatch.setattr(room, "free_host_memory", lambda: 10**9)
     monkeypatch.setattr(ease, "_gram", lambda *_: pytest.fail("memory was taken"))
     wide = sparse.csr_array((2, 100_000))
     for precision, size in (("f64", 8), ("f32", 4)):

@@ -150,7 +150,7 @@ def test_the_loss_falls_with_every_sweep() -> None:
 
 
 def test_no_room_is_said_before_anything_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "free_on_host", lambda: 1000)
+    monkeypatch.setattr(room, "free_host_memory", lambda: 1000)
     with pytest.raises(InputError, match=r"ials of 23 users and 17 items in 5 dimensions needs "
                                          r"[\d,]+ bytes .* and 1,000 \(0\.0 GiB\) are free"):
         SMALL.fit(training(random_counts(9)))

@@ -139,8 +139,8 @@ def test_old_other_and_odd_records(old: Any, told: str | None, expected: Any, li
 
 
 def test_a_process_without_the_library_takes_it_from_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "of_first", lambda text: json.dumps(NATIVE))
-    monkeypatch.setattr(backends, "of_all", lambda text: [text, "no C++ compiler was found"])
+    monkeypatch.setattr(backends, "broadcast_text", lambda text: json.dumps(NATIVE))
+    monkeypatch.setattr(backends, "gather_texts", lambda text: [text, "no C++ compiler was found"])
     monkeypatch.setattr(native_build, "problem", lambda: None)
     said = Said()
     assert backends.agree(None, said) == XLA
@@ -150,7 +150,7 @@ def test_a_process_without_the_library_takes_it_from_all(monkeypatch: pytest.Mon
 
 def test_several_processes_do_not_wait_for_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(backends, "several", lambda: True)
+    monkeypatch.setattr(backends, "is_distributed", lambda: True)
     monkeypatch.setattr(auto, "ready", lambda seconds=0.0: asked.append(seconds) or False)
     monkeypatch.setattr(auto, "choices", lambda *, measured_here: dict.fromkeys(
         FOLDS, "xla" if measured_here else "native"))

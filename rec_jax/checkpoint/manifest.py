@@ -1,13 +1,12 @@
-"""The seal of a checkpoint: written last, flushed to the disk, then the folder gets its name.
+"""The manifest of a checkpoint (`seal.json`): written last, before the folder gets its name.
 
-Orbax writes into a temporary folder and renames it. What that leaves to a power cut is closed
-here: every file and folder is flushed before the rename and the parent after it, and the seal
-lists what there must be, so that a file which is later lost, cut or changed is found.
+Orbax writes into a temporary folder and renames it, which alone does not survive a power cut. So
+every file and folder is flushed before the rename, and the parent after it. The manifest lists
+every file with its size and hash, so that a file which is later lost, cut or changed is found.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import stat
@@ -16,39 +15,41 @@ from pathlib import Path
 
 from orbax.checkpoint.path import atomicity
 
-from rec_jax.checkpoint.blocks import flush
-from rec_jax.checkpoint.layout import ARRAYS, FORMAT, SEAL, Damaged, first_line, read_json
+from rec_jax.checkpoint.errors import Damaged, describe_cause
+from rec_jax.checkpoint.index import read_json
+from rec_jax.checkpoint.layout import ARRAYS, FORMAT, MANIFEST
+from rec_jax.files import file_hash, flush
 
-_ORBAX = ("_CHECKPOINT_METADATA", "commit_success.txt")  # written after the seal, never read
+_ORBAX = ("_CHECKPOINT_METADATA", "commit_success.txt")  # written after the manifest, never read
 
 
-class SealedFolder(atomicity.AtomicRenameTemporaryPath):
-    """Orbax's temporary folder, sealed and flushed before it is renamed."""
+class DurableFolder(atomicity.AtomicRenameTemporaryPath):
+    """Orbax's temporary folder; it gets a manifest and is flushed before it is renamed."""
 
     async def finalize(self) -> None:
         temporary, final = Path(self.get()), Path(self.get_final())
-        write_seal(temporary)
+        write_manifest(temporary)
         await super().finalize()
         flush(final)
         flush(final.parent)
 
 
-def write_seal(folder: Path) -> None:
+def write_manifest(folder: Path) -> None:
     """List every file with its size, and a hash where it has no checksum of its own; flush all."""
     files = {}
     for name, path in _files(folder):
         entry: dict[str, int | str] = {"size": path.stat().st_size}
         if not _is_block(name):
-            entry["sha256"] = _hash(path)
+            entry["sha256"] = file_hash(path)
             flush(path)  # blocks were flushed when they were written
         files[name] = entry
-    write_file(folder / SEAL, json.dumps({"format": FORMAT, "files": files}, indent=1))
+    write_file(folder / MANIFEST, json.dumps({"format": FORMAT, "files": files}, indent=1))
     for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
         flush(path)
 
 
-def check_seal(folder: Path, *, hashes: bool = False) -> int:
-    """Hold a checkpoint's files against its seal; their bytes.
+def check_manifest(folder: Path, *, hashes: bool = False) -> int:
+    """Compare a checkpoint's files with its manifest, and return their bytes.
 
     hashes: also read the files that have one; blocks of arrays are checked whenever they are
       read.
@@ -59,14 +60,14 @@ def check_seal(folder: Path, *, hashes: bool = False) -> int:
     try:
         return _check(folder, hashes)
     except OSError as error:  # such as a file that goes away meanwhile
-        raise Damaged(f"checkpoint {folder.name} cannot be read: {first_line(error)}") from None
+        raise Damaged(f"checkpoint {folder.name} cannot be read: {describe_cause(error)}") from None
 
 
 def _check(folder: Path, hashes: bool) -> int:
-    content = read_json(folder / SEAL)
+    content = read_json(folder / MANIFEST)
     files = content.get("files")
     if content.get("format") != FORMAT or not isinstance(files, dict):
-        raise Damaged(f"checkpoint file {folder.name}/{SEAL} is damaged: no list of files")
+        raise Damaged(f"checkpoint file {folder.name}/{MANIFEST} is damaged: no list of files")
     present = dict(_files(folder))
     for name in present.keys() - files.keys():
         raise Damaged(f"checkpoint {folder.name} has a file that was not saved: {name}")
@@ -79,7 +80,7 @@ def _check(folder: Path, hashes: bool) -> int:
         if size != expected:
             raise Damaged(f"checkpoint file {folder.name}/{name} has {size} bytes, "
                           f"expected {expected}")
-        if hashes and not _is_block(name) and _hash(path) != entry.get("sha256"):
+        if hashes and not _is_block(name) and file_hash(path) != entry.get("sha256"):
             raise Damaged(f"checkpoint file {folder.name}/{name} has changed: its hash is not "
                           f"that of the seal")
         total += size
@@ -96,11 +97,11 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Relative name and path of every file, orbax's own and the seal left out."""
+    """Relative name and path of every file but orbax's own and the manifest."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         mode = path.lstat().st_mode
-        if stat.S_ISDIR(mode) or name in (*_ORBAX, SEAL):
+        if stat.S_ISDIR(mode) or name in (*_ORBAX, MANIFEST):
             continue
         if not stat.S_ISREG(mode):
             raise Damaged(f"checkpoint file {folder.name}/{name} is no regular file")
@@ -111,8 +112,3 @@ def _is_block(name: str) -> bool:
     """`model/arrays/3/c/0/0`, which carries a CRC-32C."""
     parts = name.split("/")
     return len(parts) > 4 and parts[1] == ARRAYS and parts[3] == "c"
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Rows of a file that describes items, as text; ids read as those of the interactions are."""
+"""Files that describe items, read as text; ids are read as those of the interactions are."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 
 import polars as pl
 
-from rec_jax.data.ingest import id_text
+from rec_jax.data.file_layout import BLANK, Layout
+from rec_jax.data.ids import id_text
 from rec_jax.data.prepare_config import ItemFile
-from rec_jax.data.readers import BLANK, Layout, guess_format, read
+from rec_jax.data.readers import guess_format, read
 from rec_jax.data.source_files import source_files
 from rec_jax.errors import InputError
 

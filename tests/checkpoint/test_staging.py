@@ -1,4 +1,4 @@
-"""A state is held while it is written: copied, frozen by a child, or waited for."""
+"""A state is staged while it is written: copied, frozen by a child, or waited for."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rec_jax.checkpoint import Checkpoints, hold
-from rec_jax.checkpoint.hold import InMemory
+from rec_jax.checkpoint import Checkpoints, staging
 from rec_jax.checkpoint.layout import PACKED_BYTES
 from rec_jax.checkpoint.snapshot import Snapshot
+from rec_jax.checkpoint.staging import HostBuffer
 from rec_jax.errors import TrainingError
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks on Linux only")
@@ -25,7 +25,7 @@ ROWS = 40_000
 
 
 def state(rows: int = ROWS) -> dict[str, Any]:
-    """Tables that are held in place, and leaves that are too small for that."""
+    """Tables that are staged in place, and leaves that are too small for that."""
     values = np.random.default_rng(0).standard_normal((rows, 64)).astype(np.float32)
     assert values.nbytes > PACKED_BYTES
     return {"model": {"rows": jnp.asarray(values), "half": jnp.asarray(values, jnp.bfloat16),
@@ -49,7 +49,7 @@ overwrite = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0 + 7, tree), 
 def children(monkeypatch: pytest.MonkeyPatch) -> list[Snapshot]:
     """The snapshots that are taken."""
     taken: list[Snapshot] = []
-    real = hold.take_snapshot
+    real = staging.take_snapshot
 
     def noted() -> Snapshot | None:
         found = real()
@@ -57,7 +57,7 @@ def children(monkeypatch: pytest.MonkeyPatch) -> list[Snapshot]:
         taken.append(found)
         return found
 
-    monkeypatch.setattr(hold, "take_snapshot", noted)
+    monkeypatch.setattr(staging, "take_snapshot", noted)
     return taken
 
 
@@ -83,7 +83,7 @@ def test_a_frozen_state_is_saved_as_it_was_while_steps_change_it_in_place(
 
 def test_a_state_that_is_waited_for_is_saved_in_place(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hold, "take_snapshot", lambda: None)
+    monkeypatch.setattr(staging, "take_snapshot", lambda: None)
     tree = state()
     expected, address = jax.tree.map(np.array, tree), tree["model"]["rows"].unsafe_buffer_pointer()
     with Checkpoints(tmp_path / "c", copy_bytes=0) as checkpoints:
@@ -105,12 +105,12 @@ def test_a_state_is_frozen_only_where_memory_has_room_for_what_may_change(
         monkeypatch: pytest.MonkeyPatch, children: list[Snapshot]) -> None:
     values = [state()["model"]["rows"]]
     size = values[0].nbytes
-    monkeypatch.setattr(hold, "_free_on_host", lambda: size)
-    everything = hold.hold(values, copy_bytes=0, moving=1.0)
-    assert not everything.behind and everything.snapshot is None
-    assert isinstance(everything.values[0][0].data, InMemory)
-    a_part = hold.hold(values, copy_bytes=0, moving=0.5)
-    assert a_part.behind and a_part.snapshot is children[0]
+    monkeypatch.setattr(staging, "_free_host_memory", lambda: size)
+    everything = staging.stage(values, copy_bytes=0, moving=1.0)
+    assert not everything.in_background and everything.snapshot is None
+    assert isinstance(everything.values[0][0].data, HostBuffer)
+    a_part = staging.stage(values, copy_bytes=0, moving=0.5)
+    assert a_part.in_background and a_part.snapshot is children[0]
     a_part.snapshot.close()
 
 
@@ -118,8 +118,8 @@ def test_a_state_is_frozen_only_where_memory_has_room_for_what_may_change(
 def test_a_state_is_frozen_only_where_it_may_grow_by_as_much(
         share: float, behind: bool, children: list[Snapshot]) -> None:
     values = [state()["model"]["rows"]]
-    held = hold.hold(values, copy_bytes=0, moving=0.5, growth_bytes=share * values[0].nbytes)
-    assert held.behind == behind and len(children) == behind
+    staged = staging.stage(values, copy_bytes=0, moving=0.5, growth_bytes=share * values[0].nbytes)
+    assert staged.in_background == behind and len(children) == behind
     for child in children:
         child.close()
 
@@ -143,7 +143,7 @@ def test_the_shards_of_a_mesh_are_frozen_each_in_its_place(
 def test_a_child_that_is_killed_fails_the_save_and_the_checkpoint_before_stands(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree = state()
-    expected, real = jax.tree.map(np.array, tree), hold.take_snapshot
+    expected, real = jax.tree.map(np.array, tree), staging.take_snapshot
     killed: list[int] = []
 
     def killed_at_once() -> Snapshot | None:
@@ -156,12 +156,12 @@ def test_a_child_that_is_killed_fails_the_save_and_the_checkpoint_before_stands(
     with Checkpoints(tmp_path / "c", copy_bytes=0) as checkpoints:
         checkpoints.save(1, tree, {})
         checkpoints.wait()
-        monkeypatch.setattr(hold, "take_snapshot", killed_at_once)
+        monkeypatch.setattr(staging, "take_snapshot", killed_at_once)
         checkpoints.save(2, tree, {})
         with pytest.raises(TrainingError, match=r"step_2 could not be written: .* has ended; "
                                                 r"that of step 1 stands"):
             checkpoints.wait()
-        monkeypatch.setattr(hold, "take_snapshot", real)
+        monkeypatch.setattr(staging, "take_snapshot", real)
         checkpoints.save(3, tree, {})
         checkpoints.wait()
         assert checkpoints.steps() == [1, 3]
@@ -174,7 +174,7 @@ def test_a_write_that_fails_ends_the_child(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rec_jax.checkpoint.write.flush", full)
+    monkeypatch.setattr("rec_jax.checkpoint.block_writer.flush", full)
     with Checkpoints(tmp_path / "c", copy_bytes=0) as checkpoints:
         checkpoints.save(1, state(), {})
         with pytest.raises(TrainingError, match="No space left"):

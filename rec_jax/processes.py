@@ -1,4 +1,4 @@
-"""What the processes of a job decide together, so that none goes on where another was refused."""
+"""What the processes of a run do in agreement: either all go on, or all are refused."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _MOST_BYTES = 4096
 T = TypeVar("T")
 
 
-def together(work: Callable[[], T]) -> T:
-    """`work()`, which every process calls; where one of them is refused, all are.
+def run_on_all(work: Callable[[], T]) -> T:
+    """`work()`, which every process calls; where one of them raises InputError, all do.
 
     Raises:
       InputError: its own, or in one line that of the first process that was refused.
     """
-    if not several():
+    if not is_distributed():
         return work()
     try:
         found, said = work(), ""
     except InputError as error:
         problem, said = error, str(error) or type(error).__name__
-    others = of_all(said)
+    others = gather_texts(said)
     if said:
         raise problem
     for number, line in enumerate(others):
@@ -37,28 +37,28 @@ def together(work: Callable[[], T]) -> T:
     return found
 
 
-def of_first(text: str) -> str:
-    """What process 0 calls it with, in every process."""
-    if not several():
+def broadcast_text(text: str) -> str:
+    """The text of process 0, in every process."""
+    if not is_distributed():
         return text
     return _text(np.asarray(multihost_utils.broadcast_one_to_all(_bytes(text))))
 
 
-def of_all(text: str) -> list[str]:
-    """What each process calls it with, in order."""
-    if not several():
+def gather_texts(text: str) -> list[str]:
+    """The texts of all processes, in order."""
+    if not is_distributed():
         return [text]
     return [_text(row) for row in np.asarray(multihost_utils.process_allgather(_bytes(text)))]
 
 
-def wait_for_all(name: str) -> None:
-    """Returns when every process has come here, each with the same `name`."""
-    if several():
+def barrier(name: str) -> None:
+    """Return when every process has called this, each with the same `name`."""
+    if is_distributed():
         multihost_utils.sync_global_devices(name)
 
 
-def several() -> bool:
-    """Whether there are other processes; no device is opened for a run that has none."""
+def is_distributed() -> bool:
+    """Whether there are other processes; it opens no device where there are none."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 

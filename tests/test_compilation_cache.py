@@ -12,20 +12,20 @@ from pathlib import Path
 import jax
 import pytest
 
-from rec_jax import compat, programs
+from rec_jax import compat, compilation_cache
 
 CODE = """
 import sys, jax, jax.numpy as jnp, numpy as np
-from rec_jax import programs
+from rec_jax import compilation_cache
 events = []
 jax.monitoring.register_event_listener(lambda name, **_: events.append(name.rsplit("/", 1)[-1]))
-kept = programs.keep_programs()
+kept = compilation_cache.enable()
 x = jnp.linspace(0, 1, 1000)
 found = jax.jit(lambda x: jnp.sin(x) @ jnp.exp(x))(x)
 print(kept is not None, events.count("cache_hits"), np.asarray(found).tobytes().hex())
 """
 
-safe = pytest.mark.skipif(not compat.PROGRAMS_MAY_BE_KEPT, reason="not with this JAX")
+safe = pytest.mark.skipif(not compat.CACHE_IS_SAFE, reason="not with this JAX")
 
 
 @pytest.fixture
@@ -35,16 +35,18 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
              "jax_persistent_cache_min_entry_size_bytes")
     before = {name: getattr(jax.config, name) for name in names}
     monkeypatch.setenv("REC_JAX_CACHE", str(tmp_path / "cache"))
-    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE", programs.VARIABLE):
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE",
+                 compilation_cache.VARIABLE):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(programs, "PROGRAMS_MAY_BE_KEPT", True)
+    monkeypatch.setattr(compilation_cache, "CACHE_IS_SAFE", True)
     yield tmp_path / "cache"
     for name, value in before.items():
         jax.config.update(name, value)
 
 
 def start(cache: Path, **more: str) -> list[str]:
-    others = {name: value for name, value in os.environ.items() if name != programs.VARIABLE}
+    others = {name: value for name, value in os.environ.items()
+              if name != compilation_cache.VARIABLE}
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True,
                           env={**others, "REC_JAX_CACHE": str(cache),
                                "PYTHONPATH": os.pathsep.join(sys.path), **more})
@@ -69,44 +71,44 @@ def test_the_next_start_reads_what_was_compiled_and_heals_what_was_cut(tmp_path:
 
 @pytest.mark.parametrize("open_one", ["programs", "cache"])
 def test_a_folder_that_others_may_write_is_not_used(here: Path, open_one: str) -> None:
-    assert programs.keep_programs() == programs.folder()
-    assert programs.folder().stat().st_mode & 0o777 == 0o700
-    (programs.folder() if open_one == "programs" else here).chmod(0o777)
-    assert programs.keep_programs() is None
+    assert compilation_cache.enable() == compilation_cache.folder()
+    assert compilation_cache.folder().stat().st_mode & 0o777 == 0o700
+    (compilation_cache.folder() if open_one == "programs" else here).chmod(0o777)
+    assert compilation_cache.enable() is None
 
 
 def test_settings_and_versions_decide(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(programs.VARIABLE, "off")
-    assert programs.keep_programs() is None
-    monkeypatch.delenv(programs.VARIABLE)
+    monkeypatch.setenv(compilation_cache.VARIABLE, "off")
+    assert compilation_cache.enable() is None
+    monkeypatch.delenv(compilation_cache.VARIABLE)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/elsewhere")
-    assert programs.keep_programs() is None
+    assert compilation_cache.enable() is None
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-    monkeypatch.setattr(programs, "PROGRAMS_MAY_BE_KEPT", False)
-    assert programs.keep_programs() is None and not here.exists()
+    monkeypatch.setattr(compilation_cache, "CACHE_IS_SAFE", False)
+    assert compilation_cache.enable() is None and not here.exists()
 
 
 def test_another_cpu_has_another_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = programs.folder()
-    monkeypatch.setattr(programs.native_isa, "cpu", lambda: "another")
-    assert programs.folder() != own
+    own = compilation_cache.folder()
+    monkeypatch.setattr(compilation_cache.native_isa, "cpu", lambda: "another")
+    assert compilation_cache.folder() != own
 
 
 def test_a_folder_that_cannot_be_made_costs_nothing(here: Path) -> None:
     here.write_text("a file")
-    assert programs.keep_programs() is None
+    assert compilation_cache.enable() is None
 
 
 def test_what_is_too_much_goes(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = programs.keep_programs()
+    folder = compilation_cache.enable()
     assert folder is not None
-    monkeypatch.setattr(programs, "is_whole_program", lambda data: data == b"whole")
+    monkeypatch.setattr(compilation_cache, "is_complete_entry", lambda data: data == b"whole")
     old = time.time() - 1000
     for name, data in (("a", b"whole"), ("b", b"who"), ("c", b"old and looked at")):
         (folder / f"{name}-cache").write_bytes(data)
     os.utime(folder / "c-cache", (old, old))
-    programs.keep_programs()
+    compilation_cache.enable()
     assert sorted(path.name for path in folder.glob("*-cache")) == ["a-cache", "c-cache"]
-    monkeypatch.setattr(programs, "MOST_BYTES", 10)
-    programs.keep_programs()
+    monkeypatch.setattr(compilation_cache, "MOST_BYTES", 10)
+    compilation_cache.enable()
     assert not list(folder.glob("*-cache"))

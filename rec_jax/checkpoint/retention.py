@@ -1,14 +1,14 @@
-"""Which checkpoints stay: the latest ones, the best one, every k-th, and what these build on."""
+"""Which checkpoints are retained: the latest, the best, every k-th, and what these build on."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 
-from rec_jax.checkpoint.layout import Info
+from rec_jax.checkpoint.index import CheckpointInfo
 
 
-def best_step(infos: Iterable[Info]) -> int | None:
+def best_step(infos: Iterable[CheckpointInfo]) -> int | None:
     """The first step with the largest metric, or the newest where none was measured."""
     infos = list(infos)
     measured = [info for info in infos if info.metric is not None and not math.isnan(info.metric)]
@@ -18,25 +18,25 @@ def best_step(infos: Iterable[Info]) -> int | None:
     return max((info.step for info in infos), default=None)
 
 
-def kept_steps(infos: Iterable[Info], *, latest: int, every: int | None) -> set[int]:
-    """Steps that stay.
+def retained_steps(infos: Iterable[CheckpointInfo], *, latest: int, every: int | None) -> set[int]:
+    """Steps that are retained.
 
     latest: how many of the newest ones; every: also the steps that it divides; None: no others.
     """
     known = {info.step: info for info in infos}
-    stay = set(sorted(known)[-latest:])
+    retained = set(sorted(known)[-latest:])
     measured = [info for info in known.values() if info.metric is not None]
     best = best_step(measured)
     if best is not None:
-        stay.add(best)
+        retained.add(best)
     if every:
-        stay |= {step for step in known if step % every == 0}
-    for step in list(stay):
-        stay |= set(chain(known, step))
-    return stay
+        retained |= {step for step in known if step % every == 0}
+    for step in list(retained):
+        retained |= set(delta_chain(known, step))
+    return retained
 
 
-def chain(known: dict[int, Info], step: int) -> list[int]:
+def delta_chain(known: dict[int, CheckpointInfo], step: int) -> list[int]:
     """`step`, the base it changes, the base of that, ... as far as they are known."""
     found = [step]
     while True:
