@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
 from rec_jax.cli.options import App
 from rec_jax.cli.show import number, print_json, print_table, say
 from rec_jax.cli.summary import how_measured, recommendations
-from rec_jax.cli.types import DatasetDir, Json, Split, check_split
+from rec_jax.cli.types import DatasetDir, Json, Set, SplitName, check_split
 from rec_jax.errors import InputError
 from rec_jax.files import write_atomic
 from rec_jax.solvers import SOLVERS
@@ -26,21 +26,19 @@ def baseline(
         metavar="NAME,...", help=f"One or more of {', '.join(SOLVERS)}.")] = ",".join(SOLVERS),
     tune: Annotated[bool, typer.Option(
         "--tune", help="Choose settings on the validation split, from small grids.")] = False,
-    config_path: Annotated[Optional[str], typer.Option(  # noqa: UP045
+    config_path: Annotated[str | None, typer.Option(
         "--config", help="TOML file; `rec-jax config keys baseline` lists its keys.")] = None,
-    settings: Annotated[Optional[list[str]], typer.Option(  # noqa: UP045
-        "--set", metavar="KEY=VALUE",
-        help="Set a key, such as ease.ridge=200; may be repeated.")] = None,
-    split: Split = "test",
-    filter_seen: Annotated[Optional[bool], typer.Option(  # noqa: UP045
+    settings: Set = None,
+    split: SplitName = "test",
+    filter_seen: Annotated[bool | None, typer.Option(
         help="Leave out items of the history.")] = None,
-    seen_targets: Annotated[Optional[str], typer.Option(  # noqa: UP045
+    seen_targets: Annotated[str | None, typer.Option(
         help="What a target is that the history holds, if those are left out: a miss, or its user "
              "is left out (leave_out).")] = None,
-    recommend: Annotated[Optional[str], typer.Option(  # noqa: UP045
+    recommend: Annotated[str | None, typer.Option(
         metavar="USER", help="Recommend items to a user instead, by one model.")] = None,
     k: Annotated[int, typer.Option("--k", "-k", help="With --recommend: how many items.")] = 10,
-    out: Annotated[Optional[str], typer.Option(  # noqa: UP045
+    out: Annotated[str | None, typer.Option(
         help="JSON file to write; a table (.md) and a plot (.png) go beside it.")] = None,
     as_json: Json = False,
 ) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rec_jax.cli.options import App
 from rec_jax.cli.show import console, print_json, say
-from rec_jax.cli.types import Json
+from rec_jax.cli.types import DatasetDir, Json, Set, Trust
 from rec_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 app = App(no_args_is_help=True, help="Measure speed on this machine.")
 
-Set = Annotated[Optional[list[str]], typer.Option(  # noqa: UP045 (typer reads it at run time)
-    "--set", help="One line of TOML over the file, such as train.rows=32; may be repeated.")]
-Out = Annotated[Optional[str], typer.Option(help="JSON file to write.")]  # noqa: UP045
+Out = Annotated[str | None, typer.Option(help="JSON file to write.")]
 
 
 @app.command()
@@ -28,7 +26,7 @@ def softmax(
     items: Annotated[int, typer.Option(help="Catalogue, V.")] = 100_000,
     dim: Annotated[int, typer.Option(help="Width, d.")] = 64,
     rounds: Annotated[int, typer.Option(help="Runs of each contender.")] = 5,
-    torch_python: Annotated[Optional[str], typer.Option(  # noqa: UP045
+    torch_python: Annotated[str | None, typer.Option(
         help="Interpreter that has torch, to run it as well.")] = None,
     out: Annotated[str, typer.Option(help="JSON file to write.")] = "softmax.json",
     as_json: Json = False,
@@ -51,13 +49,12 @@ def train(
     config: Annotated[str, typer.Argument(
         metavar="CONFIG", help="TOML file, or a name of `rec-jax config list`.")],
     settings: Set = None,
-    vary: Annotated[Optional[list[str]], typer.Option(  # noqa: UP045
+    vary: Annotated[list[str] | None, typer.Option(
         help="key=value,value,...: measure each; may be repeated, for all combinations.")] = None,
     steps: Annotated[int, typer.Option(help="Steps of a variant in a round.")] = 20,
     rounds: Annotated[int, typer.Option(help="Rounds over all variants.")] = 5,
     out: Out = None,
-    trust_code: Annotated[bool, typer.Option(
-        "--trust-code", help="Load modules of third parties that the config names.")] = False,
+    trust_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Positions, targets and users a second of a config, and its share of the machine's peak."""
@@ -70,17 +67,17 @@ def train(
 
 @app.command()
 def peers(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Dataset folder.")],
-    peers: Annotated[Optional[str], typer.Option(  # noqa: UP045
+    dataset: DatasetDir,
+    peers: Annotated[str | None, typer.Option(
         help="Names separated by commas; all that are set up by default.")] = None,
     threads: Annotated[int, typer.Option(help="Cores of each program.")] = 2,
     rounds: Annotated[int, typer.Option(help="Rounds over all programs.")] = 3,
     steps: Annotated[int, typer.Option(help="Steps of a program in a round.")] = 10,
-    quality: Annotated[Optional[float], typer.Option(  # noqa: UP045
+    quality: Annotated[float | None, typer.Option(
         metavar="SECONDS", help="Also train each for so long, and rank along the way.")] = None,
-    goal: Annotated[Optional[float], typer.Option(  # noqa: UP045
+    goal: Annotated[float | None, typer.Option(
         metavar="NDCG", help="With --quality: only until NDCG@10 is that high.")] = None,
-    ours: Annotated[Optional[str], typer.Option(  # noqa: UP045
+    ours: Annotated[str | None, typer.Option(
         help="Some of this program's own variants, separated by commas.")] = None,
     settings: Set = None,
     folder: Annotated[str, typer.Option(

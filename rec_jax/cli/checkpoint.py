@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -14,7 +14,7 @@ from rec_jax.errors import InputError
 
 app = App(no_args_is_help=True, help="Look after the checkpoints of a run.")
 
-Step = Annotated[Optional[int], typer.Option(help="Which one; all by default.")]  # noqa: UP045
+WhichStep = Annotated[int | None, typer.Option(help="Which one; all by default.")]
 
 
 @app.command("list")
@@ -39,7 +39,7 @@ def list_all(run: RunDir, as_json: Json = False) -> None:
 
 
 @app.command()
-def inspect(run: RunDir, step: Step = None, as_json: Json = False) -> None:
+def inspect(run: RunDir, step: WhichStep = None, as_json: Json = False) -> None:
     """What is in a checkpoint: arrays with shapes and types, and the run's position."""
     with _open(run) as checkpoints:
         chosen = checkpoints.latest() if step is None else step
@@ -62,7 +62,7 @@ def inspect(run: RunDir, step: Step = None, as_json: Json = False) -> None:
 
 
 @app.command()
-def verify(run: RunDir, step: Step = None, as_json: Json = False) -> None:
+def verify(run: RunDir, step: WhichStep = None, as_json: Json = False) -> None:
     """Read every byte and hold it against its checksum; exit code 2 if something is damaged."""
     from rec_jax.checkpoint import Missing
 
@@ -87,7 +87,7 @@ def verify(run: RunDir, step: Step = None, as_json: Json = False) -> None:
 
 
 @app.command()
-def compact(run: RunDir, step: Step = None, as_json: Json = False) -> None:
+def compact(run: RunDir, step: WhichStep = None, as_json: Json = False) -> None:
     """Make deltas full, so that they no longer need their bases; the newest one by default."""
     with _open(run, writes=True) as checkpoints:
         chosen = checkpoints.latest() if step is None else step
@@ -105,7 +105,7 @@ def compact(run: RunDir, step: Step = None, as_json: Json = False) -> None:
 def prune(
     run: RunDir,
     keep: Annotated[int, typer.Option(min=1, help="Latest checkpoints that stay.")] = 1,
-    every: Annotated[Optional[int], typer.Option(  # noqa: UP045
+    every: Annotated[int | None, typer.Option(
         min=1, help="Checkpoints whose step it divides stay too.")] = None,
     damaged: Annotated[bool, typer.Option(
         "--damaged", help="Remove what was set aside as damaged, too.")] = False,

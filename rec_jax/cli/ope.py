@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -12,8 +12,8 @@ from rec_jax.cli.types import Json
 
 _BOUNDS = {"hoeffding": "Hoeffding", "empirical_bernstein": "empirical Bernstein"}
 
-_Name = Optional[str]  # noqa: UP045 (typer reads it at run time)
-_Number = Optional[float]  # noqa: UP045
+_Name = str | None
+_Number = float | None
 
 
 def ope(
@@ -48,7 +48,7 @@ def ope(
              "it.")] = None,
     temperature: Annotated[float, typer.Option(
         help="With --run: scores are divided by it; 1 is the softmax that was trained.")] = 1.0,
-    step: Annotated[Optional[int], typer.Option(  # noqa: UP045
+    step: Annotated[int | None, typer.Option(
         help="With --run: checkpoint to use; the best one by default.")] = None,
     data: Annotated[_Name, typer.Option(
         help="With --run: dataset folder, if it moved since training.")] = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -17,7 +17,7 @@ def plan(
         metavar="CONFIG", help="TOML file, or a name of `rec-jax config list`.")],
     items: Annotated[float, typer.Option(help="Size of the catalogue, such as 1e9.")],
     devices: Annotated[str, typer.Option(help="v5p:4x4x4, h100x8, cpu, ...")] = "cpu",
-    dim: Annotated[Optional[int], typer.Option(help="Width of a row.")] = None,  # noqa: UP045
+    dim: Annotated[int | None, typer.Option(help="Width of a row.")] = None,
     settings: Set = None,
     compile: Annotated[bool, typer.Option(
         "--compile", help="Compile the step for a TPU slice; show XLA's own figures.")] = False,

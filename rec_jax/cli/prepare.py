@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -14,9 +14,9 @@ from rec_jax.cli.types import Json, Set
 
 
 def fetch(
-    name: Annotated[Optional[str], typer.Argument(  # noqa: UP045
+    name: Annotated[str | None, typer.Argument(
         metavar="NAME", help="Data set; without a name, all are listed.")] = None,
-    out: Annotated[Optional[str], typer.Option(  # noqa: UP045
+    out: Annotated[str | None, typer.Option(
         help="Folder for its files; data/NAME by default.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -68,36 +68,36 @@ def synth(
 
 
 def prepare(
-    source: Annotated[Optional[list[str]], typer.Argument(  # noqa: UP045
+    source: Annotated[list[str] | None, typer.Argument(
         metavar="SOURCE", help="CSV, TSV, Parquet or text, also compressed; a file, a folder "
                                     "of files or a glob.")] = None,
-    out: Annotated[Optional[str], typer.Option(help="New dataset folder.")] = None,  # noqa: UP045
-    config_path: Annotated[Optional[str], typer.Option(  # noqa: UP045
+    out: Annotated[str | None, typer.Option(help="New dataset folder.")] = None,
+    config_path: Annotated[str | None, typer.Option(
         "--config", help="TOML file; `rec-jax config keys prepare` lists its keys.")] = None,
-    format: Annotated[Optional[str], typer.Option(  # noqa: UP045
+    format: Annotated[str | None, typer.Option(
         help="csv, tsv, parquet, pairs (user item) or lists (user item item ...).")] = None,
-    user: Annotated[Optional[str], typer.Option(help="Column of the user.")] = None,  # noqa: UP045
-    item: Annotated[Optional[str], typer.Option(help="Column of the item.")] = None,  # noqa: UP045
-    time: Annotated[Optional[str], typer.Option(help="Column of the time.")] = None,  # noqa: UP045
-    rating: Annotated[Optional[str], typer.Option(  # noqa: UP045
+    user: Annotated[str | None, typer.Option(help="Column of the user.")] = None,
+    item: Annotated[str | None, typer.Option(help="Column of the item.")] = None,
+    time: Annotated[str | None, typer.Option(help="Column of the time.")] = None,
+    rating: Annotated[str | None, typer.Option(
         help="Column of the rating.")] = None,
-    time_unit: Annotated[Optional[str], typer.Option(  # noqa: UP045
+    time_unit: Annotated[str | None, typer.Option(
         help="Unit of numeric times: s, ms, us, ns or YYYYMMDD; found where it is clear.")] = None,
-    separator: Annotated[Optional[str], typer.Option(  # noqa: UP045
+    separator: Annotated[str | None, typer.Option(
         help="Between the fields of a text file.")] = None,
-    quote: Annotated[Optional[bool], typer.Option(  # noqa: UP045
+    quote: Annotated[bool | None, typer.Option(
         "--quote/--no-quote", help="Whether fields may be quoted; in CSV they may.")] = None,
-    escape: Annotated[Optional[str], typer.Option(  # noqa: UP045
+    escape: Annotated[str | None, typer.Option(
         help="What stands before a quote inside quotes, such as a backslash.")] = None,
-    min_rating: Annotated[Optional[float], typer.Option(  # noqa: UP045
+    min_rating: Annotated[float | None, typer.Option(
         help="Drop interactions below it.")] = None,
-    core: Annotated[Optional[int], typer.Option(  # noqa: UP045
+    core: Annotated[int | None, typer.Option(
         help="k-core: fewest interactions of a user and of an item.")] = None,
-    duplicates: Annotated[Optional[str], typer.Option(  # noqa: UP045
+    duplicates: Annotated[str | None, typer.Option(
         help="Repeated pairs: all, first or last.")] = None,
-    split: Annotated[Optional[str], typer.Option(  # noqa: UP045
+    split: Annotated[str | None, typer.Option(
         help="leave_one_out or time.")] = None,
-    item_feature: Annotated[Optional[list[str]], typer.Option(  # noqa: UP045
+    item_feature: Annotated[list[str] | None, typer.Option(
         metavar="COLUMN", help="Categorical column of the items to keep, of the item file or else "
                                "of the interactions; may be repeated.")] = None,
     overwrite: Annotated[bool, typer.Option(

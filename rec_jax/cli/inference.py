@@ -1,0 +1,163 @@
+"""`rec-jax evaluate`, `export` and `recommend`: what a trained run answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rec_jax.cli import summary
+from rec_jax.cli.join import join_processes
+from rec_jax.cli.options import with_optional_value
+from rec_jax.cli.show import print_json, say
+from rec_jax.cli.types import (
+    Coordinator,
+    Data,
+    Json,
+    Multihost,
+    OnMesh,
+    Process,
+    Processes,
+    RunDir,
+    SplitName,
+    Step,
+    Trust,
+    check_split,
+)
+from rec_jax.errors import InputError
+from rec_jax.solvers import SOLVERS
+
+EvaluateVerb = with_optional_value("--baseline", SOLVERS, "popularity")
+
+
+def evaluate(
+    run: RunDir,
+    split: SplitName = "test",
+    step: Step = None,
+    filter_seen: Annotated[bool | None, typer.Option(
+        help="Leave out items of the history; the run's setting by default.")] = None,
+    seen_targets: Annotated[str | None, typer.Option(
+        help="What a target is that the history holds, if those are left out: a miss, or its user "
+             "is left out (leave_out); the run's setting by default.")] = None,
+    batch: Annotated[int | None, typer.Option(
+        help="Users ranked at once; changes speed only.")] = None,
+    baseline: Annotated[str | None, typer.Option(
+        "--baseline", metavar="[NAME,...]",
+        help=f"Show popularity beside it, or one or more of {', '.join(SOLVERS)} as `rec-jax "
+             "baseline` has them by default.")] = None,
+    data: Data = None,
+    mesh: OnMesh = None,
+    coordinator: Coordinator = None,
+    processes: Processes = None,
+    process: Process = None,
+    multihost: Multihost = False,
+    trust_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Rank the whole catalogue for every user of a split."""
+    from rec_jax import api
+
+    check_split(split)
+    first = join_processes(coordinator, processes, process, multihost)
+    result = api.evaluate(run, split=split, step=step,  # type: ignore[arg-type]
+                          filter_seen=filter_seen, seen_targets=seen_targets, batch=batch,
+                          baseline=_baselines(baseline), data=data, mesh=mesh,
+                          trust_code=trust_code, progress=not as_json, tell=say)
+    if not first:
+        return
+    if as_json:
+        print_json(result)
+    else:
+        summary.evaluation(result)
+
+
+def export(
+    run: RunDir,
+    out: Annotated[str, typer.Option(help="New folder for the files.")],
+    what: Annotated[str, typer.Option(help="items, users, or inputs (untied tables).")] = "items",
+    format: Annotated[str, typer.Option(help="npy, safetensors, parquet or zarr.")] = "npy",
+    step: Step = None,
+    data: Data = None,
+    mesh: OnMesh = None,
+    coordinator: Coordinator = None,
+    processes: Processes = None,
+    process: Process = None,
+    multihost: Multihost = False,
+    trust_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Write embeddings with the ids of the source."""
+    from rec_jax import api
+
+    if what not in ("items", "users", "inputs"):
+        raise InputError(f"--what is {what!r}; expected items, users or inputs")
+    first = join_processes(coordinator, processes, process, multihost)
+    folder = api.export(run, out=out, what=what, format=format,  # type: ignore[arg-type]
+                        step=step, data=data, mesh=mesh, trust_code=trust_code,
+                        progress=not as_json, tell=say)
+    if not first:
+        return
+    about = json.loads((folder / "export.json").read_text())
+    if as_json:
+        print_json({"folder": str(folder), **about})
+    else:
+        summary.other(f"Embeddings in {folder}", about, {"what": "rows of", "dim": "width"})
+
+
+def recommend(
+    run: RunDir,
+    user: Annotated[str | None, typer.Option(help="A user of the dataset.")] = None,
+    history: Annotated[list[str] | None, typer.Option(
+        metavar="ID", help="Item ids, oldest first: repeat the option, or separate them by commas "
+                           "where no id has one.")] = None,
+    history_file: Annotated[str | None, typer.Option(
+        metavar="FILE", help="Item ids, oldest first, one a line.")] = None,
+    times: Annotated[list[str] | None, typer.Option(
+        metavar="TIME", help="Times of the history's items, seconds since 1970 or ISO 8601: "
+                             "repeat the option, or separate them by commas.")] = None,
+    times_file: Annotated[str | None, typer.Option(
+        metavar="FILE", help="The same, one a line.")] = None,
+    k: Annotated[int, typer.Option("--k", "-k", help="How many items.")] = 10,
+    keep_seen: Annotated[bool | None, typer.Option(
+        "--keep-seen/--filter-seen", help="Whether items of the history may come again; as the "
+                                          "run is evaluated by default.")] = None,
+    step: Step = None,
+    data: Data = None,
+    mesh: OnMesh = None,
+    coordinator: Coordinator = None,
+    processes: Processes = None,
+    process: Process = None,
+    multihost: Multihost = False,
+    trust_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Recommend items to a user, or after a history."""
+    from rec_jax.inference import retrieve, typed
+    from rec_jax.inference.served import load_served
+    from rec_jax.mesh import parse_mesh
+    from rec_jax.run import Run
+
+    if (history and history_file) or (times and times_file):
+        raise InputError("ids and times come from options or from a file, not from both")
+    when = typed.read_times(typed.read_lines(times_file) if times_file else times or [])
+    items = typed.read_lines(history_file) if history_file else None
+    first = join_processes(coordinator, processes, process, multihost)
+    served = load_served(Run(Path(run), trust_code), step=step, dataset_path=data,
+                         mesh=None if mesh is None else parse_mesh(mesh), tell=say)
+    if history:
+        items = typed.read_ids(served.dataset, history)
+    found = retrieve.recommend(
+        served, user=user, history=items, times=when if times or times_file else None, k=k,
+        filter_seen=None if keep_seen is None else not keep_seen, tell=say if first else None)
+    if not first:
+        return
+    summary.recommendations(found, as_json)
+
+
+def _baselines(baseline: str | None) -> bool | str:
+    """What `evaluate` shows beside the model; the option alone means popularity."""
+    if baseline in (None, "none", "popularity"):
+        return baseline == "popularity"
+    return str(baseline)
