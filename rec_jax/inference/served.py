@@ -53,6 +53,7 @@ class Served:
     rows: `[V_padded, d]`, row r that of item r, however the run kept them; the rows from
       `dataset.num_items` on are padding.
     mesh: where all of it is; over: its axes that cut the rows, and the others hold copies.
+    bias: f32 `[V_padded]`, cut as the rows, what the model adds to `query . row`; None: nothing.
     """
 
     run: Run
@@ -64,6 +65,7 @@ class Served:
     step: int
     mesh: Mesh = field(default_factory=lambda: make_mesh(MeshConfig()))
     over: Axes = (ITEMS,)
+    bias: jax.Array | None = None
 
     @property
     def reading(self) -> Reading:
@@ -78,6 +80,7 @@ class StoredRows:
     source: `[V_padded, d]`, read in ranges of rows; the checkpoint stays as long as this lives.
     row_map: which of them an item has.
     inputs: these rows feed the encoder, and are not the items'.
+    bias: f32 `[V]` by item, what the model adds to `query . row`; None: nothing.
     """
 
     run: Run
@@ -88,6 +91,7 @@ class StoredRows:
     opened: Opened
     row_map: RowMap
     inputs: bool = False
+    bias: np.ndarray | None = None
 
 
 def reading_of(config: RunConfig) -> Reading:
