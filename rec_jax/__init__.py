@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         fit_baseline,
         load,
         off_policy,
+        popularity_bias,
         recommend,
         train,
     )
@@ -42,8 +43,8 @@ if TYPE_CHECKING:
 _VERBS = ("train",)  # also names of packages in this one
 _HOMES = {
     "baseline": "api", "fit_baseline": "api", "recommend": "api", "load": "api",
-    "off_policy": "api", "evaluate": "api", "export": "api", "doctor": "bench.machine",
-    "BaselineConfig": "solvers.compare",
+    "off_policy": "api", "popularity_bias": "api", "evaluate": "api", "export": "api",
+    "doctor": "bench.machine", "BaselineConfig": "solvers.compare",
     "Dataset": "data.dataset", "fetch": "data.fetch", "prepare": "data.prepare",
     "PrepareConfig": "data.prepare_config", "SynthConfig": "data.synth", "synth": "data.synth",
     "InputError": "errors", "TrainingError": "errors",
@@ -54,8 +55,8 @@ _HOMES = {
 __all__ = [
     "BaselineConfig", "Dataset", "Embeddings", "InputError", "JudgeConfig", "LogColumns",
     "PrepareConfig", "RunConfig", "SynthConfig", "TrainingError", "baseline", "doctor", "evaluate",
-    "export", "fetch", "fit_baseline", "load", "load_embeddings", "off_policy", "prepare",
-    "recommend", "synth", "train",
+    "export", "fetch", "fit_baseline", "load", "load_embeddings", "off_policy", "popularity_bias",
+    "prepare", "recommend", "synth", "train",
 ]
 
 

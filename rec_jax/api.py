@@ -14,6 +14,8 @@ from rec_jax import config as configs
 from rec_jax import shipped
 from rec_jax.data.dataset import Dataset
 from rec_jax.devices import parse_devices
+from rec_jax.inference.bias import Given, ItemBias
+from rec_jax.inference.bias import popularity_bias as made_popularity_bias
 from rec_jax.inference.evaluate import evaluate_served
 from rec_jax.inference.export import What
 from rec_jax.inference.export import export as export_served
@@ -102,14 +104,16 @@ def load(run: PathLike, *, step: int | None = None, data: str | None = None,
 
 def evaluate(run: Loadable, *, split: Split = "test", step: int | None = None,
              filter_seen: bool | None = None, seen_targets: str | None = None,
-             batch: int | None = None, baseline: bool | str = False, data: str | None = None,
-             mesh: str | None = None, trust_code: bool = False, progress: bool = False,
-             tell: Tell = warn) -> dict[str, Any]:
+             batch: int | None = None, baseline: bool | str = False, bias: Given | None = None,
+             data: str | None = None, mesh: str | None = None, trust_code: bool = False,
+             progress: bool = False, tell: Tell = warn) -> dict[str, Any]:
     """Full-ranking metrics of a run's best checkpoint (or of `step`) with their protocol.
 
     filter_seen, seen_targets, batch: replace those of the run's config. baseline: popularity
     beside it, or the models of `baseline` with these names, separated by commas, as they are by
-    default. step, data, mesh, trust_code, tell: see `load`.
+    default. bias: added to the model's scores, one number for each item in the order of the
+    dataset (-inf: it is not shown), or a `popularity_bias`; the protocol says so. step, data, mesh,
+    trust_code, tell: see `load`.
 
     Raises:
       InputError: also where the protocol leaves nobody to evaluate.
@@ -123,14 +127,30 @@ def evaluate(run: Loadable, *, split: Split = "test", step: int | None = None,
     with _reporter("evaluate", progress and is_first()) as reporter:
         result = evaluate_served(served, split=split, settings=settings,
                                  baseline=baseline is True or "popularity" in others,
-                                 reporter=reporter)
+                                 bias=bias, reporter=reporter)
         others = [name for name in others if name != "popularity"]
         if others:
             found = compare(served.dataset, others, BaselineConfig(evaluate=settings),
                             split=split, say=reporter.say)
-            assert found["protocol"] == result["protocol"]
+            assert {**result["protocol"], **found["protocol"]} == result["protocol"]
             result["baselines"] = found["models"]
     return result
+
+
+def popularity_bias(model: Recommender | Served, strength: float, prior: float = 1.0) -> ItemBias:
+    """What `evaluate` and `recommend` take as `bias`: `strength` times the log of each item's share
+    of the labels that the run trains on.
+
+        model = rec_jax.load("runs/x")
+        rec_jax.evaluate(model, bias=rec_jax.popularity_bias(model, -0.5))
+
+    Above 0 popular items come earlier, below 0 rare ones. prior: labels that each item is given
+    beyond its own, so that no share is 0.
+
+    Raises:
+      InputError: strength or prior are out of range.
+    """
+    return made_popularity_bias(_loaded(model), strength, prior)
 
 
 def baseline(dataset: PathLike, *, models: str | Sequence[str] = ("popularity", "itemknn", "ease"),
@@ -201,18 +221,20 @@ def export(run: Loadable, *, out: PathLike, what: What = "items", format: str = 
 
 def recommend(run: Loadable, *, user: str | None = None, history: Sequence[str] | None = None,
               times: Sequence[int] | None = None, k: int = 10, filter_seen: bool | None = None,
-              step: int | None = None, data: str | None = None, mesh: str | None = None,
-              trust_code: bool = False, tell: Tell = warn) -> list[Recommendation]:
+              bias: Given | None = None, step: int | None = None, data: str | None = None,
+              mesh: str | None = None, trust_code: bool = False,
+              tell: Tell = warn) -> list[Recommendation]:
     """The k best items for a user of the dataset, or after any history of item ids; fewer where
     no more may be recommended. It loads the model; `load` keeps it for the next question.
 
     times: seconds of the items of `history`, where the model reads times.
-    filter_seen: replaces that of the run's `evaluate` section.
+    filter_seen: replaces that of the run's `evaluate` section. bias: as for `evaluate`.
     step, data, mesh, trust_code, tell: see `load`.
     """
     model = run if isinstance(run, Recommender) else Recommender(
         _loaded(run, step=step, data=data, mesh=mesh, trust_code=trust_code, tell=tell))
-    return model.recommend(user=user, history=history, times=times, k=k, filter_seen=filter_seen)
+    return model.recommend(user=user, history=history, times=times, k=k, filter_seen=filter_seen,
+                           bias=bias)
 
 
 def off_policy(log: LogSource, columns: LogColumns | None = None, *,

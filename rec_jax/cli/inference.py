@@ -18,6 +18,7 @@ from rec_jax.cli.types import (
     Json,
     Multihost,
     OnMesh,
+    Popularity,
     Process,
     Processes,
     RunDir,
@@ -47,6 +48,7 @@ def evaluate(
         "--baseline", metavar="[NAME,...]",
         help=f"Show popularity beside it, or one or more of {', '.join(SOLVERS)} as `rec-jax "
              "baseline` has them by default.")] = None,
+    popularity_bias: Popularity = None,
     data: Data = None,
     mesh: OnMesh = None,
     coordinator: Coordinator = None,
@@ -61,9 +63,15 @@ def evaluate(
 
     check_split(split)
     first = join_processes(coordinator, processes, process, multihost)
-    result = api.evaluate(run, split=split, step=step,  # type: ignore[arg-type]
+    model: api.Loadable = run
+    bias = None
+    if popularity_bias is not None:
+        model = loaded = api.load(run, step=step, data=data, mesh=mesh, trust_code=trust_code,
+                                  tell=say)
+        bias = api.popularity_bias(loaded, popularity_bias)
+    result = api.evaluate(model, split=split, step=step,  # type: ignore[arg-type]
                           filter_seen=filter_seen, seen_targets=seen_targets, batch=batch,
-                          baseline=_baselines(baseline), data=data, mesh=mesh,
+                          baseline=_baselines(baseline), bias=bias, data=data, mesh=mesh,
                           trust_code=trust_code, progress=not as_json, tell=say)
     if not first:
         return
@@ -123,6 +131,7 @@ def recommend(
     keep_seen: Annotated[bool | None, typer.Option(
         "--keep-seen/--filter-seen", help="Whether items of the history may come again; as the "
                                           "run is evaluated by default.")] = None,
+    popularity_bias: Popularity = None,
     step: Step = None,
     data: Data = None,
     mesh: OnMesh = None,
@@ -134,7 +143,7 @@ def recommend(
     as_json: Json = False,
 ) -> None:
     """Recommend items to a user, or after a history."""
-    from rec_jax.inference import retrieve, typed
+    from rec_jax.inference import bias, retrieve, typed
     from rec_jax.inference.served import load_served
     from rec_jax.mesh import parse_mesh
     from rec_jax.run import Run
@@ -150,7 +159,8 @@ def recommend(
         items = typed.read_ids(served.dataset, history)
     found = retrieve.recommend(
         served, user=user, history=items, times=when if times or times_file else None, k=k,
-        filter_seen=None if keep_seen is None else not keep_seen, tell=say if first else None)
+        filter_seen=None if keep_seen is None else not keep_seen, tell=say if first else None,
+        bias=None if popularity_bias is None else bias.popularity_bias(served, popularity_bias))
     if not first:
         return
     summary.recommendations(found, as_json)

@@ -29,11 +29,11 @@ _KEYS: Mapping[str, Mapping[str, str]] = {
     "synth": {"synth.users": "users", "synth.items": "items", "synth.seed": "seed",
               "users": "users", "items": "items", "seed": "seed"},
     "evaluate": {"evaluate.batch": "batch", "evaluate.filter_seen": "filter_seen", "mesh": "mesh",
-                 "model": "baseline"},
+                 "model": "baseline", "popularity bias": "popularity_bias"},
     "baseline": {"evaluate.filter_seen": "filter_seen", "evaluate.seen_targets": "seen_targets",
                  "model": "model", "k": "k"},
     "export": {"what": "what", "format": "format", "mesh": "mesh"},
-    "recommend": {"k": "k", "mesh": "mesh"},
+    "recommend": {"k": "k", "mesh": "mesh", "popularity bias": "popularity_bias"},
     "ope": {name: name for name in (
         "confidence", "resamples", "seed", "cap", "bound_cap", "reward_low", "reward_high",
         "switch", "shrinkage", "temperature")},

@@ -24,6 +24,10 @@ Data = Annotated[str | None, typer.Option(
 OnMesh = Annotated[str | None, typer.Option(
     "--mesh", metavar="DATAxITEMS", help="Devices that hold the model, such as 1x8: groups of "
                                          "users times shards of the table; the run's by default.")]
+Popularity = Annotated[float | None, typer.Option(
+    "--popularity-bias", metavar="STRENGTH",
+    help="Add STRENGTH times the log of an item's share of the training labels to its score; below "
+         "0 rare items come earlier.")]
 Coordinator = Annotated[str | None, typer.Option(
     metavar="HOST:PORT", envvar="JAX_COORDINATOR_ADDRESS",
     help="Address of process 0 of a multi-host run.")]

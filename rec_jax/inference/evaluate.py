@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from rec_jax.data.dataset import Dataset
 from rec_jax.inference.asking import map_rounds, tile_queries
+from rec_jax.inference.bias import Given, bias_of_rows, given_bias
 from rec_jax.inference.histories import Reading, Tiles, iterate_tiles
 from rec_jax.inference.protocol import (
     Split,
@@ -34,7 +35,8 @@ from rec_jax.model.encoder import Encoder, Params
 from rec_jax.progress import Reporter, Silent
 from rec_jax.run import EvaluateConfig
 from rec_jax.tables import RowMap, Table
-from rec_jax.tables.tiles import bias_against, rank_tiles, rows_of, top_k_tiles
+from rec_jax.tables.bias import place_bias
+from rec_jax.tables.tiles import bias_of, rank_tiles, rows_of, top_k_tiles
 
 __all__ = ["Split", "choose_users", "cold_items", "evaluate_served", "make_ranker",
            "popularity_ranks", "protocol", "rank_users"]
@@ -51,13 +53,15 @@ class Ranked(NamedTuple):
     best: jax.Array | None
 
 
-Ranker = Callable[[Params, jax.Array, Tiles], Ranked]
+Ranker = Callable[..., Ranked]
+"""`ranker(params, rows, tiles, bias=None)`; bias: f32 `[V_padded]` beside the rows, cut and ordered
+as they are, added to the scores of all users."""
 
 
 def make_ranker(encoder: Encoder, num_items: int, mesh: Mesh, *, filter_seen: bool,
                 cold: np.ndarray | None = None, list_length: int = 0,
                 over: Axes = (ITEMS,), row_map: RowMap | None = None) -> Ranker:
-    """A jitted `(params, rows, tiles) -> Ranked`; with `list_length` k it recommends k items.
+    """A jitted `Ranker`; with `list_length` k it recommends k items.
 
     Build it once: it is traced once for each shape and number of tiles. A target has a rank if
     and only if a list that is long enough would hold it: one whose score is NaN is missed too.
@@ -68,37 +72,41 @@ def make_ranker(encoder: Encoder, num_items: int, mesh: Mesh, *, filter_seen: bo
     """
     row_map = RowMap(num_items) if row_map is None else row_map
     ranker = _jitted(encoder, num_items, mesh, filter_seen, list_length, over, row_map)
-    # What a row is barred for is told by its item.
-    bias = cache(lambda total: None if cold is None else bias_against(
-        cold[row_map.ids(np.arange(num_items))], total, mesh, over))
+    against = cache(lambda total: None if cold is None else place_bias(
+        total, mesh, barred=cold, over=over, row_map=row_map))
 
-    def rank(params: Params, rows: jax.Array, tiles: Tiles) -> Ranked:
+    def rank(params: Params, rows: jax.Array, tiles: Tiles,
+             bias: jax.Array | None = None) -> Ranked:
         barred = None if cold is None else cold[np.asarray(tiles.targets)]
-        return ranker(params, rows, tiles, barred, bias(rows.shape[0]))
+        return ranker(params, rows, tiles, barred, against(rows.shape[0]), bias)
 
     return rank
 
 
 def _jitted(encoder: Encoder, num_items: int, mesh: Mesh, filter_seen: bool, list_length: int,
             over: Axes, row_map: RowMap) -> Callable[..., Ranked]:
-    """What `make_ranker` calls, also with the targets that are cold, bool `[G, T]`, and a bias
-    against cold items."""
+    """What `make_ranker` calls, also with the targets that are cold, bool `[G, T]`, and what is
+    against cold items, a bias of its own."""
 
     @jax.jit
     def ranker(params: Params, rows: jax.Array, tiles: Tiles, barred: jax.Array | None,
-               bias: jax.Array | None) -> Ranked:
+               against: jax.Array | None, bias: jax.Array | None = None) -> Ranked:
         table = Table(rows, (), num_items, over)
         # From here on an item is the number of its row.
         tiles = tiles._replace(**{name: row_map.rows(getattr(tiles, name))
                                   for name in ("items", "targets", "seen_items")})
+        added = against if bias is None else bias if against is None else bias + against
 
         def one(each: tuple[Tiles, jax.Array | None]) -> Ranked:
             tiles, barred = each
             queries = tile_queries(mesh, encoder, params, table, tiles)
             seen = (tiles.seen_offsets, tiles.seen_items) if filter_seen else None
-            ranks = rank_tiles(mesh, queries, table, tiles.targets, seen, tiles.used, bias=bias)
+            ranks = rank_tiles(mesh, queries, table, tiles.targets, seen, tiles.used, bias=added)
             targets = rows_of(mesh, table, tiles.targets)
-            listed = jnp.sum(queries * targets, axis=-1) > -jnp.inf
+            scores = jnp.sum(queries * targets, axis=-1)
+            if bias is not None:
+                scores += bias_of(mesh, bias, tiles.targets, table)
+            listed = scores > -jnp.inf
             if filter_seen:
                 listed &= ~jax.vmap(_target_seen)(tiles)
             if barred is not None:
@@ -106,7 +114,7 @@ def _jitted(encoder: Encoder, num_items: int, mesh: Mesh, filter_seen: bool, lis
             ranks = jnp.where(listed, ranks, MISSED)
             if not list_length:
                 return Ranked(ranks, None)
-            _, best = top_k_tiles(mesh, queries, table, list_length, seen, tiles.used, bias=bias)
+            _, best = top_k_tiles(mesh, queries, table, list_length, seen, tiles.used, bias=added)
             return Ranked(ranks, row_map.ids(best))
 
         return map_rounds(mesh, one, (tiles, barred))
@@ -126,10 +134,10 @@ def _target_seen(tile: Tiles) -> jax.Array:
 def rank_users(ranker: Ranker, params: Params, rows: jax.Array, dataset: Dataset,
                users: np.ndarray, targets: np.ndarray, ends: np.ndarray, *, reading: Reading,
                batch: int, devices: int = 1, reporter: Reporter | None = None,
-               coverage: Coverage | None = None) -> np.ndarray:
+               coverage: Coverage | None = None, bias: jax.Array | None = None) -> np.ndarray:
     """Ranks int32 `[M]` of `targets` for `users` with histories that end at `ends`.
 
-    devices: of the ranker's mesh.
+    devices: of the ranker's mesh; bias: as a `Ranker` takes it.
     """
     reporter = reporter or Silent()
     reporter.begin(len(users))
@@ -146,7 +154,7 @@ def rank_users(ranker: Ranker, params: Params, rows: jax.Array, dataset: Dataset
     for tiles, chosen in iterate_tiles(dataset, users, ends, targets, reading=reading,
                                        batch=batch, devices=devices):
         # One call is in flight while the next one's tiles are made.
-        answer = ranker(params, rows, tiles)
+        answer = ranker(params, rows, tiles, bias)
         if before is not None:
             take(*before)
         before = answer, chosen
@@ -157,15 +165,19 @@ def rank_users(ranker: Ranker, params: Params, rows: jax.Array, dataset: Dataset
 
 def evaluate_served(served: Served, *, split: Split = "test",
                     settings: EvaluateConfig | None = None, baseline: bool = False,
-                    reporter: Reporter | None = None) -> dict[str, Any]:
+                    bias: Given | None = None, reporter: Reporter | None = None
+                    ) -> dict[str, Any]:
     """Metrics of one checkpoint with the protocol that they were measured by.
 
     settings: replaces the run's `evaluate` section.
     baseline: also rank every item by its popularity in the training part.
+    bias: added to the scores of the items, see `rec_jax.inference.bias`; the protocol says so.
 
     Raises:
-      InputError: nobody has a target in the split, or the protocol leaves everybody out.
+      InputError: nobody has a target in the split, the protocol leaves everybody out, or the bias
+        is not one number for each item.
     """
+    added = given_bias(served, bias)
     settings = settings or served.config.evaluate
     dataset = served.dataset
     panel = choose_panel(dataset, split, settings)
@@ -178,10 +190,11 @@ def evaluate_served(served: Served, *, split: Split = "test",
                          list_length=min(k, dataset.num_items), over=served.over)
     ranks = rank_users(ranker, served.params, served.rows, dataset, users, targets, ends,
                        reading=served.reading, batch=settings.batch, devices=served.mesh.size,
-                       reporter=reporter, coverage=coverage)
+                       reporter=reporter, coverage=coverage, bias=bias_of_rows(served, added))
     result: dict[str, Any] = {
         "metrics": {**rank_metrics(ranks, settings.ks), **nan_to_none(coverage.result(k))},
-        "protocol": protocol(dataset, split, settings, panel),
+        "protocol": protocol(dataset, split, settings, panel,
+                             None if added is None else added.about),
         "run": served.run.folder.name, "step": served.step, "seed": served.config.seed,
     }
     if baseline:

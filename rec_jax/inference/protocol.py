@@ -110,11 +110,12 @@ def seen_targets(dataset: Dataset, users: np.ndarray, targets: np.ndarray,
     return seen
 
 
-def protocol(dataset: Dataset, split: Split, settings: EvaluateConfig,
-             panel: Panel) -> dict[str, Any]:
+def protocol(dataset: Dataset, split: Split, settings: EvaluateConfig, panel: Panel,
+             bias: dict[str, Any] | None = None) -> dict[str, Any]:
     """What somebody needs to know to compare a number with another one.
 
     `users` are those in the mean; `users_missed_seen` of them are misses by `seen_targets`.
+    bias: what is said of numbers that were added to the model's scores; nothing where none were.
     """
     return {
         "split": split, "split_rule": dataset.meta["split"], "split_hash": dataset.split_hash,
@@ -126,7 +127,7 @@ def protocol(dataset: Dataset, split: Split, settings: EvaluateConfig,
         "users_left_out_seen": panel.left_out_seen,
         "cold_items_filtered": settings.filter_cold,
         "users_left_out_cold": panel.left_out_cold, "ties": "against the target",
-        "ranking": "full catalogue",
+        "ranking": "full catalogue", **({} if bias is None else {"item_bias": bias}),
     }
 
 

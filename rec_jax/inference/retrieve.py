@@ -13,6 +13,7 @@ import numpy as np
 from rec_jax.data.dataset import Dataset
 from rec_jax.errors import InputError
 from rec_jax.inference.asking import map_rounds, tile_queries
+from rec_jax.inference.bias import Given, bias_of_rows, given_bias
 from rec_jax.inference.histories import (
     choose_shapes,
     make_tiles,
@@ -23,19 +24,20 @@ from rec_jax.inference.histories import (
 from rec_jax.inference.protocol import cold_items
 from rec_jax.inference.served import Served
 from rec_jax.tables import Table
-from rec_jax.tables.tiles import bias_against, top_k_tiles
+from rec_jax.tables.tiles import top_k_tiles
 
 Best = Callable[..., tuple[jax.Array, jax.Array]]
 """`best(params, rows, tiles, bias, *, k, filter_seen)`: scores f32 and items int32 `[G, T, k]`.
 
-bias: f32 `[V_padded]`, -inf for items that do not compete, or None."""
+bias: f32 `[V_padded]`, added to all scores, -inf for items that do not compete; or None."""
 _LEAST = 16
 """Items that every program lists at least, where the catalogue has them."""
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """One item. rank: 1 = best; score: query . item row; title: None where there is none."""
+    """One item. rank: 1 = best; score: query . item row, and the item's bias where there is one;
+    title: None where there is none."""
 
     rank: int
     item: str
@@ -55,10 +57,11 @@ class Recommender:
 
     def recommend(self, *, user: str | None = None, history: Sequence[str] | None = None,
                   times: Sequence[int] | None = None, k: int = 10,
-                  filter_seen: bool | None = None) -> list[Recommendation]:
+                  filter_seen: bool | None = None,
+                  bias: Given | None = None) -> list[Recommendation]:
         """The k best items for a user or after a history; see `rec_jax.recommend`."""
         return recommend(self.served, user=user, history=history, times=times, k=k,
-                         filter_seen=filter_seen, program=self._program)
+                         filter_seen=filter_seen, bias=bias, program=self._program)
 
     @cached_property
     def _program(self) -> Best:
@@ -91,7 +94,7 @@ def listed(dataset: Dataset, items: np.ndarray, scores: np.ndarray) -> list[Reco
 
 def recommend(served: Served, *, user: str | None = None, history: Sequence[str] | None = None,
               times: Sequence[int] | None = None, k: int = 10, filter_seen: bool | None = None,
-              tell: Callable[[str], None] | None = None,
+              bias: Given | None = None, tell: Callable[[str], None] | None = None,
               program: Best | None = None) -> list[Recommendation]:
     """The k best items after a history, best first; fewer where no more may be recommended.
 
@@ -102,14 +105,15 @@ def recommend(served: Served, *, user: str | None = None, history: Sequence[str]
     first. Exactly one of both.
     times: seconds of the items of `history`; needed where the model reads times. Ratings of such
       a history are unknown to a model that reads them.
+    bias: added to the scores of the items, see `rec_jax.inference.bias`; -inf takes one out.
     tell: is told in one line why there are fewer than k items.
     program: of `Recommender`, which keeps it from call to call.
 
     Raises:
       InputError: unknown user or item, an empty history, times that are missing, fall, or are not
-        as many as the items, or k below 1.
+        as many as the items, a bias that is not one number for each item, or k below 1.
     """
-    dataset = served.dataset
+    dataset, added = served.dataset, given_bias(served, bias)
     check_question(user, history, k, dataset.num_items)
     if user is not None and times is not None:
         raise InputError("times belong to a history; a user of the dataset has their own")
@@ -140,7 +144,7 @@ def recommend(served: Served, *, user: str | None = None, history: Sequence[str]
     filter_seen = settings.filter_seen if filter_seen is None else filter_seen
     cold = cold_items(dataset, settings)
     scores, best = _first(served, program or _program(served), tiles, min(k, dataset.num_items),
-                          filter_seen, cold)
+                          filter_seen, bias_of_rows(served, added, cold))
     if tell is not None and np.sum(best >= 0) < k:
         tell(_shortfall(int(np.sum(best >= 0)), k, dataset.num_items,
                         items if filter_seen else items[:0], cold))
@@ -203,12 +207,10 @@ def _program(served: Served) -> Best:
 
 
 def _first(served: Served, program: Best, tiles: Any, k: int, filter_seen: bool,
-           cold: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+           bias: jax.Array | None) -> tuple[np.ndarray, np.ndarray]:
     """Scores f32 `[k]` and items int32 `[k]` of the first user of the first tile."""
     # One program serves many k: a longer list begins with the shorter one.
     room = min(max(_LEAST, 1 << (k - 1).bit_length()), served.dataset.num_items)
-    bias = None if cold is None else bias_against(cold, served.rows.shape[0], served.mesh,
-                                                  served.over)
     scores, items = program(served.params, served.rows, tiles, bias, k=room,
                             filter_seen=filter_seen)
     return np.asarray(scores)[0, 0, :k], np.asarray(items)[0, 0, :k]

@@ -55,6 +55,7 @@ class Served:
     rows: `[V_padded, d]`, row r that of item r, however the run kept them; the rows from
       `dataset.num_items` on are padding.
     mesh: where all of it is; over: its axes that cut the rows, and the others hold copies.
+    bias: f32 `[V_padded]`, cut as the rows, what the model adds to `query . row`; None: nothing.
     """
 
     run: Run
@@ -66,6 +67,7 @@ class Served:
     step: int
     mesh: Mesh = field(default_factory=lambda: make_mesh(MeshConfig()))
     over: Axes = (ITEMS_AXIS,)
+    bias: jax.Array | None = None
 
     @property
     def reading(self) -> Reading:
@@ -80,6 +82,7 @@ class StoredRows:
     source: `[V_padded, d]`, read in ranges of rows; the checkpoint stays as long as this lives.
     row_map: which of them an item has.
     inputs: these rows feed the encoder, and are not the items'.
+    bias: f32 `[V]` by item, what the model adds to `query . row`; None: nothing.
     matrices: f32 `[c, d]` of the content columns behind the d trained ones, in their order.
     """
 
@@ -91,6 +94,7 @@ class StoredRows:
     opened: CheckpointReader
     row_map: RowMap
     inputs: bool = False
+    bias: np.ndarray | None = None
     matrices: tuple[np.ndarray, ...] = ()
 
     def composed(self, rows: np.ndarray) -> np.ndarray:
@@ -140,7 +144,7 @@ def _open_rows(folder: Run, step: int | None, dataset_path: str | None,
         raise InputError(f"checkpoint of step {opened.info.step} in {folder.folder} has no item "
                          f"rows of {dataset.num_items} x {width}")
     return StoredRows(folder, config, dataset, source, opened.info.step, opened,
-                      row_map_in(opened, dataset.num_items), inputs, matrices)
+                      row_map_in(opened, dataset.num_items), inputs, matrices=matrices)
 
 
 def _content(opened: CheckpointReader, config: RunConfig) -> tuple[Content, ...]:

@@ -1,10 +1,10 @@
 """A run's model as a policy: the softmax of its scores over the whole catalogue.
 
 pi(item | history) = exp(score / T) / sum over all items, with the scores of the objective (its
-`scale` and `softcap`); T, the temperature, is 1 for the softmax that was trained. The kernel
-`softmax_loss` gives -log pi of the logged item while the rows stream by, so no array of rows x
-items exists. Items of the history may come again, whatever `evaluate.filter_seen` says; cold
-items have probability 0 under `evaluate.filter_cold`.
+`scale` and `softcap`) and the model's bias; T, the temperature, is 1 for the softmax that was
+trained. The kernel `softmax_loss` gives -log pi of the logged item while the rows stream by, so no
+array of rows x items exists. Items of the history may come again, whatever `evaluate.filter_seen`
+says; cold items have probability 0 under `evaluate.filter_cold`.
 """
 
 from __future__ import annotations
@@ -173,17 +173,22 @@ def _scorer(served: Served, temperature: float, cold: npt.NDArray[np.bool_] | No
         raise InputError("a policy is evaluated on one device; expected the model on mesh 1x1")
     objective = served.config.objective
     softcap = getattr(objective, "softcap", None)
+    # The model's bias is that of scores without scale.
+    scale = getattr(objective, "scale", 1.0) / temperature
+    own = None if served.bias is None else scale * served.bias
     scoring: dict[str, Any] = {
-        "logit_scale": getattr(objective, "scale", 1.0) / temperature,
+        "logit_scale": scale,
         "softcap": None if softcap is None else softcap / temperature, "num_items": num_items}
 
     @jax.jit
     def score(params: Any, rows: jax.Array, tiles: Tiles, competing: jax.Array | None,
-              shown: jax.Array) -> tuple[jax.Array, jax.Array]:
+              shown: jax.Array, own: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         out = jnp.pad(jnp.where(shown, 0.0, -jnp.inf), (0, rows.shape[0] - num_items))
         table = Table(rows, (), num_items, served.over)
         bias = None if competing is None else jnp.pad(
             jnp.where(competing, 0.0, -jnp.inf), (0, rows.shape[0] - num_items))
+        if own is not None:
+            out, bias = out + own, own if bias is None else bias + own
 
         def one(tiles: Tiles) -> tuple[jax.Array, jax.Array]:  # one tile, on one device
             (queries,) = tile_queries(mesh, encoder, params, table, tiles)
@@ -196,4 +201,4 @@ def _scorer(served: Served, temperature: float, cold: npt.NDArray[np.bool_] | No
 
     competing = None if cold is None else jnp.asarray(~cold)
     there = jnp.asarray(shown)
-    return lambda params, rows, tiles: score(params, rows, tiles, competing, there)
+    return lambda params, rows, tiles: score(params, rows, tiles, competing, there, own)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from rec_jax.kernels import RowUpdate, softmax_loss, top_k
+from rec_jax.kernels import RowUpdate, Updated, softmax_loss, top_k
 from rec_jax.mesh import BOTH, ITEMS, Axes
 from rec_jax.tables import gather
 from rec_jax.tables.gather import Route, Shards
@@ -98,23 +98,27 @@ def spread(mesh: Mesh, rows: Array, unique: Unique, like: dict[str, Array]) -> d
 
 
 def full_softmax(mesh: Mesh, queries: Array, rows: Array, targets: Array, *, num_items: int,
-                 over: Axes = (ITEMS,), logit_scale: float = 1.0, softcap: float | None = None,
-                 backend: str = "auto") -> tuple[Array, Array]:
+                 over: Axes = (ITEMS,), bias: Array | None = None, logit_scale: float = 1.0,
+                 softcap: float | None = None, backend: str = "auto") -> tuple[Array, Array]:
     """`softmax_loss` against a table over the mesh: loss and lse f32 `[N]`.
 
-    queries: `[N, d]`, N a multiple of the device count; rows `[V_padded, d]`, cut over the axes
-      `over`. Queries and results are cut over the axes that do not cut the rows, and are on all
-      devices of the others. Differentiable.
+    queries: `[N, d]`, N a multiple of the device count; rows `[V_padded, d]` and bias
+      f32 `[V_padded]`, one number a row, cut over the axes `over`. Queries and results are cut
+      over the axes that do not cut the rows, and are on all devices of the others.
+      Differentiable, in the bias too.
     """
     shards = shards_of(mesh, over)
 
-    def body(queries: Array, rows: Array, targets: Array) -> tuple[Array, Array]:
-        return softmax_loss(queries, rows, targets, logit_scale=logit_scale, softcap=softcap,
-                            num_items=num_items, backend=backend, axis_name=shards.axis)
+    def body(queries: Array, rows: Array, targets: Array, bias: Array | None
+             ) -> tuple[Array, Array]:
+        return softmax_loss(queries, rows, targets, bias=bias, logit_scale=logit_scale,
+                            softcap=softcap, num_items=num_items, backend=backend,
+                            axis_name=shards.axis)
 
     cut = P(tuple(axis for axis in BOTH if axis not in over))
-    specs = (cut, P() if shards.axis is None else P(over), cut)
-    return island(body, mesh, specs, (cut, cut), check=True)(queries, rows, targets)
+    rows_cut = P() if shards.axis is None else P(over)
+    return island(body, mesh, (cut, rows_cut, cut, rows_cut), (cut, cut), check=True)(
+        queries, rows, targets, bias)
 
 
 def shared_softmax(mesh: Mesh, queries: Array, rows: Array, targets: Array, *, bias: Array,
@@ -134,15 +138,18 @@ def shared_softmax(mesh: Mesh, queries: Array, rows: Array, targets: Array, *, b
 
 def catalogue_top_k(mesh: Mesh, queries: Array, rows: Array, k: int,
                     seen: tuple[Array, Array] | None, *, num_items: int,
-                    over: Axes = (ITEMS,)) -> tuple[Array, Array]:
+                    over: Axes = (ITEMS,), bias: Array | None = None,
+                    logit_scale: float = 1.0) -> tuple[Array, Array]:
     """`top_k` over a table on the mesh: scores f32 `[N, k]` and ids int32 `[N, k]`; queries are
-    on every device."""
+    on every device. bias: f32 `[V_padded]`, cut as the rows; with one, `logit_scale` counts."""
     axis = shards_of(mesh, over).axis
 
-    def body(queries: Array, rows: Array, seen: Any) -> tuple[Array, Array]:
-        return top_k(queries, rows, k, exclude=seen, num_items=num_items, axis_name=axis)
+    def body(queries: Array, rows: Array, seen: Any, bias: Array | None) -> tuple[Array, Array]:
+        return top_k(queries, rows, k, exclude=seen, bias=bias, logit_scale=logit_scale,
+                     num_items=num_items, axis_name=axis)
 
-    return island(body, mesh, (P(), P(over), P()), (P(), P()))(queries, rows, seen)
+    return island(body, mesh, (P(), P(over), P(), P(over)), (P(), P()))(
+        queries, rows, seen, bias)
 
 
 def apply_sparse(mesh: Mesh, table: Table, fetched: Fetched, grads: Array, update: RowUpdate,
@@ -164,24 +171,45 @@ def apply_sparse(mesh: Mesh, table: Table, fetched: Fetched, grads: Array, updat
 
 def apply_streamed(mesh: Mesh, table: Table, scored: Scored, inputs: tuple[Array, Array] | None,
                    update: RowUpdate, hyper: Any, *, seed: Array | None = None,
-                   logit_scale: float = 1.0, softcap: float | None = None,
-                   backend: str = "auto") -> Table:
+                   bias: Array | None = None, logit_scale: float = 1.0,
+                   softcap: float | None = None, backend: str = "auto") -> Table:
     """Update every row, from what the full softmax left; see `update_streamed`.
 
     inputs: (`fetched.unique.ids`, gradient of `fetched.rows`), or None if untied.
+    bias: of that softmax; it stays as it is, see `apply_streamed_with_bias`.
     """
+    rows, state, _ = _streamed(mesh, table, scored, inputs, update, hyper, seed, bias,
+                               logit_scale=logit_scale, softcap=softcap, backend=backend)
+    return table.replace(rows=rows, state=state)
+
+
+def apply_streamed_with_bias(mesh: Mesh, table: Table, scored: Scored,
+                             inputs: tuple[Array, Array] | None, update: RowUpdate, hyper: Any, *,
+                             bias: Array, seed: Array | None = None, logit_scale: float = 1.0,
+                             softcap: float | None = None, backend: str = "auto"
+                             ) -> tuple[Table, Array]:
+    """`apply_streamed`, and the gradient of the bias f32 `[V_padded]`, cut as the rows: the same
+    pass sums it. `rec_jax.tables.bias.update_bias` takes a step of it."""
+    rows, state, grads = _streamed(mesh, table, scored, inputs, update, hyper, seed, bias,
+                                   logit_scale=logit_scale, softcap=softcap, backend=backend)
+    assert grads is not None
+    return table.replace(rows=rows, state=state), grads
+
+
+def _streamed(mesh: Mesh, table: Table, scored: Scored, inputs: tuple[Array, Array] | None,
+              update: RowUpdate, hyper: Any, seed: Array | None, bias: Array | None,
+              **scoring: Any) -> Updated:
     shards = shards_of(mesh, table.over)
 
     def body(rows: Array, state: Any, scored: Scored, inputs: tuple[Array, Array] | None,
-             hyper: Any, seed: Array | None) -> tuple[Array, Any]:
+             hyper: Any, seed: Array | None, bias: Array | None) -> Updated:
         return update_streamed(rows, state, scored, inputs, shards, update, hyper,
-                               num_items=table.num_items, seed=seed, logit_scale=logit_scale,
-                               softcap=softcap, backend=backend)
+                               num_items=table.num_items, seed=seed, bias=bias, **scoring)
 
     cut = P(table.over)
-    rows, state = island(body, mesh, (cut, cut, _CUT, _CUT, P(), P()), (cut, cut))(
-        table.rows, table.state, scored, inputs, hyper, seed)
-    return table.replace(rows=rows, state=state)
+    updated: Updated = island(body, mesh, (cut, cut, _CUT, _CUT, P(), P(), cut), cut)(
+        table.rows, table.state, scored, inputs, hyper, seed, bias)
+    return updated
 
 
 def _capacity(shards: Shards, table: Table, wanted: dict[str, Array],

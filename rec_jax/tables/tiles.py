@@ -12,12 +12,11 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from rec_jax.kernels import target_rank, top_k
 from rec_jax.kernels.rows import gather_rows
-from rec_jax.mesh import BOTH, ITEMS, Axes, row_sharding
+from rec_jax.mesh import BOTH, Axes
 from rec_jax.tables.on_mesh import fetch, island, shards_of, spread
 from rec_jax.tables.table import Table
 
@@ -48,19 +47,11 @@ def rows_of(mesh: Mesh, table: Table, ids: Array) -> Array:
     return found.reshape(*ids.shape, -1)
 
 
-def bias_against(barred: np.ndarray, total: int, mesh: Mesh, over: Axes = (ITEMS,)) -> Array:
-    """Bias f32 `[total]` of a table's rows, cut as they are: -inf for items of `barred` bool `[V]`.
-
-    Each device gets its own part; every process has to know all of `barred`.
-    """
-    def part(index: Any) -> np.ndarray:
-        first, last, _ = index[0].indices(total)
-        values = np.zeros(last - first, np.float32)
-        here = barred[first:last]
-        values[:len(here)][here] = -np.inf
-        return values
-
-    return jax.make_array_from_callback((total,), row_sharding(mesh, over), part)
+def bias_of(mesh: Mesh, bias: Array, ids: Array, table: Table) -> Array:
+    """f32 `[G, ...]`: entries of `bias` f32 `[V_padded]` at `ids` int32 `[G, ...]`, as `rows_of`
+    has rows: both are cut as the table is."""
+    column = Table(bias[:, None], (), table.num_items, table.over)
+    return rows_of(mesh, column, ids)[..., 0]
 
 
 def rank_tiles(mesh: Mesh, queries: Array, table: Table, targets: Array,
@@ -70,7 +61,7 @@ def rank_tiles(mesh: Mesh, queries: Array, table: Table, targets: Array,
 
     queries: f32 `[G, T, d]`; targets: int32 `[G, T]`; seen: (offsets `[G, T + 1]`, items
       `[G, E]`), see `rec_jax.kernels.target_rank`; used: bool `[G]`.
-    bias: f32 `[V_padded]`, added to the scores of all queries.
+    bias: f32 `[V_padded]`, one number a row, added to the scores of all queries; cut as the rows.
 
     Tiles are cut over the mesh axes that do not cut the rows, and answers are, too.
     """

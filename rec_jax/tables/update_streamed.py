@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from rec_jax.kernels import RowUpdate, SparseRows, softmax_item_update
+from rec_jax.kernels import RowUpdate, SparseRows, Updated, softmax_item_update
 from rec_jax.mesh import BOTH
 from rec_jax.tables.gather import Shards, gather_all
 
@@ -35,22 +35,24 @@ class Scored(NamedTuple):
 
 def update_streamed(rows: Array, state: Any, scored: Scored, inputs: tuple[Array, Array] | None,
                     shards: Shards, update: RowUpdate, hyper: Any, *, num_items: int,
-                    seed: Array | None = None, logit_scale: float = 1.0,
-                    softcap: float | None = None, backend: str = "auto") -> tuple[Array, Any]:
-    """One optimizer step of every row, (rows, state); donate both.
+                    seed: Array | None = None, bias: Array | None = None,
+                    logit_scale: float = 1.0, softcap: float | None = None,
+                    backend: str = "auto") -> Updated:
+    """One optimizer step of every row; donate rows and state.
 
     Args:
       rows, state: this device's share, `[V / shards.pieces, ...]`.
       inputs: (ids int32 `[M]`, grads `[M, d]`) of this device's distinct input ids, or None
         where another table feeds the encoder.
       update, hyper, seed: row optimizer, its scalars, stochastic rounding of bf16 rows.
+      bias: f32 `[V / shards.pieces]`, this device's share, or None. It is not changed: its
+        gradient is returned, that of all queries, so that replicas agree.
       num_items, logit_scale, softcap, backend: as for `softmax_loss`.
     """
     if not shards.alone:
         scored = Scored(*(jax.lax.all_gather(x, BOTH, tiled=True) for x in scored))
     sparse = None if inputs is None else SparseRows(*gather_all(*inputs, shards))
-    updated = softmax_item_update(
-        rows, state, *scored, update=update, hyper=hyper, sparse=sparse, seed=seed,
+    return softmax_item_update(
+        rows, state, *scored, update=update, hyper=hyper, sparse=sparse, seed=seed, bias=bias,
         logit_scale=logit_scale, softcap=softcap, num_items=num_items,
         axis_name=shards.axis, backend=backend)
-    return updated.items, updated.state

@@ -24,7 +24,7 @@ from rec_jax.metrics import MISSED
 from rec_jax.model.encoder import INPUTS
 from rec_jax.run import Run
 from rec_jax.tables import RowMap, padded_size
-from rec_jax.tables.tiles import bias_against
+from rec_jax.tables.bias import place_bias
 
 MESHES = ("1x1", "2x4", "1x8")
 FEATURES = [{"kind": "item_category", "name": "kind"}, {"kind": "time_gap"}, {"kind": "rating"}]
@@ -80,7 +80,7 @@ def ask(served: Served) -> Answers:
                                      batch=96, devices=served.mesh.size)
     bias = barred = None
     if cold is not None:
-        bias = bias_against(cold, TOTAL, served.mesh, served.over)
+        bias = place_bias(TOTAL, served.mesh, barred=cold, over=served.over)
         barred = cold[tiles.targets]
     ranker: Any = _jitted(served.encoder, ITEMS, served.mesh, True, LONG, served.over,
                                RowMap(ITEMS))

@@ -9,7 +9,8 @@ import pytest
 
 from rec_jax.mesh import BOTH, ITEMS, MeshConfig, make_mesh, row_sharding
 from rec_jax.tables import Table
-from rec_jax.tables.tiles import bias_against, rank_tiles, rows_of, top_k_tiles
+from rec_jax.tables.bias import place_bias
+from rec_jax.tables.tiles import bias_of, rank_tiles, rows_of, top_k_tiles
 
 TOTAL, ITEM_COUNT, DIM, TILE, ROOM = 48, 45, 3, 4, 16
 MESHES = [(1, 1, (ITEMS,)), (4, 1, (ITEMS,)), (2, 2, (ITEMS,)), (1, 8, (ITEMS,)), (2, 4, BOTH)]
@@ -42,9 +43,21 @@ def test_rows_come_to_who_names_them_and_no_item_is_no_number(placed):
     assert np.isnan(found[:, 0, 0]).all() and not np.isnan(found[:, 1:]).any()
 
 
-@pytest.mark.parametrize("barred", [False, True])
-@pytest.mark.parametrize("filtered", [False, True])
-def test_ranks_and_lists_are_those_of_all_scores(placed, barred, filtered):
+def test_entries_of_a_bias_come_to_who_names_them(placed):
+    mesh, table = placed
+    values = np.random.default_rng(2).normal(size=ITEM_COUNT).astype(np.float32)
+    values[5] = -np.inf
+    bias = place_bias(TOTAL, mesh, values=values, over=table.over)
+    ids = np.random.default_rng(0).integers(0, ITEM_COUNT, (8, 5)).astype(np.int32)
+    ids[0, :3] = 5, -1, ITEM_COUNT
+    found = np.asarray(jax.jit(lambda ids: bias_of(mesh, bias, ids, table))(ids))
+    np.testing.assert_array_equal(found[1:], values[ids[1:]])
+    np.testing.assert_array_equal(found[0, :3], [-np.inf, np.nan, np.nan])
+
+
+@pytest.mark.parametrize(("filtered", "barred", "biased"), [
+    (False, False, False), (True, False, True), (False, True, False), (True, True, True)])
+def test_ranks_and_lists_are_those_of_all_scores(placed, barred, biased, filtered):
     mesh, table = placed
     rng = np.random.default_rng(1)
     used = np.array([True, True, True, False, True, False, False, False])
@@ -54,13 +67,16 @@ def test_ranks_and_lists_are_those_of_all_scores(placed, barred, filtered):
     offsets = np.pad(np.cumsum(counts, axis=1), ((0, 0), (1, 0))).astype(np.int32)
     seen = rng.integers(0, ITEM_COUNT, (8, ROOM)).astype(np.int32)
     cold = rng.random(ITEM_COUNT) < 0.2
-    bias = bias_against(cold, TOTAL, mesh, table.over) if barred else None
+    values = whole(rng, ITEM_COUNT) if biased else None
+    bias = place_bias(TOTAL, mesh, values=values, barred=cold if barred else None,
+                      over=table.over) if barred or biased else None
     given = (offsets, seen) if filtered else None
     k = 20  # more than the six rows of a device
     ranks, (scores, best) = jax.jit(lambda *args: (
         rank_tiles(mesh, args[0], table, args[1], given, args[2], bias=bias),
         top_k_tiles(mesh, args[0], table, k, given, args[2], bias=bias)))(queries, targets, used)
     dense = queries @ np.asarray(table.rows)[:ITEM_COUNT].T
+    dense = dense if values is None else dense + values
     for tile, user in np.argwhere(used[:, None] & np.ones(TILE, bool)):
         mine, target = dense[tile, user], targets[tile, user]
         may = ~(cold & barred)
@@ -73,12 +89,3 @@ def test_ranks_and_lists_are_those_of_all_scores(placed, barred, filtered):
         order = [item for item in np.lexsort((np.arange(ITEM_COUNT), -mine)) if may[item]][:k]
         assert best[tile, user].tolist()[:len(order)] == order
         np.testing.assert_array_equal(np.asarray(scores)[tile, user, :len(order)], mine[order])
-
-
-def test_a_bias_is_cut_as_the_rows_are(placed):
-    mesh, table = placed
-    cold = np.arange(ITEM_COUNT) % 3 == 0
-    bias = bias_against(cold, TOTAL, mesh, table.over)
-    assert bias.sharding.is_equivalent_to(row_sharding(mesh, table.over), 1)
-    expected = np.where(np.pad(cold, (0, TOTAL - ITEM_COUNT)), -np.inf, 0)
-    np.testing.assert_array_equal(bias, expected)
