@@ -27,6 +27,7 @@ from rec_jax.model.optimizer import OptimizerConfig
 from rec_jax.objectives import OBJECTIVES
 from rec_jax.ranges import above, at_least, between, check
 from rec_jax.tables import INPUTS, ITEMS, USERS, TableConfig
+from rec_jax.tables.bias import BiasConfig
 from rec_jax.tables.choose import Choice, Mode, choose_update
 
 END_SECONDS = 5.0
@@ -159,6 +160,7 @@ class RunConfig:
 
     features: side features whose vectors are added to the items', each once.
     content: vectors of the items that are a part of their rows, each once.
+    bias: what is added to the score of each item, in the loss and where it is ranked.
     inputs, users: settings of the table that feeds the encoder where tables are untied, and of that
       of the users where the encoder reads them; by default those of `table`.
     """
@@ -173,6 +175,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     features: tuple[FeatureConfig, ...] = ()
     content: tuple[ContentConfig, ...] = ()
+    bias: BiasConfig = field(default_factory=BiasConfig)
     inputs: TableConfig | None = None
     users: TableConfig | None = None
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -180,6 +183,13 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check(self, "", seed=at_least(0, 2**32 - 1))
+        if self.bias.in_loss and not self.objective.needs.normaliser:
+            raise InputError(f"bias: objective {self.objective.kind!r} does not score the whole "
+                             "catalogue; expected bias.trained = false and bias.strength = 0 (a "
+                             "bias.serve_strength may be given)")
+        if self.bias.in_loss and self.objective.needs.mean_row:
+            raise InputError("bias: label smoothing scores the mean row, which has no bias; "
+                             "expected objective.label_smoothing = 0")
         for name, table, wanted in (("inputs", self.inputs, not self.table.tied),
                                     ("users", self.users, uses_users(self.encoder))):
             if table is not None and not wanted:

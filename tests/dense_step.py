@@ -20,6 +20,7 @@ from rec_jax.tables import (
     row_optimizer,
     rows_over,
 )
+from rec_jax.tables.bias import bias_state, place_bias
 from rec_jax.tables.fixed import with_fixed
 from rec_jax.tables.row_map import row_map_of
 from rec_jax.train.state import TrainState, init_state
@@ -52,7 +53,8 @@ class Trained:
 
     def __init__(self, objective: Any, encoder: Any, mode: str, mesh: tuple[int, int],
                  accumulate: int = 1, source: Any = None,
-                 fixed: Array | None = None) -> None:
+                 fixed: Array | None = None, bias: Array | None = None,
+                 trains_bias: bool = False) -> None:
         at = make_mesh(MeshConfig(*mesh))
         users = getattr(encoder, "uses_users", False)
         sgd = TableConfig(dim=D, init_scale=0.5, optimizer=RowOptimizerConfig(
@@ -77,6 +79,14 @@ class Trained:
         if fixed is not None:
             made[ITEMS] = with_fixed(made[ITEMS], at, fixed.shape[1], lambda items: np.where(
                 (items < V)[:, None], fixed[np.minimum(items, V - 1)], 0.0))
+        if bias is not None:
+            table = made[ITEMS]
+            total = table.rows.shape[0]
+            made[ITEMS] = table.replace(
+                bias=place_bias(total, at, values=bias, over=table.over, row_map=table.row_map),
+                bias_state=() if mode == "dense" else bias_state(row_optimizer(sgd.optimizer),
+                                                                 total),
+                trains_bias=trains_bias)
         state = init_state(params, made, rule, seed=0, modes=modes, mesh=at)
         self.encoder, self.before = built, Weights(state)
         self.batch = make_batch(3, accumulate)
@@ -127,6 +137,7 @@ class Weights:
                       np.zeros((U, D), np.float32) if people is None
                       else np.array(people.rows)[:U])
         self.fixed = np.array(table.rows)[rows][:, D:]
+        self.bias = None if table.bias is None else np.array(table.bias)[rows]
 
 
 def log_softmax(scores: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from rec_jax.checkpoint.older import with_named_tables
 from rec_jax.data.content import Content
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.features import find_features, uses_gaps
+from rec_jax.data.label_frequency import label_counts
 from rec_jax.errors import InputError
 from rec_jax.inference.histories import Reading
 from rec_jax.mesh import ITEMS as ITEMS_AXIS
@@ -37,6 +39,7 @@ from rec_jax.model.encoders import uses_times, uses_users
 from rec_jax.processes import run_on_all
 from rec_jax.run import Run, RunConfig, tables_of, update_of
 from rec_jax.tables import INPUTS, ITEMS, USERS, RowMap, init_table, padded_size, rows_over
+from rec_jax.tables.bias import place_bias, served_bias, serving_part
 from rec_jax.tables.row_map import read_row_map
 
 Tell = Callable[[str], None]
@@ -143,8 +146,26 @@ def _open_rows(folder: Run, step: int | None, dataset_path: str | None,
     if source is None or source.shape[1:] != (width,) or source.shape[0] < dataset.num_items:
         raise InputError(f"checkpoint of step {opened.info.step} in {folder.folder} has no item "
                          f"rows of {dataset.num_items} x {width}")
-    return StoredRows(folder, config, dataset, source, opened.info.step, opened,
-                      row_map_in(opened, dataset.num_items), inputs, matrices=matrices)
+    row_map = row_map_in(opened, dataset.num_items)
+    return StoredRows(folder, config, dataset, source, opened.info.step, opened, row_map, inputs,
+                      None if inputs else _stored_bias(opened, name, config, dataset, row_map),
+                      matrices)
+
+
+def _stored_bias(opened: CheckpointReader, item: str, config: RunConfig, dataset: Dataset,
+                 row_map: RowMap) -> np.ndarray | None:
+    """As `serving_bias`, f32 `[V]` by item, from disk."""
+    settings, path = config.bias, f"['bias']['{ITEMS}']"
+    part = serving_part(settings, counts_of(config, dataset)) if (
+        settings.in_loss or settings.when_served) else None
+    trained = None
+    if settings.trained:
+        source = opened.items.get(item, {}).get(path)
+        if source is None or len(source.shape) != 1 or source.shape[0] < dataset.num_items:
+            raise InputError(f"checkpoint {opened.name} does not fit: {item}{path} is missing")
+        trained = source.read(0, source.shape[0])[row_map.rows(np.arange(dataset.num_items))]
+    found: Any = served_bias(trained, part, getattr(config.objective, "scale", 1.0))  # type: ignore[arg-type]
+    return None if found is None else np.asarray(found, np.float32)
 
 
 def _content(opened: CheckpointReader, config: RunConfig) -> tuple[Content, ...]:
@@ -164,6 +185,26 @@ def _matrices(opened: CheckpointReader, item: str, config: RunConfig) -> tuple[n
                              f"not [c, {config.table.dim}]")
     return tuple(sources[path].read(0, sources[path].shape[0]).astype(np.float32)
                  for path in paths)
+
+
+def counts_of(config: RunConfig, dataset: Dataset) -> np.ndarray:
+    """How often each item is a label of the training, int64 `[V]`."""
+    return label_counts(dataset, length=config.data.length, window=config.data.window)
+
+
+def serving_bias(config: RunConfig, dataset: Dataset, stored: jax.Array | None, total: int,
+                 mesh: Mesh, over: Axes, row_map: RowMap | None = None) -> jax.Array | None:
+    """The bias by which a run's items are ranked: f32 `[total]` beside the rows, or None.
+
+    stored: that of the loss, which counts where it was trained; row_map: of the rows.
+    """
+    settings = config.bias
+    part = serving_part(settings, counts_of(config, dataset)) if (
+        settings.in_loss or settings.when_served) else None
+    placed = None if part is None else place_bias(total, mesh, values=part, over=over,
+                                                  row_map=row_map)
+    return served_bias(stored if settings.trained else None, placed,
+                       getattr(config.objective, "scale", 1.0))
 
 
 def load_served(folder: Run, *, step: int | None = None, dataset_path: str | None = None,
@@ -211,10 +252,16 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
                                   sharding=row_sharding(chosen, over))
     like = {"encoder": params,
             "tables": {table: people if table == USERS else rows for table in tables}}
+    if config.bias.in_loss:
+        like["bias"] = {ITEMS: jax.ShapeDtypeStruct(rows.shape[:1], jnp.float32,
+                                                    sharding=rows.sharding)}
+        moved |= {} if row_map.identity else {f"['bias']['{ITEMS}']": items}
     model = opened.restore({name: like}, widen=True, moved=moved)[name]
+    bias = serving_bias(config, dataset, model.get("bias", {}).get(ITEMS), rows.shape[0], chosen,
+                        over)
     return Served(folder, config, dataset, encoder,
                   with_tables(model["encoder"], model["tables"]), model["tables"][ITEMS],
-                  opened.info.step, chosen, over)
+                  opened.info.step, chosen, over, bias)
 
 
 def _choose_mesh(config: RunConfig, asked: MeshConfig | None, num_items: int, over: Axes,

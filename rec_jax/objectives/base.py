@@ -151,6 +151,10 @@ class Catalogue(Protocol):
         """Rows `[..., d]` of the ids that the task names so: "labels", or of `reads`, `shared`."""
         ...
 
+    def bias(self, name: str) -> Array | None:
+        """What is added to the scores of those ids, f32 `[...]`; None where nothing is."""
+        ...
+
     def mean_row(self) -> Array:
         """Mean of the rows of all items, f32 `[d]`."""
         ...

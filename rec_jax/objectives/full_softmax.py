@@ -89,6 +89,8 @@ class FullSoftmax:
         scores = self.scale * jnp.sum(
             queries[labels.position].astype(jnp.float32)
             * catalogue.rows(LABELS).astype(jnp.float32), axis=-1)
+        bias = catalogue.bias(LABELS)
+        scores = scores if bias is None else scores + bias
         if self.softcap is not None:
             scores = self.softcap * jnp.tanh(scores / self.softcap)
         terms = jnp.where(labels.weight != 0, labels.weight * (lse[labels.position] - scores), 0.0)

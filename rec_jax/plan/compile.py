@@ -34,6 +34,7 @@ from rec_jax.model.optimizer import dense_optimizer, schedule
 from rec_jax.plan.shapes import batch_shapes
 from rec_jax.run import RunConfig, modes_of, tables_of, update_of
 from rec_jax.tables import ITEMS, Table, row_optimizer, rows_over
+from rec_jax.tables.bias import bias_state
 from rec_jax.tables.row_map import row_map_of
 from rec_jax.tables.table import padded_size
 from rec_jax.train.state import TrainState, state_shardings, trained, weights
@@ -180,13 +181,21 @@ def lower_step(config: RunConfig, num_items: int, mesh: Mesh) -> Any:
     optimizer = dense_optimizer(config.optimizer, _TOTAL_STEPS)
     shape = (padded_size(num_items), table_config.dim)
 
+    numbers = jax.ShapeDtypeStruct(shape[:1], jnp.float32)
+    bias: dict[str, Any] = {
+        "bias": numbers, "trains_bias": config.bias.trained,
+        "bias_state": jax.eval_shape(
+            lambda: bias_state(row_optimizer(table_config.optimizer), shape[0]))
+        if config.bias.trained and mode != "dense" else ()}
+
     def table_of(name: str) -> Table:
         fixed = encoder.source.columns if name == ITEMS else 0
         rows: Any = jax.ShapeDtypeStruct((shape[0], shape[1] + fixed),
                                          DTYPES[configs[name].dtype])
         state = () if modes[name] == "dense" else jax.eval_shape(
             lambda: row_optimizer(configs[name].optimizer).init(shape))
-        return Table(rows, state, num_items, rows_over(mode), row_map_of(mode, num_items), fixed)
+        return Table(rows, state, num_items, rows_over(mode), row_map_of(mode, num_items), fixed,
+                     **(bias if name == ITEMS and config.bias.in_loss else {}))
 
     tables = {name: table_of(name) for name in configs}
     average = None if settings.ema is None else jax.eval_shape(weights, params, tables)

@@ -79,6 +79,8 @@ class Table:
     num_items: V, static; over: mesh axes that cut the rows, static; row_map: which row an id has,
       static.
     fixed: how many of the last columns never change, static; the optimizer has no state for them.
+    bias: f32 `[V_padded]`, added to scores by a loss, or None; bias_state: of its row optimizer;
+      trains_bias: static. See `rec_jax.tables.bias`.
     """
 
     rows: Array
@@ -87,6 +89,15 @@ class Table:
     over: Axes = field(default=(ITEMS_AXIS,), metadata={"static": True})
     row_map: RowMap = field(default=RowMap(), metadata={"static": True})
     fixed: int = field(default=0, metadata={"static": True})
+    bias: Array | None = None
+    bias_state: Any = ()
+    trains_bias: bool = field(default=False, metadata={"static": True})
+
+    @property
+    def parameters(self) -> Any:
+        """What an optimizer of dense parameters trains, f32: rows, and the bias if it trains."""
+        rows = self.trained.astype(jnp.float32)
+        return {"rows": rows, "bias": self.bias} if self.trains_bias else rows
 
     @property
     def trained(self) -> Array:

@@ -18,20 +18,21 @@ from rec_jax.data.features import find_features
 from rec_jax.data.label_frequency import label_counts, log_shares
 from rec_jax.inference.evaluate import Ranker, make_ranker, rank_users
 from rec_jax.inference.protocol import Panel, choose_panel, cold_items
-from rec_jax.inference.served import reading_of
+from rec_jax.inference.served import counts_of, reading_of, serving_bias
 from rec_jax.mesh import ITEMS as ITEMS_AXIS
-from rec_jax.mesh import Axes, make_mesh
+from rec_jax.mesh import Axes, make_mesh, row_sharding
 from rec_jax.metrics import rank_metrics
 from rec_jax.model.encoder import Encoder, build_encoder
 from rec_jax.model.encoders import uses_users
 from rec_jax.model.optimizer import dense_optimizer, schedule
 from rec_jax.run import RunConfig, modes_of, tables_of, update_of
 from rec_jax.tables import ITEMS, USERS, RowMap, Table, init_table, row_optimizer, rows_over
+from rec_jax.tables.bias import bias_state, first_bias, place_bias
 from rec_jax.tables.choose import Choice
 from rec_jax.tables.fixed import with_fixed
 from rec_jax.tables.row_map import row_map_of
 from rec_jax.train.backends import check_named
-from rec_jax.train.state import TrainState, init_state, served
+from rec_jax.train.state import TrainState, bias_of, init_state, served
 from rec_jax.train.step import Step, make_train_step
 
 
@@ -103,6 +104,7 @@ def build(config: RunConfig) -> Built:
         optimizer=None if modes[name] == "dense" else row_optimizer(table.optimizer))
         for name, table in tables.items()}
     new[ITEMS] = with_content(new[ITEMS], config, dataset, mesh)
+    new[ITEMS] = _with_bias(new[ITEMS], config, dataset, mesh, dense=choice.mode == "dense")
     state = init_state(
         params, new, optimizer, average=settings.ema is not None, seed=config.seed, modes=modes,
         mesh=mesh)
@@ -121,6 +123,20 @@ def with_content(table: Table, config: RunConfig, dataset: Dataset, mesh: Mesh) 
     columns = sum(part.columns for part in find_content(config.content, dataset))
     return with_fixed(table, mesh, columns,
                       lambda items: read_content(config.content, dataset, items))
+
+
+def _with_bias(table: Table, config: RunConfig, dataset: Dataset, mesh: Mesh, *,
+               dense: bool) -> Table:
+    """The table of the items with the bias that the loss adds, where it adds one."""
+    if not config.bias.in_loss:
+        return table
+    total = table.rows.shape[0]
+    bias = place_bias(total, mesh, values=first_bias(config.bias, counts_of(config, dataset)),
+                      over=table.over, row_map=table.row_map)
+    state = () if dense or not config.bias.trained else jax.tree.map(
+        lambda leaf: jax.device_put(leaf, row_sharding(mesh, table.over)),
+        bias_state(row_optimizer(config.table.optimizer), total))
+    return table.replace(bias=bias, bias_state=state, trains_bias=config.bias.trained)
 
 
 def _log_share(config: RunConfig, dataset: Dataset) -> npt.NDArray[np.float32] | None:
@@ -147,7 +163,7 @@ class Validator:
         validate on."""
         self._config, self._dataset = config, dataset
         settings = config.evaluate
-        self._devices = mesh.size
+        self._mesh = mesh
         self.panel: Panel = choose_panel(dataset, "valid", settings, settings.users, config.seed)
         cold = cold_items(dataset, settings)
 
@@ -165,8 +181,10 @@ class Validator:
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         params, rows = served(state)
-        panel = self.panel
+        panel, items = self.panel, state.items
+        bias = serving_bias(self._config, self._dataset, bias_of(state), rows.shape[0], self._mesh,
+                            items.over, items.row_map)
         ranks = rank_users(self._ranker(state.items.row_map), params, rows, self._dataset,
                            panel.users, panel.targets, panel.ends, reading=reading_of(self._config),
-                           batch=self._config.evaluate.batch, devices=self._devices)
+                           batch=self._config.evaluate.batch, devices=self._mesh.size, bias=bias)
         return rank_metrics(ranks, self._config.evaluate.ks)

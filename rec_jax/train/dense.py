@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+import optax
 
 from rec_jax.objectives.base import Ids
 from rec_jax.objectives.full_softmax import mean_of_rows
@@ -31,9 +32,12 @@ from rec_jax.train.mode import (
 class DenseCatalogue(Answers):
     """Answers from all rows, which are differentiated."""
 
-    def __init__(self, setting: Setting, table: Table, trained: Array, ids: Mapping[str, Ids],
+    def __init__(self, setting: Setting, table: Table, parameters: Any, ids: Mapping[str, Ids],
                  composed: Composed = STORED) -> None:
+        """parameters: as `Table.parameters`."""
         super().__init__(setting, table, composed)
+        trained = parameters["rows"] if table.trains_bias else parameters
+        self._bias = parameters["bias"] if table.trains_bias else table.bias
         fixed = table.rows[:, trained.shape[1]:].astype(jnp.float32)
         self._stored = jnp.concatenate([trained, fixed], axis=1) if table.fixed else trained
         self._compute, self._ids = setting.compute, ids
@@ -45,8 +49,8 @@ class DenseCatalogue(Answers):
         table = self._table
         return full_softmax(
             self._mesh, queries, self._vectors.astype(self._compute), table.row_map.rows(targets),
-            num_items=table.num_items, over=table.over, logit_scale=scale, softcap=softcap,
-            backend=backend)
+            num_items=table.num_items, over=table.over, bias=self._bias, logit_scale=scale,
+            softcap=softcap, backend=backend)
 
     @property
     def _vectors(self) -> Array:
@@ -57,6 +61,12 @@ class DenseCatalogue(Answers):
         """See `TableCatalogue`."""
         return take_rows(self._stored, self._table.row_map.rows(self._ids[name].ids))
 
+    def bias(self, name: str) -> Array | None:
+        """See `Catalogue`."""
+        if self._bias is None:
+            return None
+        return take_rows(self._bias, self._table.row_map.rows(self._ids[name].ids))
+
     def mean_row(self) -> Array:
         """See `Catalogue`."""
         return mean_of_rows(self._vectors, self._table.num_items)
@@ -66,17 +76,20 @@ def open_table(setting: Setting, name: str, table: Table, request: Request) -> O
     """See `Mode.open_table`."""
     del name
 
-    def catalogue(trained: Array, nothing: Any, each: Mapping[str, Ids],
+    def catalogue(parameters: Any, nothing: Any, each: Mapping[str, Ids],
                   composed: Composed) -> DenseCatalogue:
         del nothing
-        return DenseCatalogue(setting, table, trained, {**each, **request.shared}, composed)
+        return DenseCatalogue(setting, table, parameters, {**each, **request.shared}, composed)
 
     def close(gradients: Gradients) -> Table:
-        updates = jnp.pad(gradients.updates, ((0, 0), (0, table.fixed)))
-        return table.replace(rows=update_dense(table.rows, updates, seed=gradients.seed,
-                                               row_map=table.row_map))
+        updates, bias = gradients.updates, table.bias
+        if table.trains_bias:
+            updates, bias = updates["rows"], optax.apply_updates(table.bias, updates["bias"])
+        updates = jnp.pad(updates, ((0, 0), (0, table.fixed)))
+        return table.replace(bias=bias, rows=update_dense(
+            table.rows, updates, seed=gradients.seed, row_map=table.row_map))
 
-    return OpenTable(table.trained.astype(jnp.float32), (), catalogue, close)
+    return OpenTable(table.parameters, (), catalogue, close)
 
 
 def take_rows(rows: Array, numbers: Array) -> Array:

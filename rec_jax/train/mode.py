@@ -162,6 +162,14 @@ class Answers:
                          "gradient; expected table.update = 'dense' or 'streamed', or an objective "
                          "whose needs.normaliser says so")
 
+    def bias(self, name: str) -> Array | None:
+        """See `Catalogue`."""
+        del name
+        if self._table.bias is not None:
+            raise InputError("a bias in the loss needs the full softmax; expected an objective "
+                             "with needs.normaliser, or bias.strength = 0")
+        return None
+
     def mean_row(self) -> Array:
         """See `Catalogue`."""
         raise InputError("a table that is not dense gives no mean row; expected "

@@ -20,10 +20,12 @@ KeyPath = tuple[Any, ...]
 
 
 class Weights(NamedTuple):
-    """What a model is: encoder parameters, and by table its rows f32 `[V_padded, d]`."""
+    """What a model is: encoder parameters, and by table its rows f32 `[V_padded, d]` and, where it
+    has one, its bias f32 `[V_padded]`."""
 
     encoder: Params
     tables: dict[str, jax.Array]
+    bias: dict[str, jax.Array] = {}  # noqa: RUF012 (never changed)
 
 
 class TrainState(NamedTuple):
@@ -76,8 +78,7 @@ def init_state(encoder: Params, tables: Mapping[str, Table],
 def trained(encoder: Params, tables: Mapping[str, Table], *,
             modes: Mapping[str, str]) -> dict[str, Any]:
     """The f32 parameters that optax trains: the encoder's, and the rows of dense tables."""
-    rows = {name: table.trained.astype(jnp.float32) for name, table in tables.items()
-            if modes[name] == "dense"}
+    rows = {name: table.parameters for name, table in tables.items() if modes[name] == "dense"}
     return {"encoder": encoder, **({"tables": rows} if rows else {})}
 
 
@@ -101,9 +102,10 @@ def table_of(path: KeyPath) -> str | None:
     Its path says so, never its shape: an encoder's array may have any, also that of the rows.
     """
     names = [getattr(entry, "name", getattr(entry, "key", None)) for entry in path]
-    if "encoder" in names or "tables" not in names:
-        return None
-    return str(names[names.index("tables") + 1])
+    for part in ("tables", "bias"):
+        if part in names and "encoder" not in names:
+            return str(names[names.index(part) + 1])
+    return None
 
 
 def has_rows(path: KeyPath, leaf: Any, tables: Mapping[str, Table]) -> bool:
@@ -126,7 +128,11 @@ def _place(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
 def weights(encoder: Params, tables: Mapping[str, Table]) -> Weights:
     """The weights that are in these parts of a state; rows of any type as f32."""
     return Weights(encoder, {name: table.rows.astype(jnp.float32)
-                             for name, table in tables.items()})
+                             for name, table in tables.items()}, _biases(tables))
+
+
+def _biases(tables: Mapping[str, Table]) -> dict[str, jax.Array]:
+    return {name: table.bias for name, table in tables.items() if table.bias is not None}
 
 
 def averaged(average: Weights, rest: Weights, new: Weights, decay: float
@@ -153,9 +159,19 @@ def each_table(state: TrainState, change: Callable[[Table], Table]) -> TrainStat
 def served(state: TrainState) -> tuple[Params, jax.Array]:
     """The (encoder, rows) that evaluation, export and recommendation use; rows of tables that feed
     an encoder are among its parameters, see `rec_jax.model.encoder.TABLES`."""
-    encoder, tables = state.average or (
-        state.encoder, {name: table.rows for name, table in state.tables.items()})
+    encoder, tables, _ = _served(state)
     return with_tables(encoder, tables), tables[ITEMS]
+
+
+def bias_of(state: TrainState) -> jax.Array | None:
+    """The bias of the loss that belongs to the rows of `served`, or None."""
+    return _served(state).bias.get(ITEMS)
+
+
+def _served(state: TrainState) -> Weights:
+    return state.average or Weights(
+        state.encoder, {name: table.rows for name, table in state.tables.items()},
+        _biases(state.tables))
 
 
 def to_items(state: TrainState) -> dict[str, Any]:
@@ -170,10 +186,13 @@ def to_items(state: TrainState) -> dict[str, Any]:
         "training": {"step": state.step, "optimizer": state.optimizer, "key": state.key,
                      "tables": {name: table.state for name, table in state.tables.items()}},
     }
-    if state.average is not None:
-        items["average"] = state.average._asdict()
-    if state.rest is not None:
-        items["rest"] = state.rest._asdict()
+    if bias := _biases(state.tables):
+        items["model"]["bias"] = bias
+        items["training"]["bias"] = {name: state.tables[name].bias_state for name in bias}
+    for name, weights in (("average", state.average), ("rest", state.rest)):
+        if weights is not None:
+            items[name] = {part: tree for part, tree in weights._asdict().items()
+                           if part != "bias" or tree}
     return items
 
 
@@ -186,8 +205,10 @@ def from_items(items: Mapping[str, Any], like: Mapping[str, Table]) -> TrainStat
         rest = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, device=leaf.sharding), average)
     return TrainState(
         step=training["step"], encoder=model["encoder"],
-        tables={name: table.replace(rows=model["tables"][name], state=training["tables"][name])
-                for name, table in like.items()},
+        tables={name: table.replace(
+            rows=model["tables"][name], state=training["tables"][name],
+            bias=model.get("bias", {}).get(name),
+            bias_state=training.get("bias", {}).get(name, ())) for name, table in like.items()},
         optimizer=training["optimizer"],
         average=None if average is None else Weights(**average),
         key=training["key"],

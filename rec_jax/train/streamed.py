@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from rec_jax.errors import InputError
 from rec_jax.objectives.base import Ids
 from rec_jax.tables import Table, row_optimizer
+from rec_jax.tables.bias import update_bias
 from rec_jax.tables.fixed import trained_only
-from rec_jax.tables.on_mesh import apply_streamed, full_softmax
+from rec_jax.tables.on_mesh import apply_streamed, apply_streamed_with_bias, full_softmax
 from rec_jax.tables.update_streamed import Scored
 from rec_jax.train.fetched import fetch_rows
 from rec_jax.train.mode import Array, Composed, Gradients, OpenTable, Request, Setting
@@ -65,11 +66,23 @@ class StreamedCatalogue(SparseCatalogue):
         targets, queries = table.row_map.rows(targets), self._composed.queries(queries)
         loss, lse = full_softmax(
             self._mesh, queries, jax.lax.stop_gradient(table.rows), targets,
-            num_items=table.num_items, over=table.over, logit_scale=scale, softcap=softcap,
-            backend=backend)
+            num_items=table.num_items, over=table.over, bias=table.bias, logit_scale=scale,
+            softcap=softcap, backend=backend)
         loss, lse = loss + self._zeros["loss"], lse + self._zeros["lse"]
         self.asked = (Asked(queries, targets, loss, lse, scale, softcap, backend),)
         return loss, lse
+
+    def bias(self, name: str) -> Array | None:
+        """See `Catalogue`."""
+        table = self._table
+        if table.bias is None:
+            return None
+        if table.trains_bias:
+            raise InputError("several labels a position have no gradient of a trained bias in a "
+                             "streamed table; expected table.update = 'dense', or bias.trained = "
+                             "false")
+        numbers = table.row_map.rows(self._ids[name].ids)
+        return jnp.take(table.bias, numbers, axis=0)
 
 
 def open_table(setting: Setting, name: str, table: Table, request: Request,
@@ -97,7 +110,14 @@ def open_table(setting: Setting, name: str, table: Table, request: Request,
             asked.queries, asked.targets, asked.loss, asked.lse, to_zeros["loss"],
             to_zeros["lse"])))
         update = trained_only(row_optimizer(setting.tables[name].optimizer).update, table.fixed)
-        return apply_streamed(setting.mesh, table, scored, joined, update, gradients.hyper,
-                              seed=gradients.seed, **asked.scoring)
+        if table.bias is None or not table.trains_bias:
+            return apply_streamed(setting.mesh, table, scored, joined, update, gradients.hyper,
+                                  bias=table.bias, seed=gradients.seed, **asked.scoring)
+        moved, to_bias = apply_streamed_with_bias(
+            setting.mesh, table, scored, joined, update, gradients.hyper, bias=table.bias,
+            seed=gradients.seed, **asked.scoring)
+        bias, state = update_bias(table.bias, to_bias, table.bias_state, row_optimizer(
+            setting.tables[name].optimizer).update, gradients.hyper)
+        return moved.replace(bias=bias, bias_state=state)
 
     return OpenTable({} if fetched is None else fetched.shared, slices, catalogue, close)
