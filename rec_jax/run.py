@@ -15,17 +15,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rec_jax import config, locks
+from rec_jax.data import content
+from rec_jax.data.content import ContentConfig
 from rec_jax.data.dataset_files import META
 from rec_jax.data.features import FeatureConfig, check_different
 from rec_jax.errors import InputError
 from rec_jax.mesh import MeshConfig
 from rec_jax.metrics import metric_names
-from rec_jax.model.encoders import ENCODERS
+from rec_jax.model.encoders import ENCODERS, uses_users
 from rec_jax.model.optimizer import OptimizerConfig
 from rec_jax.objectives import OBJECTIVES
 from rec_jax.ranges import above, at_least, between, check
-from rec_jax.tables import TableConfig
-from rec_jax.tables.choose import Choice, choose_update
+from rec_jax.tables import INPUTS, ITEMS, USERS, TableConfig
+from rec_jax.tables.choose import Choice, Mode, choose_update
 
 END_SECONDS = 5.0
 """How long to wait for the lock of a process that may just have been killed."""
@@ -156,6 +158,9 @@ class RunConfig:
     """Everything that decides a run's numbers.
 
     features: side features whose vectors are added to the items', each once.
+    content: vectors of the items that are a part of their rows, each once.
+    inputs, users: settings of the table that feeds the encoder where tables are untied, and of that
+      of the users where the encoder reads them; by default those of `table`.
     """
 
     data: DataConfig
@@ -167,21 +172,59 @@ class RunConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     features: tuple[FeatureConfig, ...] = ()
+    content: tuple[ContentConfig, ...] = ()
+    inputs: TableConfig | None = None
+    users: TableConfig | None = None
     mesh: MeshConfig = field(default_factory=MeshConfig)
     seed: int = 0
 
     def __post_init__(self) -> None:
         check(self, "", seed=at_least(0, 2**32 - 1))
+        for name, table, wanted in (("inputs", self.inputs, not self.table.tied),
+                                    ("users", self.users, uses_users(self.encoder))):
+            if table is not None and not wanted:
+                raise InputError(f"[{name}] has settings of a table that the run does not have; "
+                                 "expected table.tied = false for inputs, and an encoder that "
+                                 "reads users for users")
+            if table is not None and table.dim != self.table.dim:
+                raise InputError(f"{name}.dim is {table.dim}, and table.dim {self.table.dim}; "
+                                 "expected the same width")
         check_different(self.features)
+        content.check_different(self.content)
+        if self.content and not self.table.tied:
+            raise InputError("content is a part of the items' rows, of which the encoder reads; "
+                             "expected table.tied = true")
 
 
 def update_of(config: RunConfig, num_items: int) -> Choice:
     """How the item table of a run is updated, and why."""
     positions = config.train.rows * config.data.length
-    touched = (None if config.objective.num_negatives is None
+    touched = (None if config.objective.needs.normaliser
                else 2 * positions + config.objective.drawn(positions))
     return choose_update(config.table, num_items=num_items, touched=touched,
                          clips_global_norm=config.optimizer.clip is not None)
+
+
+def tables_of(config: RunConfig) -> dict[str, TableConfig]:
+    """The tables of a run by name, with their settings."""
+    tables = {ITEMS: config.table}
+    if not config.table.tied:
+        tables[INPUTS] = config.inputs or config.table
+    if uses_users(config.encoder):
+        tables[USERS] = config.users or config.table
+    return tables
+
+
+def modes_of(config: RunConfig, mode: Mode) -> dict[str, Mode]:
+    """How each table of a run trains, where that of the items trains in `mode`. Of the others a
+    step reads rows by their ids, and never scores all of them."""
+    def one(name: str, table: TableConfig) -> Mode:
+        if name == ITEMS:
+            return mode
+        asked = table.update if table is not config.table else "auto"
+        return asked if asked != "auto" else "dense" if mode == "dense" else "sparse"
+
+    return {name: one(name, table) for name, table in tables_of(config).items()}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Every random number of a run by its name: which key it comes from.
 
-    seed -> parameters, mask, features (of the encoder)           before the first step
+    seed -> parameters, mask, features, content (of the encoder)  before the first step
          -> steps -> step k -> negatives, rounding                in step k
                             -> micro-batch i -> dropout, task     in micro-batch i of it
 
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
-PARAMETERS, MASK, FEATURES, STEPS = 1, 2, 3, 4  # of a run
+PARAMETERS, MASK, FEATURES, STEPS, CONTENT = 1, 2, 3, 4, 5  # of a run
 NEGATIVES, ROUNDING = 2**31, 2**31 + 1  # of a step, past the number of any micro-batch
 DROPOUT, TASK = 0, 1  # of a micro-batch
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import shutil
 import subprocess
@@ -69,3 +71,43 @@ def test_importing_the_package_or_the_kernels_does_no_more_than_that() -> None:
             "from jax._src import xla_bridge\n"
             "assert not xla_bridge._backends, 'devices were opened by an import'\n")
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+GROUND = {"config", "dtypes", "metrics", "progress", "streams", "locks", "devices", "files",
+          "jsons", "ranges", "shipped", "processes", "errors", "compat", "allocator", "mesh"}
+FACE = {"__main__", "cli", "api"}
+
+
+def room_of(module: str) -> str:
+    """The folder of a module; the small files of the ground, and of the face, are one each."""
+    name = module.split(".")[1] if "." in module else module
+    return "ground" if name in GROUND else "face" if name in FACE else name
+
+
+def test_from_the_face_to_the_ground_there_are_at_most_eight_steps() -> None:
+    """And as few arrows between the rooms: a newcomer can hold the house in mind."""
+    code = ("import json, grimp\n"
+            "graph = grimp.build_graph('rec_jax', cache_dir=None)\n"
+            "print(json.dumps([[m, n] for m in graph.modules "
+            "for n in graph.find_modules_directly_imported_by(m)]))\n")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True,
+                          check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    arrows = {(room_of(a), room_of(b)) for a, b in json.loads(done.stdout)
+              if "rec_jax" not in (a, b)}
+    arrows = {(a, b) for a, b in arrows if a != b}
+
+    @functools.cache
+    def steps(room: str) -> int:
+        return max((1 + steps(below) for above, below in arrows if above == room), default=0)
+
+    rooms = {room for arrow in arrows for room in arrow}
+    assert max(map(steps, rooms)) <= 8, sorted((steps(room), room) for room in rooms)
+    assert len(rooms) <= 19 and len(arrows) <= 87, (len(rooms), len(arrows))
+
+
+def test_no_file_is_longer_than_a_person_can_hold() -> None:
+    files = {path.resolve() for folder in (ROOT / "rec_jax", ROOT / "kernels")
+             for path in folder.rglob("*") if path.suffix in (".py", ".cc", ".h")}
+    lengths = sorted((len(path.read_text().splitlines()), path.name) for path in files)
+    assert lengths[-1][0] <= 400, lengths[-3:]
+    assert lengths[len(lengths) // 2][0] <= 150

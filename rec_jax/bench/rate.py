@@ -62,6 +62,6 @@ def useful_operations(config: RunConfig, params: Mapping[str, Any], segments: np
     matrices = sum(leaf.size for path, leaf in params.items()
                    if path.endswith("kernel") and leaf.ndim > 1)
     layers, dim = getattr(config.encoder, "layers", 0), config.table.dim
-    scores = (8.0 * targets * num_items if config.objective.num_negatives is None else
-              6.0 * config.objective.pairs(targets)) * dim
-    return float(6 * matrices * lengths.sum() + 12 * layers * dim * seen.sum() + scores)
+    objective = config.objective
+    scores = (8.0 if objective.needs.normaliser else 6.0) * objective.pairs(targets, num_items)
+    return float(6 * matrices * lengths.sum() + 12 * layers * dim * seen.sum() + scores * dim)

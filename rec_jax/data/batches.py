@@ -31,6 +31,7 @@ from rec_jax.data.segments import (
     find_segments,
     part_end,
 )
+from rec_jax.data.values import check_values, read_values
 from rec_jax.errors import InputError
 
 Batch = dict[str, npt.NDArray[Any]]
@@ -49,6 +50,8 @@ class BatchStream(Iterator[Batch]):
         with `times=True`; 0 where there is no input.
       features/NAME: int32 [rows / share count, length, K], codes of the input's side features
         (see `rec_jax.data.features`); 0, unknown, where there is no input.
+      users: int32, the user of an input; 0 where there is none; only with `users=True`.
+      values/NAME: f32, of the interaction with the target; 0 where there is none.
 
     An epoch uses each target once. Epochs follow each other without a gap: a batch at the border
     holds the last rows of one and the first of the next, so every batch is full. Users with a
@@ -59,7 +62,8 @@ class BatchStream(Iterator[Batch]):
                  window: Window = "last", seed: int = 0, shuffle: bool = True,
                  split: Part = "train", share: tuple[int, int] = (0, 1),
                  times: bool = False, targets: Targets = "next",
-                 features: Sequence[FeatureConfig] = ()) -> None:
+                 features: Sequence[FeatureConfig] = (), users: bool = False,
+                 values: Sequence[str] = ()) -> None:
         """Settings; nothing large is read before the first batch.
 
         length: positions in a row, L.
@@ -73,6 +77,8 @@ class BatchStream(Iterator[Batch]):
         targets: "next": each input's next item; "self": the inputs themselves, for an objective
           that hides them, so that a user's newest item is an input as well.
         features: side features that batches carry; time gaps ask for `times`.
+        users: batches say whose an input is.
+        values: numbers of the interactions that are targets, see `rec_jax.data.values`.
 
         Raises:
           InputError: impossible settings, or a dataset without any target or such a feature.
@@ -89,6 +95,7 @@ class BatchStream(Iterator[Batch]):
         if times and dataset.times is None:
             raise InputError(f"{dataset.folder} has no times; prepare it with columns.time")
         find_features(features, dataset)
+        check_values(values, dataset)
         if seed < 0:
             raise InputError(f"seed is {seed}; expected 0 or more")
         self.dataset = dataset
@@ -99,7 +106,7 @@ class BatchStream(Iterator[Batch]):
         if targets != "next":
             self._settings["targets"] = targets
         self._share, self._times, self._step = share, times, 0
-        self._features = tuple(features)
+        self._features, self._users, self._values = tuple(features), users, tuple(values)
         self._targets, self._shift = targets, int(targets == "next")
         self._histogram = count_lengths(dataset, length, window, split, targets)
         self._packing = _pack(self._histogram, length, pack)
@@ -166,7 +173,7 @@ class BatchStream(Iterator[Batch]):
         index, count = self._share
         own = self.rows // count
         first = step * self.rows + index * own
-        row, place, begin = self._segments_of(np.arange(first, first + own))
+        row, place, begin, user = self._segments_of(np.arange(first, first + own))
         size = self._packing.lengths[place]
         within = counting(size)
         position = np.repeat(begin, size) + within
@@ -181,6 +188,11 @@ class BatchStream(Iterator[Batch]):
         if self._times and self.dataset.times is not None:
             started = np.repeat(self.dataset.times[begin], size)
             filled["times"] = (0, np.int32, seconds_after(self.dataset.times[position], started))
+        if self._users:
+            filled["users"] = (0, np.int32, np.repeat(user, size))
+        for name in self._values:
+            filled[f"values/{name}"] = (0, np.float32, read_values(
+                name, self.dataset, position + self._shift))
         codes = read_codes(self._features, self.dataset, filled["items"][2], position)
         filled |= {path: (0, np.int32, values) for path, values in codes.items()}
         batch: Batch = {}
@@ -200,7 +212,7 @@ class BatchStream(Iterator[Batch]):
         """Segments in rows `number` (counted over all epochs).
 
         Returns:
-          row within the batch, place in the packing, and position in `items` of the first input.
+          row within the batch, place in the packing, position in `items` of the first input, user.
         """
         packing, segments = self._packing, self._segments
         seed, shuffle = self._settings["seed"], self._settings["shuffle"]
@@ -221,7 +233,7 @@ class BatchStream(Iterator[Batch]):
         begin = end - self._shift - size
         if segments.chunk is not None:
             begin = begin - segments.chunk[which].astype(np.int64) * self.length
-        return owner, place, begin
+        return owner, place, begin, user
 
 
 def _pack(histogram: npt.NDArray[np.int64], length: int, together: bool) -> Packing:

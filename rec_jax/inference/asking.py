@@ -16,9 +16,9 @@ from jax.sharding import Mesh, PartitionSpec
 
 from rec_jax.inference.histories import Tiles
 from rec_jax.mesh import BOTH, replicated
-from rec_jax.model.encoder import INPUTS, Encoder, Params
+from rec_jax.model.encoder import Encoder, Params
 from rec_jax.model.encoders import Inputs
-from rec_jax.tables import Table
+from rec_jax.tables import INPUTS, USERS, Table
 from rec_jax.tables.on_mesh import island
 from rec_jax.tables.tiles import map_used, rows_of
 
@@ -46,29 +46,36 @@ def map_rounds(mesh: Mesh, one: Callable[[Any], Answer], tiles: Any) -> Answer:
 
 
 def tile_queries(mesh: Mesh, encoder: Encoder, params: Params, table: Table,
-                 tiles: Tiles) -> jax.Array:
-    """Queries f32 `[D, T, d]` of a round, each at its `last` place; 0 in tiles without users.
+                 tiles: Tiles, *, expanded: bool = True) -> jax.Array:
+    """Queries f32 `[D, T, w]` of a round, each at its `last` place; 0 in tiles without users.
 
-    They are cut over both axes: a device has those of its own tile.
+    They are cut over both axes: a device has those of its own tile. expanded: as stored rows are
+    scored by (`rec_jax.model.rows`); else `[D, T, d]`, in the space of the items' vectors.
     """
+    # Rows of tables leave the parameters, which every device holds whole.
     params = dict(params)
-    vectors = rows_of(mesh, _read_by(params, table), tiles.items)  # [D, T, L, d]
+    read = table.replace(rows=params.pop(INPUTS, table.rows))
+    vectors = rows_of(mesh, read, tiles.items)  # [D, T, L, w]
+    askers = None
+    if USERS in params:
+        assert tiles.users is not None
+        people = params.pop(USERS)
+        askers = rows_of(mesh, Table(people, (), people.shape[0], table.over),
+                         tiles.users[..., None])  # [D, T, 1, d]
 
-    def body(params: Params, tiles: Tiles, vectors: jax.Array) -> jax.Array:
-        def one(tile: Tiles, vectors: jax.Array) -> jax.Array:
-            inputs = Inputs(tile.segments, tile.positions, tile.times, tile.features)
+    def body(params: Params, tiles: Tiles, vectors: jax.Array, askers: jax.Array | None
+             ) -> jax.Array:
+        def one(tile: Tiles, vectors: jax.Array, askers: jax.Array | None) -> jax.Array:
+            users = None if askers is None else jnp.broadcast_to(
+                askers, (*vectors.shape[:2], askers.shape[-1]))
+            inputs = Inputs(tile.segments, tile.positions, tile.times, tile.features, users)
             queries = encoder(params, vectors, inputs, None, tile.hidden, tile.last[:, None])
-            return queries[:, 0].astype(jnp.float32)
+            found = queries[:, 0].astype(jnp.float32)
+            return encoder.source.expand(params, found) if expanded else found
 
-        return map_used(one, tiles.used, (tiles, vectors))
+        return map_used(one, tiles.used, (tiles, vectors, askers))
 
     cut = PartitionSpec(BOTH)
-    queries: jax.Array = island(body, mesh, (PartitionSpec(), cut, cut), cut)(
-        params, tiles, vectors)
+    queries: jax.Array = island(body, mesh, (PartitionSpec(), cut, cut, cut), cut)(
+        params, tiles, vectors, askers)
     return queries
-
-
-def _read_by(params: dict[str, jax.Array], table: Table) -> Table:
-    """The table whose rows feed the encoder; those of an untied one leave `params`, which every
-    device holds whole."""
-    return table.replace(rows=params.pop(INPUTS, table.rows))

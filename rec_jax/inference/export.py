@@ -31,10 +31,9 @@ from rec_jax.inference.histories import Tiles, iterate_tiles
 from rec_jax.inference.served import Served, StoredRows
 from rec_jax.jsons import dumps
 from rec_jax.mesh import is_first, replicated
-from rec_jax.model.encoder import INPUTS
 from rec_jax.processes import barrier, run_on_all
 from rec_jax.progress import Reporter, Silent
-from rec_jax.tables import Table
+from rec_jax.tables import INPUTS, Table
 from rec_jax.tables.tiles import rows_of
 
 What = Literal["items", "users", "inputs"]
@@ -144,7 +143,7 @@ def _item_blocks(served: Served | StoredRows, what: What) -> Blocks:
                   if served.row_map.identity else
                   ordered_blocks(served.source, total, served.row_map.rows, size=BLOCK))
         for block in stored:
-            yield block.astype(np.float32)
+            yield served.composed(block.astype(np.float32))
         return
     rows = served.rows if what == "items" else served.params.get(INPUTS)
     if rows is None:
@@ -152,15 +151,17 @@ def _item_blocks(served: Served | StoredRows, what: What) -> Blocks:
                          "what = 'items'")
     mesh, over = served.mesh, served.over
 
+    compose = served.encoder.source.compose if what == "items" else lambda _, found: found
+
     @jax.jit
-    def fetch(rows: jax.Array, ids: jax.Array) -> jax.Array:
-        found = rows_of(mesh, Table(rows, (), total, over), ids)
+    def fetch(params: Any, rows: jax.Array, ids: jax.Array) -> jax.Array:
+        found = compose(params, rows_of(mesh, Table(rows, (), total, over), ids))
         return jax.lax.with_sharding_constraint(found, replicated(mesh))
 
     size = -(-min(BLOCK, total) // mesh.size) * mesh.size
     for first in range(0, total, size):
         ids = np.minimum(np.arange(first, first + size, dtype=np.int32), total - 1)
-        yield np.asarray(fetch(rows, ids))[:total - first]
+        yield np.asarray(fetch(served.params, rows, ids))[:total - first]
 
 
 def _user_blocks(served: Served) -> Blocks:
@@ -172,7 +173,8 @@ def _user_blocks(served: Served) -> Blocks:
     def encode(params: Any, rows: jax.Array, tiles: Tiles) -> jax.Array:
         table = Table(rows, (), dataset.num_items, over)
         return map_rounds(
-            mesh, lambda each: tile_queries(mesh, encoder, params, table, each), tiles)
+            mesh, lambda each: tile_queries(mesh, encoder, params, table, each, expanded=False),
+            tiles)
 
     for first in range(0, len(users), BLOCK):
         part = slice(first, first + BLOCK)

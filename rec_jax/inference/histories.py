@@ -29,12 +29,14 @@ class Reading(NamedTuple):
     length: L. hidden_next: the place after the newest item is the query's, and hidden, as the
       places that a bidirectional encoder learned to fill; otherwise the newest item's own place.
     times: the encoder, or a time gap, reads times. features: what it reads beside the items.
+    users: it reads who asks.
     """
 
     length: int
     hidden_next: bool = False
     times: bool = False
     features: tuple[FeatureConfig, ...] = ()
+    users: bool = False
 
     @property
     def room(self) -> int:
@@ -77,6 +79,7 @@ class Tiles(NamedTuple):
     times: int32 `[G, T, L]`, features: int32 `[G, T, L, K]` by path, see
       `rec_jax.model.encoders.Inputs`; None where nobody reads them.
     targets: int32 `[G, T]`.
+    users: int32 `[G, T]`; None where nobody reads them.
     seen_offsets: int32 `[G, T + 1]`, seen_items: int32 `[G, E]`: the whole history of user t
       is `seen_items[seen_offsets[t]:seen_offsets[t + 1]]`.
     """
@@ -92,6 +95,7 @@ class Tiles(NamedTuple):
     hidden: Array | None = None
     times: Array | None = None
     features: dict[str, Array] | None = None
+    users: Array | None = None
 
 
 def iterate_tiles(dataset: Dataset, users: np.ndarray, ends: np.ndarray,
@@ -126,7 +130,8 @@ def iterate_tiles(dataset: Dataset, users: np.ndarray, ends: np.ndarray,
                 for history, (_, end) in zip(histories, bounds, strict=True)]
             wanted = None if targets is None else targets[chosen]
             yield make_tiles(histories, wanted, group=group, shape=shape, reading=reading,
-                             capacity=capacity, times=times, codes=codes), chosen
+                             capacity=capacity, times=times, codes=codes,
+                             users=users[chosen]), chosen
 
 
 def recent_codes(dataset: Dataset, reading: Reading, history: np.ndarray,
@@ -151,25 +156,25 @@ def seen_capacity(lengths: np.ndarray, users: int) -> int:
 def make_tiles(histories: Sequence[np.ndarray], targets: np.ndarray | None, *, group: int,
                shape: TileShape, reading: Reading, capacity: int,
                times: Sequence[np.ndarray] | None = None,
-               codes: Sequence[Codes] | None = None) -> Tiles:
+               codes: Sequence[Codes] | None = None, users: np.ndarray | None = None) -> Tiles:
     """At most `group * T` whole histories (int `[n]` each) as `group` tiles of `shape`.
 
     capacity: E, at least the sum of the lengths in each tile; times: int64 seconds of each
-    history's items, or of its newest ones; codes: of its newest items, see `recent_codes`; both
-    needed where `reading` wants them.
+    history's items, or of its newest ones; codes: of its newest items, see `recent_codes`; users:
+    int `[n]`, whose they are; all needed where `reading` wants them.
     """
-    users, length = shape
-    count, places = len(histories), group * users
-    full = (group, users, length)
+    width, length = shape
+    count, places = len(histories), group * width
+    full = (group, width, length)
     counts = _pad([len(history) for history in histories], places)
     kept = np.minimum(counts, reading.room)
     there = np.arange(length) < kept[:, None]  # [G * T, L]
     ends = kept + (np.arange(places) < count) * np.int32(reading.hidden_next)
     segments = (np.arange(length) < ends[:, None]).astype(np.int32).reshape(full)
     positions = np.broadcast_to(np.arange(length, dtype=np.int32), full)
-    asked = np.maximum(ends - 1, 0).reshape(group, users)
-    seen_offsets = np.zeros((group, users + 1), np.int32)
-    seen_offsets[:, 1:] = np.cumsum(counts.reshape(group, users), axis=1)
+    asked = np.maximum(ends - 1, 0).reshape(group, width)
+    seen_offsets = np.zeros((group, width + 1), np.int32)
+    seen_offsets[:, 1:] = np.cumsum(counts.reshape(group, width), axis=1)
     seconds = features = None
     if reading.times:
         assert times is not None
@@ -180,14 +185,16 @@ def make_tiles(histories: Sequence[np.ndarray], targets: np.ndarray | None, *, g
         features = {path: _fill(there, [each[path] for each in codes]).reshape(*full, -1)
                     for path in codes[0]}
     return Tiles(
-        used=np.arange(group) * users < count,
+        used=np.arange(group) * width < count,
         items=_fill(there, list(map(_newest, histories, kept))).reshape(full),
         segments=segments, positions=positions, last=asked,
-        targets=_pad([] if targets is None else targets, places).reshape(group, users),
+        targets=_pad([] if targets is None else targets, places).reshape(group, width),
         seen_offsets=seen_offsets,
         seen_items=_fill(np.arange(capacity) < seen_offsets[:, -1:], histories, empty=-1),
         hidden=positions == asked[..., None] if reading.hidden_next else None,
-        times=seconds, features=features)
+        times=seconds, features=features,
+        users=None if users is None or not reading.users else
+        _pad(users, places).reshape(group, width))
 
 
 def _newest(values: np.ndarray, count: int) -> np.ndarray:

@@ -16,12 +16,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rec_jax.checkpoint import ArraySource, CheckpointReader, Checkpoints, Damaged, Missing
+from rec_jax.checkpoint.older import with_named_tables
+from rec_jax.data.content import Content
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.features import find_features, uses_gaps
 from rec_jax.errors import InputError
 from rec_jax.inference.histories import Reading
+from rec_jax.mesh import ITEMS as ITEMS_AXIS
 from rec_jax.mesh import (
-    ITEMS,
     Axes,
     MeshConfig,
     fit_mesh,
@@ -30,11 +32,11 @@ from rec_jax.mesh import (
     replicated,
     row_sharding,
 )
-from rec_jax.model.encoder import INPUTS, Encoder, Params, build_encoder
-from rec_jax.model.encoders import uses_times
+from rec_jax.model.encoder import Encoder, Params, build_encoder, with_tables
+from rec_jax.model.encoders import uses_times, uses_users
 from rec_jax.processes import run_on_all
-from rec_jax.run import Run, RunConfig, update_of
-from rec_jax.tables import RowMap, init_table, padded_size, rows_over
+from rec_jax.run import Run, RunConfig, tables_of, update_of
+from rec_jax.tables import INPUTS, ITEMS, USERS, RowMap, init_table, padded_size, rows_over
 from rec_jax.tables.row_map import read_row_map
 
 Tell = Callable[[str], None]
@@ -49,7 +51,7 @@ def warn(line: str) -> None:
 class Served:
     """Weights of one checkpoint with the dataset that they were trained on.
 
-    params: of the encoder, and its rows `INPUTS` if tables are untied.
+    params: of the encoder, and the rows of tables that feed it beside them.
     rows: `[V_padded, d]`, row r that of item r, however the run kept them; the rows from
       `dataset.num_items` on are padding.
     mesh: where all of it is; over: its axes that cut the rows, and the others hold copies.
@@ -63,7 +65,7 @@ class Served:
     rows: jax.Array
     step: int
     mesh: Mesh = field(default_factory=lambda: make_mesh(MeshConfig()))
-    over: Axes = (ITEMS,)
+    over: Axes = (ITEMS_AXIS,)
 
     @property
     def reading(self) -> Reading:
@@ -78,6 +80,7 @@ class StoredRows:
     source: `[V_padded, d]`, read in ranges of rows; the checkpoint stays as long as this lives.
     row_map: which of them an item has.
     inputs: these rows feed the encoder, and are not the items'.
+    matrices: f32 `[c, d]` of the content columns behind the d trained ones, in their order.
     """
 
     run: Run
@@ -88,13 +91,23 @@ class StoredRows:
     opened: CheckpointReader
     row_map: RowMap
     inputs: bool = False
+    matrices: tuple[np.ndarray, ...] = ()
+
+    def composed(self, rows: np.ndarray) -> np.ndarray:
+        """The vectors f32 `[n, d]` of stored rows `[n, d + c]`; see `rec_jax.model.rows`."""
+        start = self.config.table.dim
+        vectors = rows[:, :start]
+        for matrix in self.matrices:
+            vectors = vectors + rows[:, start:start + len(matrix)] @ matrix
+            start += len(matrix)
+        return vectors
 
 
 def reading_of(config: RunConfig) -> Reading:
     """What the model of a run reads of a history."""
     return Reading(config.data.length, hidden_next=not config.objective.causal,
                    times=uses_times(config.encoder) or uses_gaps(config.features),
-                   features=config.features)
+                   features=config.features, users=uses_users(config.encoder))
 
 
 def open_rows(folder: Run, *, step: int | None = None, dataset_path: str | None = None,
@@ -119,13 +132,34 @@ def _open_rows(folder: Run, step: int | None, dataset_path: str | None,
     opened = _open(folder, step)
     check_dataset(dataset, str(opened.info.extra.get("dataset")))
     name = "average" if config.train.ema is not None else "model"
-    source = opened.items.get(name, {}).get("['inputs']" if inputs else "['rows']")
-    if source is None or source.shape[1:] != (config.table.dim,) \
-            or source.shape[0] < dataset.num_items:
+    source = opened.items.get(name, {}).get(
+        f"['tables']['{INPUTS if inputs else ITEMS}']")
+    matrices = _matrices(opened, name, config)
+    width = config.table.dim + sum(map(len, matrices))
+    if source is None or source.shape[1:] != (width,) or source.shape[0] < dataset.num_items:
         raise InputError(f"checkpoint of step {opened.info.step} in {folder.folder} has no item "
-                         f"rows of {dataset.num_items} x {config.table.dim}")
+                         f"rows of {dataset.num_items} x {width}")
     return StoredRows(folder, config, dataset, source, opened.info.step, opened,
-                      row_map_in(opened, dataset.num_items), inputs)
+                      row_map_in(opened, dataset.num_items), inputs, matrices)
+
+
+def _content(opened: CheckpointReader, config: RunConfig) -> tuple[Content, ...]:
+    """As the checkpoint has it: its columns are in the rows, wherever the dataset's are now."""
+    name = "average" if config.train.ema is not None else "model"
+    return tuple(Content(part.path, len(matrix)) for part, matrix in zip(
+        config.content, _matrices(opened, name, config), strict=True))
+
+
+def _matrices(opened: CheckpointReader, item: str, config: RunConfig) -> tuple[np.ndarray, ...]:
+    """Those of the content, in the order of its columns."""
+    sources = opened.items.get(item, {})
+    paths = [f"['encoder']['{part.path}']" for part in config.content]
+    for path in paths:
+        if path not in sources or sources[path].shape[1:] != (config.table.dim,):
+            raise InputError(f"checkpoint {opened.name} does not fit: {item}{path} is missing or "
+                             f"not [c, {config.table.dim}]")
+    return tuple(sources[path].read(0, sources[path].shape[0]).astype(np.float32)
+                 for path in paths)
 
 
 def load_served(folder: Run, *, step: int | None = None, dataset_path: str | None = None,
@@ -155,23 +189,27 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
     encoder, params = build_encoder(
         config.encoder, dim=config.table.dim, length=config.data.length,
         causal=config.objective.causal, precision=config.train.precision, seed=config.seed,
-        features=find_features(config.features, dataset))
+        features=find_features(config.features, dataset), content=_content(opened, config))
     rows = jax.eval_shape(lambda: init_table(
         config.table, dataset.num_items, config.seed, chosen, over=over)).rows
     # Averages are f32, whatever the rows are.
     name, dtype = ("model", rows.dtype) if config.train.ema is None else ("average", jnp.float32)
-    rows = jax.ShapeDtypeStruct(rows.shape, dtype, sharding=row_sharding(chosen, over))
+    shape = (rows.shape[0], encoder.source.width)
+    rows = jax.ShapeDtypeStruct(shape, dtype, sharding=row_sharding(chosen, over))
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=replicated(chosen)), params)
-    like = {"encoder": params, "rows": rows} | ({} if config.table.tied else {INPUTS: rows})
+    tables = tables_of(config)
     row_map, moved = row_map_in(opened, dataset.num_items), {}
     if not row_map.identity:
         items = row_map.ids(np.arange(dataset.num_items))
-        moved = {"['rows']": items, f"['{INPUTS}']": items}
+        moved = {f"['tables']['{table}']": items for table in tables if table != USERS}
+    people = jax.ShapeDtypeStruct((padded_size(dataset.num_users), config.table.dim), dtype,
+                                  sharding=row_sharding(chosen, over))
+    like = {"encoder": params,
+            "tables": {table: people if table == USERS else rows for table in tables}}
     model = opened.restore({name: like}, widen=True, moved=moved)[name]
-    if not config.table.tied:
-        model["encoder"][INPUTS] = model[INPUTS]
-    return Served(folder, config, dataset, encoder, model["encoder"], model["rows"],
+    return Served(folder, config, dataset, encoder,
+                  with_tables(model["encoder"], model["tables"]), model["tables"][ITEMS],
                   opened.info.step, chosen, over)
 
 
@@ -183,7 +221,7 @@ def _choose_mesh(config: RunConfig, asked: MeshConfig | None, num_items: int, ov
     total, trained = padded_size(num_items), config.mesh
 
     def pieces(mesh: MeshConfig) -> int:
-        return mesh.items if over == (ITEMS,) else mesh.data * mesh.items
+        return mesh.items if over == (ITEMS_AXIS,) else mesh.data * mesh.items
 
     found = fit_mesh(trained, lambda mesh: total % pieces(mesh) == 0)
     if found != trained and is_first():
@@ -206,7 +244,7 @@ def _open(folder: Run, step: int | None) -> CheckpointReader:
             if chosen is None:
                 raise InputError(f"run {folder.folder} has no checkpoint yet")
             try:
-                return checkpoints.open(chosen)
+                return with_named_tables(checkpoints.open(chosen))
             except Missing:  # there is no such step, or it was removed since it was chosen
                 if step is not None:
                     raise InputError(f"run {folder.folder} has no checkpoint of step {step}; it "

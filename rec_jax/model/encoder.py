@@ -7,7 +7,8 @@ an encoder that sees the future gets the vector that stands for a hidden item.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,11 +16,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rec_jax import streams
+from rec_jax.data.content import Content
 from rec_jax.data.features import Feature
 from rec_jax.dtypes import DTYPES
 from rec_jax.errors import InputError
 from rec_jax.model.encoders import EncoderConfig, Inputs
+from rec_jax.model.encoders.base import at_places
 from rec_jax.model.features import add_features, init_tables
+from rec_jax.model.rows import RowSource
+from rec_jax.tables import INPUTS, USERS
 
 Params = dict[str, jax.Array]
 """Encoder parameters by path, such as `blocks/0/qkv/kernel`."""
@@ -27,27 +32,33 @@ Params = dict[str, jax.Array]
 MASK = "mask"
 """Path of the vector `[d]` that an encoder reads in place of a hidden item's."""
 
-INPUTS = "inputs"
-"""Name beside them of the item rows `[V_padded, d]` that feed the encoder, where they are not the
-softmax's (untied tables)."""
+TABLES = (INPUTS, USERS)
+"""Names beside them of rows `[V_padded, d]` that feed the encoder: of `INPUTS` where they are not
+those that a loss scores (untied tables), of `USERS` where it reads who asks."""
 
 
 class Encoder(NamedTuple):
-    """The static part of an encoder; parameters travel beside it."""
+    """The static part of an encoder; parameters travel beside it.
+
+    takes_places: its module computes the queries of asked places alone; see `encoders.base`.
+    """
 
     graph: nnx.GraphDef
     template: Any  # nnx.State of shapes, in the order of `paths`
     paths: tuple[str, ...]
     features: tuple[Feature, ...] = ()
+    takes_places: bool = True
+    source: RowSource = RowSource(0)
 
     def __call__(self, params: Params, vectors: jax.Array, inputs: Inputs,
                  key: jax.Array | None = None, hidden: jax.Array | None = None,
                  at: jax.Array | None = None) -> jax.Array:
-        """Item vectors `[B, L, d]` -> queries `[B, L, d]`; no key, no dropout.
+        """Stored rows of items `[B, L, w]` -> queries `[B, L, d]`; no key, no dropout.
 
         hidden: bool `[B, L]`, places whose item the encoder may not see; not for causal ones.
         at: int32 `[B, C]`, places whose queries `[B, C, d]` are wanted, without dropout.
         """
+        vectors = self.source.compose(params, vectors)
         if hidden is not None:
             vectors = jnp.where(hidden[..., None], params[MASK].astype(vectors.dtype), vectors)
         vectors = add_features(self.features, params, vectors, inputs, hidden)
@@ -55,7 +66,11 @@ class Encoder(NamedTuple):
             inputs = inputs._replace(times=visible_times(inputs, hidden))
         leaves = [params[path] for path in self.paths]
         state = jax.tree.unflatten(jax.tree.structure(self.template), leaves)
-        return nnx.merge(self.graph, state)(vectors, inputs._replace(features=None), key, at)
+        module = nnx.merge(self.graph, state)
+        inputs = inputs._replace(features=None)
+        if self.takes_places:
+            return module(vectors, inputs, key, at)
+        return at_places(module(vectors, inputs, key), at)
 
 
 def visible_times(inputs: Inputs, hidden: jax.Array) -> jax.Array:
@@ -80,11 +95,13 @@ def visible_times(inputs: Inputs, hidden: jax.Array) -> jax.Array:
 
 
 def build_encoder(config: EncoderConfig, *, dim: int, length: int, causal: bool, precision: str,
-                  seed: int, features: Sequence[Feature] = ()) -> tuple[Encoder, Params]:
+                  seed: int, features: Sequence[Feature] = (), content: Sequence[Content] = (),
+                  scale: float = 0.02) -> tuple[Encoder, Params]:
     """The encoder of `config` and its initial parameters (f32), drawn from `seed`.
 
     One that is not causal has a parameter `mask` more, for the places that are hidden from it;
-    and there is one table more for each of `features`.
+    there is one table more for each of `features`, and one matrix for each of `content`, which
+    begins with deviation `scale`.
     """
     module = config.build(dim=dim, length=length, causal=causal, dtype=DTYPES[precision],
                           rngs=nnx.Rngs(streams.of_run(seed, streams.PARAMETERS)))
@@ -93,7 +110,7 @@ def build_encoder(config: EncoderConfig, *, dim: int, length: int, causal: bool,
     paths = tuple(_name(path) for path, _ in flat)
     template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
     for path in paths:
-        if path in (MASK, INPUTS) or path.startswith("features/"):
+        if path in (MASK, *TABLES) or path.startswith(("features/", "content/")):
             raise InputError(f"encoder {config.kind!r} has a parameter {path!r}, which is the name "
                              "of something beside an encoder; expected another name")
     params = dict(zip(paths, (leaf for _, leaf in flat), strict=True))
@@ -101,7 +118,15 @@ def build_encoder(config: EncoderConfig, *, dim: int, length: int, causal: bool,
         key = streams.of_run(seed, streams.MASK)
         params[MASK] = 0.02 * jax.random.normal(key, (dim,))
     params |= init_tables(features, dim, seed)
-    return Encoder(graph, template, paths, tuple(features)), params
+    source = RowSource(dim, tuple(content))
+    params |= source.init_parameters(seed, scale)
+    takes_places = "at" in inspect.signature(module.__call__).parameters
+    return Encoder(graph, template, paths, tuple(features), takes_places, source), params
+
+
+def with_tables(params: Params, tables: Mapping[str, jax.Array]) -> Params:
+    """The parameters with the rows of those `tables` beside them that feed an encoder."""
+    return {**params, **{name: tables[name] for name in TABLES if name in tables}}
 
 
 def encode(encoder: Encoder, params: Params, rows: jax.Array, items: jax.Array,

@@ -61,9 +61,8 @@ def schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 def dense_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
     """Adam(W) over a pytree of parameters.
 
-    Weight decay touches arrays of two and more dimensions, never the item rows (which are in
-    the tree under `rows`, and `inputs` if untied, when they train densely) and never norms or
-    biases.
+    Weight decay touches arrays of two and more dimensions, never the rows of tables (which are in
+    the tree under `tables` when they train densely) and never norms or biases.
     """
     rate = schedule(config, total_steps)
     steps = [optax.clip_by_global_norm(config.clip)] if config.clip is not None else []
@@ -75,6 +74,6 @@ def dense_optimizer(config: OptimizerConfig, total_steps: int) -> optax.Gradient
 
 
 def _matrices(params: dict[str, Any]) -> dict[str, Any]:
-    return {name: jax.tree.map(lambda leaf, rows=name in ("rows", "inputs"):
-                               not rows and leaf.ndim >= 2, tree)
+    return {name: jax.tree.map(lambda leaf, rows=name == "tables": not rows and leaf.ndim >= 2,
+                               tree)
             for name, tree in params.items()}

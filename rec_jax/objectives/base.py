@@ -1,8 +1,13 @@
-"""What every objective gives to the training step."""
+"""What every objective gives to the training step, and what it may ask of the catalogue.
+
+An objective says which ids of a step it needs before a row is read (`plan`), and then what the
+step costs (`loss`), by asking the catalogue. So a table may lie anywhere and train in any way:
+the ids are known ahead, and the catalogue answers from what was fetched for them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -12,38 +17,162 @@ from rec_jax.errors import InputError
 from rec_jax.kernels import Backend
 from rec_jax.kernels.dispatch import BACKENDS
 
+Array = jax.Array
+Batch = Mapping[str, Any]
+"""Arrays `[A, B, L]` of A micro-batches by name: items, targets (-1: none), segments (0: padding)
+and positions int32; what an objective needs besides is there by its name (`Needs.values`)."""
+
+
+class Ids(NamedTuple):
+    """Ids of items whose rows a loss reads. ids: int32; present: bool, as `ids`, False where a
+    slot names no item (its id is any valid one, and its row is 0)."""
+
+    ids: Array
+    present: Array
+
+
+class Labels(NamedTuple):
+    """Weighted labels of a micro-batch's positions; a position may have any number of them.
+
+    position: int32 `[M]`, index into the task's N positions; item: int32 `[M]`; weight: f32
+    `[M]`, 0 where a slot is empty.
+    """
+
+    position: Array
+    item: Array
+    weight: Array
+
 
 class Task(NamedTuple):
-    """Which positions of a batch predict what. N is static.
+    """Which positions of a step predict what, and which rows that takes; N is static.
+
+    The step makes it for A micro-batches, with a leading axis A on all but `shared` and
+    `constants`; a loss gets that of one micro-batch.
 
     where: int32 `[N]`, flat position in `[B * L]` whose query is used; None means all of
       them in order (N = B * L), which saves a gather.
     targets: int32 `[N]`, item to predict (any valid item where there is none).
     weights: f32 `[N]`, factor on the loss of each position; negative ones push away.
     hidden: bool `[B, L]` or None: input positions whose item is hidden from the encoder.
-    present: bool `[N]`, which positions have a target; None: those whose weight is not 0.
+    present: bool `[N]`, which positions have a loss; None: those whose weight is not 0.
     divisor: f32 `[]`, what the sum of weighted losses is divided by, added over the micro-batches
       of a step; None: the sum of the sizes of the weights, so that the loss is their mean.
+    labels: several weighted labels a position, in the place of `targets`; None: one each.
+    values: arrays `[N, ...]` that the loss wants at the positions, such as rewards.
+    reads: ids of each micro-batch by name, whose rows the loss asks for.
+    shared: ids `[K]` by name that are the same for all micro-batches and positions of the step.
+    constants: whatever else the loss needs; the same for all micro-batches.
     """
 
-    where: jax.Array | None
-    targets: jax.Array
-    weights: jax.Array
-    hidden: jax.Array | None = None
-    present: jax.Array | None = None
-    divisor: jax.Array | None = None
+    where: Array | None
+    targets: Array
+    weights: Array
+    hidden: Array | None = None
+    present: Array | None = None
+    divisor: Array | None = None
+    labels: Labels | None = None
+    values: Mapping[str, Array] = {}
+    reads: Mapping[str, Ids] = {}
+    shared: Mapping[str, Ids] = {}
+    constants: Any = None
 
     def settled(self) -> Task:
-        """The task with `present` and `divisor`, and weight 0 where there is no target."""
+        """The task with `present` and `divisor`, and weight 0 where there is no loss."""
         present = self.weights != 0 if self.present is None else self.present
         weights = jnp.where(present, self.weights, 0.0)
-        divisor = (jnp.sum(jnp.abs(weights)) if self.divisor is None
+        divisor = (jnp.sum(jnp.abs(weights), axis=-1) if self.divisor is None
                    else jnp.asarray(self.divisor, jnp.float32))
         return self._replace(weights=weights, present=present, divisor=divisor)
 
 
+class Needs(NamedTuple):
+    """What an objective needs of a step; static.
+
+    normaliser: its loss asks for the catalogue's log-normaliser, so every row has a gradient.
+    mean_row: it asks for the mean row.
+    labels: it reads the rows of `Task.targets`, as "labels".
+    search: queries of a step for which the catalogue is searched.
+    log_q: batches carry f32 `log_q`, log of each target's share of all labels of the data.
+    values: names of per-interaction arrays of the dataset; batches carry those of the targets, f32
+      `values/NAME`.
+    """
+
+    normaliser: bool = False
+    mean_row: bool = False
+    labels: bool = False
+    search: int = 0
+    log_q: bool = False
+    values: tuple[str, ...] = ()
+
+
+class Keys(NamedTuple):
+    """Random keys of a step's plan. each: `[A]`, one a micro-batch; step: one for all."""
+
+    each: Array
+    step: Array
+
+
+class Search(NamedTuple):
+    """What an objective that searches the catalogue may look at before the loss.
+
+    num_items: V.
+    queries: () -> `[A, N, d]`, the encoder's, without dropout, as constants: one more forward
+      pass.
+    top_k: (queries `[n, d]`, k, exclude int32 `[n, s]` or None) -> scores f32 and ids int32
+      `[n, k]` of the best items of the catalogue, -1 where there are none: one more pass over
+      the table.
+    """
+
+    num_items: int
+    queries: Callable[[], Array]
+    top_k: Callable[[Array, int, Array | None], tuple[Array, Array]]
+
+
+class Catalogue(Protocol):
+    """The items as a loss asks them. Everything is differentiable but `top_k`.
+
+    A table answers what its way to train allows: a sparse one has no normaliser, a streamed one
+    none of which the mean row is a part, and gives its normaliser once a step.
+    """
+
+    @property
+    def num_items(self) -> int: ...
+
+    def softmax(self, queries: Array, targets: Array, *, scale: float = 1.0,
+                softcap: float | None = None, backend: str = "auto"
+                ) -> tuple[Array, Array]:
+        """f32 `[N]` each: loss of `targets` under the softmax over all items, and log-normaliser.
+
+        queries: `[N, d]`; targets: int32 `[N]`, -1 where only the log-normaliser is wanted.
+        """
+        ...
+
+    def rows(self, name: str) -> Array:
+        """Rows `[..., d]` of the ids that the task names so: "labels", or of `reads`, `shared`."""
+        ...
+
+    def mean_row(self) -> Array:
+        """Mean of the rows of all items, f32 `[d]`."""
+        ...
+
+    def top_k(self, queries: Array, k: int, exclude: Array | None = None
+              ) -> tuple[Array, Array]:
+        """Scores f32 `[n, k]` and ids int32 `[n, k]` of the best items, as constants; -1: none.
+
+        queries: `[n, d]`; exclude: int32 `[n, s]`, ids that do not count.
+        """
+        ...
+
+    def softmax_among(self, queries: Array, rows: Array, slots: Array, *, bias: Array,
+                      scale: float = 1.0, backend: str = "auto"
+                      ) -> tuple[Array, Array]:
+        """As `softmax`, among the rows `[K, d]` of a name in `shared`, each with a bias `[K]`;
+        slots: int32 `[N]`, place of each target among them, -1 where it is none of them."""
+        ...
+
+
 class Objective(Protocol):
-    """The frozen dataclass beside an objective: a `CatalogueObjective` or a `SampledObjective`."""
+    """The frozen dataclass beside an objective."""
 
     @property
     def kind(self) -> str: ...
@@ -54,112 +183,37 @@ class Objective(Protocol):
         ...
 
     @property
-    def num_negatives(self) -> int | None:
-        """Negatives that all positions of a step share; None: the whole catalogue is scored.
-        0 where their number follows that of the positions."""
-        ...
+    def needs(self) -> Needs: ...
 
-    def task(self, items: jax.Array, targets: jax.Array, segments: jax.Array,
-             key: jax.Array) -> Task:
-        """From `[B, L]` int32 inputs, targets (-1: none) and segments, choose the task.
+    def plan(self, batch: Batch, keys: Keys, num_items: int) -> Task:
+        """Which positions predict what, and which rows that takes, for A micro-batches.
 
-        targets: the next items; where the objective is not causal, the inputs themselves, and
-        the newest item is an input too.
+        targets of the batch: the next items; where the objective is not causal, the inputs
+        themselves, and the newest item is an input too.
         """
         ...
 
+    def loss(self, queries: Array, task: Task, catalogue: Catalogue) -> Array:
+        """f32 `[N]`, the loss of each position of one micro-batch, without its weight.
 
-class CatalogueObjective(Objective, Protocol):
-    """A loss made of the exact softmax's loss and lse; `num_negatives` is None.
-
-    scale, softcap, backend: how the kernel scores. needs_mean_row: whether `combine` wants it.
-    """
-
-    scale: float
-    softcap: float | None
-    backend: str
-
-    @property
-    def needs_mean_row(self) -> bool: ...
-
-    def combine(self, loss: jax.Array, lse: jax.Array, queries: jax.Array,
-                mean_row: jax.Array | None) -> jax.Array:
-        """Loss of each position, f32 `[N]`, from loss and lse `[N]`, queries `[N, d]` and the
-        mean item row f32 `[d]`."""
-        ...
-
-
-Softmax = Callable[..., tuple[jax.Array, jax.Array]]
-"""`(queries [N, d], rows [K, d], targets [N], *, bias [K], logit_scale, backend) -> loss, lse`:
-`rec_jax.kernels.softmax_loss`, or the same on a mesh for rows that all devices hold."""
-
-
-class Negatives(NamedTuple):
-    """Items that a step scores against, and how many of each were to be expected.
-
-    ids: int32 `[K]`, shared by all positions of the step, or `[A, N, k]`, k of each position of
-      A micro-batches (`[N, k]` when the loss of one is computed).
-    log_expected: f32, as `ids`: log of the expected number of this item among the draws; inf:
-      the slot is empty.
-    aux: whatever else the objective needs again for the loss; the same for all micro-batches.
-    """
-
-    ids: jax.Array
-    log_expected: jax.Array
-    aux: Any = None
-
-
-class Scene(NamedTuple):
-    """What an objective may look at when it draws a step's negatives, for A micro-batches.
-
-    num_items: V.
-    targets: `[A, N]`, as in `Task`; weights: f32 `[A, N]`, 0 where there is no target.
-    log_q: f32 `[A, N]`, log of each target's share of all labels of the data; None unless the
-      objective `needs_log_q`.
-    queries: () -> `[A, N, d]`, the encoder's, without dropout, as constants: one more forward
-      pass.
-    best: (queries `[n, d]`, k, exclude int32 `[n, s]` or None) -> scores f32 and ids int32
-      `[n, k]` of the best items of the catalogue, -1 where there are none: one more pass over
-      the table.
-    """
-
-    num_items: int
-    targets: jax.Array
-    weights: jax.Array
-    log_q: jax.Array | None
-    queries: Callable[[], jax.Array]
-    best: Callable[[jax.Array, int, jax.Array | None], tuple[jax.Array, jax.Array]]
-
-
-class SampledObjective(Objective, Protocol):
-    """A loss against rows that a step draws."""
-
-    @property
-    def needs_log_q(self) -> bool:
-        """Whether batches must carry the frequencies of their targets."""
-        ...
-
-    @property
-    def mined(self) -> int:
-        """Queries for which a step scans the catalogue."""
+        Arrays are global: a position may look at any other's.
+        """
         ...
 
     def drawn(self, positions: int) -> int:
-        """Rows that a step of so many positions draws."""
+        """Rows that a step of so many positions reads besides inputs and labels."""
         ...
 
-    def pairs(self, positions: int) -> int:
+    def pairs(self, positions: int, num_items: int) -> int:
         """Scores that a step of so many positions computes."""
         ...
 
-    def draw(self, key: jax.Array, scene: Scene) -> Negatives:
-        """The negatives of one step."""
-        ...
 
-    def loss_of_rows(self, queries: jax.Array, label_rows: jax.Array, negative_rows: jax.Array,
-                     task: Task, negatives: Negatives, softmax: Softmax) -> jax.Array:
-        """f32 `[N]` from queries and label rows `[N, d]` and the rows of `negatives.ids`, f32
-        `[K, d]` or `[N, k, d]`. Arrays are global: a position may look at any other's."""
+class Searching(Objective, Protocol):
+    """An objective with `needs.search`: some of its ids follow from the step's queries."""
+
+    def mine(self, task: Task, key: Array, search: Search) -> Task:
+        """The task with the ids that were found."""
         ...
 
 
@@ -174,7 +228,7 @@ def check_backend(backend: Any) -> None:
                          f"{', '.join(('auto', *BACKENDS))}")
 
 
-def next_items(targets: jax.Array) -> Task:
-    """Every position of `[B, L]` that has a next item (-1: none) predicts it."""
-    flat = targets.reshape(-1)
+def next_items(targets: Array) -> Task:
+    """Every position of `[A, B, L]` that has a next item (-1: none) predicts it."""
+    flat = targets.reshape(targets.shape[0], -1)
     return Task(None, jnp.maximum(flat, 0), (flat >= 0).astype(jnp.float32))

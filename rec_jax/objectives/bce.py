@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from rec_jax.errors import InputError
-from rec_jax.objectives.base import Negatives, Scene, Softmax, Task
+from rec_jax.objectives.base import Batch, Catalogue, Ids, Keys, Task
 from rec_jax.objectives.negatives import uniform
-from rec_jax.objectives.sampled import NextItemAgainstDrawn
+from rec_jax.objectives.sampled import NEGATIVES, NextItemAgainstDrawn, against
 from rec_jax.ranges import above, at_least, check
 
 Array = jax.Array
@@ -44,17 +44,13 @@ class Config(NextItemAgainstDrawn):
     def __post_init__(self) -> None:
         check(self, "objective.", count=at_least(1), scale=above(0, 1e6))
 
-    @property
-    def num_negatives(self) -> int:
-        """Negatives of a step besides those of each position."""
-        return self.count if self.shared else 0
-
     def drawn(self, positions: int) -> int:
         """Rows a step."""
         return self.count if self.shared else positions * self.count
 
-    def pairs(self, positions: int) -> int:
+    def pairs(self, positions: int, num_items: int) -> int:
         """Every position is scored against k items."""
+        del num_items
         return positions * self.count
 
     def positive_weight(self, num_items: int) -> float:
@@ -62,37 +58,34 @@ class Config(NextItemAgainstDrawn):
         del num_items
         return 1.0
 
-    def draw(self, key: Array, scene: Scene) -> Negatives:
-        """The negatives of one step.
+    def plan(self, batch: Batch, keys: Keys, num_items: int) -> Task:
+        """Next items, and the negatives of the step.
 
         Raises:
           InputError: there are too few items for it.
         """
-        weight = self.positive_weight(scene.num_items)
+        task = super().plan(batch, keys, num_items)
         if self.shared:
-            return uniform(key, scene.num_items, self.count)._replace(aux=weight)
-        if scene.num_items < 2:
+            return against(task, uniform(keys.step, num_items, self.count))
+        if num_items < 2:
             raise InputError("a catalogue of 1 item has no negatives; expected at least 2 items")
-        shape = (*scene.targets.shape, self.count)
-        ids = jax.random.randint(key, shape, 0, scene.num_items - 1, jnp.int32)
-        ids = ids + (ids >= scene.targets[..., None])  # leave the label out
-        empty = jnp.where(scene.weights[..., None] != 0, 0.0, jnp.inf)
-        return Negatives(ids, jnp.broadcast_to(empty, shape), weight)
+        shape = (*task.targets.shape, self.count)
+        ids = jax.random.randint(keys.step, shape, 0, num_items - 1, jnp.int32)
+        ids = ids + (ids >= task.targets[..., None])  # leave the label out
+        present = jnp.broadcast_to(task.weights[..., None] != 0, shape)
+        return task._replace(reads={NEGATIVES: Ids(ids, present)})
 
-    def loss_of_rows(self, queries: Array, label_rows: Array, negative_rows: Array, task: Task,
-                     negatives: Negatives, softmax: Softmax) -> Array:
-        """f32 `[N]` from queries and label rows `[N, d]` and negative rows, `[K, d]` if they are
-        shared, else `[N, k, d]`."""
-        del softmax
-        precise = queries.astype(jnp.float32)
-        own = self.scale * jnp.sum(precise * label_rows.astype(jnp.float32), axis=-1)
-        if negatives.ids.ndim == 1:
-            wrong = _sum_over_shared(queries, negative_rows, task.targets, negatives.ids,
-                                     self.scale)
+    def loss(self, queries: Array, task: Task, catalogue: Catalogue) -> Array:
+        """f32 `[N]` from queries `[N, d]`."""
+        precise, rows = queries.astype(jnp.float32), catalogue.rows(NEGATIVES)
+        own = self.scale * jnp.sum(precise * catalogue.rows("labels").astype(jnp.float32), axis=-1)
+        if self.shared:
+            wrong = _sum_over_shared(queries, rows, task.targets, task.constants.ids, self.scale)
         else:
-            scores = jnp.einsum("nd,nkd->nk", precise, negative_rows.astype(jnp.float32))
+            scores = jnp.einsum("nd,nkd->nk", precise, rows.astype(jnp.float32))
             wrong = jnp.sum(jax.nn.softplus(self.scale * scores), axis=1)
-        return (negatives.aux * jax.nn.softplus(-own) + wrong) / (self.count + 1)
+        weight = self.positive_weight(catalogue.num_items)
+        return (weight * jax.nn.softplus(-own) + wrong) / (self.count + 1)
 
 
 def _sum_over_shared(queries: Array, rows: Array, targets: Array, ids: Array,

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from rec_jax.objectives.base import Negatives, Scene, Softmax, Task, check_backend
+from rec_jax.objectives.base import Catalogue, Needs, Search, Task, check_backend
 from rec_jax.objectives.negatives import first_of_each, sampled_softmax, uniform
-from rec_jax.objectives.sampled import NextItemAgainstDrawn
+from rec_jax.objectives.sampled import Negatives, NextItemAgainstDrawn, against
 from rec_jax.ranges import above, at_least, check
 
 Array = jax.Array
@@ -53,48 +53,45 @@ class Config(NextItemAgainstDrawn):
         check_backend(self.backend)
 
     @property
-    def num_negatives(self) -> int:
-        """Hard and uniform ones."""
-        return self.queries * self.hard + self.uniform
-
-    @property
-    def mined(self) -> int:
-        """Queries that look for their best items."""
-        return self.queries
+    def needs(self) -> Needs:
+        """The rows of the labels, and a search for some of the queries."""
+        return Needs(labels=True, search=self.queries)
 
     def drawn(self, positions: int) -> int:
-        """Rows a step."""
+        """Rows a step: hard and uniform ones."""
         return min(self.queries, positions) * self.hard + self.uniform
 
-    def pairs(self, positions: int) -> int:
+    def pairs(self, positions: int, num_items: int) -> int:
         """Every position is scored against all of them."""
+        del num_items
         return positions * self.drawn(positions)
 
-    def draw(self, key: Array, scene: Scene) -> Negatives:
-        """The negatives of one step.
+    def mine(self, task: Task, key: Array, search: Search) -> Task:
+        """The task with the step's negatives.
 
         Raises:
           InputError: fewer items than `uniform`.
         """
         choose, sample = jax.random.split(key)
-        labelled, targets = scene.weights.reshape(-1) != 0, scene.targets.reshape(-1)
+        assert task.present is not None
+        labelled, targets = task.present.reshape(-1), task.targets.reshape(-1)
         chance = jnp.where(labelled, jax.random.uniform(choose, targets.shape), -1.0)
         chance, chosen = jax.lax.top_k(chance, min(self.queries, targets.size))
-        queries = scene.queries()
+        queries = search.queries()
         queries = queries.reshape(-1, queries.shape[-1])[chosen]
-        _, found = scene.best(queries, min(self.hard, scene.num_items), targets[chosen][:, None])
+        _, found = search.top_k(queries, min(self.hard, search.num_items),
+                                targets[chosen][:, None])
         ids = jnp.where((chance >= 0)[:, None], found, -1).reshape(-1)
         log_expected = jnp.zeros(ids.shape, jnp.float32)
         if self.uniform:
-            drawn = uniform(sample, scene.num_items, self.uniform)
+            drawn = uniform(sample, search.num_items, self.uniform)
             ids = jnp.concatenate([ids, drawn.ids])
             log_expected = jnp.concatenate([log_expected, drawn.log_expected])
         # Of equal items the first counts: a hard one before a uniform one.
         counts = first_of_each(ids) & (ids >= 0)
-        return Negatives(jnp.maximum(ids, 0), jnp.where(counts, log_expected, jnp.inf))
+        return against(task, Negatives(jnp.maximum(ids, 0),
+                                       jnp.where(counts, log_expected, jnp.inf)))
 
-    def loss_of_rows(self, queries: Array, label_rows: Array, negative_rows: Array, task: Task,
-                     negatives: Negatives, softmax: Softmax) -> Array:
-        """f32 `[N]` from queries and label rows `[N, d]` and negative rows `[K, d]`."""
-        return sampled_softmax(queries, label_rows, negative_rows, task.targets, negatives,
-                               scale=self.scale, backend=self.backend, softmax=softmax)
+    def loss(self, queries: Array, task: Task, catalogue: Catalogue) -> Array:
+        """f32 `[N]` from queries `[N, d]`; see `negatives.sampled_softmax`."""
+        return sampled_softmax(queries, task, catalogue, scale=self.scale, backend=self.backend)

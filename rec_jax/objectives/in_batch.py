@@ -16,8 +16,8 @@ import jax
 
 from rec_jax.errors import InputError
 from rec_jax.objectives import negatives as drawing
-from rec_jax.objectives.base import Negatives, Scene, Softmax, Task, check_backend
-from rec_jax.objectives.sampled import NextItemAgainstDrawn
+from rec_jax.objectives.base import Batch, Catalogue, Keys, Needs, Task, check_backend
+from rec_jax.objectives.sampled import NextItemAgainstDrawn, against
 from rec_jax.ranges import above, check
 
 
@@ -38,39 +38,34 @@ class Config(NextItemAgainstDrawn):
         check_backend(self.backend)
 
     @property
-    def num_negatives(self) -> int:
-        """None but the labels of the positions."""
-        return 0
-
-    @property
-    def needs_log_q(self) -> bool:
+    def needs(self) -> Needs:
         """The correction is by the frequencies of the data."""
-        return True
+        return Needs(labels=True, log_q=True)
 
     def drawn(self, positions: int) -> int:
         """One row a position: its label."""
         return positions
 
-    def pairs(self, positions: int) -> int:
+    def pairs(self, positions: int, num_items: int) -> int:
         """Every position is scored against every label."""
+        del num_items
         return positions**2
 
-    def draw(self, key: jax.Array, scene: Scene) -> Negatives:
-        """The labels of all positions of the step, over all micro-batches and devices.
+    def plan(self, batch: Batch, keys: Keys, num_items: int) -> Task:
+        """Next items, against the labels of all positions of the step, over all micro-batches and
+        devices.
 
         Raises:
           InputError: the batch has no log_q.
         """
-        del key
-        if scene.log_q is None:
+        if "log_q" not in batch:
             raise InputError("objective 'in_batch' needs batches with log_q, the log of each "
                              "target's share of all labels; see rec_jax.data.label_frequency")
-        return drawing.in_batch(scene.targets.reshape(-1), scene.weights.reshape(-1),
-                                scene.log_q.reshape(-1))
+        task = super().plan(batch, keys, num_items)
+        return against(task, drawing.in_batch(task.targets.reshape(-1), task.weights.reshape(-1),
+                                              batch["log_q"].reshape(-1)))
 
-    def loss_of_rows(self, queries: jax.Array, label_rows: jax.Array, negative_rows: jax.Array,
-                     task: Task, negatives: Negatives, softmax: Softmax) -> jax.Array:
-        """f32 `[N]` from queries and label rows `[N, d]` and negative rows `[K, d]`."""
-        return drawing.sampled_softmax(queries, label_rows, negative_rows, task.targets,
-                                       negatives, scale=self.scale, backend=self.backend,
-                                       softmax=softmax)
+    def loss(self, queries: jax.Array, task: Task, catalogue: Catalogue) -> jax.Array:
+        """f32 `[N]` from queries `[N, d]`; see `negatives.sampled_softmax`."""
+        return drawing.sampled_softmax(queries, task, catalogue, scale=self.scale,
+                                       backend=self.backend)

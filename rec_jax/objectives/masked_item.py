@@ -4,7 +4,7 @@ A share of a history's items is hidden behind one learned vector, the encoder se
 before and after, and predicts the hidden ones. To ask what comes next, a hidden place is put
 behind the newest item (`rec_jax.inference.histories`); some histories are trained that way too,
 with nothing hidden but their newest item. The loss is the exact softmax over the whole catalogue
-(`rec_jax.objectives.catalogue`), of hidden places only.
+(`rec_jax.objectives.full_softmax`), of hidden places only.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from rec_jax.objectives.base import Task
-from rec_jax.objectives.catalogue import CatalogueSoftmax
+from rec_jax.objectives.base import Batch, Keys, Task
+from rec_jax.objectives.full_softmax import FullSoftmax
 from rec_jax.ranges import at_least, between, check
 
 
 @dataclass(frozen=True)
-class Config(CatalogueSoftmax):
-    """Settings of the objective: those of `CatalogueSoftmax`, and
+class Config(FullSoftmax):
+    """Settings of the objective: those of `FullSoftmax`, and
 
     share: how many of the places are hidden, each by its own coin.
     last: share of the histories of which only the newest item is hidden instead.
@@ -47,14 +47,18 @@ class Config(CatalogueSoftmax):
         mean = positions * self.share
         return min(positions, math.ceil(mean + 6 * math.sqrt(mean * (1 - self.share))))
 
-    def task(self, items: jax.Array, targets: jax.Array, segments: jax.Array,
-             key: jax.Array) -> Task:
+    def plan(self, batch: Batch, keys: Keys, num_items: int) -> Task:
+        """Hide items of each micro-batch and predict them."""
+        del num_items
+        return jax.vmap(self._hide)(batch["targets"], batch["segments"], keys.each)
+
+    def _hide(self, targets: jax.Array, segments: jax.Array, key: jax.Array) -> Task:
         """Hide items of `[B, L]` and predict them; targets are the items themselves (-1: none).
 
         Histories shorter than 1 / share of which only the newest item is hidden may ask for more
         than `capacity(B * L)` places: then those in the last rows stay visible.
         """
-        rows, length = items.shape
+        rows, length = targets.shape
         each, whole = jax.random.split(key)
         filled = targets >= 0
         after = jnp.pad(segments[:, 1:], ((0, 0), (0, 1)))

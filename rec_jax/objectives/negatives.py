@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from rec_jax.errors import InputError
-from rec_jax.kernels import softmax_loss
 from rec_jax.kernels.rounding import mix
-from rec_jax.objectives.base import Negatives, Softmax
+from rec_jax.objectives.base import Catalogue, Task
+from rec_jax.objectives.sampled import NEGATIVES, Negatives
 
 Array = jax.Array
 
@@ -98,18 +98,19 @@ def in_batch(targets: Array, weights: Array, log_q: Array) -> Negatives:
     return Negatives(targets, jnp.where(labelled, log_q + count, jnp.inf))
 
 
-def sampled_softmax(queries: Array, label_rows: Array, negative_rows: Array, targets: Array,
-                    negatives: Negatives, *, scale: float = 1.0, backend: str = "auto",
-                    softmax: Softmax = softmax_loss) -> Array:
+def sampled_softmax(queries: Array, task: Task, catalogue: Catalogue, *, scale: float = 1.0,
+                    backend: str = "auto") -> Array:
     """Loss of each position, f32 `[N]`; the formula is at the top of this file.
 
-    queries, label_rows: `[N, d]`; negative_rows: `[K, d]`, rows of `negatives.ids` `[K]`; targets:
-    int32 `[N]`. Scores are `scale * q . w`.
+    queries: `[N, d]`; the task has shared negatives (`sampled.against`). Scores are
+    `scale * q . w`.
     """
-    own = scale * jnp.sum(queries.astype(jnp.float32) * label_rows.astype(jnp.float32), axis=-1)
-    bias, slots = _merge(negatives, targets)
-    loss, lse = softmax(queries, negative_rows.astype(queries.dtype), slots, bias=bias,
-                        logit_scale=scale, backend=backend)
+    own = scale * jnp.sum(queries.astype(jnp.float32)
+                          * catalogue.rows("labels").astype(jnp.float32), axis=-1)
+    bias, slots = _merge(task.constants, task.targets)
+    rows = catalogue.rows(NEGATIVES).astype(queries.dtype)
+    loss, lse = catalogue.softmax_among(queries, rows, slots, bias=bias, scale=scale,
+                                        backend=backend)
     # The kernel's loss is -log p(slot), and its lse has the slot: leave lse + log(1 - p). Where
     # the label was not drawn, p is 0 and the loss inf.
     counts = loss > _NO_LOSS

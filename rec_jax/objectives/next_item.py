@@ -1,19 +1,16 @@
-"""Next item with the exact softmax over the whole catalogue (`rec_jax.objectives.catalogue`)."""
+"""Next item with the exact softmax over the whole catalogue (`rec_jax.objectives.full_softmax`)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import jax
-import jax.numpy as jnp
-
-from rec_jax.objectives.base import Task
-from rec_jax.objectives.catalogue import CatalogueSoftmax
+from rec_jax.objectives.base import Batch, Keys, Task, next_items
+from rec_jax.objectives.full_softmax import FullSoftmax
 
 
 @dataclass(frozen=True)
-class Config(CatalogueSoftmax):
-    """Settings of the objective: those of `CatalogueSoftmax`."""
+class Config(FullSoftmax):
+    """Settings of the objective: those of `FullSoftmax`."""
 
     kind: str = "next_item"
 
@@ -22,9 +19,7 @@ class Config(CatalogueSoftmax):
         """A position sees only its past."""
         return True
 
-    def task(self, items: jax.Array, targets: jax.Array, segments: jax.Array,
-             key: jax.Array) -> Task:
+    def plan(self, batch: Batch, keys: Keys, num_items: int) -> Task:
         """Every position that has a next item predicts it."""
-        del items, segments, key
-        flat = targets.reshape(-1)
-        return Task(None, jnp.maximum(flat, 0), (flat >= 0).astype(jnp.float32))
+        del keys, num_items
+        return next_items(batch["targets"])

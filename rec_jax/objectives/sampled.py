@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 
-from rec_jax.objectives.base import Task, next_items
+from rec_jax.objectives.base import Batch, Ids, Keys, Needs, Task, next_items
+
+Array = jax.Array
+
+NEGATIVES = "negatives"
+"""The name of their rows."""
+
+
+class Negatives(NamedTuple):
+    """Items that all positions of a step are scored against.
+
+    ids: int32 `[K]`; log_expected: f32 `[K]`, log of the expected number of this item among the
+    draws; inf: the slot is empty.
+    """
+
+    ids: Array
+    log_expected: Array
 
 
 class NextItemAgainstDrawn:
@@ -16,17 +34,18 @@ class NextItemAgainstDrawn:
         return True
 
     @property
-    def needs_log_q(self) -> bool:
-        """The draws know their probabilities."""
-        return False
+    def needs(self) -> Needs:
+        """The rows of the labels."""
+        return Needs(labels=True)
 
-    @property
-    def mined(self) -> int:
-        """Nothing is searched."""
-        return 0
-
-    def task(self, items: jax.Array, targets: jax.Array, segments: jax.Array,
-             key: jax.Array) -> Task:
+    def plan(self, batch: Batch, keys: Keys, num_items: int) -> Task:
         """Every position that has a next item predicts it."""
-        del items, segments, key
-        return next_items(targets)
+        del keys, num_items
+        return next_items(batch["targets"])
+
+
+def against(task: Task, negatives: Negatives) -> Task:
+    """The task with negatives that all of its positions share."""
+    return task._replace(
+        shared={NEGATIVES: Ids(negatives.ids, negatives.log_expected < float("inf"))},
+        constants=negatives)

@@ -10,10 +10,12 @@ from typing import Literal
 
 import jax
 
-from rec_jax.objectives.base import Negatives, Scene, Softmax, Task, check_backend
+from rec_jax.objectives.base import Batch, Catalogue, Keys, Task, check_backend
 from rec_jax.objectives.negatives import log_uniform, sampled_softmax, uniform
-from rec_jax.objectives.sampled import NextItemAgainstDrawn
+from rec_jax.objectives.sampled import NextItemAgainstDrawn, against
 from rec_jax.ranges import above, at_least, check
+
+Array = jax.Array
 
 
 @dataclass(frozen=True)
@@ -38,31 +40,26 @@ class Config(NextItemAgainstDrawn):
         check(self, "objective.", count=at_least(1), scale=above(0, 1e6))
         check_backend(self.backend)
 
-    @property
-    def num_negatives(self) -> int:
-        """Negatives of a step."""
-        return self.count
-
     def drawn(self, positions: int) -> int:
         """Rows a step: the same for any number of positions."""
         del positions
         return self.count
 
-    def pairs(self, positions: int) -> int:
+    def pairs(self, positions: int, num_items: int) -> int:
         """Every position is scored against every negative."""
+        del num_items
         return positions * self.count
 
-    def draw(self, key: jax.Array, scene: Scene) -> Negatives:
-        """The negatives of one step.
+    def plan(self, batch: Batch, keys: Keys, num_items: int) -> Task:
+        """Next items, and the negatives of the step.
 
         Raises:
           InputError: uniform negatives are different, and `num_items` are too few for it.
         """
         sampler = uniform if self.negatives == "uniform" else log_uniform
-        return sampler(key, scene.num_items, self.count)
+        return against(super().plan(batch, keys, num_items),
+                       sampler(keys.step, num_items, self.count))
 
-    def loss_of_rows(self, queries: jax.Array, label_rows: jax.Array, negative_rows: jax.Array,
-                     task: Task, negatives: Negatives, softmax: Softmax) -> jax.Array:
-        """f32 `[N]` from queries and label rows `[N, d]` and negative rows `[K, d]`."""
-        return sampled_softmax(queries, label_rows, negative_rows, task.targets, negatives,
-                               scale=self.scale, backend=self.backend, softmax=softmax)
+    def loss(self, queries: Array, task: Task, catalogue: Catalogue) -> Array:
+        """f32 `[N]` from queries `[N, d]`; see `negatives.sampled_softmax`."""
+        return sampled_softmax(queries, task, catalogue, scale=self.scale, backend=self.backend)

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from rec_jax.objectives.base import Negatives, Scene, Softmax, Task
-from rec_jax.objectives.sampled import NextItemAgainstDrawn
+from rec_jax.objectives.base import Catalogue, Needs, Search, Task
+from rec_jax.objectives.sampled import NEGATIVES, Negatives, NextItemAgainstDrawn, against
 from rec_jax.ranges import above, at_least, check
 
 Array = jax.Array
@@ -55,48 +55,43 @@ class Config(NextItemAgainstDrawn):
               bucket_items=at_least(1), scale=above(0, 1e6))
 
     @property
-    def num_negatives(self) -> int:
-        """Items of all buckets."""
-        return self.buckets * self.bucket_items
-
-    @property
-    def mined(self) -> int:
-        """Every centre looks for its items."""
-        return self.buckets
+    def needs(self) -> Needs:
+        """The rows of the labels; every centre looks for its items."""
+        return Needs(labels=True, search=self.buckets)
 
     def drawn(self, positions: int) -> int:
-        """Rows a step."""
+        """Rows a step: the items of all buckets."""
         del positions
-        return self.num_negatives
+        return self.buckets * self.bucket_items
 
-    def pairs(self, positions: int) -> int:
+    def pairs(self, positions: int, num_items: int) -> int:
         """Pairs within buckets."""
+        del num_items
         return self.buckets * min(self.bucket_positions, positions) * self.bucket_items
 
-    def draw(self, key: Array, scene: Scene) -> Negatives:
-        """The items of every bucket, `[buckets * items]`; aux: the centres `[buckets, d]`."""
-        queries = scene.queries()
+    def mine(self, task: Task, key: Array, search: Search) -> Task:
+        """The task with the items of every bucket, `[buckets * items]`, and the centres."""
+        queries = search.queries()
         queries = queries.reshape(-1, queries.shape[-1]).astype(jnp.float32)
         if self.mix:
+            assert task.present is not None
             shares = jax.random.normal(key, (self.buckets, queries.shape[0]))
-            centres = (shares * (scene.weights.reshape(-1) != 0)) @ queries
+            centres = (shares * task.present.reshape(-1)) @ queries
         else:
             centres = jax.random.normal(key, (self.buckets, queries.shape[1]))
-        _, ids = scene.best(centres, min(self.bucket_items, scene.num_items), None)
+        _, ids = search.top_k(centres, min(self.bucket_items, search.num_items), None)
         ids = ids.reshape(-1)
         # Scores that are no numbers have no best items: such a slot stays empty.
-        log_expected = jnp.where(ids < 0, jnp.inf, 0.0)
-        return Negatives(jnp.maximum(ids, 0), log_expected, centres)
+        found = Negatives(jnp.maximum(ids, 0), jnp.where(ids < 0, jnp.inf, 0.0))
+        return against(task, found)._replace(constants=(found, centres))
 
-    def loss_of_rows(self, queries: Array, label_rows: Array, negative_rows: Array, task: Task,
-                     negatives: Negatives, softmax: Softmax) -> Array:
-        """f32 `[N]` from queries and label rows `[N, d]` and the buckets' rows `[K, d]`."""
-        del softmax
-        task = task.settled()
-        centres, live = negatives.aux, task.present
+    def loss(self, queries: Array, task: Task, catalogue: Catalogue) -> Array:
+        """f32 `[N]` from queries `[N, d]`."""
+        (negatives, centres), live = task.constants, task.present
+        negative_rows = catalogue.rows(NEGATIVES)
         assert live is not None
-        own = self.scale * jnp.sum(queries.astype(jnp.float32) * label_rows.astype(jnp.float32),
-                                   axis=-1)
+        own = self.scale * jnp.sum(queries.astype(jnp.float32)
+                                   * catalogue.rows("labels").astype(jnp.float32), axis=-1)
         near = centres @ jax.lax.stop_gradient(queries).astype(jnp.float32).T
         _, where = jax.lax.top_k(jnp.where(live, near, -jnp.inf),
                                  min(self.bucket_positions, queries.shape[0]))

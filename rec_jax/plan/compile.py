@@ -20,6 +20,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
+from rec_jax.data.content import planned_content
 from rec_jax.data.features import planned_features
 from rec_jax.devices import Devices
 from rec_jax.dtypes import DTYPES
@@ -30,8 +31,9 @@ from rec_jax.kernels.dispatch import load
 from rec_jax.mesh import BOTH, batch_sharding
 from rec_jax.model.encoder import build_encoder
 from rec_jax.model.optimizer import dense_optimizer, schedule
-from rec_jax.run import RunConfig, update_of
-from rec_jax.tables import Table, row_optimizer, rows_over
+from rec_jax.plan.shapes import batch_shapes
+from rec_jax.run import RunConfig, modes_of, tables_of, update_of
+from rec_jax.tables import ITEMS, Table, row_optimizer, rows_over
 from rec_jax.tables.row_map import row_map_of
 from rec_jax.tables.table import padded_size
 from rec_jax.train.state import TrainState, state_shardings, trained, weights
@@ -172,36 +174,41 @@ def lower_step(config: RunConfig, num_items: int, mesh: Mesh) -> Any:
     encoder, params = build_encoder(
         encoder_config, dim=table_config.dim, length=config.data.length,
         causal=objective.causal, precision=settings.precision, seed=config.seed,
-        features=planned_features(config.features))
+        features=planned_features(config.features), content=planned_content(config.content))
     mode = update_of(config, num_items).mode
+    configs, modes = tables_of(config), modes_of(config, mode)
     optimizer = dense_optimizer(config.optimizer, _TOTAL_STEPS)
     shape = (padded_size(num_items), table_config.dim)
-    rows = jax.ShapeDtypeStruct(shape, DTYPES[table_config.dtype])
-    row_state = () if mode == "dense" else jax.eval_shape(
-        lambda: row_optimizer(table_config.optimizer).init(shape))
-    shapes: Any = (jax.ShapeDtypeStruct((), jnp.int32), rows,
-                   jax.ShapeDtypeStruct((2,), jnp.uint32))
-    counter, table_rows, key = shapes
-    table = Table(table_rows, row_state, num_items, rows_over(mode), row_map_of(mode, num_items))
-    inputs = None if table_config.tied else table  # of the same shapes
-    average = None if settings.ema is None else jax.eval_shape(weights, params, table, inputs)
-    moments = jax.eval_shape(lambda *parts: optimizer.init(trained(*parts, mode=mode)),
-                             params, table, inputs)
-    state = TrainState(counter, params, table, moments, average, key, inputs, average)
+
+    def table_of(name: str) -> Table:
+        fixed = encoder.source.columns if name == ITEMS else 0
+        rows: Any = jax.ShapeDtypeStruct((shape[0], shape[1] + fixed),
+                                         DTYPES[configs[name].dtype])
+        state = () if modes[name] == "dense" else jax.eval_shape(
+            lambda: row_optimizer(configs[name].optimizer).init(shape))
+        return Table(rows, state, num_items, rows_over(mode), row_map_of(mode, num_items), fixed)
+
+    tables = {name: table_of(name) for name in configs}
+    average = None if settings.ema is None else jax.eval_shape(weights, params, tables)
+    moments = jax.eval_shape(lambda *parts: optimizer.init(trained(*parts, modes=modes)),
+                             params, tables)
+    counter: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    key: Any = jax.ShapeDtypeStruct((2,), jnp.uint32)
+    state = TrainState(counter, params, tables, moments, average, key, average)
     state = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=sharding), state, state_shardings(state, mesh))
-    size = (settings.accumulate, settings.rows // settings.accumulate, config.data.length)
-    cut = batch_sharding(mesh, axis=1)
-    batch = {name: jax.ShapeDtypeStruct(size, jnp.int32, sharding=cut)
-             for name in ("items", "targets", "segments", "positions",
-                          *(["times"] if reading_of(config).times else []))}
-    batch |= {feature.path: jax.ShapeDtypeStruct((*size, feature.values), jnp.int32, sharding=cut)
+    batch = batch_shapes(replace(config, objective=objective))
+    like = batch["items"]
+    if reading_of(config).times:
+        batch["times"] = like
+    batch |= {feature.path: jax.ShapeDtypeStruct((*like.shape, feature.values), jnp.int32)
               for feature in encoder.features if feature.kind != "time_gap"}
-    if objective.num_negatives is not None and objective.needs_log_q:
-        batch["log_q"] = jax.ShapeDtypeStruct(size, jnp.float32, sharding=cut)
+    cut = batch_sharding(mesh, axis=1)
+    batch = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=cut)
+             for name, leaf in batch.items()}
     step = make_train_step(
         encoder, objective, optimizer, precision=settings.precision, ema=settings.ema,
-        table=table_config, mode=mode, mesh=mesh, rate=schedule(config.optimizer, _TOTAL_STEPS))
+        tables=configs, modes=modes, mesh=mesh, rate=schedule(config.optimizer, _TOTAL_STEPS))
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # not this host's devices
         return step.lower(state, batch)  # type: ignore[attr-defined]
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 
+from rec_jax.data.content import planned_content
 from rec_jax.data.features import planned_features
 from rec_jax.devices import (
     BANDWIDTH_EFFICIENCY,
@@ -23,8 +23,9 @@ from rec_jax.devices import (
 )
 from rec_jax.errors import InputError
 from rec_jax.model.encoder import build_encoder
-from rec_jax.plan.messages import Cut, Sizes, messages, negatives_of
-from rec_jax.run import RunConfig, update_of
+from rec_jax.plan.messages import Cut, Sizes, messages
+from rec_jax.plan.shapes import drawn_rows, task_shapes
+from rec_jax.run import RunConfig, tables_of, update_of
 from rec_jax.tables.choose import trained_by
 from rec_jax.tables.table import padded_size
 
@@ -91,20 +92,22 @@ def make_plan(config: RunConfig, num_items: int, devices: Devices) -> Plan:
     width = {"f32": 4, "bf16": 2}[table.dtype]
     compute = {"f32": 4, "bf16": 2}[settings.precision]
     positions = settings.rows * config.data.length
-    predicted = _predicted(config)
+    task = task_shapes(config, num_items)
+    predicted = math.prod(task.targets.shape)
     micro = positions / settings.accumulate / count
     parameters = _encoder_parameters(config)
     objective = config.objective
-    sampled = objective.num_negatives is not None
-    drawn, alike = negatives_of(config, num_items, predicted)
-    pairs = objective.pairs(positions) if sampled else predicted * rows
-    mined = objective.mined if sampled else 0  # each device's shard is scanned for all of them
+    sampled = not objective.needs.normaliser
+    drawn, alike = drawn_rows(task)
+    pairs = objective.pairs(predicted, rows)
+    mined = objective.needs.search  # each device's shard is scanned for all of them
 
     per_row, constant = _STATE[table.optimizer.kind]
     shards = count if mode == "streamed" else items  # ranges that the rows are cut into
     groups = count // shards  # of devices, each of which holds all rows and its share of queries
     local_rows = rows / shards
-    kept_rows = local_rows * (1 if table.tied else 2)  # of both tables
+    # Of every table; how many users there are is not known here, and taken to be as many.
+    kept_rows = local_rows * len(tables_of(config))
     averages = 2 if settings.ema is not None else 0  # itself and what rounding took from it
     # Rows in bf16 are f32 as long as a dense step lasts.
     widened = 4 if mode == "dense" and table.dtype == "bf16" else 0
@@ -208,18 +211,8 @@ def _encoder_parameters(config: RunConfig) -> int:
     shapes = jax.eval_shape(lambda: build_encoder(
         config.encoder, dim=config.table.dim, length=config.data.length,
         causal=config.objective.causal, precision=config.train.precision, seed=0,
-        features=planned_features(config.features))[1])
+        features=planned_features(config.features), content=planned_content(config.content))[1])
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
-
-
-def _predicted(config: RunConfig) -> int:
-    """Positions of a step whose queries reach the loss, from shapes alone."""
-    settings = config.train
-    place = jax.ShapeDtypeStruct((settings.rows // settings.accumulate, config.data.length),
-                                 jnp.int32)
-    task = jax.eval_shape(lambda *batch: config.objective.task(*batch, jax.random.key(0)),
-                          place, place, place)
-    return settings.accumulate * math.prod(task.targets.shape)
 
 
 def _activation_bytes(config: RunConfig, compute: int) -> float:

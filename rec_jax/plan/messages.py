@@ -5,17 +5,13 @@ between them; `tests/plan/test_plan_counts.py` holds their sum against the text 
 step.
 A gather of an array over g devices brings each of them (g - 1) / g of it, a sum twice that, as a
 ring does it. Every table is fetched from in one round of messages, which is what they are sized
-for. What a search of the table sends (`objective.mined`) is not counted.
+for. What a search of the table sends (`needs.search`) is not counted.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-
-from rec_jax.objectives.base import Scene
 from rec_jax.run import RunConfig
 from rec_jax.tables.gather import Shards, message_capacity
 from rec_jax.tables.table import padded_size
@@ -55,7 +51,8 @@ class Sizes(NamedTuple):
 def messages(config: RunConfig, num_items: int, mode: str, cut: Cut, sizes: Sizes
              ) -> dict[str, float]:
     """Bytes that a device sends in a step, by what for."""
-    dim, tied, sampled = config.table.dim, config.table.tied, sizes.drawn > 0
+    dim, tied = config.table.dim, config.table.tied
+    sampled = not config.objective.needs.normaliser
     others, everyone = (cut.shards - 1) / cut.shards, (cut.devices - 1) / cut.devices
     rows = padded_size(num_items)
     asked = sizes.positions / cut.groups * others
@@ -106,27 +103,3 @@ def _exchanged(config: RunConfig, num_items: int, slots: int, cut: Cut, width: i
     if back:
         sent += places * (_ID + dim * 4) * (others + cut.groups - 1)
     return sent
-
-
-def negatives_of(config: RunConfig, num_items: int, predicted: int) -> tuple[int, bool]:
-    """How many rows of negatives a step reads, and whether they are the same for all positions;
-    from shapes alone."""
-    objective, dim = config.objective, config.table.dim
-    if objective.num_negatives is None:
-        return 0, False
-    count = config.train.accumulate
-    each = (count, predicted // count)
-
-    def draw(key: jax.Array) -> jax.Array:
-        def best(queries: jax.Array, k: int, exclude: object) -> tuple[jax.Array, jax.Array]:
-            del exclude
-            shape = (queries.shape[0], k)
-            return jnp.zeros(shape), jnp.zeros(shape, jnp.int32)
-
-        scene = Scene(num_items, jnp.zeros(each, jnp.int32), jnp.ones(each), jnp.zeros(each),
-                      lambda: jnp.zeros((*each, dim)), best)
-        ids: jax.Array = objective.draw(key, scene).ids
-        return ids
-
-    ids = jax.eval_shape(draw, jax.random.key(0))
-    return ids.size, len(ids.shape) == 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import zlib
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,7 +20,8 @@ from jax.sharding import Mesh
 from rec_jax.dtypes import DTYPES
 from rec_jax.errors import InputError
 from rec_jax.kernels.rounding import mix, random_bits
-from rec_jax.mesh import BOTH, ITEMS, Axes, row_sharding
+from rec_jax.mesh import BOTH, Axes, row_sharding
+from rec_jax.mesh import ITEMS as ITEMS_AXIS
 from rec_jax.ranges import above, at_least, check
 from rec_jax.tables.row_map import RowMap
 from rec_jax.tables.row_optimizers import RowOptimizer, RowOptimizerConfig
@@ -28,6 +30,9 @@ Array = jax.Array
 
 SMALL_MULTIPLE = 768  # 3 * 2^8: divisible by 2^k and by 3 * 2^k devices up to 256
 LARGE_MULTIPLE = 128 * SMALL_MULTIPLE  # and every shard a whole number of 128-row tiles
+ITEMS, INPUTS, USERS = "items", "inputs", "users"
+"""Names of tables: what a loss scores; what feeds an encoder in its place; those who ask."""
+_STREAMS = {INPUTS: 0x2545F491}
 MAX_ITEMS = 2**31 - 2**27  # int32 ids, with room behind the last for indices of nothing
 
 
@@ -73,23 +78,30 @@ class Table:
     state: the row optimizer's arrays `[V_padded, ...]`, or () where there is none.
     num_items: V, static; over: mesh axes that cut the rows, static; row_map: which row an id has,
       static.
+    fixed: how many of the last columns never change, static; the optimizer has no state for them.
     """
 
     rows: Array
     state: Any
     num_items: int = field(metadata={"static": True})
-    over: Axes = field(default=(ITEMS,), metadata={"static": True})
+    over: Axes = field(default=(ITEMS_AXIS,), metadata={"static": True})
     row_map: RowMap = field(default=RowMap(), metadata={"static": True})
+    fixed: int = field(default=0, metadata={"static": True})
+
+    @property
+    def trained(self) -> Array:
+        """The columns that train, `[V_padded, d - fixed]`."""
+        return self.rows[:, :self.rows.shape[1] - self.fixed] if self.fixed else self.rows
 
     def replace(self, **changes: Any) -> Table:
-        """This table with other `rows`, `state`, `over` or `row_map`."""
+        """This table with other parts."""
         return dataclasses.replace(self, **changes)
 
 
 def rows_over(mode: str) -> Axes:
     """The mesh axes that cut the rows of a table that trains in `mode`: both where it is streamed,
     so that every device passes over its own rows alone, and no two over the same."""
-    return BOTH if mode == "streamed" else (ITEMS,)
+    return BOTH if mode == "streamed" else (ITEMS_AXIS,)
 
 
 def padded_size(num_items: int) -> int:
@@ -109,10 +121,14 @@ def padded_size(num_items: int) -> int:
     return -(-num_items // multiple) * multiple
 
 
-def other_stream(seed: Array) -> Array:
-    """The seed of the second table, uint32 `[]`, where `seed` is that of the first: neither its
-    first values nor its stochastic rounding share bits with it."""
-    return mix(seed ^ jnp.uint32(0x2545F491))
+def table_stream(seed: Array, name: str) -> Array:
+    """The seed of table `name`, uint32 `[]`, where `seed` is that of the items: neither its first
+    values nor its stochastic rounding share bits with another's."""
+    return seed if name == ITEMS else mix(seed ^ jnp.uint32(_STREAMS.get(name, _number(name))))
+
+
+def _number(name: str) -> int:
+    return zlib.crc32(name.encode())
 
 
 def first_rows(seed: Array, ids: Array, *, dim: int, scale: float, num_items: int) -> Array:
@@ -129,12 +145,12 @@ def first_rows(seed: Array, ids: Array, *, dim: int, scale: float, num_items: in
 
 
 def init_table(config: TableConfig, num_items: int, seed: int, mesh: Mesh | None = None, *,
-               optimizer: RowOptimizer | None = None, second: bool = False,
-               over: Axes = (ITEMS,), row_map: RowMap | None = None) -> Table:
+               optimizer: RowOptimizer | None = None, name: str = ITEMS,
+               over: Axes = (ITEMS_AXIS,), row_map: RowMap | None = None) -> Table:
     """A new table; each device makes its rows alone, and nothing else of size V x d exists.
 
     optimizer: gives the state; none for a table that is trained densely.
-    second: of two tables of a run, the one that is the encoder's input.
+    name: of the table in its run.
     over: mesh axes that cut the rows, see `rows_over`.
     row_map: which row an id has; by default its own.
 
@@ -152,7 +168,7 @@ def init_table(config: TableConfig, num_items: int, seed: int, mesh: Mesh | None
 
     def make(seed: Array) -> tuple[Array, Any]:
         ids = order.ids(jax.lax.iota(jnp.int32, total))
-        seed = other_stream(seed) if second else seed
+        seed = table_stream(seed, name)
         rows = first_rows(seed, ids, dim=config.dim, scale=config.init_scale,
                           num_items=num_items).astype(dtype)
         return rows, () if optimizer is None else optimizer.init((total, config.dim))

@@ -12,19 +12,23 @@ import numpy.typing as npt
 from jax.sharding import Mesh
 
 from rec_jax.data.batches import BatchStream
+from rec_jax.data.content import find_content, read_content
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.features import find_features
 from rec_jax.data.label_frequency import label_counts, log_shares
 from rec_jax.inference.evaluate import Ranker, make_ranker, rank_users
 from rec_jax.inference.protocol import Panel, choose_panel, cold_items
 from rec_jax.inference.served import reading_of
-from rec_jax.mesh import ITEMS, Axes, make_mesh
+from rec_jax.mesh import ITEMS as ITEMS_AXIS
+from rec_jax.mesh import Axes, make_mesh
 from rec_jax.metrics import rank_metrics
 from rec_jax.model.encoder import Encoder, build_encoder
+from rec_jax.model.encoders import uses_users
 from rec_jax.model.optimizer import dense_optimizer, schedule
-from rec_jax.run import RunConfig, update_of
-from rec_jax.tables import RowMap, init_table, row_optimizer, rows_over
+from rec_jax.run import RunConfig, modes_of, tables_of, update_of
+from rec_jax.tables import ITEMS, USERS, RowMap, Table, init_table, row_optimizer, rows_over
 from rec_jax.tables.choose import Choice
+from rec_jax.tables.fixed import with_fixed
 from rec_jax.tables.row_map import row_map_of
 from rec_jax.train.backends import check_named
 from rec_jax.train.state import TrainState, init_state, served
@@ -60,6 +64,7 @@ class Built:
     state: TrainState
     validator: Validator
     log_share: npt.NDArray[np.float32] | None
+    config: RunConfig
 
 
 def build(config: RunConfig) -> Built:
@@ -79,34 +84,47 @@ def build(config: RunConfig) -> Built:
                          window=config.data.window, seed=config.seed,
                          share=(jax.process_index(), jax.process_count()),
                          times=reading_of(config).times, features=config.features,
-                         targets="next" if config.objective.causal else "self")
+                         targets="next" if config.objective.causal else "self",
+                         users=uses_users(config.encoder), values=config.objective.needs.values)
     horizon = steps_of(config, stream.rows_per_epoch)
     encoder, params = build_encoder(
         config.encoder, dim=config.table.dim, length=config.data.length,
         causal=config.objective.causal, precision=settings.precision, seed=config.seed,
-        features=find_features(config.features, dataset))
+        features=find_features(config.features, dataset),
+        content=find_content(config.content, dataset), scale=config.table.init_scale)
     choice = update_of(config, dataset.num_items)
     optimizer = dense_optimizer(config.optimizer, horizon.total)
-    row_state = None if choice.mode == "dense" else row_optimizer(config.table.optimizer)
-    table, *inputs = (
-        init_table(config.table, dataset.num_items, config.seed, mesh, optimizer=row_state,
-                   second=second, over=rows_over(choice.mode),
-                   row_map=row_map_of(choice.mode, dataset.num_items))
-        for second in ((False,) if config.table.tied else (False, True)))
-    state = init_state(params, table, optimizer, average=settings.ema is not None,
-                       seed=config.seed, mode=choice.mode, mesh=mesh,
-                       inputs=inputs[0] if inputs else None)
+    tables, modes = tables_of(config), modes_of(config, choice.mode)
+    sizes = {USERS: dataset.num_users}
+    new = {name: init_table(
+        table, sizes.get(name, dataset.num_items), config.seed, mesh, name=name,
+        over=rows_over(choice.mode), row_map=None if name in sizes else row_map_of(
+            choice.mode, dataset.num_items),
+        optimizer=None if modes[name] == "dense" else row_optimizer(table.optimizer))
+        for name, table in tables.items()}
+    new[ITEMS] = with_content(new[ITEMS], config, dataset, mesh)
+    state = init_state(
+        params, new, optimizer, average=settings.ema is not None, seed=config.seed, modes=modes,
+        mesh=mesh)
     step = make_train_step(
         encoder, config.objective, optimizer, precision=settings.precision, ema=settings.ema,
-        table=config.table, mode=choice.mode, mesh=mesh,
-        rate=schedule(config.optimizer, horizon.total))
+        tables=tables, modes=modes, mesh=mesh, rate=schedule(config.optimizer, horizon.total))
     return Built(dataset, stream, mesh, horizon, choice, step, state,
-                 Validator(config, dataset, encoder, mesh, table.over), _log_share(config, dataset))
+                 Validator(config, dataset, encoder, mesh, state.items.over),
+                 _log_share(config, dataset), config)
+
+
+def with_content(table: Table, config: RunConfig, dataset: Dataset, mesh: Mesh) -> Table:
+    """The table of the items with the columns of their content, where the run has any."""
+    if not config.content:
+        return table
+    columns = sum(part.columns for part in find_content(config.content, dataset))
+    return with_fixed(table, mesh, columns,
+                      lambda items: read_content(config.content, dataset, items))
 
 
 def _log_share(config: RunConfig, dataset: Dataset) -> npt.NDArray[np.float32] | None:
-    objective = config.objective
-    if objective.num_negatives is None or not objective.needs_log_q:
+    if not config.objective.needs.log_q:
         return None
     return log_shares(label_counts(dataset, length=config.data.length,
                                    window=config.data.window))
@@ -124,7 +142,7 @@ class Validator:
     """Ranks the validation users with the weights of a state."""
 
     def __init__(self, config: RunConfig, dataset: Dataset, encoder: Encoder,
-                 mesh: Mesh, over: Axes = (ITEMS,)) -> None:
+                 mesh: Mesh, over: Axes = (ITEMS_AXIS,)) -> None:
         """over: mesh axes that cut the rows. Raises InputError where the dataset has nobody to
         validate on."""
         self._config, self._dataset = config, dataset
@@ -148,7 +166,7 @@ class Validator:
     def __call__(self, state: TrainState) -> dict[str, float]:
         params, rows = served(state)
         panel = self.panel
-        ranks = rank_users(self._ranker(state.table.row_map), params, rows, self._dataset,
+        ranks = rank_users(self._ranker(state.items.row_map), params, rows, self._dataset,
                            panel.users, panel.targets, panel.ends, reading=reading_of(self._config),
                            batch=self._config.evaluate.batch, devices=self._devices)
         return rank_metrics(ranks, self._config.evaluate.ks)

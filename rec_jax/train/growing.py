@@ -20,6 +20,7 @@ import polars as pl
 from rec_jax.checkpoint import ArraySource, CheckpointReader, Checkpoints, scatter_rows
 from rec_jax.checkpoint.layout import named_leaves
 from rec_jax.checkpoint.load import load_array
+from rec_jax.checkpoint.older import with_named_tables
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.features import find_features, vocabularies
 from rec_jax.errors import InputError
@@ -27,8 +28,9 @@ from rec_jax.files import write_atomic
 from rec_jax.inference.served import check_dataset, row_map_in
 from rec_jax.progress import Reporter
 from rec_jax.run import Run, RunConfig
-from rec_jax.train.build import Built
-from rec_jax.train.state import TrainState, from_items, has_rows, to_items
+from rec_jax.tables import ITEMS, USERS, Table
+from rec_jax.train.build import Built, with_content
+from rec_jax.train.state import TrainState, from_items, has_rows, table_of, to_items
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Matched(NamedTuple):
 
 
 def match_items(old: pl.Series, new: pl.Series) -> Matched:
-    """Match two catalogues by the ids of their source, `[V_old]` and `[V_new]` text."""
+    """Match two catalogues by the ids of their source, `[V_old]` and `[V_new]` text; or users."""
     places = pl.DataFrame({"id": new}).with_row_index("place")
     found = pl.DataFrame({"id": old}).join(places, on="id", how="left", maintain_order="left")
     new_of_old = found["place"].cast(pl.Int64).fill_null(-1).to_numpy()
@@ -77,25 +79,30 @@ def start_from(start: Start, built: Built, target: Run, reporter: Reporter) -> T
         step = checkpoints.best() if start.step is None else start.step
         if step is None:
             raise InputError(f"run {start.run.folder} has no checkpoint yet")
-        opened = checkpoints.open(step)
+        opened = with_named_tables(checkpoints.open(step))
     check_dataset(old, str(opened.info.extra.get("dataset")))
     _check_meanings(config, old, built.dataset)
     matched = match_items(old.item_ids(), built.dataset.item_ids())
     fresh = to_items(built.state)
-    rows = built.state.table.rows.shape[0]
     wanted = ("model", "training") if start.keep_state else ("model",)
-    before, after = row_map_in(opened, old.num_items), built.state.table.row_map
-    moved = after.rows(matched.new_of_old[before.ids(np.arange(old.num_items))])
-    taken = {name: _take(name, opened, fresh[name], rows, moved) for name in wanted}
+    before, after = row_map_in(opened, old.num_items), built.state.items.row_map
+    by_item = after.rows(matched.new_of_old[before.ids(np.arange(old.num_items))])
+    moved = {name: by_item for name in built.state.tables}
+    if USERS in moved:
+        moved[USERS] = match_items(old.user_ids(), built.dataset.user_ids()).new_of_old
+    taken = {name: _take(name, opened, fresh[name], built.state.tables, moved) for name in wanted}
     if "average" in fresh:
         name = "average" if "average" in opened.items else "model"
-        taken["average"] = _take(name, opened, fresh["average"], rows, moved)
+        taken["average"] = _take(name, opened, fresh["average"], built.state.tables, moved)
     kept = int(np.count_nonzero(matched.new_of_old >= 0))
     reporter.say(f"started from step {step} of {start.run.folder}: {kept} items kept, "
                  f"{matched.added} new, {len(matched.retired)} retired")
     if matched.retired and jax.process_index() == 0:
         write_atomic(target.folder / "retired_items.txt", "\n".join(matched.retired) + "\n")
-    return from_items({**fresh, **taken}, built.state.table)
+    state = from_items({**fresh, **taken}, built.state.tables)
+    # Items have the content of the new dataset, also those that are new in it.
+    return state._replace(tables={**state.tables, ITEMS: with_content(
+        state.items, built.config, built.dataset, built.mesh)})
 
 
 def _check_meanings(config: RunConfig, old: Dataset, new: Dataset) -> None:
@@ -109,32 +116,34 @@ def _check_meanings(config: RunConfig, old: Dataset, new: Dataset) -> None:
                              "from another")
 
 
-def _take(name: str, opened: CheckpointReader, fresh: Any, rows: int, moved: np.ndarray) -> Any:
+def _take(name: str, opened: CheckpointReader, fresh: Any, tables: Mapping[str, Table],
+          moved: Mapping[str, np.ndarray]) -> Any:
     """The item's leaves from the checkpoint: by row where they are of the table, else whole.
 
-    moved: int64 `[V_old]`, new row of each old one, -1 where it is a retired item's.
+    moved: by table int64 `[V_old]`, new row of each old one, -1 where it is a retired item's.
     """
     sources, leaves = opened.items.get(name, {}), named_leaves(fresh)
-    by_row = dict(zip(leaves, (has_rows(path, leaf, rows) for path, leaf
-                               in jax.tree.leaves_with_path(fresh)), strict=True))
+    by_row = {name: table_of(path) if has_rows(path, leaf, tables) else None
+              for name, (path, leaf) in zip(leaves, jax.tree.leaves_with_path(fresh), strict=True)}
     if sources.keys() != leaves.keys():
         other = min(sources.keys() ^ leaves.keys())
         raise InputError(f"checkpoint {opened.name} does not fit: {name}{other} is in one of the "
                          f"two only; encoder and optimizer must be the same, and table.tied")
     _check_shapes(name, opened, sources, leaves, by_row)
-    found = [scatter_rows(leaf, sources[path], moved) if by_row[path]
-             else load_array(sources[path], leaf) for path, leaf in leaves.items()]
+    found = [load_array(sources[path], leaf) if (table := by_row[path]) is None
+             else scatter_rows(leaf, sources[path], moved[table]) for path, leaf in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(fresh), found)
 
 
 def _check_shapes(name: str, opened: CheckpointReader, sources: Mapping[str, ArraySource],
-                  leaves: Mapping[str, Any], by_row: Mapping[str, bool]) -> None:
+                  leaves: Mapping[str, Any], by_row: Mapping[str, str | None]) -> None:
     for path, leaf in leaves.items():
         source = sources[path]
-        same = (source.shape[1:] == leaf.shape[1:] if by_row[path] and source.shape
+        same = (source.shape[1:] == leaf.shape[1:] if by_row[path] is not None and source.shape
                 else source.shape == leaf.shape)
         types = {source.dtype.name, leaf.dtype.name}
         if not same or (len(types) > 1 and types != {"float32", "bfloat16"}):
+            rows = "" if by_row[path] is None else " but for the rows"
             raise InputError(f"checkpoint {opened.name} does not fit: {name}{path} is "
                              f"{source.dtype} {list(source.shape)}, expected {leaf.dtype} "
-                             f"{list(leaf.shape)}{' but for the rows' * by_row[path]}")
+                             f"{list(leaf.shape)}{rows}")

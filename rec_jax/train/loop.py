@@ -21,6 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from rec_jax.checkpoint import Checkpoints
+from rec_jax.checkpoint.older import TABLES
 from rec_jax.config import save as save_config
 from rec_jax.config import to_mapping
 from rec_jax.data.batches import prefetch
@@ -263,7 +264,7 @@ class _Loop:
         extra = {"position": asdict(self.position), "config": to_mapping(self.config),
                  "dataset": self.built.dataset.split_hash,
                  "data": self.built.stream.state(done * self.config.train.accumulate),
-                 "row_map": state.table.row_map.to_json()}
+                 "row_map": state.items.row_map.to_json(), TABLES: sorted(state.tables)}
         return self.saver.save(done, state, extra, metric)
 
 

@@ -11,11 +11,12 @@ import jax
 
 from rec_jax import config as configs
 from rec_jax.checkpoint import Checkpoints, Damaged
+from rec_jax.checkpoint.older import with_named_tables
 from rec_jax.errors import InputError
 from rec_jax.inference.served import check_dataset, row_map_in
 from rec_jax.progress import Reporter
 from rec_jax.run import RunConfig
-from rec_jax.tables import RowMap
+from rec_jax.tables import USERS, RowMap
 from rec_jax.train.build import Built
 from rec_jax.train.state import TrainState, from_items, to_items
 
@@ -70,7 +71,7 @@ def resume(checkpoints: Checkpoints, built: Built, config: RunConfig, reporter: 
             raise Damaged(f"checkpoint of step {step} says nothing usable of where the run stood: "
                           f"{type(error).__name__} {error}") from None
         # Once there was no rest, and moments and averages of bf16 tables were in bf16.
-        opened = checkpoints.open(step)
+        opened = with_named_tables(checkpoints.open(step))
         there = {name: tree for name, tree in like.items()
                  if name != "rest" or name in opened.items}
         row_map = row_map_in(opened, built.dataset.num_items)
@@ -81,7 +82,9 @@ def resume(checkpoints: Checkpoints, built: Built, config: RunConfig, reporter: 
         built.stream.seek(0)
         return built.state, 0, Position()
     step, (items, position, row_map) = found
-    return from_items(items, built.state.table.replace(row_map=row_map)), step, position
+    like = {name: table if name == USERS else table.replace(row_map=row_map)
+            for name, table in built.state.tables.items()}
+    return from_items(items, like), step, position
 
 
 def changes(old: RunConfig | Mapping[str, Any], new: RunConfig) -> str | None:

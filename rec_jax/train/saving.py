@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from rec_jax.checkpoint import Checkpoints, updated_rows
+from rec_jax.checkpoint.older import TABLES
 from rec_jax.progress import Reporter
 from rec_jax.run import CheckpointConfig
 from rec_jax.tables.choose import Mode
@@ -46,6 +47,8 @@ class Saver:
         self.last = last
         if not self.marks:
             return state
+        if last is not None and TABLES not in self.checkpoints.extra(last):
+            self.last = last = None  # its arrays have other names: no delta builds on it
         while last is not None and (last := self.checkpoints.info(last).base) is not None:
             self.deltas += 1
         return each_table(state, mark)
@@ -55,18 +58,17 @@ class Saver:
         """Start to save; the state to go on with. Raises what `Checkpoints.save` raises."""
         items, base = to_items(each_table(state, unmark)), None
         if self.marks and self.deltas + 1 < self.settings.full_every and self._has_last():
-            tables = {"rows": state.table, "inputs": state.inputs}
-            moved = {name: marked_rows(table) for name, table in tables.items()
-                     if table is not None}
-            if sum(map(len, moved.values())) <= WORTH_IT * len(moved) * state.table.num_items:
+            moved = {name: marked_rows(table) for name, table in state.tables.items()}
+            there = sum(table.num_items for table in state.tables.values())
+            if sum(map(len, moved.values())) <= WORTH_IT * there:
                 base = self.last
                 for name, of_table in moved.items():
                     for part, item in items.items():
                         # A second moment that is rounded to 0 would make the next step explode.
                         stored = self.settings.delta_values if part == "model" else "exact"
-                        item[name] = jax.tree.map(
+                        item["tables"][name] = jax.tree.map(
                             lambda rows, numbers=of_table, stored=stored: updated_rows(
-                                rows, numbers, stored), item[name])
+                                rows, numbers, stored), item["tables"][name])
         self.checkpoints.save(step, items, extra, metric, base=base)
         self.last, self.deltas = step, 0 if base is None else self.deltas + 1
         return each_table(state, mark) if self.marks else state

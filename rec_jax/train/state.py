@@ -13,19 +13,17 @@ from jax.sharding import Mesh, NamedSharding
 
 from rec_jax import streams
 from rec_jax.mesh import MeshConfig, make_mesh, replicated, row_sharding
-from rec_jax.model.encoder import INPUTS, Params
-from rec_jax.tables import Table, rows_over
+from rec_jax.model.encoder import Params, with_tables
+from rec_jax.tables import ITEMS, Table, rows_over
 
 KeyPath = tuple[Any, ...]
 
 
 class Weights(NamedTuple):
-    """What a model is: encoder parameters, item rows f32 `[V_padded, d]`, and those of the second
-    table, None if tied."""
+    """What a model is: encoder parameters, and by table its rows f32 `[V_padded, d]`."""
 
     encoder: Params
-    rows: jax.Array
-    inputs: jax.Array | None = None
+    tables: dict[str, jax.Array]
 
 
 class TrainState(NamedTuple):
@@ -33,71 +31,86 @@ class TrainState(NamedTuple):
 
     step: int32 scalar, updates done.
     encoder: f32 parameters by path.
-    table: item rows `[V_padded, d]` and their per-row optimizer state.
+    tables: by name rows `[V_padded, d]` and their per-row optimizer state. `items` is what the
+      loss scores; `inputs`, where it is there, feeds the encoder in its place (untied).
     optimizer: optax state of the dense parameters; f32, whatever the rows are stored in.
     average: moving average of the weights, or None; f32 as well.
     key: uint32 `[2]`, raw key of the run's steps; see `rec_jax.streams`.
-    inputs: the table that feeds the encoder, None where `table` does (tied).
     rest: what rounding to f32 has taken from `average` and will be added to it, or None.
     """
 
     step: jax.Array
     encoder: Params
-    table: Table
+    tables: dict[str, Table]
     optimizer: optax.OptState
     average: Weights | None
     key: jax.Array
-    inputs: Table | None = None
     rest: Weights | None = None
 
+    @property
+    def items(self) -> Table:
+        """The table that the loss scores."""
+        return self.tables[ITEMS]
 
-def init_state(encoder: Params, table: Table, optimizer: optax.GradientTransformation, *,
-               seed: int, average: bool = False, mode: str = "dense",
-               mesh: Mesh | None = None, inputs: Table | None = None) -> TrainState:
+
+def init_state(encoder: Params, tables: Mapping[str, Table],
+               optimizer: optax.GradientTransformation, *, seed: int,
+               modes: Mapping[str, str], average: bool = False,
+               mesh: Mesh | None = None) -> TrainState:
     """The state before the first step, placed on the mesh: rows cut, all else replicated.
 
-    table, inputs: with row-optimizer state unless `mode` is dense, see `init_table`.
+    tables: with row-optimizer state unless their mode is dense, see `init_table`; modes: how each
+      trains.
     """
     mesh = mesh or make_mesh(MeshConfig())
-    table = table.replace(over=rows_over(mode))
-    inputs = None if inputs is None else inputs.replace(over=rows_over(mode))
+    tables = {name: table.replace(over=rows_over(modes[ITEMS])) for name, table in tables.items()}
     # Donated buffers must be distinct, so the average starts as a copy.
-    copy = jax.tree.map(jnp.copy, weights(encoder, table, inputs)) if average else None
-    moments = jax.jit(lambda *parts: optimizer.init(trained(*parts, mode=mode)))
-    state = TrainState(jnp.zeros((), jnp.int32), encoder, table, moments(encoder, table, inputs),
-                       copy, jax.random.key_data(streams.of_steps(seed)), inputs,
+    copy = jax.tree.map(jnp.copy, weights(encoder, tables)) if average else None
+    moments = jax.jit(lambda *parts: optimizer.init(trained(*parts, modes=modes)))
+    state = TrainState(jnp.zeros((), jnp.int32), encoder, tables, moments(encoder, tables),
+                       copy, jax.random.key_data(streams.of_steps(seed)),
                        None if copy is None else jax.tree.map(jnp.zeros_like, copy))
     return jax.tree.map(_place, state, state_shardings(state, mesh))
 
 
-def trained(encoder: Params, table: Table, inputs: Table | None, *, mode: str) -> dict[str, Any]:
-    """The f32 parameters that optax trains: the encoder's, and where `mode` is dense the rows."""
-    whole = weights(encoder, table, inputs)._asdict() if mode == "dense" else {"encoder": encoder}
-    return {name: tree for name, tree in whole.items() if tree is not None}
+def trained(encoder: Params, tables: Mapping[str, Table], *,
+            modes: Mapping[str, str]) -> dict[str, Any]:
+    """The f32 parameters that optax trains: the encoder's, and the rows of dense tables."""
+    rows = {name: table.trained.astype(jnp.float32) for name, table in tables.items()
+            if modes[name] == "dense"}
+    return {"encoder": encoder, **({"tables": rows} if rows else {})}
 
 
 def state_shardings(state: TrainState, mesh: Mesh) -> Any:
-    """Where each leaf lives: what has a row for each of the table's over its axes, the others
+    """Where each leaf lives: what has a row for each of a table's over its axes, the others
     everywhere."""
-    total = state.table.rows.shape[0]
-    cut, whole = row_sharding(mesh, state.table.over), replicated(mesh)
-    return jax.tree.map_with_path(
-        lambda path, leaf: cut if has_rows(path, leaf, total) else whole, state)
+    whole = replicated(mesh)
+
+    def sharding(path: KeyPath, leaf: Any) -> NamedSharding:
+        name = table_of(path)
+        if name is None or not has_rows(path, leaf, state.tables):
+            return whole
+        return row_sharding(mesh, state.tables[name].over)
+
+    return jax.tree.map_with_path(sharding, state)
 
 
-def has_rows(path: KeyPath, leaf: Any, total: int) -> bool:
-    """Whether a leaf of a state, or of an item of `to_items`, has a row for each of a table's.
+def table_of(path: KeyPath) -> str | None:
+    """The table that a leaf of a state, or of an item of `to_items`, belongs to; None: none.
 
-    Its path says so: an encoder's array may have any shape, also that of the rows. An optimizer
-    may keep something else for the rows (a count, a mean), which has not their number `total`.
+    Its path says so, never its shape: an encoder's array may have any, also that of the rows.
     """
-    for entry in path:
-        name = getattr(entry, "name", getattr(entry, "key", None))
-        if name == "encoder":
-            return False
-        if name in ("table", "rows", "inputs"):
-            return tuple(leaf.shape[:1]) == (total,)
-    return False
+    names = [getattr(entry, "name", getattr(entry, "key", None)) for entry in path]
+    if "encoder" in names or "tables" not in names:
+        return None
+    return str(names[names.index("tables") + 1])
+
+
+def has_rows(path: KeyPath, leaf: Any, tables: Mapping[str, Table]) -> bool:
+    """Whether a leaf of a table has a row for each of the table's. An optimizer may keep something
+    else for the rows (a count, a mean), which has not their number."""
+    name = table_of(path)
+    return name is not None and tuple(leaf.shape[:1]) == (tables[name].rows.shape[0],)
 
 
 def _place(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
@@ -110,10 +123,10 @@ def _place(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
     return jax.device_put(leaf, sharding)
 
 
-def weights(encoder: Params, table: Table, inputs: Table | None) -> Weights:
+def weights(encoder: Params, tables: Mapping[str, Table]) -> Weights:
     """The weights that are in these parts of a state; rows of any type as f32."""
-    return Weights(encoder, *(None if each is None else each.rows.astype(jnp.float32)
-                              for each in (table, inputs)))  # type: ignore[arg-type]
+    return Weights(encoder, {name: table.rows.astype(jnp.float32)
+                             for name, table in tables.items()})
 
 
 def averaged(average: Weights, rest: Weights, new: Weights, decay: float
@@ -133,42 +146,39 @@ def averaged(average: Weights, rest: Weights, new: Weights, decay: float
 
 
 def each_table(state: TrainState, change: Callable[[Table], Table]) -> TrainState:
-    """The state with `change` made to its table, or to both."""
-    return state._replace(table=change(state.table),
-                          inputs=None if state.inputs is None else change(state.inputs))
+    """The state with `change` made to each of its tables."""
+    return state._replace(tables={name: change(table) for name, table in state.tables.items()})
 
 
 def served(state: TrainState) -> tuple[Params, jax.Array]:
-    """The (encoder, rows) that evaluation, export and recommendation use; what feeds an encoder
-    from another table is among its parameters, see `rec_jax.model.encoder.INPUTS`."""
-    encoder, rows, inputs = state.average or (
-        state.encoder, state.table.rows, None if state.inputs is None else state.inputs.rows)
-    return encoder if inputs is None else {**encoder, INPUTS: inputs}, rows
+    """The (encoder, rows) that evaluation, export and recommendation use; rows of tables that feed
+    an encoder are among its parameters, see `rec_jax.model.encoder.TABLES`."""
+    encoder, tables = state.average or (
+        state.encoder, {name: table.rows for name, table in state.tables.items()})
+    return with_tables(encoder, tables), tables[ITEMS]
 
 
 def to_items(state: TrainState) -> dict[str, Any]:
     """The state as a checkpoint's named pytrees.
 
-    model, average: encoder and rows (and inputs if untied), which a reader takes alone; rest: of
-    `average`; training: all else.
+    model, average: encoder and the tables' rows, which a reader takes alone; rest: of `average`;
+    training: all else.
     """
     items: dict[str, Any] = {
-        "model": {"encoder": state.encoder, "rows": state.table.rows},
-        "training": {"step": state.step, "rows": state.table.state,
-                     "optimizer": state.optimizer, "key": state.key},
+        "model": {"encoder": state.encoder,
+                  "tables": {name: table.rows for name, table in state.tables.items()}},
+        "training": {"step": state.step, "optimizer": state.optimizer, "key": state.key,
+                     "tables": {name: table.state for name, table in state.tables.items()}},
     }
-    if state.inputs is not None:
-        items["model"]["inputs"] = state.inputs.rows
-        items["training"]["inputs"] = state.inputs.state
     if state.average is not None:
-        items["average"] = _present(state.average)
+        items["average"] = state.average._asdict()
     if state.rest is not None:
-        items["rest"] = _present(state.rest)
+        items["rest"] = state.rest._asdict()
     return items
 
 
-def from_items(items: Mapping[str, Any], like: Table) -> TrainState:
-    """The inverse of `to_items`, for tables of the size and over the axes of `like`; where there
+def from_items(items: Mapping[str, Any], like: Mapping[str, Table]) -> TrainState:
+    """The inverse of `to_items`, for tables of the sizes and over the axes of `like`; where there
     is an average, its `rest` may be missing."""
     model, training, average = items["model"], items["training"], items.get("average")
     rest = items.get("rest")
@@ -176,14 +186,9 @@ def from_items(items: Mapping[str, Any], like: Table) -> TrainState:
         rest = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, device=leaf.sharding), average)
     return TrainState(
         step=training["step"], encoder=model["encoder"],
-        table=like.replace(rows=model["rows"], state=training["rows"]),
+        tables={name: table.replace(rows=model["tables"][name], state=training["tables"][name])
+                for name, table in like.items()},
         optimizer=training["optimizer"],
         average=None if average is None else Weights(**average),
         key=training["key"],
-        inputs=(like.replace(rows=model["inputs"], state=training["inputs"])
-                if "inputs" in model else None),
         rest=None if rest is None else Weights(**rest))
-
-
-def _present(weights: Weights) -> dict[str, Any]:
-    return {name: tree for name, tree in weights._asdict().items() if tree is not None}

@@ -8,7 +8,7 @@ dropout and masks are those of one device. Only where rows meet the mesh are the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -19,20 +19,39 @@ from jax.sharding import Mesh
 from rec_jax import streams
 from rec_jax.dtypes import DTYPES
 from rec_jax.errors import InputError
+from rec_jax.kernels.compat import materialise
 from rec_jax.mesh import MeshConfig, batch_sharding, make_mesh
 from rec_jax.model.encoder import Encoder
 from rec_jax.objectives import Objective, Task
-from rec_jax.tables import Hyper, TableConfig
+from rec_jax.objectives.base import Ids, Keys, Searching
+from rec_jax.tables import INPUTS, ITEMS, USERS, Hyper, Table, TableConfig, table_stream
 from rec_jax.tables.choose import Mode as ModeName
-from rec_jax.train import mode_dense, mode_sparse, mode_streamed
-from rec_jax.train.mode import Array, Batch, Closing, Mode, Setting
+from rec_jax.train import dense, sparse, streamed
+from rec_jax.train.fetched import fetch_rows
+from rec_jax.train.mode import (
+    STORED,
+    Array,
+    Batch,
+    Gradients,
+    OpenTable,
+    Request,
+    Setting,
+    composed,
+    queries_of,
+    weighted,
+)
+from rec_jax.train.search import search_in
 from rec_jax.train.state import TrainState, averaged, state_shardings, weights
 
-MODES: dict[str, Mode] = {
-    "dense": cast(Mode, mode_dense),
-    "sparse": cast(Mode, mode_sparse),
-    "streamed": cast(Mode, mode_streamed),
+READ = "inputs"
+"""The name of the rows that feed the encoder."""
+
+MODES: dict[str, Callable[..., OpenTable]] = {
+    "dense": dense.open_table,
+    "sparse": sparse.open_table,
+    "streamed": streamed.open_table,
 }
+"""By the name of a way to train, what opens a table for a step; see `mode.Mode`."""
 
 
 class StepMetrics(NamedTuple):
@@ -56,80 +75,129 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
 
 
 def make_train_step(encoder: Encoder, objective: Objective,
-                    optimizer: optax.GradientTransformation, *, precision: str = "f32",
-                    ema: float | None = None, table: TableConfig | None = None,
-                    mode: ModeName = "dense", mesh: Mesh | None = None,
+                    optimizer: optax.GradientTransformation, *,
+                    tables: Mapping[str, TableConfig] | None = None,
+                    modes: Mapping[str, ModeName] | None = None, precision: str = "f32",
+                    ema: float | None = None, mesh: Mesh | None = None,
                     rate: optax.Schedule | None = None) -> Step:
     """One update on `mesh` (default: one device), jitted, with the state donated.
 
     The gradient of the mean over all micro-batches is exact: sums of weighted losses and of
     divisors are accumulated, and divided once.
 
-    optimizer: of the encoder, and of the rows (of both tables) where `mode` is dense.
-    table: its `optimizer` is that of the rows in the other modes, where `rate` gives its learning
-      rate by step unless it has its own.
+    optimizer: of the encoder, and of the rows of dense tables.
+    tables: settings by name; in the other modes their `optimizer` is that of the rows, where
+      `rate` gives its learning rate by step unless it has its own. By default one, of items.
+    modes: how each table trains; by default dense.
 
     Raises:
-      InputError: objective or average do not fit `mode`, or (when traced) the batch not the
+      InputError: objective or average do not fit a mode, or (when traced) the batch not the
         mesh.
     """
-    table = table or TableConfig()
+    tables = tables or {ITEMS: TableConfig()}
+    modes = modes or dict.fromkeys(tables, "dense")
     mesh = mesh or make_mesh(MeshConfig())
-    _check(objective, mode, ema)
-    own_rate = table.optimizer.rate
-    if mode != "dense" and rate is None and own_rate is None:
-        raise InputError(f"a {mode} table trains with its own optimizer, and nothing says its "
-                         "learning rate; expected `rate` or table.optimizer.rate")
-    rates = rate if own_rate is None else optax.constant_schedule(own_rate)
-    setting = Setting(encoder, objective, table, mesh, DTYPES[precision])
-    table_mode = MODES[mode]
+    check_modes(objective, tables, modes, ema, rate)
+    setting = Setting(encoder, objective, tables, mesh, DTYPES[precision])
+    reads = INPUTS if INPUTS in tables else ITEMS
 
-    def loss_of(shared: Any, own: Any, fixed: Any, micro: Batch, task: Task, key: Array) -> Any:
-        return table_mode.loss(setting, shared, own, fixed, micro, task, key)
+    def open_tables(state: TrainState, batch: Batch, tasks: Task, key: Array
+                    ) -> tuple[dict[str, OpenTable], dict[str, dict[str, Ids]], Task]:
+        """The tables, what each reads of every micro-batch, and the task with what was mined."""
+        count = batch["items"].shape[0]
+        inputs = Ids(batch["items"].reshape(count, -1), batch["segments"].reshape(count, -1) > 0)
+        each: dict[str, dict[str, Ids]] = {name: {} for name in tables}
+        each[reads][READ] = inputs
+        if USERS in tables:
+            each[USERS][READ] = inputs._replace(ids=batch[USERS].reshape(count, -1))
+        opened = {name: MODES[modes[name]](setting, name, state.tables[name], Request(each[name]))
+                  for name in tables if name != ITEMS}
+        if objective.needs.search:
+            def vectors() -> Array:
+                table = state.tables[reads]
+                if modes[reads] == "dense":
+                    return dense.take_rows(table.rows, table.row_map.rows(inputs.ids))
+                if reads in opened:
+                    return cast(Array, opened[reads].slices[READ])
+                return fetch_rows(setting, ITEMS, table, Request({READ: inputs})).each[READ]
 
-    gradient = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
+            tasks = cast(Searching, objective).mine(tasks, key, search_in(
+                setting, state.items, state.encoder, batch, tasks, vectors))
+        each[ITEMS] |= dict(tasks.reads)
+        if tasks.labels is not None:
+            each[ITEMS]["labels"] = Ids(tasks.labels.item, tasks.labels.weight != 0)
+        elif objective.needs.labels:
+            assert tasks.present is not None
+            each[ITEMS]["labels"] = Ids(tasks.targets, tasks.present)
+        request = Request(each[ITEMS], dict(tasks.shared))
+        further = {"positions": tasks.targets.shape} if modes[ITEMS] == "streamed" else {}
+        opened[ITEMS] = MODES[modes[ITEMS]](setting, ITEMS, state.items, request, **further)
+        return opened, each, tasks
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         count = _micro_batches(batch, mesh)
         run, now = jax.random.wrap_key_data(state.key), state.step
-        tasks = jax.vmap(lambda items, targets, segments, key: _cut_evenly(
-            objective.task(items, targets, segments, key).settled(), mesh.size))(
-            batch["items"], batch["targets"], batch["segments"],
-            streams.of_micro_batches(run, now, count, streams.TASK))
-        assert tasks.present is not None
+        keys = Keys(streams.of_micro_batches(run, now, count, streams.TASK),
+                    streams.of_step(run, now, streams.NEGATIVES))
+        tasks = _cut_evenly(
+            objective.plan(batch, keys, state.items.num_items).settled(), mesh.size)
+        present = tasks.present
+        assert present is not None
         dropout = streams.of_micro_batches(run, now, count, streams.DROPOUT)
-        opened = table_mode.open(setting, state, batch, tasks,
-                                 streams.of_step(run, now, streams.NEGATIVES))
+        opened, each, tasks = open_tables(state, batch, tasks, keys.step)
+        constant = {"shared": tasks.shared, "constants": tasks.constants}
+        tasks = tasks._replace(shared={}, constants=None)
 
-        def one(carry: Any, each: Any) -> Any:
-            own, given, micro, task, key = each
-            (loss, left), (to_shared, to_own) = gradient(
-                opened.shared, own, {**opened.fixed, **given}, micro, task, key)
+        def loss_of(shared: Any, slices: Any, micro: Batch, task: Task, ids: Any, key: Array
+                    ) -> tuple[Array, Any]:
+            params = shared["encoder"]
+            items = composed(encoder.source, params)
+            answers = {name: table.catalogue(shared["tables"][name], slices[name], ids[name],
+                                             items if name == ITEMS else STORED)
+                       for name, table in opened.items()}
+            users = answers[USERS].stored(READ) if USERS in answers else None
+            queries = queries_of(setting, params, answers[reads].stored(READ), micro, task, key,
+                                 users)
+            loss = objective.loss(queries, task._replace(**constant), answers[ITEMS])
+            return weighted(loss, task.weights), {name: one.asked for name, one in answers.items()}
+
+        gradient = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
+        shared = {"encoder": state.encoder,
+                  "tables": {name: table.parameters for name, table in opened.items()}}
+        slices = {name: table.slices for name, table in opened.items()}
+
+        def one(carry: Any, micro: Any) -> Any:
+            part, batch, task, ids, key = micro
+            (loss, asked), (to_shared, to_part) = gradient(shared, part, batch, task, ids, key)
             sums = (loss, task.divisor, to_shared)
-            return jax.tree.map(jnp.add, carry, sums), (to_own, left)
+            return jax.tree.map(jnp.add, carry, sums), (to_part, asked)
 
-        zero = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, opened.shared))
-        (loss, divisor, to_shared), (to_own, left) = jax.lax.scan(
-            one, zero, (opened.own, opened.each, batch, tasks, dropout))
+        zero = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, shared))
+        (loss, divisor, to_shared), (to_slices, asked) = jax.lax.scan(
+            one, zero, (slices, batch, tasks, each, dropout))
         share = jnp.where(divisor != 0, 1.0 / jnp.where(divisor != 0, divisor, 1.0), 0.0)
-        to_shared, to_own = jax.tree.map(lambda leaf: leaf * share, (to_shared, to_own))
+        to_shared, to_slices = jax.tree.map(lambda leaf: leaf * share, (to_shared, to_slices))
+        if modes[ITEMS] == "streamed" and not each[ITEMS]:
+            # The backward pass reads the rows of the labels. Nothing else says that this comes
+            # before the update, and where it may come after it XLA copies the whole table.
+            to_slices, asked = materialise((to_slices, asked), now)
 
-        names = [name for name in ("encoder", "rows", "inputs") if name in opened.shared]
-        grads = {name: to_shared[name] for name in names}
-        updates, opt_state = optimizer.update(grads, state.optimizer,
-                                              {name: opened.shared[name] for name in names})
-        hyper = Hyper(jnp.asarray(0.0 if rates is None else rates(now), jnp.float32))
+        moving = [name for name in tables if modes[name] == "dense"]
+        parameters, grads = (_trained(tree, moving) for tree in (shared, to_shared))
+        updates, opt_state = optimizer.update(grads, state.optimizer, parameters)
         seed = jax.random.bits(streams.of_step(run, now, streams.ROUNDING), (), jnp.uint32)
-        new_table, new_inputs = opened.close(Closing(to_shared, to_own, left, updates, hyper, seed))
+        new_tables = {name: opened[name].close(Gradients(
+            to_shared["tables"][name], to_slices[name], asked[name],
+            updates.get("tables", {}).get(name), _hyper(tables[name], rate, now),
+            table_stream(seed, name))) for name in tables}
         new_encoder = optax.apply_updates(state.encoder, updates["encoder"])
         average, rest = state.average, state.rest
         if average is not None and rest is not None and ema is not None:
-            average, rest = averaged(average, rest, weights(new_encoder, new_table, new_inputs),
-                                     ema)
-        new = TrainState(state.step + 1, new_encoder, new_table, opt_state, average, state.key,
-                         new_inputs, rest)
-        metrics = StepMetrics(loss * share, jnp.sum(tasks.present, dtype=jnp.float32),
-                              optax.tree.norm(grads), _count_bad(batch, state.table.num_items),
+            average, rest = averaged(average, rest, weights(new_encoder, new_tables), ema)
+        new = TrainState(state.step + 1, new_encoder, new_tables, opt_state, average, state.key,
+                         rest)
+        metrics = StepMetrics(loss * share, jnp.sum(present, dtype=jnp.float32),
+                              optax.tree.norm(grads), _count_bad(batch, state.tables),
                               divisor)
         return jax.lax.with_sharding_constraint(new, state_shardings(new, mesh)), metrics
 
@@ -154,15 +222,39 @@ def check_ids(bad: int) -> None:
                          f"0 to num_items - 1 (dataset and table do not belong together?)")
 
 
-def _check(objective: Any, mode: ModeName, ema: float | None) -> None:
-    if mode != "dense" and (mode == "sparse") != (objective.num_negatives is not None):
+def check_modes(objective: Objective, tables: Mapping[str, TableConfig],
+                modes: Mapping[str, ModeName], ema: float | None,
+                rate: optax.Schedule | None) -> None:
+    """Raises InputError where objective, average or learning rate do not fit how tables train."""
+    mode, needs = modes[ITEMS], objective.needs
+    if mode != "dense" and (mode == "streamed") != needs.normaliser:
         raise InputError(f"table.update = {mode!r} does not fit objective {objective.kind!r}")
-    if mode == "streamed" and objective.needs_mean_row:
+    if mode == "streamed" and needs.mean_row:
         raise InputError("objective.label_smoothing needs the mean row and its gradient, which a "
                          "streamed table does not make; expected 0, or table.update = 'dense'")
-    if mode != "dense" and ema is not None:
-        raise InputError(f"train.ema would touch every row in every step, which table.update = "
-                         f"{mode!r} avoids; expected no ema, or table.update = 'dense'")
+    for name, each in modes.items():
+        if each == "streamed" and name != ITEMS:
+            raise InputError(f"table {name!r} is not scored, so no pass over all of it is made; "
+                             "expected update = 'dense' or 'sparse'")
+        if each != "dense" and ema is not None:
+            raise InputError(f"train.ema would touch every row in every step, which table.update = "
+                             f"{each!r} avoids; expected no ema, or table.update = 'dense'")
+        if each != "dense" and rate is None and tables[name].optimizer.rate is None:
+            raise InputError(f"a {each} table trains with its own optimizer, and nothing says its "
+                             "learning rate; expected `rate` or table.optimizer.rate")
+
+
+def _hyper(table: TableConfig, rate: optax.Schedule | None, now: Array) -> Hyper:
+    """The scalars of a table's row optimizer: its own rate, or that of the schedule."""
+    own = table.optimizer.rate
+    rates = rate if own is None else optax.constant_schedule(own)
+    return Hyper(jnp.asarray(0.0 if rates is None else rates(now), jnp.float32))
+
+
+def _trained(tree: Mapping[str, Any], moving: Sequence[str]) -> dict[str, Any]:
+    """The part of a tree of parameters that optax trains; see `state.trained`."""
+    rows = {name: tree["tables"][name] for name in moving}
+    return {"encoder": tree["encoder"], **({"tables": rows} if rows else {})}
 
 
 def _micro_batches(batch: Batch, mesh: Mesh) -> int:
@@ -175,18 +267,29 @@ def _micro_batches(batch: Batch, mesh: Mesh) -> int:
 
 def _cut_evenly(task: Task, devices: int) -> Task:
     """The task with positions of weight 0 behind it until the devices divide their number."""
-    spare = -task.targets.shape[0] % devices
+    count = task.targets.shape[-1]
+    spare = -count % devices
     if not spare:
         return task
     if task.where is None:
-        raise InputError(f"{task.targets.shape[0]} positions cannot be cut over {devices} devices")
+        raise InputError(f"{count} positions cannot be cut over {devices} devices")
+
+    def longer(values: Array) -> Array:
+        return jnp.pad(values, ((0, 0), (0, spare), *((0, 0),) * (values.ndim - 2)))
+
     assert task.present is not None
-    where, targets, weights, present = (jnp.pad(x, (0, spare)) for x in (
-        task.where, task.targets, task.weights, task.present))
-    return task._replace(where=where, targets=targets, weights=weights, present=present)
+    return task._replace(
+        where=longer(task.where), targets=longer(task.targets), weights=longer(task.weights),
+        present=longer(task.present), values=jax.tree.map(longer, dict(task.values)))
 
 
-def _count_bad(batch: Batch, num_items: int) -> Array:
-    items, targets = batch["items"], batch["targets"]
-    inputs = ((items < 0) | (items >= num_items)) & (batch["segments"] > 0)
-    return (jnp.sum(inputs) + jnp.sum((targets < -1) | (targets >= num_items))).astype(jnp.int32)
+def _count_bad(batch: Batch, tables: Mapping[str, Table]) -> Array:
+    num_items, targets = tables[ITEMS].num_items, batch["targets"]
+
+    def inputs(ids: Array, count: int) -> Array:
+        return jnp.sum(((ids < 0) | (ids >= count)) & (batch["segments"] > 0))
+
+    bad = inputs(batch["items"], num_items) + jnp.sum((targets < -1) | (targets >= num_items))
+    if USERS in tables:
+        bad += inputs(batch[USERS], tables[USERS].num_items)
+    return bad.astype(jnp.int32)

@@ -21,26 +21,30 @@ class Inputs(NamedTuple):
       and no feature needs them.
     features: codes int32 `[B, L, K]` of side features by path; added to the item vectors before
       an encoder sees them, see `rec_jax.model.features`.
+    users: vectors f32 `[B, L, d]` of the users of the places, where a run has a table of them.
     """
 
     segments: jax.Array
     positions: jax.Array
     times: jax.Array | None = None
     features: Mapping[str, jax.Array] | None = None
+    users: jax.Array | None = None
 
 
 Encoder = Callable[..., jax.Array]
 """`encoder(vectors [B, L, d], inputs, key=None, at=None) -> queries [B, L, d]`.
 
-No key, no dropout. at: int32 `[B, C]`, the places whose queries are wanted, `[B, C, d]`: the last
-block then computes no others. Without dropout only.
+No key, no dropout. An encoder may leave `at` out; one that has it is given int32 `[B, C]`, the
+places whose queries are wanted, `[B, C, d]`, so that its last block computes no others. Without
+dropout only.
 """
 
 
 class EncoderConfig(Protocol):
     """The frozen dataclass beside an encoder.
 
-    A property `uses_times` that is true asks for `Inputs.times`; see `uses_times`.
+    A property `uses_times` that is true asks for `Inputs.times`, and `uses_users` for
+    `Inputs.users`.
     """
 
     @property
@@ -61,6 +65,11 @@ def at_places(x: jax.Array, at: jax.Array | None) -> jax.Array:
     if at is None:
         return x
     return jnp.take_along_axis(x, at.reshape(*at.shape, *[1] * (x.ndim - 2)), axis=1)
+
+
+def uses_users(config: EncoderConfig) -> bool:
+    """Whether an encoder reads `Inputs.users`, so that a run has a table of them."""
+    return bool(getattr(config, "uses_users", False))
 
 
 def uses_times(config: EncoderConfig) -> bool:

@@ -1,0 +1,158 @@
+"""Two checkouts of the project train the same configs: are all numbers the same, and the speed?
+
+    python benchmarks/same_numbers.py --before ../before --after . --work runs/same \
+        --data data/ml-100k/dataset=data/ml-100k/dataset --data data/ml-1m=data/ml-1m
+
+Every config whose dataset is given trains `--steps` steps in each checkout, with the kernels'
+backends named, so that both compute with the same. Then every array of the last checkpoint is
+held against its like, bit by bit. Where a difference is explained, name it with `--explain`.
+`--rounds` further trainings in turn give the ratio of the speeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rec_jax.bench.record import record
+from rec_jax.checkpoint import Checkpoints
+from rec_jax.checkpoint.older import with_named_tables
+
+ROOT = Path(__file__).resolve().parents[1]
+VARIANTS = {
+    "ml1m streamed": ("ml1m", 'table.update="streamed"'),
+    "ml1m streamed untied": ("ml1m", 'table.update="streamed"', "table.tied=false"),
+    "ml1m bf16 rows": ("ml1m", 'table.dtype="bf16"'),
+    "ml100k untied": ("ml100k", "table.tied=false"),
+    "ml100k sampled sparse": ("ml100k_sampled_softmax", 'table.update="sparse"'),
+    "ml100k in batch sparse untied": ("ml100k_in_batch", 'table.update="sparse"',
+                                      "table.tied=false"),
+    "ml100k hard negatives sparse": ("ml100k_hard_negatives", 'table.update="sparse"'),
+}
+"""Further cases: a config, and what is set over it."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--before", required=True, help="checkout to compare with")
+    parser.add_argument("--after", default=str(ROOT), help="checkout that is compared")
+    parser.add_argument("--data", action="append", default=[], help="config's path=folder")
+    parser.add_argument("--work", required=True, help="folder of the runs; made anew")
+    parser.add_argument("--only", nargs="*", help="names of cases")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=0, help="further pairs, for the speed")
+    parser.add_argument("--backend", default="native", help="of objective and encoder")
+    parser.add_argument("--explain", action="append", default=[], help="case=why it differs")
+    parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results" / "same_numbers.json"))
+    options = parser.parse_args()
+    folders = dict(pair.split("=", 1) for pair in options.data)
+    why = dict(pair.split("=", 1) for pair in options.explain)
+    found = []
+    for name, (config, *over) in cases().items():
+        path = tomllib.loads((ROOT / "configs" / f"{config}.toml").read_text())["data"]["path"]
+        if (options.only and name not in options.only) or path not in folders:
+            continue
+        found.append(compare(name, config, [*over, f"data.path={Path(folders[path]).resolve()}"],
+                             options, why.get(name)))
+        print(json.dumps(found[-1]), flush=True)
+        record(Path(options.out), {"steps": options.steps, "backend": options.backend,
+                                   "before": commit(options.before),
+                                   "after": commit(options.after), "cases": found})
+
+
+def cases() -> dict[str, tuple[str, ...]]:
+    """Every config but those of a billion rows, and the variants."""
+    names = sorted(path.stem for path in (ROOT / "configs").glob("*.toml")
+                   if not path.stem.startswith("billion"))
+    return {**{name: (name,) for name in names}, **VARIANTS}
+
+
+def compare(name: str, config: str, over: list[str], options: argparse.Namespace,
+            why: str | None) -> dict[str, Any]:
+    """Train one case in both checkouts and compare what they saved."""
+    work = Path(options.work)
+    seconds: dict[str, list[float]] = {"before": [], "after": []}
+    runs = {}
+    for number in range(1 + options.rounds):
+        for side in ("before", "after") if number % 2 == 0 else ("after", "before"):
+            run = work / f"{name.replace(' ', '_')}-{side}"
+            shutil.rmtree(run, ignore_errors=True)
+            checkout = Path(getattr(options, side)).resolve()
+            seconds[side].append(train(checkout, config, run.resolve(), over, options))
+            runs[side] = run
+    arrays = [saved(runs[side], options.steps) for side in ("before", "after")]
+    differing: dict[str, float | str] = {}
+    for path in sorted(arrays[0].keys() | arrays[1].keys()):
+        one, other = (of.get(path) for of in arrays)
+        if one is None or other is None:
+            differing[path] = "only " + ("after" if one is None else "before")
+        elif one.tobytes() != other.tobytes():
+            differing[path] = float(np.max(np.abs(one.astype("f8") - other.astype("f8"))))
+    ratios = [before / after for before, after in zip(seconds["before"][1:], seconds["after"][1:],
+                                                      strict=True)]
+    sizes = [size for size in differing.values() if not isinstance(size, str)]
+    missing = [f"{path}: {size}" for path, size in differing.items() if isinstance(size, str)]
+    return {"case": name, "arrays": len(arrays[1]), "differing": len(differing),
+            "largest_difference": max(sizes, default=0.0), "missing": missing, "explained": why,
+            "before_over_after_seconds": round(statistics.median(ratios), 3) if ratios else None}
+
+
+def train(checkout: Path, config: str, run: Path, over: list[str],
+          options: argparse.Namespace) -> float:
+    """Seconds of the steps."""
+    lines = [*over, f"train.steps={options.steps}", "train.evaluate_every=1000.0",
+             f'encoder.backend="{options.backend}"']
+    text = (ROOT / "configs" / f"{config}.toml").read_text()
+    if "backend" in fields_of(text):
+        lines.append(f'objective.backend="{options.backend}"')
+    command = [sys.executable, "-m", "rec_jax", "train", str(ROOT / "configs" / f"{config}.toml"),
+               "--run", str(run), "--json"]
+    for line in lines:
+        command += ["--set", line]
+    done = subprocess.run(command, cwd=run.parent if run.parent.is_dir() else None, text=True,
+                          capture_output=True, check=False,
+                          env={**os.environ, "PYTHONPATH": str(checkout), "JAX_PLATFORMS": "cpu"})
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
+    return float(json.loads(done.stdout)["train_seconds"])
+
+
+def fields_of(text: str) -> set[str]:
+    """The keys of a config's objective."""
+    import importlib
+
+    from rec_jax.objectives import OBJECTIVES
+
+    kind = tomllib.loads(text).get("objective", {}).get("kind", "next_item")
+    module = importlib.import_module(OBJECTIVES[kind])
+    return {field.name for field in dataclasses.fields(module.Config)}
+
+
+def saved(run: Path, step: int) -> dict[str, np.ndarray]:
+    """All arrays of a checkpoint by item and path of today."""
+    with Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
+        opened = with_named_tables(checkpoints.open(step))
+        return {f"{item}{path}": source.read(0, source.shape[0] if source.shape else 1)
+                for item, sources in opened.items.items() for path, source in sources.items()}
+
+
+def commit(checkout: str) -> str:
+    done = subprocess.run(["git", "-C", checkout, "describe", "--always", "--dirty"], text=True,
+                          capture_output=True, check=False)
+    return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    main()

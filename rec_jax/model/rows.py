@@ -1,0 +1,68 @@
+"""What an item's vector is made of: its own trained values, and what its content says.
+
+    row(i) = e_i + A x_i          x_i: fixed content columns of item i, A [c, d]: trained
+
+A table keeps `[e_i, x_i]` side by side, `[V_padded, d + c]`, so that content travels with its row
+wherever rows go: gathered, cut over a mesh, saved, moved to another catalogue. Nothing is needed
+but two small functions: `compose` makes a row's vector where a vector is wanted, and `expand`
+turns a query so that its product with the stored row is that with the vector:
+
+    h . (e + A x) = [h, A h] . [e, x]
+
+The same source is used in training, evaluation, export and recommendation. Without content both
+functions are the identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rec_jax import streams
+from rec_jax.data.content import Content
+
+Array = jax.Array
+
+
+class RowSource(NamedTuple):
+    """How rows as they are stored become vectors of items. dim: d."""
+
+    dim: int
+    content: tuple[Content, ...] = ()
+
+    @property
+    def columns(self) -> int:
+        """Fixed columns of a stored row, behind its d trained ones."""
+        return sum(part.columns for part in self.content)
+
+    @property
+    def width(self) -> int:
+        """Columns of a stored row."""
+        return self.dim + self.columns
+
+    def compose(self, params: Mapping[str, Array], rows: Array) -> Array:
+        """Stored rows `[..., d + c]` -> vectors `[..., d]`."""
+        vectors, start = rows[..., :self.dim] if self.content else rows, self.dim
+        for part in self.content:
+            fixed = rows[..., start:start + part.columns]
+            vectors = vectors + fixed @ params[part.path].astype(rows.dtype)
+            start += part.columns
+        return vectors
+
+    def expand(self, params: Mapping[str, Array], queries: Array) -> Array:
+        """Queries `[..., d]` -> `[..., d + c]`, whose product with a stored row is that of the
+        query with the row's vector."""
+        if not self.content:
+            return queries
+        parts = [queries @ params[part.path].T.astype(queries.dtype) for part in self.content]
+        return jnp.concatenate([queries, *parts], axis=-1)
+
+    def init_parameters(self, seed: int, scale: float) -> dict[str, Array]:
+        """The matrices f32 `[c, d]`: vectors of content of norm 1 begin with deviation `scale`."""
+        key = streams.of_run(seed, streams.CONTENT)
+        return {part.path: scale * jax.random.normal(jax.random.fold_in(key, number),
+                                                     (part.columns, self.dim))
+                for number, part in enumerate(self.content)}

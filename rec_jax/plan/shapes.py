@@ -1,0 +1,54 @@
+"""What a step's task looks like, from shapes alone: nothing is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rec_jax.objectives.base import Keys, Search, Task
+from rec_jax.run import RunConfig, tables_of
+from rec_jax.tables import USERS
+
+
+def batch_shapes(config: RunConfig) -> dict[str, Any]:
+    """The arrays `[A, B, L]` of a batch that an objective may look at."""
+    settings = config.train
+    size = (settings.accumulate, settings.rows // settings.accumulate, config.data.length)
+    batch = {name: jax.ShapeDtypeStruct(size, jnp.int32)
+             for name in ("items", "targets", "segments", "positions",
+                          *([USERS] if USERS in tables_of(config) else []))}
+    needs = config.objective.needs
+    floats = [*(["log_q"] if needs.log_q else []), *(f"values/{name}" for name in needs.values)]
+    return batch | {name: jax.ShapeDtypeStruct(size, jnp.float32) for name in floats}
+
+
+def task_shapes(config: RunConfig, num_items: int) -> Task:
+    """The task of a step, with shapes in the place of arrays."""
+    objective, count = config.objective, config.train.accumulate
+
+    def plan(batch: Mapping[str, Any], key: jax.Array) -> Task:
+        task: Task = objective.plan(batch, Keys(jax.random.split(key, count), key),
+                                    num_items).settled()
+        if not objective.needs.search:
+            return task
+
+        def best(queries: jax.Array, k: int, exclude: object) -> tuple[jax.Array, jax.Array]:
+            del exclude
+            return jnp.zeros((len(queries), k)), jnp.zeros((len(queries), k), jnp.int32)
+
+        queries = jnp.zeros((*task.targets.shape, config.table.dim))
+        found: Task = objective.mine(task, key, Search(num_items, lambda: queries, best))
+        return found
+
+    shapes: Task = jax.eval_shape(plan, batch_shapes(config), jax.random.key(0))
+    return shapes
+
+
+def drawn_rows(task: Task) -> tuple[int, bool]:
+    """How many rows a step reads besides inputs and labels, and whether they are the same for all
+    positions."""
+    of_each = sum(ids.ids.size for ids in task.reads.values())
+    return of_each + sum(ids.ids.size for ids in task.shared.values()), not of_each

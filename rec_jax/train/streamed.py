@@ -1,0 +1,103 @@
+"""Streamed: full softmax over a table whose gradient is never an array.
+
+The loss reads the table as a constant; the cotangents of loss and log-normaliser come out as
+gradients of zeros that are added to them, and the kernel's second pass turns them into each
+tile's gradient and takes the optimizer step there. Rows that the step names (the inputs of tied
+tables, further labels) are fetched as in `sparse`, and their gradients join in the tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rec_jax.errors import InputError
+from rec_jax.objectives.base import Ids
+from rec_jax.tables import Table, row_optimizer
+from rec_jax.tables.fixed import trained_only
+from rec_jax.tables.on_mesh import apply_streamed, full_softmax
+from rec_jax.tables.update_streamed import Scored
+from rec_jax.train.fetched import fetch_rows
+from rec_jax.train.mode import Array, Composed, Gradients, OpenTable, Request, Setting
+from rec_jax.train.sparse import SparseCatalogue
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Asked:
+    """One question for the log-normaliser: queries `[N, d]`, rows of the targets int32 `[N]`, and
+    the answer f32 `[N]`; how it scored is static."""
+
+    queries: Array
+    targets: Array
+    loss: Array
+    lse: Array
+    logit_scale: float = field(metadata={"static": True})
+    softcap: float | None = field(metadata={"static": True})
+    backend: str = field(metadata={"static": True})
+
+    @property
+    def scoring(self) -> dict[str, Any]:
+        """How it scored, as arguments."""
+        return {"logit_scale": self.logit_scale, "softcap": self.softcap, "backend": self.backend}
+
+
+class StreamedCatalogue(SparseCatalogue):
+    """Answers from one pass over the table, and from the rows that were fetched."""
+
+    def __init__(self, setting: Setting, table: Table, parts: Mapping[str, Any],
+                 shared: Mapping[str, Array], ids: Mapping[str, Ids], composed: Composed) -> None:
+        super().__init__(setting, table, shared, parts["each"], ids, composed)
+        self._zeros = parts["zeros"]
+
+    def softmax(self, queries: Array, targets: Array, *, scale: float = 1.0,
+                softcap: float | None = None, backend: str = "auto"
+                ) -> tuple[Array, Array]:
+        """See `Catalogue`."""
+        if self.asked:
+            raise InputError("a streamed table is passed over once a step; expected an objective "
+                             "that asks for the log-normaliser once, or table.update = 'dense'")
+        table = self._table
+        targets, queries = table.row_map.rows(targets), self._composed.queries(queries)
+        loss, lse = full_softmax(
+            self._mesh, queries, jax.lax.stop_gradient(table.rows), targets,
+            num_items=table.num_items, over=table.over, logit_scale=scale, softcap=softcap,
+            backend=backend)
+        loss, lse = loss + self._zeros["loss"], lse + self._zeros["lse"]
+        self.asked = (Asked(queries, targets, loss, lse, scale, softcap, backend),)
+        return loss, lse
+
+
+def open_table(setting: Setting, name: str, table: Table, request: Request,
+               positions: tuple[int, ...]) -> OpenTable:
+    """See `Mode.open_table`. positions: (A, N), the shape of a step's targets."""
+    fetched = None if request.empty else fetch_rows(setting, name, table, request)
+    zeros = jnp.zeros(positions, jnp.float32)
+    slices = {"each": {} if fetched is None else fetched.each,
+              "zeros": {"loss": zeros, "lse": zeros}}
+
+    def catalogue(shared: Any, parts: Any, ids: Mapping[str, Ids],
+                  composed: Composed) -> StreamedCatalogue:
+        return StreamedCatalogue(setting, table, parts, shared, ids, composed)
+
+    def close(gradients: Gradients) -> Table:
+        joined = None
+        if fetched is not None:
+            joined = (fetched.distinct.unique.ids,
+                      fetched.pull(gradients.parameters, gradients.slices["each"]))
+        if not gradients.asked:
+            raise InputError("a streamed table was not asked for its log-normaliser; expected an "
+                             "objective with needs.normaliser, or table.update = 'sparse'")
+        (asked,), to_zeros = gradients.asked, gradients.slices["zeros"]
+        scored = Scored(*(x.reshape(-1, *x.shape[2:]) for x in (
+            asked.queries, asked.targets, asked.loss, asked.lse, to_zeros["loss"],
+            to_zeros["lse"])))
+        update = trained_only(row_optimizer(setting.tables[name].optimizer).update, table.fixed)
+        return apply_streamed(setting.mesh, table, scored, joined, update, gradients.hyper,
+                              seed=gradients.seed, **asked.scoring)
+
+    return OpenTable({} if fetched is None else fetched.shared, slices, catalogue, close)
