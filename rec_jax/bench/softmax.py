@@ -24,7 +24,7 @@ import numpy as np
 from rich.table import Table
 
 from rec_jax.bench.rate import Product
-from rec_jax.devices import cores_allowed
+from rec_jax.devices import cores_allowed, free_host_memory
 from rec_jax.kernels import describe, explain, softmax_loss, target_rank
 from rec_jax.kernels.native import build as native_build
 
@@ -88,17 +88,9 @@ def dense_loss(queries: Any, items: Any, targets: Any) -> Any:
     return jnp.mean(jax.nn.logsumexp(scores, axis=1) - label)
 
 
-def _free_bytes() -> float:
-    """Memory that can be had without swapping."""
-    info = Path("/proc/meminfo")
-    if not info.exists():
-        return float("inf")
-    line = next(x for x in info.read_text().splitlines() if x.startswith("MemAvailable"))
-    return float(line.split()[1]) * 1024
-
-
 def _fits(cell: Cell, copies: int) -> bool:
-    return copies * 4.0 * cell.n * cell.v < 0.6 * _free_bytes()
+    free = free_host_memory()
+    return free is None or copies * 4.0 * cell.n * cell.v < 0.6 * free
 
 
 class _Torch:

@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 
 from rec_jax.bench import peers as bench_peers
 from rec_jax.bench import peers_report as bench_peers_report
-from rec_jax.bench.peers import Shapes, choose_peers, figures, write_interchange
+from rec_jax.bench.contender import figures
+from rec_jax.bench.peers import Shapes, choose_peers, write_interchange
 from rec_jax.cli.app import app
 from rec_jax.data.batches import BatchStream
 from rec_jax.data.dataset import Dataset

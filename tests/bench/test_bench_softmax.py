@@ -39,7 +39,7 @@ def test_every_contender_has_seconds_and_memory(result: dict[str, list[dict]]) -
 
 
 def test_dense_contenders_that_do_not_fit_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_softmax, "_free_bytes", lambda: 1000.0)
+    monkeypatch.setattr(bench_softmax, "free_host_memory", lambda: 1000.0)
     result = bench_softmax.run(queries=(8,), items=(128,), dims=(4,), rank=(Cell(8, 128, 4),),
                                rounds=1)
     for cell, ours in ((result["loss"][0], OURS), (result["rank"][0], OURS)):
