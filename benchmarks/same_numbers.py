@@ -88,8 +88,8 @@ def compare(name: str, config: str, over: list[str], options: argparse.Namespace
         for side in ("before", "after") if number % 2 == 0 else ("after", "before"):
             run = work / f"{name.replace(' ', '_')}-{side}"
             shutil.rmtree(run, ignore_errors=True)
-            seconds[side].append(train(Path(getattr(options, side)).resolve(), config, run.resolve(),
-                                       over, options))
+            checkout = Path(getattr(options, side)).resolve()
+            seconds[side].append(train(checkout, config, run.resolve(), over, options))
             runs[side] = run
     arrays = [saved(runs[side], options.steps) for side in ("before", "after")]
     differing = {}

@@ -170,7 +170,8 @@ def test_a_checkpoint_of_older_runs_with_bf16_moments_still_opens(
         if has_rows(path, leaf, built.state.tables) else leaf, tree)
         for tree in (old["training"]["optimizer"], old["average"]))
     extra = {"position": {}, "config": config.to_mapping(settings),
-             "dataset": built.dataset.split_hash, "data": built.stream.state(9)}
+             "dataset": built.dataset.split_hash, "data": built.stream.state(9),
+             "tables": sorted(filled.tables)}
     with Checkpoints(tmp_path / "run") as checkpoints:
         checkpoints.save(9, old, extra)
         checkpoints.wait()
