@@ -30,7 +30,7 @@ from rec_jax.mesh import MeshConfig, make_mesh
 from rec_jax.model.encoder import build_encoder
 from rec_jax.model.encoders import transformer
 from rec_jax.objectives import next_item, sampled_softmax
-from rec_jax.tables import RowOptimizerConfig, TableConfig, init_table, row_optimizer
+from rec_jax.tables import ITEMS, RowOptimizerConfig, TableConfig, init_table, row_optimizer
 from rec_jax.train.state import init_state
 from rec_jax.train.step import make_train_step, place_batch
 
@@ -52,10 +52,10 @@ def make(mode: str, items: int, workload: str) -> tuple[Callable[[], float], int
     table = init_table(config, items, 0, mesh, optimizer=(
         None if mode == "dense" else row_optimizer(config.optimizer)))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(table))
-    state = init_state(params, table, optimizer, mode=mode, mesh=mesh, seed=0)
+    state = init_state(params, {ITEMS: table}, optimizer, modes={ITEMS: mode}, mesh=mesh, seed=0)
     del table
-    step = make_train_step(encoder, objective, optimizer, table=config, mode=mode, mesh=mesh,
-                           rate=optax.constant_schedule(0.05))
+    step = make_train_step(encoder, objective, optimizer, tables={ITEMS: config},
+                           modes={ITEMS: mode}, mesh=mesh, rate=optax.constant_schedule(0.05))
     random = np.random.default_rng(items)
     positions = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (1, rows, LENGTH))
     held = [state]

@@ -52,11 +52,11 @@ def settings(dataset: Path, **parts: Any) -> RunConfig:
 def save(run: RunConfig, folder: Path) -> Path:
     """A run whose one checkpoint was saved from its mesh; its rows repeat."""
     built = build(run)
-    total, random = built.state.table.rows.shape[0], np.random.default_rng(1)
+    total, random = built.state.items.rows.shape[0], np.random.default_rng(1)
 
     def repeated(path: Any, leaf: Any) -> Any:
         name = jax.tree_util.keystr(path)
-        if name.endswith(("['rows']", "['inputs']")):
+        if "['tables']" in name:
             pool = random.standard_normal((60, leaf.shape[1]))
             rows = pool[random.integers(0, 60, total)] * (np.arange(total) < ITEMS)[:, None]
             return jax.device_put(jnp.asarray(rows, leaf.dtype), leaf.sharding)
@@ -69,5 +69,6 @@ def save(run: RunConfig, folder: Path) -> Path:
     made = Run(folder)
     made.create(run)
     with Checkpoints(made.checkpoints) as checkpoints:
-        checkpoints.save(1, items, {"dataset": built.dataset.split_hash}, 0.5)
+        checkpoints.save(1, items, {"dataset": built.dataset.split_hash,
+                                    "tables": sorted(built.state.tables)}, 0.5)
     return folder

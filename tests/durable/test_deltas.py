@@ -73,15 +73,16 @@ def test_of_untied_tables_a_delta_has_the_rows_that_each_was_touched_in(
         assert checkpoints.info(13).base == 12
         before, after = checkpoints.open(12).items["model"], checkpoints.open(13).items["model"]
         touched = {}
-        for path in ("['rows']", "['inputs']"):
+        for name in ("items", "inputs"):
+            path = f"['tables']['{name}']"
             source = after[path]
             assert isinstance(source, DeltaSource)
             one, other = (leaves[path].read(0, 50) for leaves in (before, after))
-            touched[path] = source._layers[-1].ids.tolist()
-            assert touched[path] == np.flatnonzero(np.any(one != other, axis=1)).tolist()
+            touched[name] = source._layers[-1].ids.tolist()
+            assert touched[name] == np.flatnonzero(np.any(one != other, axis=1)).tolist()
     # One step of one row: 12 inputs; targets and 4 negatives.
-    assert 0 < len(touched["['inputs']"]) <= 12 and 0 < len(touched["['rows']"]) <= 16
-    assert touched["['inputs']"] != touched["['rows']"]
+    assert 0 < len(touched["inputs"]) <= 12 and 0 < len(touched["items"]) <= 16
+    assert touched["inputs"] != touched["items"]
 
 
 def test_only_a_sparse_table_has_deltas_and_the_others_say_why(
@@ -124,4 +125,4 @@ def test_rounded_deltas_keep_the_state_of_the_optimizer_exact(
                       for name, more in (("exact", ()), ("rounded", (
                           "checkpoint.full_every=4", "checkpoint.delta_values='int8'"))))
     differing = {name for name, values in exact.items() if rounded[name] != values}
-    assert differing == {"model['rows']"}
+    assert differing == {"model['tables']['items']"}

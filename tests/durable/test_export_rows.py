@@ -35,11 +35,13 @@ def run(tiny_mapping: Callable[..., dict[str, Any]],
     _, encoder = build_encoder(settings.encoder, dim=128, length=12, causal=True,
                                precision="f32", seed=0)
     table = init_table(settings.table, dataset.num_items, 0, make_mesh(MeshConfig(1, 4)))
-    extra = {"dataset": dataset.split_hash}
+    extra = {"dataset": dataset.split_hash, "tables": ["items"]}
+    moved = updated_rows(table.rows * 2, np.asarray([1, 40], np.int64))
+    full, delta = ({"model": {"encoder": encoder, "tables": {"items": rows}}}
+                   for rows in (table.rows, moved))
     with Checkpoints(made.checkpoints) as checkpoints:
-        checkpoints.save(5, {"model": {"encoder": encoder, "rows": table.rows}}, extra, 0.5)
-        moved = updated_rows(table.rows * 2, np.asarray([1, 40], np.int64))
-        checkpoints.save(6, {"model": {"encoder": encoder, "rows": moved}}, extra, 0.4, base=5)
+        checkpoints.save(5, full, extra, 0.5)
+        checkpoints.save(6, delta, extra, 0.4, base=5)
     return made.folder
 
 

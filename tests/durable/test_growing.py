@@ -49,7 +49,8 @@ def old(tiny_mapping: Callable[..., dict[str, Any]],
     run = Run(tmp_path_factory.mktemp("old") / "run")
     run.create(settings)
     with Checkpoints(run.checkpoints) as checkpoints:
-        checkpoints.save(9, to_items(state), {"dataset": built.dataset.split_hash})
+        checkpoints.save(9, to_items(state), {"dataset": built.dataset.split_hash,
+                                              "tables": sorted(state.tables)})
     return run, state
 
 
@@ -79,11 +80,11 @@ def test_old_rows_keep_values_and_state_and_new_ones_start_anew(
     state = start_from(Start(run, keep_state=keep_state), built, target, told)
     new_ids = built.dataset.item_ids().to_list()
     old_ids = build(run.config()).dataset.item_ids().to_list()
-    assert state.table.rows.shape[0] > before.table.rows.shape[0]
-    assert not state.table.rows.is_fully_replicated or items == 1
-    rows, old_rows = np.asarray(state.table.rows), np.asarray(before.table.rows)
+    assert state.items.rows.shape[0] > before.items.rows.shape[0]
+    assert not state.items.rows.is_fully_replicated or items == 1
+    rows, old_rows = np.asarray(state.items.rows), np.asarray(before.items.rows)
     moments = [np.asarray(leaf) for leaf in jax.tree.leaves(state.optimizer)
-               if leaf.shape == state.table.rows.shape]
+               if leaf.shape == state.items.rows.shape]
     assert len(moments) == 2
     kept = 0
     for place, name in enumerate(new_ids):
@@ -94,7 +95,7 @@ def test_old_rows_keep_values_and_state_and_new_ones_start_anew(
             if keep_state:
                 assert all(np.array_equal(moment[place], expected) for moment in moments)
         else:
-            assert rows[place].tobytes() == np.asarray(fresh.table.rows)[place].tobytes()
+            assert rows[place].tobytes() == np.asarray(fresh.items.rows)[place].tobytes()
     if not keep_state:
         assert not any(moment.any() for moment in moments)
     assert int(state.step) == (1 if keep_state else 0)
@@ -116,12 +117,13 @@ def test_encoder_arrays_as_long_as_the_table_are_taken_as_they_are(
     run.create(settings)
     target.folder.mkdir()
     with Checkpoints(run.checkpoints) as checkpoints:
-        checkpoints.save(9, to_items(state), {"dataset": old.dataset.split_hash})
+        checkpoints.save(9, to_items(state), {"dataset": old.dataset.split_hash,
+                                              "tables": sorted(state.tables)})
     new = build(config.build(RunConfig, tiny_mapping(*lines, f"data.path='{grown}'")))
-    total = new.state.table.rows.shape[0]
+    total = new.state.items.rows.shape[0]
     assert total in {leaf.shape[0] for leaf in new.state.encoder.values()}
     found = start_from(Start(run, keep_state=True), new, target, Silent())
-    assert found.average is not None and found.table.rows.shape[0] == total
+    assert found.average is not None and found.items.rows.shape[0] == total
     for encoder in (found.encoder, found.average.encoder):
         for name, leaf in encoder.items():
             np.testing.assert_array_equal(leaf, state.encoder[name], err_msg=name)

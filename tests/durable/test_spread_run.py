@@ -35,6 +35,7 @@ SPARSE = ("table.update='sparse'", "objective.kind='sampled_softmax'", "objectiv
           "train.checkpoint_every=2", "train.steps=10", "checkpoint.full_every=3",
           "train.rows=8", "checkpoint.keep=9", "evaluate.filter_cold=true",
           "table.optimizer.rate=0.05")
+ROWS = "['tables']['items']"
 BUILD = importlib.import_module("rec_jax.train.build")  # `rec_jax.train` is a function too
 
 
@@ -97,11 +98,12 @@ def test_equal_scores_are_listed_by_id(tiny_mapping: Mapping, tmp_path: Path) ->
     settings = config.build(RunConfig, tiny_mapping(*SPARSE))
     built, run = build(settings), Run(tmp_path / "run")
     run.create(settings)
-    state = built.state._replace(table=built.state.table.replace(
-        rows=built.state.table.rows.at[:].set(0)))
+    items = built.state.items.replace(rows=built.state.items.rows.at[:].set(0))
+    state = built.state._replace(tables={"items": items})
     with Checkpoints(run.checkpoints) as checkpoints:
-        checkpoints.save(1, to_items(state), {"dataset": built.dataset.split_hash,
-                                              "row_map": state.table.row_map.to_json()}, 0.0)
+        checkpoints.save(1, to_items(state), {
+            "dataset": built.dataset.split_hash, "row_map": items.row_map.to_json(),
+            "tables": sorted(state.tables)}, 0.0)
     found = api.recommend(run.folder, history=["0003"], k=50, filter_seen=False)
     ids = built.dataset.item_ids().to_list()
     places = [ids.index(one.item) for one in found]
@@ -122,7 +124,7 @@ def test_a_run_of_an_older_program_goes_on_in_its_own_order(
     rows = []
     for run in (whole, old):
         with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
-            rows.append(checkpoints.open(10).items["model"]["['rows']"].read(0, 50))
+            rows.append(checkpoints.open(10).items["model"][ROWS].read(0, 50))
     with Checkpoints(old.checkpoints, read_only=True) as checkpoints:
         assert checkpoints.extra(10)["row_map"] == {"stripes": 1, "step": 1}
     if items == 1:
@@ -148,7 +150,7 @@ def test_an_order_that_is_none_is_damage(tiny_mapping: Mapping, tmp_path: Path, 
     run.create(settings)
     with Checkpoints(run.checkpoints) as checkpoints:
         checkpoints.save(1, to_items(built.state), {
-            "dataset": built.dataset.split_hash, "row_map": kept}, 0.0)
+            "dataset": built.dataset.split_hash, "row_map": kept, "tables": ["items"]}, 0.0)
         checkpoints.wait()
     for opened in (load_served, open_rows):
         with pytest.raises(Damaged, match="order of its rows"):
@@ -176,23 +178,23 @@ def test_a_catalogue_that_grew_is_spread_anew(
         *SPARSE, "table.tied=false", f"data.path='{grown}'", "mesh.items=8"))
     built, target = build(settings), Run(tmp_path / "new")
     target.create(settings)
-    size, order = built.dataset.num_items, built.state.table.row_map
+    size, order = built.dataset.num_items, built.state.items.row_map
     assert order == spread(size) and order.stripes > spread(50).stripes
     places = order.rows(np.arange(size))
-    fresh = np.asarray(built.state.table.rows)[places]
+    fresh = np.asarray(built.state.items.rows)[places]
     with Checkpoints(runs[source].checkpoints, read_only=True) as checkpoints:
         best = checkpoints.best()
     state = start_from(Start(runs[source], keep_state=True), built, target, Silent())
-    assert state.table.row_map == order
+    assert state.items.row_map == order
     old = load_served(runs[source], step=best)
     before = dict(zip(old.dataset.item_ids().to_list(), np.asarray(old.rows), strict=False))
-    rows = np.asarray(state.table.rows)[places]
+    rows = np.asarray(state.items.rows)[places]
     kept = 0
     for name, row, first in zip(built.dataset.item_ids().to_list(), rows, fresh, strict=True):
         kept += name in before
         np.testing.assert_array_equal(row, before.get(name, first))
     assert kept == len(before) - 2
-    counts = [np.asarray(leaf) for leaf in jax.tree.leaves(state.table.state)]
+    counts = [np.asarray(leaf) for leaf in jax.tree.leaves(state.items.state)]
     assert all(not np.any(leaf[places[~np.isin(
         built.dataset.item_ids().to_numpy(), list(before))]]) for leaf in counts)
     assert any(leaf.any() for leaf in counts)
@@ -203,5 +205,5 @@ def test_a_resumed_state_knows_its_order(runs: tuple[Run, Run]) -> None:
         settings = run.config()
         with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
             state, done, _ = resume(checkpoints, build(settings), settings, Silent())
-        assert done == 10 and state.table.row_map.stripes == stripes
-        assert state.inputs is not None and state.inputs.row_map == state.table.row_map
+        assert done == 10 and state.items.row_map.stripes == stripes
+        assert state.tables["inputs"].row_map == state.items.row_map

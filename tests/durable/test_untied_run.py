@@ -19,10 +19,10 @@ from rec_jax.inference.evaluate import choose_users, evaluate_served
 from rec_jax.inference.export import export, load_embeddings
 from rec_jax.inference.served import Served, load_served
 from rec_jax.metrics import rank_metrics
-from rec_jax.model.encoder import INPUTS
 from rec_jax.model.encoders import Inputs
 from rec_jax.progress import Silent
 from rec_jax.run import Run, RunConfig
+from rec_jax.tables import INPUTS
 from rec_jax.train.build import build
 from rec_jax.train.growing import Start, start_from
 from rec_jax.train.loop import run_training
@@ -82,8 +82,8 @@ def test_evaluation_reads_one_table_and_ranks_the_other(served: Served, trained:
     dataset = served.dataset
     with Checkpoints(Run(trained).checkpoints, read_only=True) as checkpoints:
         model = checkpoints.open(served.step).items["model"]
-        inputs, rows = (model[f"['{name}']"].read(0, dataset.num_items)
-                        for name in ("inputs", "rows"))
+        inputs, rows = (model[f"['tables']['{name}']"].read(0, dataset.num_items)
+                        for name in ("inputs", "items"))
     assert not np.any(inputs == rows)
     np.testing.assert_array_equal(served.rows[:dataset.num_items], rows)
     users, targets, ends = choose_users(dataset, "test", None, 0)
@@ -154,8 +154,8 @@ def test_a_run_that_is_resumed_on_the_way_ends_with_the_same_bits(
                     for name, item in items.items() for path, source in item.items()}
 
     whole = last()
-    assert {"model['rows']", "model['inputs']"} < whole.keys()
-    assert ("average['inputs']" in whole) == (mode == "dense")
+    assert {"model['tables']['items']", "model['tables']['inputs']"} < whole.keys()
+    assert ("average['tables']['inputs']" in whole) == (mode == "dense")
     with Checkpoints(run.checkpoints) as checkpoints:
         for step in (6, 8):
             shutil.rmtree(run.checkpoints / f"step_{step}")
@@ -174,14 +174,14 @@ def test_both_tables_are_restored_on_any_mesh(
     built = build(saved)
     state = numbered(built.state)
     extra = {"dataset": built.dataset.split_hash, "position": {}, "data": built.stream.state(9),
-             "config": config.to_mapping(saved)}
+             "config": config.to_mapping(saved), "tables": sorted(state.tables)}
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(9, to_items(state), extra)
         checkpoints.wait()
         found, step, _ = resume(checkpoints, build(other), other, Silent())
     assert step == 9 and bits(found) == bits(state)
-    assert found.inputs is not None
-    for leaf in jax.tree.leaves((found.table, found.inputs)):
+    assert set(found.tables) == {"items", "inputs"}
+    for leaf in jax.tree.leaves(found.tables):
         assert leaf.addressable_shards[0].data.shape[0] == leaf.shape[0] // 2
 
 
@@ -201,15 +201,15 @@ def test_a_run_starts_from_both_tables_of_another(tiny_mapping: Mapping, tmp_pat
     before, old = numbered(built.state), Run(tmp_path / "old")
     old.create(settings)
     with Checkpoints(old.checkpoints) as checkpoints:
-        checkpoints.save(9, to_items(before), {"dataset": built.dataset.split_hash})
+        checkpoints.save(9, to_items(before), {"dataset": built.dataset.split_hash,
+                                               "tables": sorted(before.tables)})
     count = built.dataset.num_items
     for keep_state in (True, False):
         state = start_from(Start(old, keep_state=keep_state), build(settings),
                            Run(tmp_path / "new"), Silent())
-        for found, there, fresh in ((state.table, before.table, built.state.table),
-                                    (state.inputs, before.inputs, built.state.inputs)):
-            assert found is not None and there is not None and fresh is not None
-            kept = there if keep_state else fresh
+        for name in ("items", "inputs"):
+            found, there = state.tables[name], before.tables[name]
+            kept = there if keep_state else built.state.tables[name]
             np.testing.assert_array_equal(found.rows[:count], there.rows[:count])
             for one, other in zip(jax.tree.leaves(found.state), jax.tree.leaves(kept.state),
                                   strict=True):
@@ -224,4 +224,5 @@ def test_the_layout_of_a_tied_checkpoint_has_no_second_table(tiny_run: Path) -> 
         items = checkpoints.open(checkpoints.steps()[-1]).items
     assert sorted(items) == ["model", "training"]
     assert not any("inputs" in path for item in items.values() for path in item)
-    assert [path for path in items["model"] if "encoder" not in path] == ["['rows']"]
+    assert [path for path in items["model"] if "encoder" not in path] == [
+        "['tables']['items']"]

@@ -21,9 +21,8 @@ from rec_jax.inference.export import export, load_embeddings
 from rec_jax.inference.histories import iterate_tiles
 from rec_jax.inference.served import Served, load_served
 from rec_jax.metrics import MISSED
-from rec_jax.model.encoder import INPUTS
 from rec_jax.run import Run
-from rec_jax.tables import RowMap, padded_size
+from rec_jax.tables import INPUTS, RowMap, padded_size
 from rec_jax.tables.bias import place_bias
 
 MESHES = ("1x1", "2x4", "1x8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-from cases import Case, check, losses, make_case, one_micro_batch
+from cases import Case, check, drawn_ids, losses, make_case
 
 from rec_jax.errors import InputError
 from rec_jax.objectives import bce
@@ -18,8 +18,8 @@ KEY = jax.random.key(2)
 def test_the_loss_is_its_definition(t: float, shared: bool) -> None:
     count = 4
     case, config = make_case(int(8 * t)), Config(count=count, t=t, shared=shared)
-    drawn = config.draw(KEY, case.scene())
-    ids = np.broadcast_to(np.asarray(drawn.ids).reshape(-1, count), (len(case.queries), count))
+    task = case.task(config, KEY)
+    ids = np.broadcast_to(drawn_ids(task).reshape(-1, count), (len(case.queries), count))
     share = count / (len(case.table) - 1)
     power = share * (t * (1 - 1 / share) + 1 / share)
 
@@ -31,19 +31,19 @@ def test_the_loss_is_its_definition(t: float, shared: bool) -> None:
                 np.log(1 - chances[i, j]) for j in ids[i] if j != label)
         return found / (count + 1)
 
-    check(config, case, drawn, oracle)
+    check(config, case, task, oracle)
 
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_with_t_0_or_all_negatives_it_is_binary_cross_entropy(shared: bool) -> None:
     case: Case = make_case(3)
     plain = bce.Config(count=5, shared=shared)
-    drawn = one_micro_batch(plain.draw(KEY, case.scene()))
-    wanted = losses(plain, case.queries, case.table, case.task, drawn)
+    task = case.task(plain, KEY)
+    wanted = losses(plain, case.queries, case.table, task)
     config = Config(count=5, t=0.0, shared=shared)
-    drawn = one_micro_batch(config.draw(KEY, case.scene()))
+    task = case.task(config, KEY)
     np.testing.assert_array_equal(
-        losses(config, case.queries, case.table, case.task, drawn), wanted)
+        losses(config, case.queries, case.table, task), wanted)
     assert Config(count=30, t=1.0).positive_weight(31) == 1.0
 
 

@@ -6,17 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import Case, check, losses, make_case, sampled_oracle, softmax_oracle
+from cases import check, losses, make_case, sampled_oracle, softmax_oracle
 
 from rec_jax.errors import InputError
-from rec_jax.objectives.base import Negatives
+from rec_jax.objectives import Task
 from rec_jax.objectives.hard_negatives import Config
 
 KEY = jax.random.key(4)
 
 
-def hard_ids(case: Case, config: Config, drawn: Negatives) -> set[int]:
+def hard_ids(task: Task) -> set[int]:
     """Those that count as found for certain."""
+    drawn = task.constants
     return set(np.asarray(drawn.ids)[np.asarray(drawn.log_expected) == 0].tolist())
 
 
@@ -25,8 +26,8 @@ def hard_ids(case: Case, config: Config, drawn: Negatives) -> set[int]:
     Config(queries=1, hard=1, uniform=30)], ids=repr)
 def test_the_loss_is_its_definition(config: Config) -> None:
     case = make_case(config.uniform)
-    drawn = config.draw(KEY, case.scene())
-    check(config, case, drawn, sampled_oracle(case, drawn, config.scale))
+    task = case.task(config, KEY)
+    check(config, case, task, sampled_oracle(case, task, config.scale))
 
 
 def test_each_query_finds_its_best_items_but_its_label() -> None:
@@ -36,13 +37,13 @@ def test_each_query_finds_its_best_items_but_its_label() -> None:
     scores[np.arange(len(scores)), case.targets] = -np.inf
     live = case.weights > 0
     wanted = set(np.argsort(-scores[live])[:, :4].ravel().tolist())
-    assert hard_ids(case, config, config.draw(KEY, case.scene())) == wanted
+    assert hard_ids(case.task(config, KEY)) == wanted
 
 
 def test_a_uniform_item_that_is_hard_as_well_counts_once() -> None:
     case = make_case(2)
-    drawn = Config(queries=4, hard=5, uniform=31).draw(KEY, case.scene())
-    used = np.asarray(drawn.ids)[np.isfinite(drawn.log_expected)]
+    task = case.task(Config(queries=4, hard=5, uniform=31), KEY)
+    used = np.asarray(task.constants.ids)[np.isfinite(task.constants.log_expected)]
     assert len(used) == len(set(used.tolist())) == 31
 
 
@@ -53,13 +54,13 @@ def test_a_uniform_item_that_is_hard_as_well_counts_once() -> None:
 ], ids=repr)
 def test_with_every_item_it_is_the_full_softmax(config: Config) -> None:
     case = make_case(3)
-    check(config, case, config.draw(KEY, case.scene()), softmax_oracle(case))
+    check(config, case, case.task(config, KEY), softmax_oracle(case))
 
 
 def test_one_position_with_all_wrong_items_is_the_full_softmax() -> None:
     case = make_case(4, positions=1, items=9, unlabelled=0)
     config = Config(queries=1, hard=8, uniform=0)
-    check(config, case, config.draw(KEY, case.scene()), softmax_oracle(case))
+    check(config, case, case.task(config, KEY), softmax_oracle(case))
 
 
 def test_the_normaliser_is_estimated_without_bias() -> None:
@@ -70,8 +71,7 @@ def test_the_normaliser_is_estimated_without_bias() -> None:
     @jax.jit
     @jax.vmap
     def normaliser(key: jax.Array) -> jax.Array:
-        found = losses(config, case.queries, case.table, case.task,
-                       config.draw(key, case.scene()))
+        found = losses(config, case.queries, case.table, case.task(config, key))
         return jnp.exp(found + label)
 
     found = np.asarray(normaliser(jax.random.split(KEY, 3000)), np.float64)
@@ -82,14 +82,14 @@ def test_the_normaliser_is_estimated_without_bias() -> None:
 
 def test_a_catalogue_of_one_item_has_no_loss() -> None:
     case = make_case(6, items=1)
-    drawn = Config(queries=2, hard=3, uniform=0).draw(KEY, case.scene())
-    assert not np.any(np.asarray(losses(Config(), case.queries, case.table, case.task, drawn)))
+    task = case.task(Config(queries=2, hard=3, uniform=0), KEY)
+    assert not np.any(np.asarray(losses(Config(), case.queries, case.table, task)))
 
 
 def test_positions_without_a_label_look_for_nothing() -> None:
     case = make_case(7, positions=12, unlabelled=10)
     config = Config(queries=12, hard=2, uniform=0)
-    assert len(hard_ids(case, config, config.draw(KEY, case.scene()))) <= 4
+    assert len(hard_ids(case.task(config, KEY))) <= 4
 
 
 @pytest.mark.parametrize(("settings", "name"), [

@@ -37,14 +37,14 @@ def test_the_loss_is_its_definition(seed: int, scale: float) -> None:
             result[i] = np.log(total) - scores[i, label]
         return result
 
-    check(config, case, config.draw(KEY, case.scene(log_q[case.targets])), oracle)
+    check(config, case, case.task(config, KEY, log_q[case.targets]), oracle)
 
 
 def test_labels_as_frequent_as_expected_give_the_full_softmax() -> None:
     case = make_case(2, positions=24, items=12, unlabelled=0)
     case = case._replace(targets=np.arange(24, dtype=np.int32) % 12)
     log_q = np.full(24, -np.log(12.0))
-    check(Config(), case, Config().draw(KEY, case.scene(log_q)), softmax_oracle(case))
+    check(Config(), case, case.task(Config(), KEY, log_q), softmax_oracle(case))
 
 
 def test_the_sum_over_labels_is_an_unbiased_estimate_of_the_softmaxs() -> None:
@@ -57,8 +57,9 @@ def test_the_sum_over_labels_is_an_unbiased_estimate_of_the_softmaxs() -> None:
     @jax.jit
     @jax.vmap
     def sums(labels: jax.Array) -> jax.Array:
-        drawn = Config().draw(KEY, case.scene()._replace(
-            targets=labels[None], log_q=jnp.asarray(log_q, jnp.float32)[labels][None]))
+        task = case._replace(targets=labels).task(
+            Config(), KEY, jnp.asarray(log_q, jnp.float32)[labels])
+        drawn = task.constants
         return jnp.sum(jnp.exp(case.table @ case.queries[0])[drawn.ids]
                        / jnp.exp(drawn.log_expected))
 
@@ -69,17 +70,17 @@ def test_the_sum_over_labels_is_an_unbiased_estimate_of_the_softmaxs() -> None:
 
 def test_a_step_with_one_label_has_no_negatives_and_no_loss() -> None:
     case = make_case(4, positions=3, unlabelled=2)
-    drawn = Config().draw(KEY, case.scene(np.full(3, -1.0)))
-    check(Config(), case, drawn, sampled_oracle(case, drawn))
-    assert losses(Config(), case.queries, case.table, case.task, drawn)[0] == 0
+    task = case.task(Config(), KEY, np.full(3, -1.0))
+    check(Config(), case, task, sampled_oracle(case, task))
+    assert losses(Config(), case.queries, case.table, task)[0] == 0
 
 
 def test_a_step_without_a_label_has_finite_gradients() -> None:
     case: Case = make_case(5, positions=3, unlabelled=3)
-    drawn = Config().draw(KEY, case.scene(np.zeros(3)))
+    task = case.task(Config(), KEY, np.zeros(3))
 
     def total(queries: jax.Array) -> jax.Array:
-        found = losses(Config(), queries, case.table, case.task, drawn)
+        found = losses(Config(), queries, case.table, task)
         return jnp.sum(jnp.where(case.weights > 0, found, 0.0))
 
     assert not np.any(np.asarray(jax.grad(total)(case.queries)))
@@ -87,4 +88,4 @@ def test_a_step_without_a_label_has_finite_gradients() -> None:
 
 def test_batches_without_frequencies_are_refused() -> None:
     with pytest.raises(InputError, match="log_q"):
-        Config().draw(KEY, make_case(0).scene())
+        make_case(0).task(Config(), KEY)

@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import losses
 
 from rec_jax.data.features import Feature
 from rec_jax.errors import InputError
 from rec_jax.model.encoder import build_encoder, visible_times
 from rec_jax.model.encoders import Inputs, hstu, transformer
 from rec_jax.objectives import Task
+from rec_jax.objectives.base import Keys
 from rec_jax.objectives.masked_item import Config
 from rec_jax.objectives.next_item import Config as NextItem
 
@@ -38,9 +40,10 @@ def layout(seed: int = 0, rows: int = ROWS, longest: int = 15) -> tuple[np.ndarr
 @functools.partial(jax.jit, static_argnums=0)
 def tasks(config: Config, items: jax.Array, targets: jax.Array, segments: jax.Array,
           seeds: jax.Array) -> Task:
-    """One task a seed."""
-    return jax.vmap(lambda seed: config.task(items, targets, segments, jax.random.key(seed)))(
-        seeds)
+    """One micro-batch of the same places a seed."""
+    batch = {name: jnp.broadcast_to(array, (len(seeds), *array.shape)) for name, array in (
+        ("items", items), ("targets", targets), ("segments", segments))}
+    return config.plan(batch, Keys(jax.vmap(jax.random.key)(seeds), jax.random.key(0)), 1000)
 
 
 def drawn(config: Config, arrays: tuple[np.ndarray, ...], count: int = 50) -> Task:
@@ -226,8 +229,8 @@ def test_the_loss_is_that_of_the_next_item() -> None:
     queries, rows = random.standard_normal((5, 8)), random.standard_normal((20, 8))
     task = Task(None, jnp.arange(5, dtype=jnp.int32), jnp.ones(5))
     settings = {"label_smoothing": 0.1, "z_loss": 0.01, "scale": 0.5}
-    found, expected = (config.loss(jnp.asarray(queries, jnp.float32),
-                                   jnp.asarray(rows, jnp.float32), task, num_items=17)
+    found, expected = (losses(config, jnp.asarray(queries, jnp.float32),
+                              jnp.asarray(rows, jnp.float32), task, num_items=17)
                        for config in (Config(**settings), NextItem(**settings)))
     np.testing.assert_array_equal(found, expected)
 

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import catalogue
 
 from rec_jax.errors import InputError
-from rec_jax.kernels import softmax_loss
 from rec_jax.objectives import Task, bce, negatives, sampled_softmax
-from rec_jax.objectives.base import Negatives
+from rec_jax.objectives.base import Ids
+from rec_jax.objectives.sampled import NEGATIVES, Negatives, against
 
 V, N, DIM = 40, 16, 5
 KEY = jax.random.key(0)
@@ -22,9 +23,13 @@ def full_loss(queries, table, scale=1.0):
     return jax.nn.logsumexp(scores, axis=1) - scores[jnp.arange(N), TARGETS]
 
 
-def sampled_loss(queries, table, drawn, scale=1.0):
-    return negatives.sampled_softmax(queries, table[TARGETS], table[drawn.ids], TARGETS, drawn,
-                                     scale=scale)
+def task_of(drawn, targets=TARGETS):
+    return against(Task(None, targets, jnp.ones(len(targets))), drawn)
+
+
+def sampled_loss(queries, table, drawn, scale=1.0, targets=TARGETS):
+    task = task_of(drawn, targets)
+    return negatives.sampled_softmax(queries, task, catalogue(table, task), scale=scale)
 
 
 def test_all_items_drawn_uniformly_give_the_full_softmax_and_its_gradients():
@@ -93,7 +98,7 @@ def test_samplers_reach_the_whole_of_a_huge_catalogue():
 
 
 def test_an_accidental_hit_is_no_negative():
-    drawn = negatives.Negatives(TARGETS, jnp.zeros(N))
+    drawn = Negatives(TARGETS, jnp.zeros(N))
     loss = sampled_loss(QUERIES, TABLE, drawn)
     scores = np.asarray(QUERIES @ TABLE[TARGETS].T, np.float64)
     hit = np.asarray(TARGETS)[:, None] == np.asarray(TARGETS)[None]
@@ -102,11 +107,10 @@ def test_an_accidental_hit_is_no_negative():
 
 
 def test_negatives_that_are_all_hits_give_loss_and_gradient_zero():
-    drawn = negatives.Negatives(jnp.full(3, 7), jnp.zeros(3))
+    drawn = Negatives(jnp.full(3, 7), jnp.zeros(3))
 
     def loss(queries):
-        return jnp.sum(negatives.sampled_softmax(
-            queries, TABLE[jnp.full(N, 7)], TABLE[drawn.ids], jnp.full(N, 7), drawn))
+        return jnp.sum(sampled_loss(queries, TABLE, drawn, targets=jnp.full(N, 7)))
 
     value, grads = jax.value_and_grad(loss)(QUERIES)
     assert value == 0
@@ -117,18 +121,23 @@ def test_in_batch_negatives_leave_out_positions_without_a_label():
     weights = jnp.where(jnp.arange(N) < 10, 1.0, 0.0)
     log_q = jnp.full(N, -np.log(V))
     loss = sampled_loss(QUERIES, TABLE, negatives.in_batch(TARGETS, weights, log_q))
-    only = negatives.Negatives(TARGETS[:10], jnp.full(10, np.log(10 / V)))
+    only = Negatives(TARGETS[:10], jnp.full(10, np.log(10 / V)))
     np.testing.assert_allclose(loss, sampled_loss(QUERIES, TABLE, only), rtol=1e-6)
 
 
 def test_the_row_of_an_empty_slot_is_not_read():
     """Whether it comes before or after the slot of the same item that is in use."""
     ids = jnp.array([3, 3, 5, 3, 3, 7])
-    drawn = negatives.Negatives(ids, jnp.array([jnp.inf, 0.5, 0.0, 0.2, jnp.inf, jnp.inf]))
-    rows = jnp.where(jnp.isinf(drawn.log_expected)[:, None], 0.0, TABLE[ids])
-    wanted = sampled_loss(QUERIES, TABLE, negatives.Negatives(
+    drawn = Negatives(ids, jnp.array([jnp.inf, 0.5, 0.0, 0.2, jnp.inf, jnp.inf]))
+    wanted = sampled_loss(QUERIES, TABLE, Negatives(
         jnp.array([3, 3, 5]), jnp.array([0.5, 0.2, 0.0])))
-    found = negatives.sampled_softmax(QUERIES, TABLE[TARGETS], rows, TARGETS, drawn)
+    task = task_of(drawn)
+    used = task.shared[NEGATIVES].present
+    np.testing.assert_array_equal(used, [False, True, True, True, False, False])
+    # A catalogue may give 0 for an empty slot, as if it were padding behind the last row.
+    read = task._replace(shared={NEGATIVES: Ids(jnp.where(used, ids, V), used)})
+    padded = jnp.concatenate([TABLE, jnp.zeros((1, DIM))])
+    found = negatives.sampled_softmax(QUERIES, task, catalogue(padded, read, V))
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
@@ -141,15 +150,14 @@ def test_more_different_negatives_than_items_are_refused():
     sampled_softmax.Config(), bce.Config(count=8192, shared=True)], ids=lambda config: config.kind)
 def test_no_array_of_positions_times_negatives_exists(config):
     positions, count, dim = 4096, 8192, 16
-    queries, rows = (jax.ShapeDtypeStruct((n, dim), jnp.float32) for n in (positions, count))
+    queries, table = (jax.ShapeDtypeStruct((n, dim), jnp.float32) for n in (positions, count))
     ids = jax.ShapeDtypeStruct((count,), jnp.int32)
 
-    def total(queries, labels, rows, targets, ids):
-        drawn = Negatives(ids, jnp.zeros(count), 1.0)
-        task = Task(None, targets, jnp.ones(positions))
-        return jnp.sum(config.loss_of_rows(queries, labels, rows, task, drawn, softmax_loss))
+    def total(queries, table, targets, ids):
+        task = task_of(Negatives(ids, jnp.zeros(count)), targets)
+        return jnp.sum(config.loss(queries, task, catalogue(table, task)))
 
-    step = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
+    step = jax.jit(jax.grad(total, argnums=(0, 1)))
     targets = jax.ShapeDtypeStruct((positions,), jnp.int32)
-    memory = step.lower(queries, queries, rows, targets, ids).compile().memory_analysis()
+    memory = step.lower(queries, table, targets, ids).compile().memory_analysis()
     assert memory.temp_size_in_bytes < positions * count  # a quarter of the scores in f32

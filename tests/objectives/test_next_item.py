@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import gradients, losses, one_micro_batch
 
 from rec_jax.errors import InputError
 from rec_jax.objectives import Task
+from rec_jax.objectives.base import Keys
 from rec_jax.objectives.next_item import Config
 
 N, V, PADDED, DIM = 12, 21, 32, 8
@@ -41,19 +41,9 @@ def dense(config: Config, queries: np.ndarray, rows: np.ndarray,
     return -(wanted * (scores - lse[:, None])).sum(axis=1) + config.z_loss * lse**2
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def losses(config: Config, queries: jax.Array, rows: jax.Array, targets: jax.Array) -> jax.Array:
-    task = Task(None, targets, jnp.ones(targets.shape))
-    return config.loss(queries, rows, task, num_items=V)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def gradients(config: Config, queries: jax.Array, rows: jax.Array, targets: jax.Array,
-              weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    def total(queries: jax.Array, rows: jax.Array) -> jax.Array:
-        return jnp.sum(losses(config, queries, rows, targets) * weights)
-
-    return jax.grad(total, argnums=(0, 1))(queries, rows)
+def task_of(targets: np.ndarray | jax.Array) -> Task:
+    """Every position predicts its target."""
+    return Task(None, jnp.asarray(targets), jnp.ones(targets.shape))
 
 
 CONFIGS = [
@@ -64,15 +54,17 @@ CONFIGS = [
 
 @pytest.mark.parametrize("config", CONFIGS, ids=repr)
 def test_the_loss_is_its_definition(arrays: Arrays, config: Config) -> None:
-    np.testing.assert_allclose(losses(config, *arrays), dense(config, *arrays), rtol=2e-5)
+    queries, rows, targets = arrays
+    np.testing.assert_allclose(losses(config, queries, rows, task_of(targets), num_items=V),
+                               dense(config, *arrays), rtol=2e-5)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=repr)
 def test_the_gradient_is_that_of_the_definition(arrays: Arrays, config: Config) -> None:
     queries, rows, targets = arrays
     weights = np.random.default_rng(1).uniform(0, 1, N)
-    found_queries, found_rows = gradients(config, queries, rows, targets,
-                                          weights.astype(np.float32))
+    found_queries, found_rows = gradients(config, queries, rows, task_of(targets),
+                                          weights.astype(np.float32), num_items=V)
     random, step = np.random.default_rng(2), 1e-4
     for name, array, found in (("queries", queries, found_queries), ("rows", rows, found_rows)):
         direction = random.standard_normal(array.shape)
@@ -93,16 +85,19 @@ def test_rows_that_pad_the_table_take_no_part(arrays: Arrays, config: Config) ->
     queries, rows, targets = arrays
     zeroed = rows.copy()
     zeroed[V:] = 0
-    np.testing.assert_array_equal(losses(config, queries, rows, targets),
-                                  losses(config, queries, zeroed, targets))
-    _, found = gradients(config, queries, rows, targets, np.ones(N, np.float32))
+    task = task_of(targets)
+    np.testing.assert_array_equal(losses(config, queries, rows, task, num_items=V),
+                                  losses(config, queries, zeroed, task, num_items=V))
+    _, found = gradients(config, queries, rows, task, np.ones(N, np.float32), num_items=V)
     assert not np.any(found[V:]) and np.all(np.any(found[:V], axis=1))
 
 
 def test_every_position_with_a_next_item_predicts_it() -> None:
     targets = jnp.array([[3, 0, -1], [-1, 7, 2]])
-    task = Config().task(jnp.zeros((2, 3), jnp.int32), targets, jnp.ones((2, 3), jnp.int32),
-                         jax.random.key(0))
+    key = jax.random.key(0)
+    batch = {"items": jnp.zeros((1, 2, 3), jnp.int32), "targets": targets[None],
+             "segments": jnp.ones((1, 2, 3), jnp.int32)}
+    task = one_micro_batch(Config().plan(batch, Keys(key[None], key), 8))
     assert task.where is None and task.hidden is None and Config().causal
     np.testing.assert_array_equal(task.weights, [1, 1, 0, 0, 1, 1])
     np.testing.assert_array_equal(task.targets[task.weights > 0], [3, 0, 7, 2])
@@ -112,10 +107,11 @@ def test_every_position_with_a_next_item_predicts_it() -> None:
 def test_a_confident_right_answer_costs_nothing_and_has_an_exact_gradient() -> None:
     queries = jnp.full((1, DIM), 10.0)
     rows = jnp.zeros((PADDED, DIM)).at[4].set(1.0)
-    loss = losses(Config(), queries, rows, jnp.array([4]))
+    task = task_of(jnp.array([4]))
+    loss = losses(Config(), queries, rows, task, num_items=V)
     expected = np.log1p((V - 1) * np.exp(-80.0))
     np.testing.assert_allclose(loss, [expected], rtol=1e-4)
-    found, _ = gradients(Config(), queries, rows, jnp.array([4]), jnp.ones(1))
+    found, _ = gradients(Config(), queries, rows, task, jnp.ones(1), num_items=V)
     np.testing.assert_allclose(found, -np.full((1, DIM), -np.expm1(-expected)), rtol=1e-4)
 
 

@@ -9,15 +9,15 @@ import pytest
 from cases import Case, Oracle, check, losses, make_case, softmax_oracle
 
 from rec_jax.errors import InputError
-from rec_jax.objectives.base import Negatives
+from rec_jax.objectives import Task
 from rec_jax.objectives.sce import Config
 
 KEY = jax.random.key(3)
 
 
-def oracle_of(config: Config, case: Case, drawn: Negatives) -> Oracle:
+def oracle_of(config: Config, case: Case, task: Task) -> Oracle:
     """Bucket by bucket, position by position; buckets are chosen at the case's own arrays."""
-    centres = np.asarray(drawn.aux, np.float64)
+    centres = np.asarray(task.constants[1], np.float64)
     near_positions = centres @ case.queries.T.astype(np.float64)
     near_positions[:, case.weights == 0] = -np.inf
     near_items = centres @ case.table.T.astype(np.float64)
@@ -47,21 +47,21 @@ def oracle_of(config: Config, case: Case, drawn: Negatives) -> Oracle:
 ], ids=repr)
 def test_the_loss_is_its_definition(config: Config) -> None:
     case = make_case(config.buckets)
-    drawn = config.draw(KEY, case.scene())
-    check(config, case, drawn, oracle_of(config, case, drawn))
+    task = case.task(config, KEY)
+    check(config, case, task, oracle_of(config, case, task))
 
 
 def test_one_bucket_of_all_positions_and_items_is_the_full_softmax() -> None:
     case = make_case(4)
     config = Config(buckets=1, bucket_positions=99, bucket_items=99, scale=0.8)
-    check(config, case, config.draw(KEY, case.scene()), softmax_oracle(case, 0.8))
+    check(config, case, case.task(config, KEY), softmax_oracle(case, 0.8))
 
 
 def test_positions_without_a_bucket_are_left_out_of_the_mean() -> None:
     case = make_case(5, positions=10, unlabelled=0)
     config = Config(buckets=1, bucket_positions=4, bucket_items=99)
-    drawn = config.draw(KEY, case.scene())
-    found = np.asarray(losses(config, case.queries, case.table, case.task, drawn))
+    task = case.task(config, KEY)
+    found = np.asarray(losses(config, case.queries, case.table, task))
     exact = softmax_oracle(case)(case.queries.astype(np.float64), case.table)
     assert np.count_nonzero(found) == 4
     assert found.mean() == pytest.approx(exact[found > 0].mean(), rel=1e-5)
@@ -73,8 +73,7 @@ def test_more_buckets_come_nearer_to_the_full_softmax_from_below() -> None:
     means = []
     for buckets in (1, 8, 64):
         config = Config(buckets=buckets, bucket_positions=99, bucket_items=40)
-        found = np.asarray(losses(config, case.queries, case.table, case.task,
-                                  config.draw(KEY, case.scene())))
+        found = np.asarray(losses(config, case.queries, case.table, case.task(config, KEY)))
         assert np.all(found <= exact + 1e-5)
         means.append(found.mean())
     assert means[0] < means[1] < means[2]
@@ -86,17 +85,17 @@ def test_mixed_centres_leave_out_positions_without_a_label() -> None:
     config = Config(buckets=2)
     noise = np.where(case.weights[:, None] > 0, 0, 5).astype(np.float32)
     dirty = case._replace(queries=case.queries + noise)
-    np.testing.assert_allclose(config.draw(KEY, case.scene()).aux,
-                               config.draw(KEY, dirty.scene()).aux, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(case.task(config, KEY).constants[1],
+                               dirty.task(config, KEY).constants[1], rtol=1e-5, atol=1e-5)
 
 
 def test_a_step_without_a_label_has_no_loss_and_no_gradient() -> None:
     case = make_case(8, positions=3, unlabelled=3)
     config = Config(buckets=2)
-    drawn = config.draw(KEY, case.scene())
+    task = case.task(config, KEY)
 
     def total(queries: jax.Array) -> jax.Array:
-        return jnp.sum(losses(config, queries, case.table, case.task, drawn))
+        return jnp.sum(losses(config, queries, case.table, task))
 
     value, grads = jax.value_and_grad(total)(jnp.asarray(case.queries))
     assert value == 0 and not np.any(np.asarray(grads))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import optax
 import pytest
+from steps import new_state
 
 from rec_jax import config
 from rec_jax.devices import CHIPS, parse_devices
@@ -13,7 +14,6 @@ from rec_jax.plan.estimate import Plan, make_plan, nearest_fit
 from rec_jax.run import RunConfig
 from rec_jax.tables import TableConfig, init_table, row_optimizer
 from rec_jax.tables.row_optimizers import RowOptimizerConfig
-from rec_jax.train.state import init_state
 
 BASE = {"data": {"path": "anywhere", "length": 64}, "train": {"rows": 64}}
 
@@ -52,11 +52,11 @@ def test_bytes_of_rows_and_state_are_those_of_the_table(kind: str, dtype: str) -
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 def test_a_dense_table_plans_for_f32_moments_and_averages(dtype: str) -> None:
     settings = TableConfig(dim=16, dtype=dtype)  # type: ignore[arg-type]
-    table = init_table(settings, 5000, 0)
-    state = init_state({}, table, optax.adam(1.0), seed=0, mode="dense", average=True)
+    state = new_state({}, optax.adam(1.0), settings, "dense", 5000, average=True)
+    table = state.items
     lines = ("table.dim=16", f"table.dtype={dtype}", "table.update=dense")
     plan = make_plan(run_config(*lines, "train.ema=0.9"), 5000, parse_devices("cpu"))
-    kept = (state.table.rows, state.average, state.rest)
+    kept = (table.rows, state.average, state.rest)
     assert plan.memory["rows"] == sum(leaf.nbytes for leaf in jax.tree.leaves(kept))
     moments = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim]
     assert plan.memory["row optimizer"] == sum(leaf.nbytes for leaf in moments)

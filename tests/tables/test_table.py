@@ -12,9 +12,9 @@ from rec_jax.tables import (
     RowOptimizerConfig,
     TableConfig,
     init_table,
-    other_stream,
     padded_size,
     row_optimizer,
+    table_stream,
 )
 
 DEVICE_COUNTS = [2**a * b for a in range(9) for b in (1, 3) if 2**a * b <= 256]
@@ -68,10 +68,11 @@ def test_another_seed_gives_other_rows():
     assert not np.any(np.asarray(first) == np.asarray(second))
 
 
+@pytest.mark.parametrize("name", ["inputs", "users"])
 @pytest.mark.parametrize("seed", [0, 7, 2**32 - 1])
-def test_the_second_table_of_a_run_has_rows_of_its_own_on_every_mesh(seed: int):
+def test_a_further_table_of_a_run_has_rows_of_its_own_on_every_mesh(seed: int, name: str):
     first = init_table(TableConfig(dim=8), 300, seed)
-    second, cut = (init_table(TableConfig(dim=8), 300, seed, mesh, second=True)
+    second, cut = (init_table(TableConfig(dim=8), 300, seed, mesh, name=name)
                    for mesh in (None, make_mesh(MeshConfig(2, 4))))
     one, other = np.asarray(first.rows)[:300], np.asarray(second.rows)[:300]
     assert not np.any(one == other)
@@ -82,9 +83,11 @@ def test_the_second_table_of_a_run_has_rows_of_its_own_on_every_mesh(seed: int):
 def test_two_tables_are_not_rounded_by_the_same_bits():
     seeds = jnp.arange(50, dtype=jnp.uint32)
     ids = jnp.arange(20, dtype=jnp.int32)
-    one, other = (jax.vmap(lambda seed: random_bits(seed, ids, 4))(of) & 0xFFFF
-                  for of in (seeds, other_stream(seeds)))
-    assert np.mean(np.asarray(one) == np.asarray(other)) < 0.01
+    bits = [np.asarray(jax.vmap(lambda seed: random_bits(seed, ids, 4))(table_stream(seeds, name))
+                       & 0xFFFF) for name in ("items", "inputs", "users")]
+    for place, one in enumerate(bits):
+        for other in bits[place + 1:]:
+            assert np.mean(one == other) < 0.01
 
 
 def test_a_device_count_that_does_not_divide_the_rows_is_refused():

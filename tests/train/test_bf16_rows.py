@@ -11,21 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from steps import make_step, modes_of, new_state, new_tables
 
 from rec_jax import config
 from rec_jax.checkpoint import Checkpoints
 from rec_jax.mesh import MeshConfig, make_mesh
-from rec_jax.model.encoder import INPUTS, build_encoder
+from rec_jax.model.encoder import build_encoder
 from rec_jax.model.encoders import transformer
 from rec_jax.model.optimizer import OptimizerConfig, dense_optimizer
 from rec_jax.objectives import next_item, sampled_softmax
 from rec_jax.progress import Silent
 from rec_jax.run import RunConfig
-from rec_jax.tables import TableConfig, init_table
+from rec_jax.tables import INPUTS, TableConfig
 from rec_jax.train.build import build
 from rec_jax.train.resume import resume
 from rec_jax.train.state import TrainState, has_rows, init_state, served, to_items
-from rec_jax.train.step import Step, make_train_step, place_batch
+from rec_jax.train.step import Step, place_batch
 
 ITEMS, DIM, LENGTH, ROWS = 60, 8, 6, 4
 MESH = make_mesh(MeshConfig())
@@ -51,16 +52,9 @@ def setup(dtype: str, *, ema: float | None = None, tied: bool = True,
     table = TableConfig(dim=DIM, dtype=dtype, tied=tied, update="dense", init_scale=0.1)  # type: ignore[arg-type]
     rule = (dense_optimizer(OptimizerConfig(rate=1e-3, warmup=0), 10) if optimizer == "adam"
             else optax.sgd(1.0))
-    step = make_train_step(ENCODER, next_item.Config(backend="xla"), rule, table=table,
-                           mode="dense", mesh=MESH, ema=ema)
-
-    def start() -> TrainState:
-        first, *second = (init_table(table, ITEMS, 0, MESH, second=second)
-                          for second in ((False,) if tied else (False, True)))
-        return init_state(jax.tree.map(jnp.copy, PARAMS), first, rule, seed=0, mode="dense",
-                          mesh=MESH, average=ema is not None, inputs=second[0] if second else None)
-
-    return step, start
+    step = make_step(ENCODER, next_item.Config(backend="xla"), rule, table, mesh=MESH, ema=ema)
+    return step, lambda: new_state(PARAMS, rule, table, "dense", ITEMS, MESH,
+                                   average=ema is not None)
 
 
 def f64(tree: Any) -> Any:
@@ -68,7 +62,7 @@ def f64(tree: Any) -> Any:
 
 
 def weights_of(state: TrainState) -> dict[str, Any]:
-    return {"rows": state.table.rows, **state.encoder}
+    return {"rows": state.items.rows, **state.encoder}
 
 
 @pytest.mark.parametrize(("steps", "ema"), [
@@ -87,8 +81,8 @@ def test_the_average_is_that_of_the_weights_that_the_run_had(steps: int, ema: fl
 
     first = f64(weights_of(start()))
     state, history = run(start())
-    assert state.average is not None and state.table.rows.dtype == jnp.bfloat16
-    for name, leaf in {"rows": state.average.rows, **state.average.encoder}.items():
+    assert state.average is not None and state.items.rows.dtype == jnp.bfloat16
+    for name, leaf in {"rows": state.average.tables["items"], **state.average.encoder}.items():
         expected = first[name]
         for now in np.asarray(history[name], np.float64):
             expected = ema * expected + (1 - ema) * now
@@ -111,18 +105,17 @@ def kept_gradient() -> optax.GradientTransformation:
 def test_the_gradient_is_that_of_f32_rows_of_the_same_values(objective: Any) -> None:
     table = TableConfig(dim=DIM, dtype="bf16", tied=False, init_scale=0.3)
     rule = kept_gradient()
-    first, second = (init_table(table, ITEMS, 0, MESH, second=second) for second in (False, True))
     found = []
     for dtype in (jnp.bfloat16, jnp.float32):
-        step = make_train_step(ENCODER, objective, rule, table=table, mode="dense", mesh=MESH)
-        tables = [each.replace(rows=each.rows.astype(dtype)) for each in (first, second)]
-        tables = [each.replace(rows=jnp.copy(each.rows)) for each in tables]
-        state = init_state(jax.tree.map(jnp.copy, PARAMS), tables[0], rule, seed=0, mode="dense",
-                           mesh=MESH, inputs=tables[1])
+        step = make_step(ENCODER, objective, rule, table, mesh=MESH)
+        tables = {name: each.replace(rows=each.rows.astype(dtype))
+                  for name, each in new_tables(table, "dense", ITEMS, MESH).items()}
+        state = init_state(jax.tree.map(jnp.copy, PARAMS), tables, rule, seed=0,
+                           modes=modes_of(table, "dense"), mesh=MESH)
         state, _ = step(state, batch_of(0, accumulate=4))
-        found.append(state.optimizer)
+        found.append(state.optimizer["tables"])
     half, whole = found
-    for name in ("rows", "inputs"):
+    for name in ("items", "inputs"):
         assert half[name].dtype == jnp.float32
         assert np.abs(whole[name]).max() > 1e-3
         np.testing.assert_allclose(half[name], whole[name], atol=1e-8, rtol=1e-5)
@@ -137,7 +130,8 @@ def test_adam_keeps_f32_moments_of_bf16_rows() -> None:
         moments = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim]
         assert len(moments) == 2 * len(PARAMS) + 4
         assert {leaf.dtype.name for leaf in moments} == {"float32"}
-        assert state.table.rows.dtype == state.inputs.rows.dtype == jnp.bfloat16  # type: ignore[union-attr]
+        assert {table.rows.dtype for table in state.tables.values()} == {jnp.bfloat16}
+        assert set(state.tables) == {"items", "inputs"}
 
 
 def test_a_step_too_small_for_bf16_moves_rows_by_chance_and_keeps_their_mean() -> None:
@@ -145,9 +139,9 @@ def test_a_step_too_small_for_bf16_moves_rows_by_chance_and_keeps_their_mean() -
     step, start = setup("bf16", tied=False)
     state = start()
     for _ in range(2):
-        before = f64((state.table.rows, state.inputs.rows))  # type: ignore[union-attr]
+        before = f64([state.items.rows, state.tables[INPUTS].rows])
         state, _ = step(state, batch_of(0))
-        after = f64((state.table.rows, state.inputs.rows))  # type: ignore[union-attr]
+        after = f64([state.items.rows, state.tables[INPUTS].rows])
         shares = [np.mean(new[:ITEMS] != old[:ITEMS])
                   for old, new in zip(before, after, strict=True)]
         assert all(0.05 < share < 1.0 for share in shares), shares
@@ -173,10 +167,11 @@ def test_a_checkpoint_of_older_runs_with_bf16_moments_still_opens(
     del old["rest"]
     old["training"]["optimizer"], old["average"] = (jax.tree.map_with_path(
         lambda path, leaf: leaf.astype(jnp.bfloat16)
-        if has_rows(path, leaf, built.state.table.rows.shape[0]) else leaf, tree)
+        if has_rows(path, leaf, built.state.tables) else leaf, tree)
         for tree in (old["training"]["optimizer"], old["average"]))
     extra = {"position": {}, "config": config.to_mapping(settings),
-             "dataset": built.dataset.split_hash, "data": built.stream.state(9)}
+             "dataset": built.dataset.split_hash, "data": built.stream.state(9),
+             "tables": sorted(filled.tables)}
     with Checkpoints(tmp_path / "run") as checkpoints:
         checkpoints.save(9, old, extra)
         checkpoints.wait()
@@ -184,7 +179,7 @@ def test_a_checkpoint_of_older_runs_with_bf16_moments_still_opens(
     assert done == 9 and jax.tree.structure(state) == jax.tree.structure(built.state)
     for found, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(built.state), strict=True):
         assert found.dtype == wanted.dtype and found.sharding == wanted.sharding
-    rows = np.asarray(old["average"]["rows"], np.float32)
-    np.testing.assert_array_equal(state.average.rows, rows)  # type: ignore[union-attr]
-    assert rows.any() and not np.any(state.rest.rows)  # type: ignore[union-attr]
+    rows = np.asarray(old["average"]["tables"]["items"], np.float32)
+    np.testing.assert_array_equal(state.average.tables["items"], rows)  # type: ignore[union-attr]
+    assert rows.any() and not np.any(state.rest.tables["items"])  # type: ignore[union-attr]
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.rest))

@@ -61,11 +61,11 @@ def test_rows_with_their_own_optimizer_follow_the_schedule_of_the_run(
         "table.update=streamed", "table.optimizer.kind=sgd", "objective.backend=xla",
         "encoder.dropout=0", "optimizer.rate=1", "optimizer.warmup=4",
         "optimizer.schedule=cosine", "optimizer.final=0.5", "train.steps=40"))
-    before, moved = np.array(built.state.table.rows), []
+    before, moved = np.array(built.state.items.rows), []
     for number in (0, 3, 40):  # the first step, the peak, the end
         state = jax.tree.map(jnp.copy, built.state)._replace(step=jnp.int32(number))
         state, _ = built.step(state, batch)
-        moved.append(np.array(state.table.rows) - before)
+        moved.append(np.array(state.items.rows) - before)
     first, peak, last = moved
     assert np.abs(peak).max() > 1e-3
     np.testing.assert_allclose(first, 0.25 * peak, atol=1e-6)
@@ -75,18 +75,19 @@ def test_rows_with_their_own_optimizer_follow_the_schedule_of_the_run(
 def test_the_average_of_a_run_has_its_decay(tiny_mapping: Mapping) -> None:
     built, batch = built_of(tiny_mapping(
         "table.update=dense", "objective.backend=xla", "train.ema=0.75", "optimizer.warmup=0"))
-    before = np.array(built.state.table.rows)
+    before = np.array(built.state.items.rows)
     state, _ = built.step(built.state, batch)
-    after = np.array(state.table.rows)
+    after = np.array(state.items.rows)
     assert state.average is not None and np.abs(after - before).max() > 1e-3
-    np.testing.assert_allclose(state.average.rows, 0.75 * before + 0.25 * after, atol=1e-6)
+    np.testing.assert_allclose(state.average.tables["items"], 0.75 * before + 0.25 * after,
+                               atol=1e-6)
 
 
 @pytest.mark.parametrize("precision", ["f32", "bf16"])
 def test_a_step_scores_in_the_precision_of_the_run(tiny_mapping: Mapping, precision: str) -> None:
     built, batch = built_of(tiny_mapping(
         "table.update=dense", "objective.backend=xla", f"train.precision={precision}"))
-    rows = ",".join(map(str, built.state.table.rows.shape))
+    rows = ",".join(map(str, built.state.items.rows.shape))
     program = str(jax.make_jaxpr(built.step)(built.state, batch))
     assert f"f32[{rows}]" in program and (f"bf16[{rows}]" in program) == (precision == "bf16")
 
@@ -120,9 +121,8 @@ def test_the_seed_of_a_run_decides_all_that_is_drawn_in_it(tiny_mapping: Mapping
     def drawn(seed: int) -> dict[str, np.ndarray]:
         built, batch = built_of(tiny_mapping(f"seed={seed}", "table.tied=false"))
         state = built.state
-        assert state.inputs is not None
         parameters = [np.ravel(leaf) for leaf in jax.tree.leaves(state.encoder)]
-        return {"rows": np.array(state.table.rows), "inputs": np.array(state.inputs.rows),
+        return {"rows": np.array(state.items.rows), "inputs": np.array(state.tables["inputs"].rows),
                 "parameters": np.concatenate(parameters), "key": np.array(state.key),
                 "batch": np.array(batch["items"])}
 

@@ -10,14 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from steps import make_step, new_state
 
 from rec_jax.mesh import MeshConfig, make_mesh
 from rec_jax.model.encoder import build_encoder
 from rec_jax.model.encoders import Inputs, transformer
+from rec_jax.objectives.base import Keys
 from rec_jax.objectives.masked_item import Config
-from rec_jax.tables import RowOptimizerConfig, TableConfig, init_table, row_optimizer
-from rec_jax.train.state import TrainState, init_state
-from rec_jax.train.step import make_train_step, place_batch
+from rec_jax.tables import RowOptimizerConfig, TableConfig
+from rec_jax.train.state import TrainState
+from rec_jax.train.step import place_batch
 
 ITEMS, DIM, LENGTH, ROWS, SEED = 60, 8, 7, 8, 3
 OBJECTIVE = Config(share=0.4, last=0.2, z_loss=1e-3, backend="xla")
@@ -48,16 +50,10 @@ def setup(mode: str, data: int = 1, items: int = 1, rate: float = 1e-2) -> tuple
         transformer.Config(layers=1, heads=1, hidden=2, dropout=0.0), dim=DIM, length=LENGTH,
         causal=OBJECTIVE.causal, precision="f32", seed=0)
     optimizer = optax.adam(rate) if rate else optax.sgd(0.0)
-    step = make_train_step(encoder, OBJECTIVE, optimizer, table=table, mode=mode, mesh=mesh,
-                           rate=optax.constant_schedule(rate))
-
-    def start() -> TrainState:
-        rows = init_table(table, ITEMS, 0, mesh, optimizer=(
-            None if mode == "dense" else row_optimizer(table.optimizer)))
-        return init_state(jax.tree.map(jnp.copy, params), rows, optimizer, mode=mode, mesh=mesh,
-                          seed=SEED)
-
-    return mesh, step, start, encoder
+    step = make_step(encoder, OBJECTIVE, optimizer, table, mode, mesh=mesh,
+                     rate=optax.constant_schedule(rate))
+    return (mesh, step, lambda: new_state(params, optimizer, table, mode, ITEMS, mesh,
+                                          run_seed=SEED), encoder)
 
 
 def train(mode: str, *mesh_shape: int, steps: int = 12) -> tuple[np.ndarray, TrainState]:
@@ -72,7 +68,7 @@ def train(mode: str, *mesh_shape: int, steps: int = 12) -> tuple[np.ndarray, Tra
 @functools.cache
 def alone() -> tuple[np.ndarray, np.ndarray]:
     losses, state = train("dense")
-    return losses, np.asarray(state.table.rows)
+    return losses, np.asarray(state.items.rows)
 
 
 @pytest.mark.parametrize(("mode", "data", "items"), [
@@ -81,21 +77,21 @@ def test_modes_and_meshes_agree(mode: str, data: int, items: int) -> None:
     losses, state = train(mode, data, items)
     expected, rows = alone()
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
-    np.testing.assert_allclose(state.table.rows, rows, atol=1e-3)
+    np.testing.assert_allclose(state.items.rows, rows, atol=1e-3)
 
 
 def test_the_loss_is_the_mean_over_hidden_places() -> None:
     mesh, step, start, encoder = setup("dense", rate=0.0)
     (batch,) = batches(1)
     state = start()
-    params, rows = jax.tree.map(np.asarray, (state.encoder, state.table.rows))
+    params, rows = jax.tree.map(np.asarray, (state.encoder, state.items.rows))
     # The key of the first micro-batch of step 0, as the step makes it.
     key = jax.random.wrap_key_data(state.key)
     for part in (0, 0, 1):
         key = jax.random.fold_in(key, part)
-    task = OBJECTIVE.task(*(jnp.asarray(batch[name][0]) for name in (
-        "items", "targets", "segments")), key)
-    hidden = np.asarray(task.hidden)
+    task = OBJECTIVE.plan(jax.tree.map(jnp.asarray, batch), Keys(key[None], key), ITEMS)
+    assert task.hidden is not None
+    hidden = np.asarray(task.hidden[0])
     assert 0 < hidden.sum() < (batch["segments"] > 0).sum()
 
     _, metrics = step(state, place_batch(batch, mesh))

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from steps import make_step, new_state
 
 from rec_jax.data.label_frequency import log_shares, of_targets
 from rec_jax.mesh import MeshConfig, make_mesh
 from rec_jax.model.encoder import Encoder
 from rec_jax.objectives import bce, gbce, hard_negatives, in_batch, next_item, sce
-from rec_jax.tables import RowOptimizerConfig, TableConfig, init_table, row_optimizer
-from rec_jax.train.state import init_state
-from rec_jax.train.step import Step, make_train_step, place_batch
+from rec_jax.tables import RowOptimizerConfig, TableConfig
+from rec_jax.train.step import Step, place_batch
 
 ITEMS, DIM, LENGTH, ROWS, STEPS = 60, 8, 6, 8, 8
 OBJECTIVES: dict[str, Any] = {
@@ -65,16 +65,9 @@ def setup(name: str, mode: str, data: int = 1, items: int = 1) -> tuple[Any, Ste
     table = TableConfig(dim=DIM, optimizer=ADAM, init_scale=0.3)
     params = {"kernel": jnp.eye(DIM)}
     optimizer = optax.adam(1e-2)
-    step = make_train_step(cast(Encoder, MeanSoFar()), SETTINGS[name], optimizer, table=table,
-                           mode=mode, mesh=mesh, rate=optax.constant_schedule(1e-2))
-
-    def start() -> Any:
-        made = init_table(table, ITEMS, 0, mesh, optimizer=(
-            None if mode == "dense" else row_optimizer(table.optimizer)))
-        return init_state(jax.tree.map(jnp.copy, params), made, optimizer, seed=0, mode=mode,
-                          mesh=mesh)
-
-    return mesh, step, start
+    step = make_step(cast(Encoder, MeanSoFar()), SETTINGS[name], optimizer, table, mode,
+                     mesh=mesh, rate=optax.constant_schedule(1e-2))
+    return mesh, step, lambda: new_state(params, optimizer, table, mode, ITEMS, mesh)
 
 
 def train(name: str, mode: str, *shape: int, accumulate: int = 1,
@@ -85,7 +78,7 @@ def train(name: str, mode: str, *shape: int, accumulate: int = 1,
     for number in range(steps):
         state, metrics = step(state, place_batch(batch_of(number, accumulate), mesh))
         losses.append(float(metrics.loss))  # one step at a time on the fake devices
-    return np.asarray(losses), np.asarray(state.table.rows)
+    return np.asarray(losses), np.asarray(state.items.rows)
 
 
 @functools.cache
@@ -124,8 +117,8 @@ def test_rows_that_no_position_used_stay_as_they_are() -> None:
     for name in ("items", "targets"):
         batch[name] = np.where(batch[name] == 0, 1, batch[name])
     batch["items"] = np.where(batch["segments"] > 0, batch["items"], 0)
-    before = np.asarray(start().table.rows)
+    before = np.asarray(start().items.rows)
     state, _ = step(start(), place_batch(batch, mesh))
     used = set(batch["items"][batch["segments"] > 0]) | set(batch["targets"][batch["targets"] >= 0])
-    moved = set(np.flatnonzero(np.any(np.asarray(state.table.rows) != before, axis=1)).tolist())
+    moved = set(np.flatnonzero(np.any(np.asarray(state.items.rows) != before, axis=1)).tolist())
     assert moved and moved <= used and 0 not in moved

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from steps import make_step, new_state
 
 from rec_jax.mesh import MeshConfig, make_mesh
 from rec_jax.model.encoder import build_encoder
 from rec_jax.model.encoders import transformer
 from rec_jax.objectives import hard_negatives, next_item, sampled_softmax
-from rec_jax.tables import RowMap, RowOptimizerConfig, TableConfig, init_table, row_optimizer
+from rec_jax.tables import RowMap, RowOptimizerConfig, TableConfig
 from rec_jax.tables.row_map import spread
-from rec_jax.train.state import init_state
-from rec_jax.train.step import make_train_step, place_batch
+from rec_jax.train.step import place_batch
 
 ITEMS, DIM, LENGTH, ROWS, STEPS = 1500, 8, 6, 16, 5
 MESHES = [(1, 1), (1, 8), (2, 4), (8, 1)]
@@ -55,20 +55,16 @@ def train(case: str, data: int, items: int, moved: bool):
         transformer.Config(layers=1, heads=1, hidden=2, dropout=0.1), dim=DIM, length=LENGTH,
         causal=True, precision="f32", seed=0)
     optimizer = optax.adam(1e-2)
-    step = make_train_step(encoder, objective, optimizer, table=config, mode=mode, mesh=mesh,
-                           rate=optax.constant_schedule(1e-2))
-    rows = None if mode == "dense" else row_optimizer(config.optimizer)
-    table, *others = (init_table(config, ITEMS, 0, mesh, optimizer=rows, second=second,
-                                 row_map=order) for second in ((False,) if tied else (False, True)))
-    state = init_state(jax.tree.map(jnp.copy, params), table, optimizer, mode=mode, mesh=mesh,
-                       seed=0, inputs=others[0] if others else None)
+    step = make_step(encoder, objective, optimizer, config, mode, mesh=mesh,
+                     rate=optax.constant_schedule(1e-2))
+    state = new_state(params, optimizer, config, mode, ITEMS, mesh, row_map=order)
     losses = []
     for batch in batches():
         state, metrics = step(state, place_batch(batch, mesh))
         losses.append(float(metrics.loss))
         assert int(metrics.bad_ids) == 0
-    places = order.rows(np.arange(table.rows.shape[0]))
-    tables = [state.table] + ([] if tied else [state.inputs])
+    places = order.rows(np.arange(state.items.rows.shape[0]))
+    tables = [state.items] + ([] if tied else [state.tables["inputs"]])
     assert all(table.row_map == order for table in tables)
     return np.asarray(losses), [np.asarray(leaf)[places] for table in tables
                                 for leaf in jax.tree.leaves((table.rows, table.state))]

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from steps import make_step as step_of
+from steps import new_state
 
 from rec_jax.data.batches import BatchStream
 from rec_jax.data.dataset import Dataset
@@ -18,9 +19,9 @@ from rec_jax.model.encoder import build_encoder
 from rec_jax.model.encoders.transformer import Config as Transformer
 from rec_jax.model.optimizer import OptimizerConfig, dense_optimizer
 from rec_jax.objectives.next_item import Config as NextItem
-from rec_jax.tables import TableConfig, init_table
-from rec_jax.train.state import TrainState, init_state
-from rec_jax.train.step import Step, StepMetrics, make_train_step
+from rec_jax.tables import TableConfig
+from rec_jax.train.state import TrainState
+from rec_jax.train.step import Step, StepMetrics
 
 DIM, LENGTH, SEED = 16, 24, 5
 Batch = dict[str, Any]
@@ -34,12 +35,13 @@ def make_step(optimizer: optax.GradientTransformation, *, dropout: float = 0.0,
     encoder, params = build_encoder(config, dim=DIM, length=LENGTH, causal=True,
                                     precision=precision, seed=SEED)
 
-    def start(num_items: int) -> TrainState:
-        table = init_table(TableConfig(dim=DIM, init_scale=0.3), num_items, SEED)
-        return init_state(jax.tree.map(jnp.copy, params), table, optimizer,
-                          average=ema is not None, seed=SEED)
+    table = TableConfig(dim=DIM, init_scale=0.3)
 
-    return make_train_step(encoder, NextItem(), optimizer, precision=precision, ema=ema), start
+    def start(num_items: int) -> TrainState:
+        return new_state(params, optimizer, table, "dense", num_items, seed=SEED,
+                         average=ema is not None)
+
+    return step_of(encoder, NextItem(), optimizer, table, precision=precision, ema=ema), start
 
 
 SGD = optax.sgd(1.0)  # new = old - gradient: the gradient can be read off the weights
@@ -75,9 +77,9 @@ class Outcome(NamedTuple):
 def gradients_of(dataset: Dataset, batch: Batch, precision: str = "f32") -> Outcome:
     step, start = make_step(SGD, precision=precision)
     state = start(dataset.num_items)
-    before = host({**state.encoder, "rows": state.table.rows})
+    before = host({**state.encoder, "rows": state.items.rows})
     new, metrics = step(state, batch)
-    after = host({**new.encoder, "rows": new.table.rows})
+    after = host({**new.encoder, "rows": new.items.rows})
     return Outcome(host(metrics), {name: before[name] - after[name] for name in before})
 
 
@@ -142,26 +144,26 @@ def test_the_average_follows_the_weights_at_its_decay(dataset: Dataset) -> None:
     decay = 0.75
     step, start = make_step(SGD, ema=decay)
     state, batch = start(dataset.num_items), epoch(dataset, packed=True)
-    expected = host((state.encoder, state.table.rows))
+    expected = host((state.encoder, {"items": state.items.rows}))
     for _ in range(3):
         state, _ = step(state, batch)
-        weights = host((state.encoder, state.table.rows))
+        weights = host((state.encoder, {"items": state.items.rows}))
         expected = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, expected,
                                 weights)
         jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-6),
                      host(state.average[:2]), expected)
-    assert np.abs(expected[1] - weights[1]).max() > 1e-3  # it lags behind
+    assert np.abs(expected[1]["items"] - weights[1]["items"]).max() > 1e-3  # it lags behind
 
 
 def test_rows_that_pad_the_table_stay_zero_and_all_others_learn(dataset: Dataset) -> None:
     optimizer = dense_optimizer(OptimizerConfig(rate=0.05, warmup=0, weight_decay=0.1), 10)
     step, start = make_step(optimizer, ema=0.5)
     state, batch = start(dataset.num_items), epoch(dataset, packed=True)
-    before = host(state.table.rows)
+    before = host(state.items.rows)
     for _ in range(2):
         state, _ = step(state, batch)
     assert state.average is not None
-    for rows in (state.table.rows, state.average[1]):
+    for rows in (state.items.rows, state.average.tables["items"]):
         assert not np.any(rows[dataset.num_items:])
         assert np.all(np.any(rows[:dataset.num_items] != before[:dataset.num_items], axis=1))
     assert int(state.step) == 2

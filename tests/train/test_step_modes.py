@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from steps import make_step, new_state
 
 from rec_jax.errors import InputError
 from rec_jax.mesh import MeshConfig, make_mesh
 from rec_jax.model.encoder import build_encoder
 from rec_jax.model.encoders import transformer
 from rec_jax.objectives import next_item, sampled_softmax
-from rec_jax.tables import RowOptimizerConfig, TableConfig, init_table, row_optimizer
-from rec_jax.train.state import init_state
-from rec_jax.train.step import check_ids, make_train_step, place_batch
+from rec_jax.tables import RowOptimizerConfig, TableConfig
+from rec_jax.train.step import check_ids, place_batch
 
 ITEMS, DIM, LENGTH, ROWS = 100, 8, 6, 8
 OBJECTIVES = {"dense": next_item.Config(backend="xla"),
@@ -50,18 +50,9 @@ def setup(mode, data=1, items=1, objective=None, rows=RowOptimizerConfig(), dtyp
         transformer.Config(layers=1, heads=1, hidden=2, dropout=dropout), dim=DIM, length=LENGTH,
         causal=True, precision="f32", seed=0)
     optimizer = optax.adam(1e-2)
-    step = make_train_step(encoder, objective or OBJECTIVES[mode], optimizer, table=table,
-                           mode=mode, mesh=mesh, rate=optax.constant_schedule(1e-2))
-
-    def start():
-        own = None if mode == "dense" else row_optimizer(table.optimizer)
-        made = init_table(table, num_items, 0, mesh, optimizer=own)
-        inputs = None if tied else init_table(table, num_items, 0, mesh, optimizer=own,
-                                              second=True)
-        return init_state(jax.tree.map(jnp.copy, params), made, optimizer, seed=0, mode=mode,
-                          mesh=mesh, inputs=inputs)
-
-    return mesh, step, start
+    step = make_step(encoder, objective or OBJECTIVES[mode], optimizer, table, mode, mesh=mesh,
+                     rate=optax.constant_schedule(1e-2))
+    return mesh, step, lambda: new_state(params, optimizer, table, mode, num_items, mesh)
 
 
 def train(mode, *mesh_shape, steps, accumulate=1, **settings):
@@ -71,7 +62,7 @@ def train(mode, *mesh_shape, steps, accumulate=1, **settings):
         state, metrics = step(state, place_batch(batch, mesh))
         losses.append(float(metrics.loss))  # one step at a time on the fake devices
     check_ids(int(metrics.bad_ids))
-    return np.asarray(losses), np.asarray(state.table.rows, np.float32)
+    return np.asarray(losses), np.asarray(state.items.rows, np.float32)
 
 
 @pytest.mark.parametrize(("mode", "objective"), [("streamed", None), ("sparse", EXACT)])
@@ -120,7 +111,7 @@ def test_ids_under_padding_are_not_read():
     batch["items"][batch["segments"] == 0] = 10**6
     dirty, metrics = step(start(), place_batch(batch, mesh))
     assert int(metrics.bad_ids) == 0
-    np.testing.assert_array_equal(clean.table.rows, dirty.table.rows)
+    np.testing.assert_array_equal(clean.items.rows, dirty.items.rows)
 
 
 @pytest.mark.parametrize(("mode", "kind", "tied"), [
@@ -132,6 +123,6 @@ def test_the_step_updates_large_tables_in_place(mode, kind, tied):
                               tied=tied)
     state = start()
     memory = step.lower(state, place_batch(next(batches(1)), mesh)).compile().memory_analysis()
-    tables = sum(leaf.nbytes for leaf in jax.tree.leaves((state.table, state.inputs)))
+    tables = sum(leaf.nbytes for leaf in jax.tree.leaves(state.tables))
     assert memory.alias_size_in_bytes >= tables
     assert memory.temp_size_in_bytes < num_items * DIM * 4 / 2

@@ -2,19 +2,17 @@ from __future__ import annotations
 
 import functools
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from steps import make_step, new_state
 
 from rec_jax.mesh import MeshConfig, make_mesh
 from rec_jax.model.encoder import build_encoder
 from rec_jax.model.encoders import transformer
 from rec_jax.objectives import next_item, sampled_softmax
-from rec_jax.tables import RowOptimizerConfig, TableConfig, init_table, row_optimizer
-from rec_jax.train.state import init_state
-from rec_jax.train.step import check_ids, make_train_step, place_batch
+from rec_jax.tables import RowOptimizerConfig, TableConfig
+from rec_jax.train.step import check_ids, place_batch
 
 ITEMS, DIM, LENGTH, ROWS = 100, 8, 6, 8
 MESHES = [(1, 1), (8, 1), (1, 8), (2, 4)]
@@ -46,17 +44,9 @@ def setup(mode: str, data: int, items: int, kind: str = "row_adam", dtype: str =
         transformer.Config(layers=1, heads=1, hidden=2, dropout=0.1), dim=DIM, length=LENGTH,
         causal=True, precision="f32", seed=0)
     optimizer = optax.adam(1e-2)
-    step = make_train_step(encoder, OBJECTIVES[mode], optimizer, table=config, mode=mode,
-                           mesh=mesh, rate=optax.constant_schedule(1e-2))
-
-    def start():
-        rows = None if mode == "dense" else row_optimizer(config.optimizer)
-        table = init_table(config, ITEMS, 0, mesh, optimizer=rows)
-        inputs = None if tied else init_table(config, ITEMS, 0, mesh, optimizer=rows, second=True)
-        return init_state(jax.tree.map(jnp.copy, params), table, optimizer, mode=mode, mesh=mesh,
-                          seed=0, inputs=inputs)
-
-    return mesh, step, start
+    step = make_step(encoder, OBJECTIVES[mode], optimizer, config, mode, mesh=mesh,
+                     rate=optax.constant_schedule(1e-2))
+    return mesh, step, lambda: new_state(params, optimizer, config, mode, ITEMS, mesh)
 
 
 def train(mode: str, data: int, items: int, steps: int, accumulate: int = 1, **settings):
@@ -72,7 +62,7 @@ def train(mode: str, data: int, items: int, steps: int, accumulate: int = 1, **s
 @functools.cache
 def alone(mode: str, steps: int):
     losses, state = train(mode, 1, 1, steps)
-    return losses, np.asarray(state.table.rows)
+    return losses, np.asarray(state.items.rows)
 
 
 @pytest.mark.parametrize(("data", "items"), [
@@ -83,14 +73,14 @@ def test_fifty_steps_give_the_same_losses_and_rows_on_every_mesh(mode, data, ite
     expected, rows = alone(mode, 50)
     assert expected[-5:].mean() < expected[:5].mean() - 0.2  # it learns
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
-    np.testing.assert_allclose(state.table.rows, rows, atol=1e-4)
-    assert not state.table.rows.is_fully_replicated or items == 1
+    np.testing.assert_allclose(state.items.rows, rows, atol=1e-4)
+    assert not state.items.rows.is_fully_replicated or items == 1
 
 
 @functools.cache
 def untied_alone(mode: str):
     losses, state = train(mode, 1, 1, 6, tied=False)
-    return losses, np.asarray(state.table.rows), np.asarray(state.inputs.rows)
+    return losses, np.asarray(state.items.rows), np.asarray(state.tables["inputs"].rows)
 
 
 @pytest.mark.parametrize("mode", [
@@ -100,7 +90,7 @@ def test_untied_tables_train_the_same_on_a_mesh(mode):
     losses, state = train(mode, 2, 4, 6, tied=False)
     expected, rows, inputs = untied_alone(mode)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
-    np.testing.assert_allclose(state.table.rows, rows, atol=1e-4)
-    np.testing.assert_allclose(state.inputs.rows, inputs, atol=1e-4)
-    for table in (state.table, state.inputs):
+    np.testing.assert_allclose(state.items.rows, rows, atol=1e-4)
+    np.testing.assert_allclose(state.tables["inputs"].rows, inputs, atol=1e-4)
+    for table in state.tables.values():
         assert not table.rows.is_fully_replicated

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import functools
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from steps import make_step, new_state
 
 from rec_jax.mesh import MeshConfig, make_mesh
 from rec_jax.model.encoder import build_encoder
 from rec_jax.model.encoders import transformer
 from rec_jax.objectives import next_item
 from rec_jax.plan.compile import collective_bytes
-from rec_jax.tables import RowOptimizerConfig, TableConfig, init_table, row_optimizer
-from rec_jax.train.state import init_state
-from rec_jax.train.step import make_train_step, place_batch
+from rec_jax.tables import RowOptimizerConfig, TableConfig
+from rec_jax.train.step import place_batch
 
 DIM, LENGTH, ROWS = 16, 16, 16
 MESHES = [(1, 8), (2, 4), (4, 2), (8, 1)]
@@ -35,18 +33,15 @@ def compiled(data: int, items: int, count: int):
         transformer.Config(layers=1, heads=1, hidden=1, dropout=0.0, backend="xla"), dim=DIM,
         length=LENGTH, causal=True, precision="f32", seed=0)
     optimizer = optax.sgd(1e-3)
-    step = make_train_step(encoder, next_item.Config(backend="reference"), optimizer,
-                           table=table, mode="streamed", mesh=mesh,
-                           rate=optax.constant_schedule(1e-2))
-    state = init_state(jax.tree.map(jnp.copy, params), init_table(
-        table, count, 0, mesh, optimizer=row_optimizer(table.optimizer)), optimizer, seed=0,
-        mode="streamed", mesh=mesh)
+    step = make_step(encoder, next_item.Config(backend="reference"), optimizer, table,
+                     "streamed", mesh=mesh, rate=optax.constant_schedule(1e-2))
+    state = new_state(params, optimizer, table, "streamed", count, mesh)
     full = np.ones((1, ROWS, LENGTH), np.int32)
     batch = {"items": full, "targets": full, "segments": full,
              "positions": np.broadcast_to(np.arange(LENGTH, dtype=np.int32), full.shape).copy()}
     program = step.lower(state, place_batch(batch, mesh)).compile()
     sent = sum(size for _, size in collective_bytes(program.as_text()))
-    return program.cost_analysis()["flops"], sent, state.table.rows.sharding
+    return program.cost_analysis()["flops"], sent, state.items.rows.sharding
 
 
 def test_operations_of_a_device_do_not_depend_on_the_shape_of_the_mesh() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, cast
 
 import jax
@@ -13,13 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from steps import make_step, modes_of, new_state
 
 from rec_jax.errors import InputError
 from rec_jax.mesh import MeshConfig, make_mesh
 from rec_jax.model.encoder import Encoder
 from rec_jax.objectives import Task, next_item, sampled_softmax
-from rec_jax.tables import RowOptimizerConfig, TableConfig, init_table, row_optimizer
-from rec_jax.train import mode_dense
+from rec_jax.objectives.base import Batch, Keys
+from rec_jax.tables import INPUTS, RowOptimizerConfig, TableConfig, init_table
+from rec_jax.train import dense
 from rec_jax.train import step as stepping
 from rec_jax.train.mode import weighted
 from rec_jax.train.state import TrainState, init_state, state_shardings
@@ -51,14 +52,8 @@ class Weighted(next_item.Config):
     absent: tuple[bool, ...] | None = None
     divided_by: float | None = None
 
-    def task(self, items: jax.Array, targets: jax.Array, segments: jax.Array,
-             key: jax.Array) -> Task:
-        task = super().task(items, targets, segments, key)
-        repeats = -(-targets.size // len(self.turn))
-        weights = task.weights * jnp.tile(jnp.asarray(self.turn), repeats)[:targets.size]
-        present = None if self.absent is None else jnp.logical_not(jnp.tile(
-            jnp.asarray(self.absent), repeats)[:targets.size])
-        return task._replace(weights=weights, present=present, divisor=self.divided_by)
+    def plan(self, batch: Batch, keys: Keys, num_items: int) -> Task:
+        return in_turn(super().plan(batch, keys, num_items), self)
 
 
 @dataclass(frozen=True)
@@ -70,11 +65,20 @@ class WeightedSample(sampled_softmax.Config):
     turn: tuple[float, ...] = (1.0,)
     absent: tuple[bool, ...] | None = None
     divided_by: float | None = None
-    task = Weighted.task  # type: ignore[assignment]
+
+    def plan(self, batch: Batch, keys: Keys, num_items: int) -> Task:
+        return in_turn(super().plan(batch, keys, num_items), self)
 
 
-WeightedSample.task = lambda self, *batch: Weighted.task(Weighted(  # type: ignore[method-assign]
-    turn=self.turn, absent=self.absent, divided_by=self.divided_by), *batch)
+def in_turn(task: Task, settings: Weighted | WeightedSample) -> Task:
+    """The task with weights, and perhaps presence and divisor, of `settings`."""
+    count, size = task.targets.shape
+    repeats = -(-size // len(settings.turn))
+    weights = task.weights * jnp.tile(jnp.asarray(settings.turn), repeats)[:size]
+    present = None if settings.absent is None else jnp.broadcast_to(jnp.logical_not(jnp.tile(
+        jnp.asarray(settings.absent), repeats)[:size]), (count, size))
+    divisor = None if settings.divided_by is None else jnp.full(count, settings.divided_by)
+    return task._replace(weights=weights, present=present, divisor=divisor)
 
 
 def batch_of(number: int, accumulate: int = 1) -> dict[str, jax.Array]:
@@ -91,13 +95,9 @@ def setup(mode: str, objective: Any, kind: str = "sgd", *, dtype: str = "f32", t
     table = TableConfig(dim=DIM, dtype=dtype, tied=tied, init_scale=scale,  # type: ignore[arg-type]
                         optimizer=RowOptimizerConfig(kind=kind))  # type: ignore[arg-type]
     rule = optax.sgd(rate) if kind == "sgd" else optax.adam(rate)
-    own = None if mode == "dense" else row_optimizer(table.optimizer)
-    step = make_train_step(ENCODER, objective, rule, table=table, mode=mode, mesh=MESH,  # type: ignore[arg-type]
-                           rate=rate if callable(rate) else optax.constant_schedule(rate))
-    first, *second = (init_table(table, ITEMS, 0, MESH, optimizer=own, second=second)
-                      for second in ((False,) if tied else (False, True)))
-    return step, init_state({"kernel": jnp.eye(DIM)}, first, rule, seed=0, mode=mode, mesh=MESH,
-                            inputs=second[0] if second else None)
+    step = make_step(ENCODER, objective, rule, table, mode, mesh=MESH,
+                     rate=rate if callable(rate) else optax.constant_schedule(rate))
+    return step, new_state({"kernel": jnp.eye(DIM)}, rule, table, mode, ITEMS, MESH)
 
 
 def objective_of(mode: str, **settings: Any) -> Any:
@@ -115,26 +115,31 @@ def test_every_draw_of_every_step_has_a_key_of_its_own(monkeypatch: pytest.Monke
         jax.debug.callback(lambda data: seen[name].append(tuple(np.ravel(data).tolist())), data)
 
     class Noted(Weighted):
-        def task(self, *batch: Any) -> Task:
-            note("task", batch[-1])
-            return super().task(*batch)
+        def plan(self, batch: Batch, keys: Keys, num_items: int) -> Task:
+            for number in range(len(batch["items"])):
+                note("task", keys.each[number])
+            note("negatives", keys.step)
+            return super().plan(batch, keys, num_items)
 
-    def open(setting: Any, state: Any, batch: Any, tasks: Any, key: Any) -> Any:
-        note("negatives", key)
-        opened = mode_dense.open(setting, state, batch, tasks, key)
+    class NotedEncoder(MeanSoFar):
+        def __call__(self, params: Any, vectors: jax.Array, *others: Any) -> jax.Array:
+            _, key, _ = others
+            note("dropout", key)
+            return super().__call__(params, vectors)
 
-        def close(closing: Any) -> Any:
-            note("rounding", closing.seed)
-            return opened.close(closing)
+    def open_table(*parts: Any) -> Any:
+        opened = dense.open_table(*parts)
+
+        def close(gradients: Any) -> Any:
+            note("rounding", gradients.seed)
+            return opened.close(gradients)
 
         return opened._replace(close=close)
 
-    def loss(*parts: Any) -> Any:
-        note("dropout", parts[-1])
-        return mode_dense.loss(*parts)
-
-    monkeypatch.setitem(stepping.MODES, "dense", cast(Any, SimpleNamespace(open=open, loss=loss)))
-    step, state = setup("dense", Noted(backend="xla"))
+    monkeypatch.setitem(stepping.MODES, "dense", open_table)
+    table, rule = TableConfig(dim=DIM), optax.sgd(1.0)
+    step = make_step(cast(Encoder, NotedEncoder()), Noted(backend="xla"), rule, table, mesh=MESH)
+    state = new_state({"kernel": jnp.eye(DIM)}, rule, table, "dense", ITEMS, MESH)
     first = tuple(np.asarray(state.key).tolist())
     for number in range(3):
         state, _ = step(state, batch_of(number, accumulate=2))
@@ -153,14 +158,17 @@ def rounded(mode: str, start: int, kind: str = "bf16") -> list[tuple[np.ndarray,
     """(before, after) of both tables f64 `[ITEMS, d]`, all of whose values are 1 or -1, in a step
     whose updates are an eighth or a quarter of the distance to the next bf16 value."""
     step, state = setup(mode, objective_of(mode), "adam", dtype=kind, tied=False, rate=2.0**-10)
-    signs = [jnp.sign(table.rows.astype(jnp.float32)).astype(table.rows.dtype)
-             for table in (state.table, state.inputs)]  # type: ignore[union-attr]
-    state = state._replace(step=jnp.int32(start), table=state.table.replace(rows=signs[0]),
-                           inputs=state.inputs.replace(rows=signs[1]))  # type: ignore[union-attr]
-    before = [np.array(table.rows, np.float64)[:ITEMS] for table in (state.table, state.inputs)]  # type: ignore[union-attr]
+    state = state._replace(step=jnp.int32(start), tables={
+        name: table.replace(rows=jnp.sign(table.rows.astype(jnp.float32)).astype(table.rows.dtype))
+        for name, table in state.tables.items()})
+
+    def values(state: TrainState) -> list[np.ndarray]:
+        return [np.array(state.tables[name].rows, np.float64)[:ITEMS]
+                for name in ("items", INPUTS)]
+
+    before = values(state)
     state, _ = step(state, batch_of(0))
-    after = [np.array(table.rows, np.float64)[:ITEMS] for table in (state.table, state.inputs)]  # type: ignore[union-attr]
-    return list(zip(before, after, strict=True))
+    return list(zip(before, values(state), strict=True))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -209,7 +217,7 @@ WEIGHTS = {
 def test_weights_are_factors_of_either_sign(mode: str, name: str) -> None:
     settings, turn, divisor = WEIGHTS[name]
     step, state = setup(mode, objective_of(mode, **settings))
-    rows, kernel = jnp.copy(state.table.rows), jnp.copy(state.encoder["kernel"])
+    rows, kernel = jnp.copy(state.items.rows), jnp.copy(state.encoder["kernel"])
     batch = batch_of(3)
     weights = np.resize(turn, ROWS * LENGTH)
     total = np.abs(weights).sum() if divisor is None else divisor
@@ -222,7 +230,7 @@ def test_weights_are_factors_of_either_sign(mode: str, name: str) -> None:
     assert float(metrics.loss) == pytest.approx(float(value), rel=1e-4, abs=1e-6)
     assert float(metrics.divisor) == pytest.approx(total, rel=1e-6)
     assert float(metrics.positions) == np.count_nonzero(weights)
-    np.testing.assert_allclose(rows - new.table.rows, to_rows, atol=2e-6)
+    np.testing.assert_allclose(rows - new.items.rows, to_rows, atol=2e-6)
     np.testing.assert_allclose(kernel - new.encoder["kernel"], to_kernel, atol=2e-6)
 
 
@@ -231,7 +239,7 @@ def test_divisors_of_micro_batches_add_up() -> None:
     for accumulate in (1, 4):
         step, state = setup("dense", objective_of("dense", turn=(1.0, -0.5, 0.25)))
         new, metrics = step(state, batch_of(3, accumulate))
-        found.append((float(metrics.loss), float(metrics.divisor), np.array(new.table.rows)))
+        found.append((float(metrics.loss), float(metrics.divisor), np.array(new.items.rows)))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
     assert found[0][1] == pytest.approx(found[1][1])
     np.testing.assert_allclose(found[0][2], found[1][2], atol=1e-6)
@@ -266,12 +274,12 @@ def scored(rows: Any, kernel: Any, batch: Any, *, scale: float = 1.0, softcap: f
     ("sparse", {"scale": 3.0})])
 def test_every_setting_of_a_loss_reaches_the_rows(mode: str, settings: dict[str, float]) -> None:
     step, state = setup(mode, objective_of(mode, **settings))
-    rows, kernel = jnp.copy(state.table.rows), jnp.copy(state.encoder["kernel"])
+    rows, kernel = jnp.copy(state.items.rows), jnp.copy(state.encoder["kernel"])
     value, (to_rows, to_kernel) = jax.value_and_grad(
         functools.partial(scored, batch=batch_of(3), **settings), argnums=(0, 1))(rows, kernel)
     new, metrics = step(state, batch_of(3))
     assert float(metrics.loss) == pytest.approx(float(value), rel=1e-4)
-    np.testing.assert_allclose(rows - new.table.rows, to_rows, atol=2e-6)
+    np.testing.assert_allclose(rows - new.items.rows, to_rows, atol=2e-6)
     np.testing.assert_allclose(kernel - new.encoder["kernel"], to_kernel, atol=2e-6)
     norms = [to_kernel, *([to_rows] if mode == "dense" else [])]
     assert float(metrics.gradient_norm) == pytest.approx(float(optax.tree.norm(norms)), rel=1e-4)
@@ -282,22 +290,22 @@ def test_every_setting_of_a_loss_reaches_the_rows(mode: str, settings: dict[str,
 @pytest.mark.parametrize("mode", ["sparse", "streamed"])
 def test_rows_with_their_own_optimizer_need_a_rate(mode: str) -> None:
     with pytest.raises(InputError, match=rf"a {mode} table .* expected `rate` or table\.optimizer"):
-        make_train_step(ENCODER, objective_of(mode), optax.sgd(1.0), mode=mode, mesh=MESH)  # type: ignore[arg-type]
+        make_step(ENCODER, objective_of(mode), optax.sgd(1.0), TableConfig(), mode, mesh=MESH)
     own = TableConfig(dim=DIM, optimizer=RowOptimizerConfig(rate=0.5))
-    make_train_step(ENCODER, objective_of(mode), optax.sgd(1.0), mode=mode, mesh=MESH, table=own)  # type: ignore[arg-type]
+    make_step(ENCODER, objective_of(mode), optax.sgd(1.0), own, mode, mesh=MESH)
 
 
 def test_a_dense_table_has_the_rate_of_its_optimizer() -> None:
-    make_train_step(ENCODER, objective_of("dense"), optax.sgd(1.0), mode="dense", mesh=MESH)
+    make_train_step(ENCODER, objective_of("dense"), optax.sgd(1.0), mesh=MESH)
 
 
 @pytest.mark.parametrize("mode", ["sparse", "streamed"])
 def test_the_rate_of_the_rows_follows_its_schedule_from_the_first_step(mode: str) -> None:
     step, state = setup(mode, objective_of(mode), rate=lambda step: jnp.asarray([1.0, 0.0])[step])
-    rows = [np.array(state.table.rows)]
+    rows = [np.array(state.items.rows)]
     for number in range(2):
         state, _ = step(state, batch_of(number))
-        rows.append(np.array(state.table.rows))
+        rows.append(np.array(state.items.rows))
     assert np.any(rows[1] != rows[0]) and np.array_equal(rows[2], rows[1])
 
 
@@ -307,15 +315,12 @@ def test_a_rate_of_the_rows_own_goes_before_the_schedule(mode: str) -> None:
     for own in (None, 0.25):
         table = TableConfig(dim=DIM, init_scale=0.3,
                             optimizer=RowOptimizerConfig(kind="sgd", rate=own))
-        rule = row_optimizer(table.optimizer)
-        step = make_train_step(ENCODER, objective_of(mode), optax.sgd(1.0), mode=mode, mesh=MESH,  # type: ignore[arg-type]
-                               table=table, rate=optax.constant_schedule(1.0))
-        state = init_state({"kernel": jnp.eye(DIM)}, init_table(table, ITEMS, 0, MESH,
-                                                                optimizer=rule),
-                           optax.sgd(1.0), seed=0, mode=mode, mesh=MESH)
-        before = np.array(state.table.rows)
+        step = make_step(ENCODER, objective_of(mode), optax.sgd(1.0), table, mode, mesh=MESH,
+                         rate=optax.constant_schedule(1.0))
+        state = new_state({"kernel": jnp.eye(DIM)}, optax.sgd(1.0), table, mode, ITEMS, MESH)
+        before = np.array(state.items.rows)
         state, _ = step(state, batch_of(0))
-        moved.append(np.asarray(state.table.rows) - before)
+        moved.append(np.asarray(state.items.rows) - before)
     assert np.abs(moved[0]).max() > 1e-3
     np.testing.assert_allclose(0.25 * moved[0], moved[1], atol=1e-7)
 
@@ -326,19 +331,21 @@ def test_only_what_belongs_to_a_table_is_cut_by_rows() -> None:
     """768 is the padded size of the table, and the encoder has arrays of that size too."""
     mesh = make_mesh(MeshConfig(1, 8))
     rule = optax.chain(optax.adam(1.0), optax.adafactor(1.0, min_dim_size_to_factor=1))
-    encoder = {"rows": jnp.ones((768, DIM)), "table/inputs": jnp.ones((768,)), "x": jnp.ones(3)}
-    table, inputs = (init_table(TableConfig(dim=DIM), ITEMS, 0, mesh) for _ in range(2))
-    state = init_state(encoder, table, rule, seed=0, mode="dense", mesh=mesh, inputs=inputs,
+    encoder = {"rows": jnp.ones((768, DIM)), "table/inputs": jnp.ones((768,)), "x": jnp.ones(3),
+               "tables": jnp.ones((768, DIM)), "items": jnp.ones((768,))}
+    config = TableConfig(dim=DIM, tied=False)
+    tables = {name: init_table(config, ITEMS, 0, mesh) for name in ("items", INPUTS)}
+    state = init_state(encoder, tables, rule, seed=0, modes=modes_of(config, "dense"), mesh=mesh,
                        average=True)
     cut = {jax.tree_util.keystr(path) for path, where in jax.tree.leaves_with_path(
         state_shardings(state, mesh)) if where.spec}
     assert not [path for path in cut if "encoder" in path]
-    adam = {f".optimizer[0][0].{part}['{name}']" for part in ("mu", "nu")
-            for name in ("rows", "inputs")}
-    tables = {".table.rows", ".inputs.rows", ".average.rows", ".average.inputs", ".rest.rows",
-              ".rest.inputs"}
-    assert adam | tables <= cut
+    adam = {f".optimizer[0][0].{part}['tables']['{name}']" for part in ("mu", "nu")
+            for name in ("items", "inputs")}
+    rows = {f"{part}.tables['{name}']{of}" for part, of in (
+        ("", ".rows"), (".average", ""), (".rest", "")) for name in ("items", "inputs")}
+    assert adam | rows <= cut
     # Adafactor keeps one mean a row and one a column of each table, and cuts none but the former.
-    assert len(cut - adam - tables) == 2
+    assert len(cut - adam - rows) == 2
     for path, leaf in jax.tree.leaves_with_path(state):
         assert leaf.is_fully_replicated != (jax.tree_util.keystr(path) in cut)

@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from steps import make_step, new_state
 
 from rec_jax.mesh import MeshConfig, make_mesh
-from rec_jax.model.encoder import INPUTS, build_encoder
+from rec_jax.model.encoder import build_encoder
 from rec_jax.model.encoders import Inputs, transformer
 from rec_jax.objectives import next_item, sampled_softmax
-from rec_jax.tables import RowOptimizerConfig, TableConfig, init_table, row_optimizer
-from rec_jax.train.state import init_state, served
-from rec_jax.train.step import make_train_step, place_batch
+from rec_jax.tables import INPUTS, RowOptimizerConfig, TableConfig
+from rec_jax.train.state import served
+from rec_jax.train.step import place_batch
 
 ITEMS, DIM, LENGTH, ROWS, RATE = 20, 8, 6, 8, 1e-2
 OBJECTIVES = {"dense": next_item.Config(backend="xla"),
@@ -52,17 +53,10 @@ def setup(mode: str, kind: str = "adam", dtype: str = "f32", ema: float | None =
     mesh = make_mesh(MeshConfig(data, items))
     config = TableConfig(dim=DIM, tied=False, dtype=dtype,
                          optimizer=RowOptimizerConfig(kind=kind))
-    own = None if mode == "dense" else row_optimizer(config.optimizer)
-    step = make_train_step(ENCODER, OBJECTIVES[mode], OPTAX[kind], table=config, mode=mode,
-                           mesh=mesh, rate=optax.constant_schedule(RATE), ema=ema)
-
-    def start():
-        table, inputs = (init_table(config, ITEMS, 0, mesh, optimizer=own, second=second)
-                         for second in (False, True))
-        return init_state(jax.tree.map(jnp.copy, PARAMS), table, OPTAX[kind], seed=0, mode=mode,
-                          mesh=mesh, inputs=inputs, average=ema is not None)
-
-    return mesh, step, start
+    step = make_step(ENCODER, OBJECTIVES[mode], OPTAX[kind], config, mode, mesh=mesh,
+                     rate=optax.constant_schedule(RATE), ema=ema)
+    return mesh, step, lambda: new_state(PARAMS, OPTAX[kind], config, mode, ITEMS, mesh,
+                                         average=ema is not None)
 
 
 def train(steps: int, *arguments, known: int = ITEMS, **settings):
@@ -78,7 +72,7 @@ def train(steps: int, *arguments, known: int = ITEMS, **settings):
 def plain(steps: int, kind: str, known: int = ITEMS):
     """Losses and weights of optax on all parameters, with scores as an array and no table."""
     state = setup("dense", kind)[2]()
-    weights = {"encoder": PARAMS, "rows": state.table.rows, "inputs": state.inputs.rows}
+    weights = {"encoder": PARAMS, "rows": state.items.rows, "inputs": state.tables[INPUTS].rows}
     optimizer = OPTAX[kind]
 
     def loss(weights, batch):
@@ -107,8 +101,8 @@ def plain(steps: int, kind: str, known: int = ITEMS):
 
 def assert_same_weights(state, weights, atol: float, of_keys: float | None = None) -> None:
     """of_keys: the tolerance of the bias of keys, where it is another."""
-    np.testing.assert_allclose(state.table.rows, weights["rows"], atol=atol)
-    np.testing.assert_allclose(state.inputs.rows, weights["inputs"], atol=atol)
+    np.testing.assert_allclose(state.items.rows, weights["rows"], atol=atol)
+    np.testing.assert_allclose(state.tables[INPUTS].rows, weights["inputs"], atol=atol)
     for name, leaf in state.encoder.items():
         leaf, expected = np.asarray(leaf), np.asarray(weights["encoder"][name])
         keys = np.zeros(leaf.shape, bool)
@@ -126,7 +120,7 @@ def test_every_mode_is_plain_adam_of_both_tables_where_all_rows_are_read(mode):
     # One vector added to all keys changes no attention: the gradient of that bias is nothing but
     # rounding, of which Adam may make a whole step each time.
     assert_same_weights(state, weights, 2e-5, of_keys=2 * 6 * RATE)
-    assert np.abs(weights["inputs"] - np.asarray(setup(mode)[2]().inputs.rows)).max() > RATE
+    assert np.abs(weights["inputs"] - np.asarray(setup(mode)[2]().tables[INPUTS].rows)).max() > RATE
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -136,16 +130,17 @@ def test_every_mode_is_plain_descent_where_some_rows_are_never_read(mode):
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     assert_same_weights(state, weights, 1e-6)
     first = setup(mode, "sgd")[2]()
-    moved = np.any(np.asarray(state.inputs.rows) != np.asarray(first.inputs.rows), axis=1)
-    np.testing.assert_array_equal(np.flatnonzero(moved), np.arange(7))
-    assert np.any(np.asarray(state.table.rows) != np.asarray(first.table.rows), axis=1)[:20].all()
+    moved = {name: np.any(np.asarray(table.rows) != np.asarray(first.tables[name].rows), axis=1)
+             for name, table in state.tables.items()}
+    np.testing.assert_array_equal(np.flatnonzero(moved[INPUTS]), np.arange(7))
+    assert moved["items"][:20].all()
 
 
 @pytest.mark.parametrize("mode", ["sparse", "streamed"])
 def test_each_table_counts_the_steps_of_its_own_rows(mode):
     _, state = train(3, mode, known=7)
-    assert np.asarray(state.inputs.state.steps)[:ITEMS].tolist() == [3] * 7 + [0] * 13
-    assert np.asarray(state.table.state.steps)[:ITEMS].tolist() == [3] * ITEMS
+    assert np.asarray(state.tables[INPUTS].state.steps)[:ITEMS].tolist() == [3] * 7 + [0] * 13
+    assert np.asarray(state.items.state.steps)[:ITEMS].tolist() == [3] * ITEMS
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -153,7 +148,7 @@ def test_bf16_tables_follow_f32_ones_on_a_mesh(mode):
     expected, exact = train(6, mode)
     losses, state = train(6, mode, dtype="bf16", data=2, items=4)
     np.testing.assert_allclose(losses, expected, rtol=1e-3)
-    for half, full in ((state.table, exact.table), (state.inputs, exact.inputs)):
+    for half, full in ((state.tables[name], exact.tables[name]) for name in ("items", INPUTS)):
         assert half.rows.dtype == jnp.bfloat16
         apart = np.abs(np.asarray(half.rows, np.float32) - np.asarray(full.rows))[:ITEMS]
         assert 0 < apart.mean() < 1e-3
@@ -163,11 +158,11 @@ def test_bf16_tables_follow_f32_ones_on_a_mesh(mode):
 def test_the_average_has_both_tables_and_is_what_is_served():
     mesh, step, start = setup("dense", "sgd", ema=0.75)
     state = start()
-    expected = np.asarray(state.inputs.rows)
+    expected = np.asarray(state.tables[INPUTS].rows)
     for batch in batches(3):
         state, _ = step(state, place_batch(batch, mesh))
-        expected = 0.75 * expected + 0.25 * np.asarray(state.inputs.rows)
-    np.testing.assert_allclose(state.average.inputs, expected, atol=1e-7)
+        expected = 0.75 * expected + 0.25 * np.asarray(state.tables[INPUTS].rows)
+    np.testing.assert_allclose(state.average.tables[INPUTS], expected, atol=1e-7)
     params, rows = served(state)
-    assert params[INPUTS] is state.average.inputs and rows is state.average.rows
+    assert params[INPUTS] is state.average.tables[INPUTS] and rows is state.average.tables["items"]
     assert INPUTS not in state.encoder
