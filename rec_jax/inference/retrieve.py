@@ -124,6 +124,8 @@ def recommend(served: Served, *, user: str | None = None, history: Sequence[str]
         items = np.asarray(dataset.history(index))
         when = None if dataset.times is None else np.asarray(
             dataset.times[dataset.offsets[index]:end])
+    elif reading.users:
+        raise InputError("the model reads who asks; expected a user of the dataset, and no history")
     else:
         end = None
         given = [history] if isinstance(history, str) else list(history or ())
@@ -139,7 +141,8 @@ def recommend(served: Served, *, user: str | None = None, history: Sequence[str]
     tiles = make_tiles([items], None, group=1, shape=shape, reading=reading,
                        times=None if when is None else [when],
                        codes=[recent_codes(dataset, reading, items, end)],
-                       capacity=seen_capacity(count, shape.users))
+                       capacity=seen_capacity(count, shape.users),
+                       users=None if user is None else np.array([index]))
     settings = served.config.evaluate
     filter_seen = settings.filter_seen if filter_seen is None else filter_seen
     cold = cold_items(dataset, settings)
