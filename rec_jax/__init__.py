@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rec_jax.api import (
         baseline,
+        embed,
         evaluate,
         export,
         fit_baseline,
@@ -42,7 +43,8 @@ if TYPE_CHECKING:
 _VERBS = ("train",)  # also names of packages in this one
 _HOMES = {
     "baseline": "api", "fit_baseline": "api", "recommend": "api", "load": "api",
-    "off_policy": "api", "evaluate": "api", "export": "api", "doctor": "bench.machine",
+    "off_policy": "api", "embed": "api", "evaluate": "api", "export": "api",
+    "doctor": "bench.machine",
     "BaselineConfig": "solvers.compare",
     "Dataset": "data.dataset", "fetch": "data.fetch", "prepare": "data.prepare",
     "PrepareConfig": "data.prepare_config", "SynthConfig": "data.synth", "synth": "data.synth",
@@ -53,9 +55,9 @@ _HOMES = {
 
 __all__ = [
     "BaselineConfig", "Dataset", "Embeddings", "InputError", "JudgeConfig", "LogColumns",
-    "PrepareConfig", "RunConfig", "SynthConfig", "TrainingError", "baseline", "doctor", "evaluate",
-    "export", "fetch", "fit_baseline", "load", "load_embeddings", "off_policy", "prepare",
-    "recommend", "synth", "train",
+    "PrepareConfig", "RunConfig", "SynthConfig", "TrainingError", "baseline", "doctor", "embed",
+    "evaluate", "export", "fetch", "fit_baseline", "load", "load_embeddings", "off_policy",
+    "prepare", "recommend", "synth", "train",
 ]
 
 

@@ -26,6 +26,9 @@ from rec_jax.cli import (
     data as cli_data,
 )
 from rec_jax.cli import (
+    embed as cli_embed,
+)
+from rec_jax.cli import (
     ope as cli_ope,
 )
 from rec_jax.cli import (
@@ -64,6 +67,7 @@ app.add_typer(cli_checkpoint.app, name="checkpoint")
 app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_baseline.app)
+app.add_typer(cli_embed.app)
 
 _UsageError: Any = typer.BadParameter.__mro__[1]  # typer does not export it
 
