@@ -55,7 +55,7 @@ _PHRASES: Mapping[str, Mapping[str, str]] = {
     "embed": {"from a model, or from a file of vectors": "from --model or from --vectors",
               "or set pooling": "or --pooling", "(or set pooling, which": "(or --pooling, which",
               "a file of ids": "a file of ids (--ids)",
-              "is named that holds text; expected": "is named that holds text (--column); expected"},
+              "that holds text; expected": "that holds text (--column); expected"},
     "evaluate": _PROCESSES,
     "export": _PROCESSES,
     "ope": {"reward_low and reward_high": "--reward-low and --reward-high",

@@ -104,7 +104,7 @@ def _matched(path: Path, ids: pl.Series, dim: int, rows: Rows, dataset: Dataset)
 
 def _read_npy(path: Path, source: VectorFile) -> tuple[pl.Series, int, Rows]:
     if source.ids is None:
-        raise InputError(f"{path} has no ids; expected a file of them, in the order of its rows")
+        raise InputError(f"{path} has no ids; expected a file of ids in the order of its rows")
     found = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(found, np.ndarray):
         raise InputError(f"{path} holds no array; expected [items, width]")

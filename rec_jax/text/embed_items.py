@@ -109,6 +109,8 @@ class FromText:
 
     def blocks(self, kept: Unfinished, reporter: Reporter) -> Blocks:
         """Embed the blocks that are not kept yet."""
+        if kept.begin({**self.identity, **self.computed}):
+            reporter.say(f"{kept.folder} was of another job, and is removed")
         reporter.begin(self.count)
         number = -1
         for number, texts in enumerate(self.texts.blocks(self.block)):
@@ -181,9 +183,6 @@ def embed_items(dataset: Dataset, config: EmbedConfig,
         about = None if config.overwrite else _done(dataset, config.name, identity)
         reused = about is not None
         if about is None:
-            if kept.begin({**source.identity, **source.computed,
-                           "item_ids": ids_hash(dataset.item_ids())}):
-                reporter.say(f"{kept.folder} was of another job, and is removed")
             about = _write(dataset, config, source, identity, source.blocks(kept, reporter))
         kept.remove()
     return {"folder": str(folder), "reused": reused,

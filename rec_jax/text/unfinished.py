@@ -35,7 +35,8 @@ class Unfinished:
     def read(self, number: int) -> tuple[np.ndarray, np.ndarray] | None:
         """Vectors f32 `[b, c]` and bool `[b]` of a block; None if it is not finished."""
         try:
-            with np.load(self._path(number), allow_pickle=False) as found:
+            # Of a damaged file numpy would leave its own handle open.
+            with self._path(number).open("rb") as file, np.load(file, allow_pickle=False) as found:
                 return found["vectors"], found["has"]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
