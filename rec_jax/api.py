@@ -15,6 +15,7 @@ from rec_jax import shipped
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.vector_files import VectorFile
 from rec_jax.devices import parse_devices
+from rec_jax.errors import InputError
 from rec_jax.inference.evaluate import evaluate_served
 from rec_jax.inference.export import What
 from rec_jax.inference.export import export as export_served
@@ -242,6 +243,8 @@ def embed(dataset: Source, *, name: str = "text", model: Source | None = None,
     Raises:
       InputError: a file is not as it should be, or no id is an item's.
     """
+    if ids is not None and vectors is None:
+        raise InputError("a file of ids is of no use without a file of vectors; expected both")
     config = EmbedConfig(
         name=name, model=None if model is None else str(model),
         text=TextConfig(pooling, normalise, dtype, max_length, prefix),

@@ -61,9 +61,9 @@ class EmbedConfig:
         if (self.model is None) == (self.vectors is None):
             raise InputError("item vectors come from a model, or from a file of vectors; expected "
                              "exactly one of the two")
-        if self.vectors is not None and self.table is not None:
-            raise InputError("a table of text is of no use beside a file of vectors; expected one "
-                             "of the two")
+        if self.vectors is not None and (self.table is not None or self.text != TextConfig()):
+            raise InputError("a table of text and the settings of a model are of no use beside a "
+                             "file of vectors; expected one or the other")
 
 
 class Source(Protocol):

@@ -228,6 +228,10 @@ def test_text_that_is_not_there_is_one_line(dataset: Dataset, model: Path, tmp_p
     for given in ({}, {"model": model, "vectors": "v.npy"}):
         with pytest.raises(InputError, match="expected exactly one of the two"):
             rec_jax.embed(dataset.folder, **given)
+    with pytest.raises(InputError, match="settings of a model are of no use beside a file of vec"):
+        rec_jax.embed(dataset.folder, vectors="v.npy", pooling="cls")
+    with pytest.raises(InputError, match="a file of ids is of no use without a file of vectors"):
+        rec_jax.embed(dataset.folder, model=model, ids="ids.txt")
     assert vector_names(dataset.folder) == []
     source = write_source(tmp_path / "bare")
     prepare(PrepareConfig(source=source.source, out=str(tmp_path / "bare" / "made")))

@@ -8,7 +8,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 import text_models as models
@@ -165,9 +164,9 @@ def minilm() -> Path:
 @needs_tokenizers
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 def test_minilm_has_the_similarities_of_its_model_card(dtype: str) -> None:
-    encoder = load_text_encoder(minilm(), TextConfig(dtype=dtype))
+    encoder = load(minilm(), dtype=dtype)
     found = encoder.embed(["The weather is lovely today.", "It's so sunny outside!",
                            "He drove to the stadium."])
     card = [[1.0000, 0.6660, 0.1046], [0.6660, 1.0000, 0.1411], [0.1046, 0.1411, 1.0000]]
     np.testing.assert_allclose(found @ found.T, card, atol=1e-3)
-    assert encoder.longest == 256 and encoder.dim == 384 and jax.device_count() == 8
+    assert encoder.longest == 256 and encoder.dim == 384
