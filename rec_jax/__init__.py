@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rec_jax.api import (
         baseline,
+        embed,
         evaluate,
         export,
         fit_baseline,
@@ -43,7 +44,8 @@ if TYPE_CHECKING:
 _VERBS = ("train",)  # also names of packages in this one
 _HOMES = {
     "baseline": "api", "fit_baseline": "api", "recommend": "api", "load": "api",
-    "off_policy": "api", "popularity_bias": "api", "evaluate": "api", "export": "api",
+    "off_policy": "api", "embed": "api", "popularity_bias": "api", "evaluate": "api",
+    "export": "api",
     "doctor": "bench.machine", "BaselineConfig": "solvers.compare",
     "Dataset": "data.dataset", "fetch": "data.fetch", "prepare": "data.prepare",
     "PrepareConfig": "data.prepare_config", "SynthConfig": "data.synth", "synth": "data.synth",
@@ -54,8 +56,9 @@ _HOMES = {
 
 __all__ = [
     "BaselineConfig", "Dataset", "Embeddings", "InputError", "JudgeConfig", "LogColumns",
-    "PrepareConfig", "RunConfig", "SynthConfig", "TrainingError", "baseline", "doctor", "evaluate",
-    "export", "fetch", "fit_baseline", "load", "load_embeddings", "off_policy", "popularity_bias",
+    "PrepareConfig", "RunConfig", "SynthConfig", "TrainingError", "baseline", "doctor", "embed",
+    "evaluate", "export", "fetch", "fit_baseline", "load", "load_embeddings", "off_policy",
+    "popularity_bias",
     "prepare", "recommend", "synth", "train",
 ]
 

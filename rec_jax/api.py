@@ -13,7 +13,9 @@ import jax
 from rec_jax import config as configs
 from rec_jax import shipped
 from rec_jax.data.dataset import Dataset
+from rec_jax.data.vector_files import VectorFile
 from rec_jax.devices import parse_devices
+from rec_jax.errors import InputError
 from rec_jax.inference.bias import Given, ItemBias
 from rec_jax.inference.bias import popularity_bias as made_popularity_bias
 from rec_jax.inference.evaluate import evaluate_served
@@ -35,6 +37,8 @@ from rec_jax.solvers.compare import BaselineConfig, check_names, compare
 from rec_jax.solvers.compare import fit as fit_solver
 from rec_jax.solvers.interactions import Part
 from rec_jax.solvers.recommend import FittedBaseline
+from rec_jax.text.embed_items import EmbedConfig, embed_items
+from rec_jax.text.encoder import TextConfig
 from rec_jax.train.growing import Start
 from rec_jax.train.loop import run_training
 from rec_jax.train.opening import open_run
@@ -235,6 +239,46 @@ def recommend(run: Loadable, *, user: str | None = None, history: Sequence[str] 
         _loaded(run, step=step, data=data, mesh=mesh, trust_code=trust_code, tell=tell))
     return model.recommend(user=user, history=history, times=times, k=k, filter_seen=filter_seen,
                            bias=bias)
+
+
+def embed(dataset: PathLike, *, name: str = "text", model: PathLike | None = None,
+          table: PathLike | None = None, id: str | None = None, columns: Sequence[str] = (),
+          vectors: PathLike | None = None, ids: PathLike | None = None, pooling: str | None = None,
+          normalise: bool | None = None, dtype: str = "f32", max_length: int | None = None,
+          prefix: str = "", pca: int | None = None, whiten: bool = False,
+          overwrite: bool = False, progress: bool = False) -> dict[str, Any]:
+    """Write a vector an item to `DATASET/item_vectors/NAME.npy`: of its text, or ready ones.
+
+    model: folder of a text encoder (BERT, RoBERTa, GPT-2) as Hugging Face writes it; it reads the
+      dataset's titles and text, or the text `columns` of a CSV or Parquet `table`, joined by `id`.
+    pooling (mean, cls, last), normalise, max_length: replace what the model's folder says; prefix
+      stands before every text; dtype: f32 or bf16, in which it computes.
+    vectors: ready ones instead: npy or safetensors with a file of `ids` in the order of the rows,
+      or Parquet with a column `id` and one of lists, or the numbers in `columns`.
+    pca, whiten: principal components instead of the vectors, and each with variance 1.
+    overwrite: replace vectors of that name that are made of something else.
+
+    A killed job goes on where it was at the next call. Returns what `NAME.json` says of the
+    vectors, with `folder`, `seconds`, and `reused` where they were there already.
+
+    Raises:
+      InputError: a file is not as it should be, or no id is an item's.
+    """
+    if ids is not None and vectors is None:
+        raise InputError("a file of ids is of no use without a file of vectors; expected both")
+    config = EmbedConfig(
+        name=name, model=None if model is None else str(model),
+        text=TextConfig(pooling, normalise, dtype, max_length, prefix),
+        table=None if table is None else str(table), id=id, columns=_names(columns),
+        vectors=None if vectors is None else VectorFile(
+            str(vectors), None if ids is None else str(ids), id, _names(columns)),
+        pca=pca, whiten=whiten, overwrite=overwrite)
+    with _reporter("embed", progress) as reporter:
+        return embed_items(Dataset.open(dataset), config, reporter)
+
+
+def _names(columns: Sequence[str]) -> tuple[str, ...]:
+    return (columns,) if isinstance(columns, str) else tuple(columns)
 
 
 def off_policy(log: LogSource, columns: LogColumns | None = None, *,

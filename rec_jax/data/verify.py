@@ -1,4 +1,7 @@
-"""Read a whole dataset and say of every file whether it is as it was written."""
+"""Read a whole dataset and say of every file whether it is as it was written.
+
+Vectors of its items that lie beside it (`data.item_vectors`) are read too.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 from rec_jax.data.dataset_arrays import open_arrays
 from rec_jax.data.dataset_check import damage, is_covered, out_of_bounds
 from rec_jax.data.dataset_files import file_names, read_meta
+from rec_jax.data.item_vectors import FOLDER, problems_of, read_about, vector_names
 from rec_jax.errors import InputError
 
 
@@ -28,6 +32,7 @@ def verify(folder: Path) -> dict[str, Any]:
         entries.append({"name": name, "bytes": path.stat().st_size if path.is_file() else 0,
                         "covered": is_covered(meta, name),
                         "problem": None if problem is None else f"{name}: {problem}"})
+    entries += _vector_entries(folder)
     problems: list[str] = []
     if not any(entry["problem"] for entry in entries):
         try:
@@ -37,3 +42,19 @@ def verify(folder: Path) -> dict[str, Any]:
     kind = ("files" if meta["files"] is not None else
             "values" if any(entry["covered"] for entry in entries) else "none")
     return {"checksums": kind, "files": entries, "problems": problems}
+
+
+def _vector_entries(folder: Path) -> list[dict[str, Any]]:
+    entries = []
+    for vectors in vector_names(folder):
+        try:
+            found = list(problems_of(folder, read_about(folder, vectors) or {"files": {}}, vectors,
+                                     hashes=True))
+        except InputError as error:
+            found = [(f"{FOLDER}/{vectors}.json", str(error))]
+        for name, problem in found:
+            path = folder / name
+            entries.append({"name": name, "bytes": path.stat().st_size if path.is_file() else 0,
+                            "covered": True,
+                            "problem": None if problem is None else f"{name}: {problem}"})
+    return entries
