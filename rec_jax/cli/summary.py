@@ -102,7 +102,7 @@ def how_measured(protocol: Mapping[str, Any], last: str) -> None:
             cold += f", {number(protocol[name])} {text}"
     added = (protocol.get("item_bias") or {}).get("strength")
     if added is not None:
-        cold += f", {number(added)} x log popularity added"
+        cold += f", {added:g} x log popularity added"
     shown = console()
     shown.print(f"{number(protocol['users'])} {protocol['split']} users, all "
                 f"{number(protocol['candidates'])} items ranked, seen items {seen}{cold}, ties "

@@ -222,6 +222,19 @@ def test_people_read_tables_with_titles_and_the_protocol(rec_jax: Command,
     assert "popularity" in ended.out and "ndcg@10" in ended.out
 
 
+def test_a_popularity_bias_moves_lists_and_is_said(rec_jax: Command, tiny_run: Path) -> None:
+    plain, popular = (one_object(rec_jax("recommend", tiny_run, "--user", "u5", "--json", *more))
+                      for more in ((), ("--popularity-bias", "20")))
+    assert plain["recommendations"] != popular["recommendations"]
+    ended = rec_jax("evaluate", tiny_run, "--popularity-bias", "-0.5")
+    assert "-0.5 x log popularity added" in " ".join(ended.out.split())
+    found = one_object(rec_jax("evaluate", tiny_run, "--popularity-bias=-0.5", "--json"))
+    assert found["protocol"]["item_bias"] == {"kind": "popularity", "strength": -0.5, "prior": 1.0}
+    for verb in (("evaluate",), ("recommend", "--user", "u5")):
+        line = refused(rec_jax(*verb, tiny_run, "--popularity-bias", "1e9"))
+        assert "--popularity-bias: strength is 1e+09; expected at least -100" in line
+
+
 def test_help_names_every_verb(rec_jax: Command) -> None:
     ended = rec_jax("--help")
     assert ended.code == 0

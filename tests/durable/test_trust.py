@@ -122,8 +122,8 @@ def test_configs_of_other_runs_and_of_checkpoints_are_compared_without_their_cod
 
 def test_a_checkpoint_that_names_it_is_refused_as_of_another_config(
         tiny_run: Path, tmp_path: Path, ran: Callable[[], bool]) -> None:
-    from rec_jax.checkpoint import seal
     from rec_jax.checkpoint.layout import find_steps
+    from rec_jax.checkpoint.manifest import write_manifest
 
     run = Run(Path(shutil.copytree(tiny_run, tmp_path / "run")))
     for path in find_steps(run.checkpoints).values():  # with a seal that fits
@@ -131,7 +131,7 @@ def test_a_checkpoint_that_names_it_is_refused_as_of_another_config(
         assert '"kind": "transformer"' in text
         (path / "info.json").write_text(
             text.replace('"kind": "transformer"', f'"kind": "{NAME}"'))
-        seal.write_seal(path)
+        write_manifest(path)
     with pytest.raises(InputError, match=rf"another config \(encoder.kind: '{NAME}' -> 'tra"):
         api.train(resume=run.folder)
     assert not ran()

@@ -18,7 +18,7 @@ from rec_jax.errors import InputError
 from rec_jax.inference.export import load_embeddings
 from rec_jax.run import RunConfig
 
-FOLDER = Path(__file__).resolve().parents[2] / "docs" / "extending"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 STEPS = ("train.steps=8", "train.checkpoint_every=4", "train.evaluate_every=1000.0")
 MODES = {"dense": (), "streamed": ('table.update="streamed"',),
          "sparse": ('table.update="sparse"', 'objective.kind="sampled_softmax"',
@@ -49,7 +49,7 @@ def give_vectors(folder: Path, vectors: np.ndarray) -> None:
 
 @pytest.fixture(autouse=True)
 def examples_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.syspath_prepend(str(DOCS))
 
 
 def arrays(run: Path, step: int = 8) -> dict[str, np.ndarray]:
@@ -164,7 +164,7 @@ def test_a_fixed_bias_may_be_left_out_when_served(tiny_mapping: Mapping, tmp_pat
 def test_users_have_rows_that_answer_for_them(mode: str, tiny_mapping: Mapping,
                                               tmp_path: Path) -> None:
     mapping = tiny_mapping(*STEPS, *MODES[mode])
-    mapping["encoder"] = {"kind": "user_vectors"}
+    mapping["encoder"] = {"kind": "extending.user_vectors"}
     resumed_like(mapping, tmp_path)
     run = tmp_path / "whole"
     people = arrays(run)["model['tables']['users']"]
@@ -179,7 +179,7 @@ def test_users_have_rows_that_answer_for_them(mode: str, tiny_mapping: Mapping,
 def test_rewards_of_the_dataset_reach_the_objective(with_vectors: Path, tiny_mapping: Mapping,
                                                     tmp_path: Path) -> None:
     mapping = tiny_mapping(*STEPS, f"data.path='{with_vectors}'")
-    mapping["objective"] = {"kind": "policy_gradient"}
+    mapping["objective"] = {"kind": "extending.policy_gradient"}
     trained(mapping, tmp_path / "one")
     rewards = np.load(with_vectors / "values" / "reward.npy")
     moved = shutil.copytree(with_vectors, tmp_path / "d")
@@ -198,11 +198,11 @@ def test_wrong_content_is_one_line(with_vectors: Path, tiny_mapping: Mapping,
     folder = shutil.copytree(with_vectors, tmp_path / "d")
     mapping = tiny_mapping(*STEPS, f"data.path='{folder}'")
     mapping["content"] = [{"name": "txt"}]
-    with pytest.raises(InputError, match="has no item vectors 'txt' .it has: text"):
+    with pytest.raises(InputError, match=r"has no item vectors 'txt' .it has: text"):
         trained(mapping, tmp_path / "r")
     mapping["content"] = [{"name": "text"}]
     (folder / "item_vectors" / "text.npy").write_bytes(b"cut")
-    with pytest.raises(InputError, match="text.npy: it has 3 bytes"):
+    with pytest.raises(InputError, match=r"text\.npy: it has 3 bytes"):
         trained(mapping, tmp_path / "r")
     mapping["content"] = [{"name": "text"}, {"name": "text"}]
     with pytest.raises(InputError, match="given twice"):
@@ -212,5 +212,5 @@ def test_wrong_content_is_one_line(with_vectors: Path, tiny_mapping: Mapping,
         config.build(RunConfig, mapping)
     mapping = tiny_mapping("table.tied=false")
     mapping["content"] = [{"name": "text"}]
-    with pytest.raises(InputError, match="expected table.tied = true"):
+    with pytest.raises(InputError, match=r"expected table\.tied = true"):
         config.build(RunConfig, mapping)
