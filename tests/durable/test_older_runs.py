@@ -15,7 +15,7 @@ import pytest
 from rec_jax import api, config
 from rec_jax.checkpoint import Checkpoints
 from rec_jax.checkpoint.layout import INFO, LEAVES, find_steps
-from rec_jax.checkpoint.seal import write_file, write_seal
+from rec_jax.checkpoint.manifest import write_file, write_manifest
 from rec_jax.inference.export import export, load_embeddings
 from rec_jax.inference.served import load_served, open_rows
 from rec_jax.progress import Silent
@@ -52,7 +52,7 @@ def age(run: Run) -> Run:
         assert "tables" in info["extra"]
         del info["extra"]["tables"]
         write_file(folder / INFO, json.dumps(info))
-        write_seal(folder)
+        write_manifest(folder)
     return run
 
 
