@@ -21,7 +21,8 @@ from rec_jax.model.encoder import Encoder, Params
 from rec_jax.model.encoders import Inputs
 from rec_jax.model.rows import RowSource
 from rec_jax.objectives.base import Catalogue, Ids, Task
-from rec_jax.tables import Hyper, Table, TableConfig
+from rec_jax.tables import INPUTS, ITEMS, Hyper, Table, TableConfig
+from rec_jax.tables.choose import Mode as ModeName
 from rec_jax.tables.on_mesh import catalogue_top_k, shared_softmax
 
 Array = jax.Array
@@ -32,15 +33,25 @@ has side features, users where there is a table of them, and f32 log_q (log of e
 share of all labels) and values/NAME where the objective needs them."""
 
 
+READ = "inputs"
+"""The name of the rows that feed the encoder."""
+
+
 class Setting(NamedTuple):
-    """What a step is made for; static. tables: settings by name; compute: dtype of encoder and
-    scores."""
+    """What a step is made for; static. tables: settings by name, modes: how each trains; compute:
+    dtype of encoder and scores."""
 
     encoder: Encoder
     objective: Any
     tables: Mapping[str, TableConfig]
+    modes: Mapping[str, ModeName]
     mesh: Mesh
     compute: Any
+
+    @property
+    def reads(self) -> str:
+        """The table whose rows feed the encoder."""
+        return INPUTS if INPUTS in self.tables else ITEMS
 
 
 class Request(NamedTuple):

@@ -9,7 +9,7 @@ dropout and masks are those of one device. Only where rows meet the mesh are the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,35 +23,22 @@ from rec_jax.kernels.compat import materialise
 from rec_jax.mesh import MeshConfig, batch_sharding, make_mesh
 from rec_jax.model.encoder import Encoder
 from rec_jax.objectives import Objective, Task
-from rec_jax.objectives.base import Ids, Keys, Searching
-from rec_jax.tables import INPUTS, ITEMS, USERS, Hyper, Table, TableConfig, table_stream
+from rec_jax.objectives.base import Keys
+from rec_jax.tables import ITEMS, USERS, Table, TableConfig, table_stream
 from rec_jax.tables.choose import Mode as ModeName
-from rec_jax.train import dense, sparse, streamed
-from rec_jax.train.fetched import fetch_rows
 from rec_jax.train.mode import (
+    READ,
     STORED,
     Array,
     Batch,
     Gradients,
-    OpenTable,
-    Request,
     Setting,
     composed,
     queries_of,
     weighted,
 )
-from rec_jax.train.search import search_in
 from rec_jax.train.state import TrainState, averaged, state_shardings, weights
-
-READ = "inputs"
-"""The name of the rows that feed the encoder."""
-
-MODES: dict[str, Callable[..., OpenTable]] = {
-    "dense": dense.open_table,
-    "sparse": sparse.open_table,
-    "streamed": streamed.open_table,
-}
-"""By the name of a way to train, what opens a table for a step; see `mode.Mode`."""
+from rec_jax.train.tables import check_modes, hyper_of, open_tables
 
 
 class StepMetrics(NamedTuple):
@@ -98,41 +85,7 @@ def make_train_step(encoder: Encoder, objective: Objective,
     modes = modes or dict.fromkeys(tables, "dense")
     mesh = mesh or make_mesh(MeshConfig())
     check_modes(objective, tables, modes, ema, rate)
-    setting = Setting(encoder, objective, tables, mesh, DTYPES[precision])
-    reads = INPUTS if INPUTS in tables else ITEMS
-
-    def open_tables(state: TrainState, batch: Batch, tasks: Task, key: Array
-                    ) -> tuple[dict[str, OpenTable], dict[str, dict[str, Ids]], Task]:
-        """The tables, what each reads of every micro-batch, and the task with what was mined."""
-        count = batch["items"].shape[0]
-        inputs = Ids(batch["items"].reshape(count, -1), batch["segments"].reshape(count, -1) > 0)
-        each: dict[str, dict[str, Ids]] = {name: {} for name in tables}
-        each[reads][READ] = inputs
-        if USERS in tables:
-            each[USERS][READ] = inputs._replace(ids=batch[USERS].reshape(count, -1))
-        opened = {name: MODES[modes[name]](setting, name, state.tables[name], Request(each[name]))
-                  for name in tables if name != ITEMS}
-        if objective.needs.search:
-            def vectors() -> Array:
-                table = state.tables[reads]
-                if modes[reads] == "dense":
-                    return dense.take_rows(table.rows, table.row_map.rows(inputs.ids))
-                if reads in opened:
-                    return cast(Array, opened[reads].slices[READ])
-                return fetch_rows(setting, ITEMS, table, Request({READ: inputs})).each[READ]
-
-            tasks = cast(Searching, objective).mine(tasks, key, search_in(
-                setting, state.items, state.encoder, batch, tasks, vectors))
-        each[ITEMS] |= dict(tasks.reads)
-        if tasks.labels is not None:
-            each[ITEMS]["labels"] = Ids(tasks.labels.item, tasks.labels.weight != 0)
-        elif objective.needs.labels:
-            assert tasks.present is not None
-            each[ITEMS]["labels"] = Ids(tasks.targets, tasks.present)
-        request = Request(each[ITEMS], dict(tasks.shared))
-        further = {"positions": tasks.targets.shape} if modes[ITEMS] == "streamed" else {}
-        opened[ITEMS] = MODES[modes[ITEMS]](setting, ITEMS, state.items, request, **further)
-        return opened, each, tasks
+    setting = Setting(encoder, objective, tables, modes, mesh, DTYPES[precision])
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         count = _micro_batches(batch, mesh)
@@ -144,20 +97,20 @@ def make_train_step(encoder: Encoder, objective: Objective,
         present = tasks.present
         assert present is not None
         dropout = streams.of_micro_batches(run, now, count, streams.DROPOUT)
-        opened, each, tasks = open_tables(state, batch, tasks, keys.step)
+        opened, ids, tasks = open_tables(setting, state, batch, tasks, keys.step)
         constant = {"shared": tasks.shared, "constants": tasks.constants}
         tasks = tasks._replace(shared={}, constants=None)
 
         def loss_of(shared: Any, slices: Any, micro: Batch, task: Task, ids: Any, key: Array
                     ) -> tuple[Array, Any]:
             params = shared["encoder"]
-            items = composed(encoder.source, params)
-            answers = {name: table.catalogue(shared["tables"][name], slices[name], ids[name],
-                                             items if name == ITEMS else STORED)
-                       for name, table in opened.items()}
+            answers = {name: table.catalogue(
+                shared["tables"][name], slices[name], ids[name],
+                composed(encoder.source, params) if name == ITEMS else STORED)
+                for name, table in opened.items()}
             users = answers[USERS].stored(READ) if USERS in answers else None
-            queries = queries_of(setting, params, answers[reads].stored(READ), micro, task, key,
-                                 users)
+            queries = queries_of(setting, params, answers[setting.reads].stored(READ), micro,
+                                 task, key, users)
             loss = objective.loss(queries, task._replace(**constant), answers[ITEMS])
             return weighted(loss, task.weights), {name: one.asked for name, one in answers.items()}
 
@@ -167,17 +120,17 @@ def make_train_step(encoder: Encoder, objective: Objective,
         slices = {name: table.slices for name, table in opened.items()}
 
         def one(carry: Any, micro: Any) -> Any:
-            part, batch, task, ids, key = micro
-            (loss, asked), (to_shared, to_part) = gradient(shared, part, batch, task, ids, key)
+            part, batch, task, named, key = micro
+            (loss, asked), (to_shared, to_part) = gradient(shared, part, batch, task, named, key)
             sums = (loss, task.divisor, to_shared)
             return jax.tree.map(jnp.add, carry, sums), (to_part, asked)
 
         zero = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, shared))
         (loss, divisor, to_shared), (to_slices, asked) = jax.lax.scan(
-            one, zero, (slices, batch, tasks, each, dropout))
+            one, zero, (slices, batch, tasks, ids, dropout))
         share = jnp.where(divisor != 0, 1.0 / jnp.where(divisor != 0, divisor, 1.0), 0.0)
         to_shared, to_slices = jax.tree.map(lambda leaf: leaf * share, (to_shared, to_slices))
-        if modes[ITEMS] == "streamed" and not each[ITEMS]:
+        if modes[ITEMS] == "streamed" and not ids[ITEMS]:
             # The backward pass reads the rows of the labels. Nothing else says that this comes
             # before the update, and where it may come after it XLA copies the whole table.
             to_slices, asked = materialise((to_slices, asked), now)
@@ -188,7 +141,7 @@ def make_train_step(encoder: Encoder, objective: Objective,
         seed = jax.random.bits(streams.of_step(run, now, streams.ROUNDING), (), jnp.uint32)
         new_tables = {name: opened[name].close(Gradients(
             to_shared["tables"][name], to_slices[name], asked[name],
-            updates.get("tables", {}).get(name), _hyper(tables[name], rate, now),
+            updates.get("tables", {}).get(name), hyper_of(tables[name], rate, now),
             table_stream(seed, name))) for name in tables}
         new_encoder = optax.apply_updates(state.encoder, updates["encoder"])
         average, rest = state.average, state.rest
@@ -220,35 +173,6 @@ def check_ids(bad: int) -> None:
     if bad:
         raise InputError(f"{bad} item ids of a batch are no rows of the table; expected ids from "
                          f"0 to num_items - 1 (dataset and table do not belong together?)")
-
-
-def check_modes(objective: Objective, tables: Mapping[str, TableConfig],
-                modes: Mapping[str, ModeName], ema: float | None,
-                rate: optax.Schedule | None) -> None:
-    """Raises InputError where objective, average or learning rate do not fit how tables train."""
-    mode, needs = modes[ITEMS], objective.needs
-    if mode != "dense" and (mode == "streamed") != needs.normaliser:
-        raise InputError(f"table.update = {mode!r} does not fit objective {objective.kind!r}")
-    if mode == "streamed" and needs.mean_row:
-        raise InputError("objective.label_smoothing needs the mean row and its gradient, which a "
-                         "streamed table does not make; expected 0, or table.update = 'dense'")
-    for name, each in modes.items():
-        if each == "streamed" and name != ITEMS:
-            raise InputError(f"table {name!r} is not scored, so no pass over all of it is made; "
-                             "expected update = 'dense' or 'sparse'")
-        if each != "dense" and ema is not None:
-            raise InputError(f"train.ema would touch every row in every step, which table.update = "
-                             f"{each!r} avoids; expected no ema, or table.update = 'dense'")
-        if each != "dense" and rate is None and tables[name].optimizer.rate is None:
-            raise InputError(f"a {each} table trains with its own optimizer, and nothing says its "
-                             "learning rate; expected `rate` or table.optimizer.rate")
-
-
-def _hyper(table: TableConfig, rate: optax.Schedule | None, now: Array) -> Hyper:
-    """The scalars of a table's row optimizer: its own rate, or that of the schedule."""
-    own = table.optimizer.rate
-    rates = rate if own is None else optax.constant_schedule(own)
-    return Hyper(jnp.asarray(0.0 if rates is None else rates(now), jnp.float32))
 
 
 def _trained(tree: Mapping[str, Any], moving: Sequence[str]) -> dict[str, Any]:

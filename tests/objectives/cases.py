@@ -75,7 +75,7 @@ def catalogue(table: Any, task: Task, num_items: int | None = None) -> DenseCata
     """A table `[V_padded, d]` in one piece, with what a loss may ask by name."""
     present = task.weights != 0 if task.present is None else task.present
     ids = {"labels": Ids(task.targets, present), **task.reads, **task.shared}
-    setting: Any = Setting(None, None, {}, make_mesh(MeshConfig()), jnp.float32)
+    setting: Any = Setting(None, None, {}, {}, make_mesh(MeshConfig()), jnp.float32)
     table = jnp.asarray(table)
     return DenseCatalogue(setting, Table(table, (), num_items or len(table)), table, ids)
 

@@ -1,0 +1,109 @@
+"""All tables of a run in one step: each is opened by its own way to train, for what it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, cast
+
+import jax.numpy as jnp
+import optax
+
+from rec_jax.errors import InputError
+from rec_jax.objectives import Objective, Task
+from rec_jax.objectives.base import Ids, Searching
+from rec_jax.tables import ITEMS, USERS, Hyper, TableConfig
+from rec_jax.tables.choose import Mode as ModeName
+from rec_jax.train import dense, sparse, streamed
+from rec_jax.train.fetched import fetch_rows
+from rec_jax.train.mode import READ, Array, Batch, OpenTable, Request, Setting
+from rec_jax.train.search import search_in
+from rec_jax.train.state import TrainState
+
+MODES: dict[str, Callable[..., OpenTable]] = {
+    "dense": dense.open_table,
+    "sparse": sparse.open_table,
+    "streamed": streamed.open_table,
+}
+"""By the name of a way to train, what opens a table for a step; see `mode.Mode`."""
+
+
+class Opened(NamedTuple):
+    """tables: by name; ids: what each reads of every micro-batch, by name `[A, ...]`; tasks: with
+    what was mined."""
+
+    tables: dict[str, OpenTable]
+    ids: dict[str, dict[str, Ids]]
+    tasks: Task
+
+
+def open_tables(setting: Setting, state: TrainState, batch: Batch, tasks: Task, key: Array
+                ) -> Opened:
+    """Open the tables of `state` for a step; tasks are stacked over micro-batches.
+
+    key: of the step, for an objective that searches.
+    """
+    count = batch["items"].shape[0]
+    inputs = Ids(batch["items"].reshape(count, -1), batch["segments"].reshape(count, -1) > 0)
+    ids: dict[str, dict[str, Ids]] = {name: {} for name in setting.tables}
+    ids[setting.reads][READ] = inputs
+    if USERS in ids:
+        ids[USERS][READ] = inputs._replace(ids=batch[USERS].reshape(count, -1))
+    opened = {name: MODES[setting.modes[name]](setting, name, state.tables[name],
+                                               Request(ids[name]))
+              for name in ids if name != ITEMS}
+    if setting.objective.needs.search:
+        tasks = cast(Searching, setting.objective).mine(tasks, key, search_in(
+            setting, state.items, state.encoder, batch, tasks,
+            lambda: _input_rows(setting, state, opened, inputs)))
+    ids[ITEMS] |= dict(tasks.reads)
+    if tasks.labels is not None:
+        ids[ITEMS]["labels"] = Ids(tasks.labels.item, tasks.labels.weight != 0)
+    elif setting.objective.needs.labels:
+        assert tasks.present is not None
+        ids[ITEMS]["labels"] = Ids(tasks.targets, tasks.present)
+    mode = setting.modes[ITEMS]
+    further = {"positions": tasks.targets.shape} if mode == "streamed" else {}
+    opened[ITEMS] = MODES[mode](setting, ITEMS, state.items,
+                                Request(ids[ITEMS], dict(tasks.shared)), **further)
+    return Opened(opened, ids, tasks)
+
+
+def _input_rows(setting: Setting, state: TrainState, opened: Mapping[str, OpenTable],
+                inputs: Ids) -> Array:
+    """Rows of the inputs `[A, B * L, w]`, before the loss."""
+    name = setting.reads
+    table = state.tables[name]
+    if setting.modes[name] == "dense":
+        return dense.take_rows(table.rows, table.row_map.rows(inputs.ids))
+    if name in opened:
+        return cast(Array, opened[name].slices[READ])
+    return fetch_rows(setting, name, table, Request({READ: inputs})).each[READ]
+
+
+def check_modes(objective: Objective, tables: Mapping[str, TableConfig],
+                modes: Mapping[str, ModeName], ema: float | None,
+                rate: optax.Schedule | None) -> None:
+    """Raises InputError where objective, average or learning rate do not fit how tables train."""
+    mode, needs = modes[ITEMS], objective.needs
+    if mode != "dense" and (mode == "streamed") != needs.normaliser:
+        raise InputError(f"table.update = {mode!r} does not fit objective {objective.kind!r}")
+    if mode == "streamed" and needs.mean_row:
+        raise InputError("objective.label_smoothing needs the mean row and its gradient, which a "
+                         "streamed table does not make; expected 0, or table.update = 'dense'")
+    for name, each in modes.items():
+        if each == "streamed" and name != ITEMS:
+            raise InputError(f"table {name!r} is not scored, so no pass over all of it is made; "
+                             "expected update = 'dense' or 'sparse'")
+        if each != "dense" and ema is not None:
+            raise InputError(f"train.ema would touch every row in every step, which table.update = "
+                             f"{each!r} avoids; expected no ema, or table.update = 'dense'")
+        if each != "dense" and rate is None and tables[name].optimizer.rate is None:
+            raise InputError(f"a {each} table trains with its own optimizer, and nothing says its "
+                             "learning rate; expected `rate` or table.optimizer.rate")
+
+
+def hyper_of(table: TableConfig, rate: optax.Schedule | None, now: Array) -> Hyper:
+    """The scalars of a table's row optimizer: its own rate, or that of the schedule."""
+    own = table.optimizer.rate
+    rates = rate if own is None else optax.constant_schedule(own)
+    return Hyper(jnp.asarray(0.0 if rates is None else rates(now), jnp.float32))
