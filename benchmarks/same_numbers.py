@@ -6,7 +6,8 @@
 Every config whose dataset is given trains `--steps` steps in each checkout, with the kernels'
 backends named, so that both compute with the same. Then every array of the last checkpoint is
 held against its like, bit by bit. Where a difference is explained, name it with `--explain`.
-`--rounds` further trainings in turn give the ratio of the speeds.
+`--rounds` further trainings in turn give the ratio of the speeds. `--resume` stops the run of the
+first checkout half-way and lets the second go on with it: its end is held against the first's own.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=0, help="further pairs, for the speed")
     parser.add_argument("--backend", default="native", help="of objective and encoder")
+    parser.add_argument("--resume", action="store_true", help="go on with runs of --before too")
     parser.add_argument("--explain", action="append", default=[], help="case=why it differs")
     parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results" / "same_numbers.json"))
     options = parser.parse_args()
@@ -93,20 +95,47 @@ def compare(name: str, config: str, over: list[str], options: argparse.Namespace
             seconds[side].append(train(checkout, config, run.resolve(), over, options))
             runs[side] = run
     arrays = [saved(runs[side], options.steps) for side in ("before", "after")]
-    differing: dict[str, float | str] = {}
-    for path in sorted(arrays[0].keys() | arrays[1].keys()):
-        one, other = (of.get(path) for of in arrays)
-        if one is None or other is None:
-            differing[path] = "only " + ("after" if one is None else "before")
-        elif one.tobytes() != other.tobytes():
-            differing[path] = float(np.max(np.abs(one.astype("f8") - other.astype("f8"))))
+    differing = differing_arrays(*arrays)
+    resumed = None
+    if options.resume:
+        run = go_on(runs["before"], options)
+        resumed = differing_arrays(arrays[0], saved(run, options.steps))
     ratios = [before / after for before, after in zip(seconds["before"][1:], seconds["after"][1:],
                                                       strict=True)]
     sizes = [size for size in differing.values() if not isinstance(size, str)]
     missing = [f"{path}: {size}" for path, size in differing.items() if isinstance(size, str)]
     return {"case": name, "arrays": len(arrays[1]), "differing": len(differing),
             "largest_difference": max(sizes, default=0.0), "missing": missing, "explained": why,
+            "differing_when_resumed": None if resumed is None else len(resumed),
             "before_over_after_seconds": round(statistics.median(ratios), 3) if ratios else None}
+
+
+def differing_arrays(first: dict[str, np.ndarray], second: dict[str, np.ndarray]
+                     ) -> dict[str, float | str]:
+    """By path the largest difference of arrays whose bits differ, or which of both lacks it."""
+    found: dict[str, float | str] = {}
+    for path in sorted(first.keys() | second.keys()):
+        one, other = first.get(path), second.get(path)
+        if one is None or other is None:
+            found[path] = "only " + ("after" if one is None else "before")
+        elif one.tobytes() != other.tobytes():
+            found[path] = float(np.max(np.abs(one.astype("f8") - other.astype("f8"))))
+    return found
+
+
+def go_on(before: Path, options: argparse.Namespace) -> Path:
+    """A copy of the first checkout's run, without its last checkpoint, finished by the second."""
+    run = before.with_name(f"{before.name}-resumed")
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.copytree(before, run)
+    last = [path for path in (run / "checkpoints").iterdir()
+            if path.name.split("_")[-1].lstrip("0") == str(options.steps)]
+    for path in last:
+        shutil.rmtree(path)
+    if len(last) != 1:
+        raise SystemExit(f"{run} has {len(last)} checkpoints of step {options.steps}")
+    execute(Path(options.after).resolve(), ["--resume", str(run)])
+    return run
 
 
 def train(checkout: Path, config: str, run: Path, over: list[str],
@@ -117,16 +146,22 @@ def train(checkout: Path, config: str, run: Path, over: list[str],
     text = (ROOT / "configs" / f"{config}.toml").read_text()
     if "backend" in fields_of(text):
         lines.append(f'objective.backend="{options.backend}"')
-    command = [sys.executable, "-m", "rec_jax", "train", str(ROOT / "configs" / f"{config}.toml"),
-               "--run", str(run), "--json"]
+    if options.resume:
+        lines += [f"train.checkpoint_every={options.steps // 2}", "checkpoint.keep=3"]
+    arguments = [str(ROOT / "configs" / f"{config}.toml"), "--run", str(run)]
     for line in lines:
-        command += ["--set", line]
-    done = subprocess.run(command, cwd=run.parent if run.parent.is_dir() else None, text=True,
-                          capture_output=True, check=False,
+        arguments += ["--set", line]
+    return float(execute(checkout, arguments)["train_seconds"])
+
+
+def execute(checkout: Path, arguments: list[str]) -> dict[str, Any]:
+    """What `rec-jax train` of a checkout prints."""
+    command = [sys.executable, "-m", "rec_jax", "train", *arguments, "--json"]
+    done = subprocess.run(command, text=True, capture_output=True, check=False,
                           env={**os.environ, "PYTHONPATH": str(checkout), "JAX_PLATFORMS": "cpu"})
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
-    return float(json.loads(done.stdout)["train_seconds"])
+    return dict(json.loads(done.stdout))
 
 
 def fields_of(text: str) -> set[str]:
