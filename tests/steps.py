@@ -1,4 +1,4 @@
-"""A training step and the states that it starts from, by what a test says of its tables."""
+"""The smallest encoder, a step and the states it starts from, by what a test says of its tables."""
 
 from __future__ import annotations
 
@@ -10,9 +10,20 @@ import optax
 from jax.sharding import Mesh
 
 from rec_jax.model.encoder import Encoder, Params
+from rec_jax.model.rows import RowSource
 from rec_jax.tables import INPUTS, ITEMS, RowMap, Table, TableConfig, init_table, row_optimizer
 from rec_jax.train.state import TrainState, init_state
 from rec_jax.train.step import Step, make_train_step
+
+
+class MeanSoFar:
+    """The smallest encoder: histories' running means, times a matrix `kernel`."""
+
+    features, source = (), RowSource(0)
+
+    def __call__(self, params: Any, vectors: jax.Array, *_: Any) -> jax.Array:
+        count = jnp.arange(1.0, vectors.shape[1] + 1)[:, None]
+        return jnp.cumsum(vectors, axis=1) / count @ params["kernel"]
 
 
 def tables_of(table: TableConfig) -> dict[str, TableConfig]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 from typing import Any, cast
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from steps import make_step, new_state
+from steps import MeanSoFar, make_step, new_state
 
 from rec_jax.data.label_frequency import log_shares, of_targets
 from rec_jax.mesh import MeshConfig, make_mesh
@@ -47,16 +46,6 @@ def batch_of(step: int, accumulate: int = 1) -> dict[str, np.ndarray]:
              for name, value in batch.items()}
     shares = log_shares(1 + np.bincount(split["targets"].clip(0).ravel(), minlength=ITEMS))
     return {**split, "log_q": of_targets(shares, split["targets"])}
-
-
-class MeanSoFar:
-    """The smallest encoder: histories' running means, times a matrix."""
-
-    features = ()
-
-    def __call__(self, params: Any, vectors: jax.Array, *_: Any) -> jax.Array:
-        count = jnp.arange(1.0, LENGTH + 1)[:, None]
-        return jnp.cumsum(vectors, axis=1) / count @ params["kernel"]
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from steps import make_step, modes_of, new_state
+from steps import MeanSoFar, make_step, modes_of, new_state
 
 from rec_jax.errors import InputError
 from rec_jax.mesh import MeshConfig, make_mesh
@@ -29,15 +29,6 @@ from rec_jax.train.step import Step, make_train_step, place_batch
 ITEMS, DIM, LENGTH, ROWS = 60, 8, 6, 8
 MESH = make_mesh(MeshConfig())
 MODES = ["dense", "sparse", "streamed"]
-
-
-class MeanSoFar:
-    """The smallest encoder: histories' running means, times a matrix."""
-
-    features = ()
-
-    def __call__(self, params: Any, vectors: jax.Array, *_: Any) -> jax.Array:
-        return jnp.cumsum(vectors, axis=1) / jnp.arange(1.0, LENGTH + 1)[:, None] @ params["kernel"]
 
 
 ENCODER = cast(Encoder, MeanSoFar())
