@@ -57,7 +57,7 @@ class EmbedConfig:
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        check(self, "", block=at_least(1, 2**24))
+        check(self, "", block=at_least(1, 2**24), pca=at_least(1, 2**20))
         if (self.model is None) == (self.vectors is None):
             raise InputError("item vectors come from a model, or from a file of vectors; expected "
                              "exactly one of the two")

@@ -38,7 +38,8 @@ def test_ready_vectors(rec_jax: Command, dataset: Path) -> None:
     assert found["dim"] == 2 and found["with_vectors"] == found["count"]
     assert found["folder"] == str(dataset / "item_vectors") and found["name"] == "text"
     shown = rec_jax("embed", dataset, *given, "--name", "all")
-    assert shown.code == 0 and "all.npy" in shown.out and "Traceback" not in shown.err
+    assert shown.code == 0 and "Traceback" not in shown.err
+    assert "all.npy" in shown.out.replace("\n", "")  # a long folder is broken into lines
     assert rec_jax("data", "verify", dataset).code == 0
 
 

@@ -36,6 +36,7 @@ from rec_jax.inference.served import Served
 from rec_jax.mesh import MeshConfig, make_mesh, row_sharding
 from rec_jax.metrics import MISSED
 from rec_jax.model.encoders.base import at_places
+from rec_jax.model.rows import RowSource
 from rec_jax.run import EvaluateConfig, Run, RunConfig
 from rec_jax.tables import RowMap
 from rec_jax.train import build
@@ -70,6 +71,9 @@ def newest(params: Any, vectors: Any, inputs: Any, key: Any, hidden: Any, at: An
     return at_places(vectors, at)
 
 
+newest.source = RowSource(0)  # type: ignore[attr-defined]
+
+
 def serve(dataset: Dataset, rows: np.ndarray, settings: EvaluateConfig,
           dtype: Any = jnp.float32) -> Served:
     run = config.build(RunConfig, {"data": {"path": "small", "length": LENGTH}})
@@ -86,6 +90,7 @@ def compiled_once() -> Iterator[None]:
         module = importlib.import_module("rec_jax.inference.evaluate")
         patch.setattr(module, "_jitted", functools.cache(module._jitted))
         patch.setattr(build, "served", lambda state: state.weights)
+        patch.setattr(build, "bias_of", lambda state: None)
         yield
 
 
@@ -198,8 +203,8 @@ def test_metrics_from_ranks_are_those_of_the_lists(
     if split == "valid":
         validator = build.Validator(served.config, dataset, served.encoder,
                                     make_mesh(MeshConfig()))
-        table = SimpleNamespace(row_map=RowMap(ITEMS))
-        state: Any = SimpleNamespace(weights=(served.params, served.rows), table=table)
+        table = SimpleNamespace(row_map=RowMap(ITEMS), over=("items",))
+        state: Any = SimpleNamespace(weights=(served.params, served.rows), items=table)
         assert validator(state) == pytest.approx(metrics, abs=1e-12)
         assert validator.misses == missed
 

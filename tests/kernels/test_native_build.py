@@ -153,10 +153,11 @@ def test_instructions_that_the_cpu_lacks_are_one_line(monkeypatch: pytest.Monkey
 
 def test_what_cannot_be_built_is_said_once_and_xla_runs(tmp_path: Path) -> None:
     """In a process of its own, which has no library yet."""
-    program = ("import jax.numpy as jnp; from rec_jax.kernels import softmax_loss, native_build;"
+    program = ("import jax.numpy as jnp; from rec_jax.kernels import softmax_loss;"
+               "from rec_jax.kernels.native import build;"
                "arrays = jnp.ones((2, 4)), jnp.ones((9, 4)), jnp.zeros(2, int);"
                "[softmax_loss(*arrays) for _ in 'ab'];"
-               "assert native_build.problem()")
+               "assert build.problem()")
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=True,
         env={"CXX": "false", "PATH": "/usr/bin:/bin", "REC_JAX_CACHE": str(tmp_path),

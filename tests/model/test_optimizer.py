@@ -46,7 +46,7 @@ def test_a_warm_up_longer_than_the_run_still_makes_a_schedule() -> None:
 def trees() -> tuple[dict, dict]:
     ones = {"encoder": {"block/kernel": jnp.ones((2, 3)), "block/bias": jnp.ones(3),
                         "norm/scale": jnp.ones(3)},
-            "rows": jnp.ones((4, 3)), "inputs": jnp.ones((4, 3))}
+            "tables": {"items": jnp.ones((4, 3)), "inputs": jnp.ones((4, 3))}}
     return ones, jax.tree.map(jnp.zeros_like, ones)
 
 
@@ -56,7 +56,7 @@ def test_decay_touches_matrices_of_the_encoder_only() -> None:
     updates, _ = optimizer.update(gradient, optimizer.init(params), params)
     np.testing.assert_allclose(updates["encoder"]["block/kernel"], -0.05, rtol=1e-6)
     for untouched in (updates["encoder"]["block/bias"], updates["encoder"]["norm/scale"],
-                      updates["rows"], updates["inputs"]):
+                      updates["tables"]["items"], updates["tables"]["inputs"]):
         assert not np.any(untouched)
 
 
