@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,12 @@ def lists_agree(run: Path, **given: Any) -> None:
         assert ids[int(target)] in {row.item for row in rows}
 
 
-@pytest.mark.parametrize("mode", MODES)
+def slow_but(kept: str, modes: Iterable[str]) -> list[Any]:
+    """The modes, of which all but one are tried with the long proofs."""
+    return [mode if mode == kept else pytest.param(mode, marks=pytest.mark.slow) for mode in modes]
+
+
+@pytest.mark.parametrize("mode", slow_but("sparse", MODES))
 def test_content_is_a_part_of_the_rows(mode: str, with_vectors: Path, tiny_mapping: Mapping,
                                        tmp_path: Path) -> None:
     mapping = tiny_mapping(*STEPS, *MODES[mode], f"data.path='{with_vectors}'")
@@ -124,7 +129,7 @@ def test_content_is_a_part_of_the_rows(mode: str, with_vectors: Path, tiny_mappi
     lists_agree(run)
 
 
-@pytest.mark.parametrize("mode", ["dense", "streamed"])
+@pytest.mark.parametrize("mode", slow_but("streamed", ["dense", "streamed"]))
 def test_a_trained_bias_is_saved_and_served(mode: str, tiny_mapping: Mapping,
                                             tmp_path: Path) -> None:
     mapping = tiny_mapping(*STEPS, *MODES[mode], "bias.trained=true", "bias.strength=1.0",
@@ -160,7 +165,7 @@ def test_a_fixed_bias_may_be_left_out_when_served(tiny_mapping: Mapping, tmp_pat
         config.build(RunConfig, tiny_mapping("bias.strength=1.0", *MODES["sparse"]))
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", slow_but("dense", MODES))
 def test_users_have_rows_that_answer_for_them(mode: str, tiny_mapping: Mapping,
                                               tmp_path: Path) -> None:
     mapping = tiny_mapping(*STEPS, *MODES[mode])
