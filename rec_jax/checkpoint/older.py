@@ -23,7 +23,7 @@ def with_named_tables(opened: CheckpointReader) -> CheckpointReader:
 
 
 def _current(path: str) -> str:
-    if "['encoder']" in path:  # its parameters may have any name
+    if "['encoder']" in path or "['tables']" in path:  # parameters may have any name
         return path
     return path.replace("['rows']", "['tables']['items']").replace(
         "['inputs']", "['tables']['inputs']")
