@@ -1,9 +1,11 @@
 """Which test files are a module's tests.
 
-A module's tests are the files that import it, themselves or through a helper of the tests, and
-those files of its mirror folder (`tests/tables` for `rec_jax/tables`) that reach it over other
-modules. The first come first, and the fastest first among them. Of these, a mutant in a function
-is shown the ones that enter that function in an unmutated run; no other could tell it apart.
+A module's tests are the files that import it, themselves or through a helper of the tests; those
+that reach it over other modules and lie in its mirror folder (`tests/tables` for
+`rec_jax/tables`) or in `tests/` itself, where the tests of the whole package are; and those that
+import a package which names it in a dict of kinds. The first come first, and the fastest first
+among them. Of these, a mutant in a function is shown the ones that enter that function in an
+unmutated run, as no other could tell it apart, and those that enter none and so read the sources.
 """
 
 from __future__ import annotations
@@ -42,14 +44,19 @@ class Imports:
                                              name.rpartition(".")[0])
                            for name, path in named.items()}
         self._direct = {test: self._by_test(root / test) for test in self.tests}
+        self._kinds = {name: self._modules & _texts(path) for name, path in named.items()
+                       if path.stem == "__init__"}
 
     def tests_of(self, file: str) -> tuple[list[str], list[str]]:
         """The test files that import this source file, and the rest of its tests."""
         module, room = module_of(file), room_of(file)
         usable = [test for test in self.tests if "mosaic" not in test and "aot" not in test]
         direct = [test for test in usable if module in self._direct[test]]
-        near = [test for test in usable if test not in direct
-                and test.startswith(f"tests/{room}/") and module in self._all(self._direct[test])]
+        packages = {name for name, kinds in self._kinds.items() if module in kinds}
+        near = [test for test in usable if test not in direct and (
+            packages & self._direct[test] or (
+                (test.startswith(f"tests/{room}/") or test.count("/") == 1)
+                and module in self._all(self._direct[test])))]
         return direct, near
 
     def _by_test(self, path: Path) -> set[str]:
@@ -95,3 +102,9 @@ def _imported(path: Path, package: str = "") -> set[str]:
             base = ".".join([*(above if node.level else []), *filter(None, [node.module])])
             found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
     return found
+
+
+def _texts(path: Path) -> set[str]:
+    """All strings of a file."""
+    return {node.value for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)}

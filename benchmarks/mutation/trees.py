@@ -59,9 +59,9 @@ def patched(source: str, mutant: Mapping[str, Any]) -> str | None:
     return source[:best] + mutant["after"] + source[best + len(mutant["before"]):]
 
 
-def functions(source: str) -> list[tuple[str, int, int, int]]:
-    """Each function that can be marked: its name, where its head and its body begin, and its last
-    line (from 1). What stands in the head's decorators belongs to the scope around it."""
+def functions(source: str) -> list[tuple[str, int, int]]:
+    """Each function that can be marked: its name, where its body begins, and its last line (from
+    1). Decorators and defaults are not its own: they are of the scope around it."""
     found = []
 
     def visit(node: ast.AST, prefix: str) -> None:
@@ -73,8 +73,7 @@ def functions(source: str) -> list[tuple[str, int, int, int]]:
                 body = [one for one in child.body if not (
                     isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant))]
                 if body and first_line(body[0]) > child.lineno:
-                    found.append((f"{name}:{child.name}", child.lineno, first_line(body[0]),
-                                  child.end_lineno or child.lineno))
+                    found.append((name, first_line(body[0]), child.end_lineno or child.lineno))
             visit(child, name)
 
     visit(ast.parse(source), "")
@@ -86,8 +85,8 @@ def first_line(node: ast.stmt) -> int:
 
 
 def function_at(source: str, line: int) -> str | None:
-    """The innermost function that has this line, if one has."""
-    around = [(end - head, name) for name, head, _, end in functions(source) if head <= line <= end]
+    """The innermost function with this line in its body, if there is one."""
+    around = [(end - body, name) for name, body, end in functions(source) if body <= line <= end]
     return min(around)[1] if around else None
 
 
@@ -95,7 +94,7 @@ def marked(source: str, file: str) -> str:
     """`source` where each function first says that it was entered."""
     lines = source.splitlines(keepends=True)
     marks = []
-    for name, _, body, _ in functions(source):
+    for name, body, _ in functions(source):
         text = lines[body - 1]
         indent = text[:len(text) - len(text.lstrip())]
         marks.append((body - 1, f'{indent}__reach__("{file}:{name}")\n'))

@@ -136,11 +136,12 @@ def test_marks_stand_in_every_function(modules: dict[str, ModuleType]) -> None:
     lines = marked.splitlines()
     assert lines[2] == "from _reach import reach as __reach__"
     assert [line for line in lines if "__reach__(" in line] == [
-        '        __reach__("a.py:A.one:one")', '            __reach__("a.py:A.one.three:three")']
+        '        __reach__("a.py:A.one")', '            __reach__("a.py:A.one.three")']
     compile(marked, "a.py", "exec")
-    assert trees.function_at(source, 13) == "A.one.three:three"
-    assert trees.function_at(source, 11) == "A.one:one"  # a decorator belongs to what is around
-    assert trees.function_at(source, 6) is None
+    assert trees.function_at(source, 13) == "A.one.three"
+    for line in (9, 11, 12, 14):  # a decorator and a head are of the scope around them
+        assert trees.function_at(source, line) == "A.one"
+    assert trees.function_at(source, 6) is None and trees.function_at(source, 7) is None
 
 
 def test_wilsons_bound_is_that_of_the_books(modules: dict[str, ModuleType]) -> None:
@@ -156,13 +157,16 @@ def test_helpers_and_packages_lead_to_a_modules_tests(tree: Path,
              "tests/helper.py": "from rec_jax.tables import tiny\n",
              "tests/train/test_helped.py": "import helper\n",
              "tests/train/test_far.py": "import rec_jax.tables.user\n",
+             "rec_jax/kinds/__init__.py": 'KINDS = {"tiny": "rec_jax.tables.tiny"}\n',
+             "tests/test_all.py": "import rec_jax.tables.user\n",
+             "tests/train/test_kinds.py": "from rec_jax.kinds import KINDS\n",
              "tests/tables/test_near.py": "import rec_jax.tables.user\n"}
     for name, text in files.items():
-        (tree / name).parent.mkdir(exist_ok=True)
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_text(text)
     assert modules["tests_of"].Imports(tree).tests_of("rec_jax/tables/tiny.py") == (
         ["tests/tables/test_tiny.py", "tests/train/test_helped.py"],
-        ["tests/tables/test_near.py"])
+        ["tests/tables/test_near.py", "tests/test_all.py", "tests/train/test_kinds.py"])
 
 
 def test_texts_for_people_are_no_code(monkeypatch: pytest.MonkeyPatch) -> None:
