@@ -90,7 +90,8 @@ def script(*arguments: object) -> str:
     return done.stdout
 
 
-def test_a_run_tells_dead_from_living_and_goes_on(tree: Path, tmp_path: Path) -> None:
+def test_a_run_tells_dead_from_living_and_goes_on(
+        tree: Path, tmp_path: Path, modules: dict[str, ModuleType]) -> None:
     state = tmp_path / "state"
     state.mkdir()
     (state / "drawn.json").write_text(json.dumps(
@@ -111,7 +112,8 @@ def test_a_run_tells_dead_from_living_and_goes_on(tree: Path, tmp_path: Path) ->
     test.write_text(test.read_text() + EQUAL)
     script("run", "--state", state, "--root", tree, "--preload", "--again", "survived")
     out = tmp_path / "mutants.json"
-    script("summary", "--state", state, "--root", tree, "--out", out)
+    modules["mutants"].main(["summary", "--state", str(state), "--root", str(tree),
+                             "--out", str(out)])
     kept = json.loads(out.read_text())
     assert (kept["drawn"], kept["run"], kept["killed"], kept["finished"]) == (4, 4, 3, True)
     assert [one["id"] for one in kept["survivors"]] == [2]
