@@ -78,7 +78,7 @@ def test_of_untied_tables_a_delta_has_the_rows_that_each_was_touched_in(
             source = after[path]
             assert isinstance(source, DeltaSource)
             one, other = (leaves[path].read(0, 50) for leaves in (before, after))
-            touched[name] = source._layers[-1].ids.tolist()
+            touched[name] = source._deltas[-1].ids.tolist()
             assert touched[name] == np.flatnonzero(np.any(one != other, axis=1)).tolist()
     # One step of one row: 12 inputs; targets and 4 negatives.
     assert 0 < len(touched["inputs"]) <= 12 and 0 < len(touched["items"]) <= 16
