@@ -179,6 +179,33 @@ def preparing(results: Mapping[str, Result]) -> str:
                   for result in results.values() for name, one in result["jobs"].items()])
 
 
+def mutation(results: Mapping[str, Result]) -> str:
+    """Random small faults in the code, and the share of them that tests find."""
+    parts = []
+    for result in results.values():
+        shown = ("run", "killed", "timeout", "survived", "share", "share_at_least")
+        rows = {**result["rooms"], "all": result}
+        parts += [
+            f"{result['run']} of {result['drawn']} faults, drawn by seed {result['seed']} from "
+            f"{result['mutations']:,} in {result['files']} files, one at a time. A fault that runs "
+            "five times as long as the tests do is killed by time. The last column is the lower "
+            "bound of Wilson's 95 % interval.",
+            table(["room", "run", "killed", "by time", "survived", "share that dies", "at least"],
+                  [[name, *(one[key] for key in shown)] for name, one in rows.items()]),
+            "Survivors, all of which count, even those that change nothing:",
+            table(["where", "function", "reached by a test", "change"],
+                  [[f"{one['file']}:{one['line']}", one["function"] or "", one["reached"],
+                    _changed_lines(one["diff"])] for one in result["survivors"]])]
+    return "\n\n".join(parts)
+
+
+def _changed_lines(diff: str) -> str:
+    """The lines of a patch that differ, on one line."""
+    parts = {sign: " ".join(line[1:].strip() for line in diff.splitlines() if line[:1] == sign)
+             for sign in "-+"}
+    return f"`{parts['-']}` to `{parts['+']}`"
+
+
 def as_it_is(results: Mapping[str, Result]) -> str:
     """Any result: its plain values by their path, lists of records as tables."""
     parts = []
@@ -246,6 +273,7 @@ SECTIONS = (
     Section("Packing", frozenset({"sets", "rows_a_batch"}), packing),
     Section("A step as the catalogue grows", frozenset({"workload", "runs"}), table_updates),
     Section("Preparing data", frozenset({"jobs", "source_bytes"}), preparing),
+    Section("Faults that the tests find", frozenset({"mutations", "survivors"}), mutation),
     Section("Further results", frozenset(), as_it_is),
 )
 _STAMP = ("date", "command", "machine", "versions")

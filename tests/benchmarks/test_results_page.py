@@ -77,6 +77,20 @@ def test_a_result_of_a_known_kind_stands_in_its_section(report: ModuleType) -> N
     assert "## Further results" not in text
 
 
+def test_surviving_faults_are_shown_by_their_lines(report: ModuleType) -> None:
+    counted = {"run": 3, "killed": 1, "timeout": 1, "survived": 1, "share": 2 / 3,
+               "share_at_least": 0.2077}
+    result = {**STAMP, **counted, "seed": 5, "drawn": 4, "mutations": 1200, "files": 2,
+              "rooms": {"tables": counted}, "tests_of": {"a.py": ["test_a.py"]},
+              "survivors": [{"file": "a.py", "line": 7, "function": None, "reached": False,
+                             "diff": "@@ -7 +7 @@\n a\n-    x = (1 |\n-      2)\n+    x = 3\n"}]}
+    text = report.page({"faults.json": result})
+    assert "3 of 4 faults, drawn by seed 5 from 1,200 in 2 files" in text
+    assert "| tables | 3 | 1 | 1 | 1 | 0.6667 | 0.2077 |" in text
+    assert "| a.py:7 |  | no | `x = (1 / 2)` to `x = 3` |" in text
+    assert "Further results" not in text and "test_a.py" not in text
+
+
 def test_a_result_that_no_section_knows_is_shown_as_it_is(report: ModuleType) -> None:
     result = {**STAMP, "seconds": 1.5, "sides": {"left": 3}, "empty": [], "few": [1, 2],
               "cells": [{"n": number, "side": {"left": -number}, "parts": [1]}

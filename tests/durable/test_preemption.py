@@ -95,6 +95,21 @@ def test_auto_finds_the_newest_run_of_the_config_or_makes_one(
         open_run(None, None, (), "auto")
 
 
+def test_a_training_says_what_it_needs_to_begin(
+        tiny_mapping: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    run, settings = start(tiny_mapping(*SETTINGS), tmp_path / "run")
+    run.create(settings)
+    with pytest.raises(InputError, match="needs a config, or the run to resume"):
+        open_run(None, None, (), None)
+    with pytest.raises(InputError, match="keeps its folder"):
+        open_run(None, tmp_path / "other", (), run.folder)
+    with pytest.raises(InputError, match="overrides need the path"):
+        open_run(settings, tmp_path / "other", ["seed=1"], None)
+    with pytest.raises(InputError, match="run"):  # somebody's run is in that folder
+        open_run(settings, run.folder, (), None)
+    assert open_run(settings, tmp_path / "other", (), None)[1] == settings
+
+
 def test_a_resumed_run_may_change_what_its_numbers_do_not_depend_on(
         tiny_mapping: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     run, settings = start(tiny_mapping(*SETTINGS), tmp_path / "run")

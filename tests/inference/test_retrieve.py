@@ -54,6 +54,22 @@ def test_a_user_gets_the_best_items_of_the_dense_scores(trained: Served, user: s
     assert [entry.rank for entry in found] == list(range(1, 8))
 
 
+@pytest.mark.parametrize("k", [0, -1, -100])
+def test_fewer_than_one_item_cannot_be_asked_for(trained: Served, k: int) -> None:
+    with pytest.raises(InputError, match=f"k is {k}; expected 1 to 50"):
+        recommend(trained, user="u9", k=k)
+
+
+def test_one_item_is_the_best_one(trained: Served) -> None:
+    assert recommend(trained, user="u9", k=1) == recommend(trained, user="u9", k=5)[:1]
+
+
+def test_a_question_is_of_a_user_or_of_a_history(trained: Served) -> None:
+    for both in ({}, {"user": "u9", "history": ["0001"]}):
+        with pytest.raises(InputError, match="exactly one of a user and a history"):
+            recommend(trained, **both)
+
+
 def test_titles_belong_to_the_items(trained: Served) -> None:
     for entry in recommend(trained, user="u9", k=5):
         assert entry.title == f"Title {int(entry.item)}, the film"

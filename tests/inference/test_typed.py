@@ -95,12 +95,14 @@ def test_a_long_list_is_cut_in_no_time() -> None:
 @pytest.mark.parametrize(("text", "seconds"), [
     ("0", 0), ("1700000000", 1_700_000_000), ("1700000000.9", 1_700_000_000), ("-0.5", -1),
     ("1970-01-02", 86_400), ("1970-01-01T00:01:00", 60), ("1970-01-01 00:01:00Z", 60),
-    ("1970-01-01T02:00:00+02:00", 0), (" 1970-01-01T00:00:01.999 ", 1)])
+    ("1970-01-01T02:00:00+02:00", 0), (" 1970-01-01T00:00:01.999 ", 1),
+    (f"{2**62 - 2**9}", 2**62 - 2**9), (f"-{2**62 - 2**9}", 2**9 - 2**62)])
 def test_times_are_seconds_or_dates(text: str, seconds: int) -> None:
     assert seconds_of(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "noon", "nan", "inf", "1e30", "1970-13-01"])
+@pytest.mark.parametrize("text", [
+    "", "noon", "nan", "inf", "1e30", f"{2**62}", f"-{2**62}", "1970-13-01"])
 def test_other_times_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="neither seconds since 1970 nor a date"):
         seconds_of(text)

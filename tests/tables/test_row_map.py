@@ -76,6 +76,26 @@ def test_a_map_is_read_back_from_what_a_checkpoint_keeps():
     assert read_row_map(RowMap(5000).to_json(), 5000) == RowMap(5000)
 
 
+@pytest.mark.parametrize(("stripes", "step", "num_items"), [
+    (1, 1, 1), (1, 1, 100), (7, 7, 100), (7, 0, 100), (7, 8, 100), (7, 3, 7), (7, 3, 6),
+    (9, 6, 100), (2**15, 2**15 - 1, 2**15), (2**15, 3, 10**6), (2**15 + 1, 3, 10**6),
+    (0, 1, 100), (-7, 1, 100)])
+def test_a_map_is_read_where_it_is_one_and_only_there(stripes, step, num_items):
+    kept = {"stripes": stripes, "step": step}
+    # No stripe is empty, and steps of `step` meet every stripe.
+    is_map = 1 <= stripes <= 2**15 and 1 <= step <= stripes and (stripes == 1 or (
+        stripes <= num_items
+        and {step * turn % stripes for turn in range(stripes)} == set(range(stripes))))
+    if not is_map:
+        with pytest.raises(ValueError, match=f"a map of {num_items} items"):
+            read_row_map(kept, num_items)
+        return
+    order = read_row_map(kept, num_items)
+    rows = order.rows(np.arange(num_items))
+    assert np.array_equal(np.sort(rows), np.arange(num_items))
+    np.testing.assert_array_equal(order.ids(rows), np.arange(num_items))
+
+
 @pytest.mark.parametrize("kept", [
     {}, {"stripes": 7}, {"stripes": 7, "step": 0}, {"stripes": 8, "step": 2},
     {"stripes": 7, "step": 9}, {"stripes": 0, "step": 0}, {"stripes": "7", "step": 3},

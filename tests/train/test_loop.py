@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -218,3 +219,24 @@ def no_thread_is_left() -> Iterator[None]:
 
     yield
     assert not [thread.name for thread in threading.enumerate() if thread.name == "prefetch"]
+
+
+def test_what_the_config_says_of_checkpoints_is_what_they_do(
+        tiny_mapping: Mapping, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    class Opened(Exception):
+        pass
+
+    def opened(folder: Path, **given: Any) -> None:
+        asked.update(given, folder=folder)
+        raise Opened
+
+    monkeypatch.setattr(sys.modules[run_training.__module__], "Checkpoints", opened)
+    run, settings = start(tiny_mapping("checkpoint.keep=7", "checkpoint.keep_every=3",
+                                       "checkpoint.copy_mib=5", "checkpoint.growth_mib=2"),
+                          tmp_path / "run")
+    with pytest.raises(Opened):
+        run_training(run, settings)
+    assert asked == {"folder": run.checkpoints, "keep": 7, "keep_every": 3, "moving": 1.0,
+                     "copy_bytes": 5 * 2**20, "growth_bytes": 2 * 2**20}

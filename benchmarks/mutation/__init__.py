@@ -1,0 +1,1 @@
+"""Mutation testing: what `benchmarks/mutants.py` is made of."""
