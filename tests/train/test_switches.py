@@ -21,7 +21,7 @@ from rec_jax.objectives import Task, next_item, sampled_softmax
 from rec_jax.objectives.base import Batch, Keys
 from rec_jax.tables import INPUTS, RowOptimizerConfig, TableConfig, init_table
 from rec_jax.train import dense
-from rec_jax.train import step as stepping
+from rec_jax.train import tables as opening
 from rec_jax.train.mode import weighted
 from rec_jax.train.state import TrainState, init_state, state_shardings
 from rec_jax.train.step import Step, make_train_step, place_batch
@@ -127,7 +127,7 @@ def test_every_draw_of_every_step_has_a_key_of_its_own(monkeypatch: pytest.Monke
 
         return opened._replace(close=close)
 
-    monkeypatch.setitem(stepping.MODES, "dense", open_table)
+    monkeypatch.setitem(opening.MODES, "dense", open_table)
     table, rule = TableConfig(dim=DIM), optax.sgd(1.0)
     step = make_step(cast(Encoder, NotedEncoder()), Noted(backend="xla"), rule, table, mesh=MESH)
     state = new_state({"kernel": jnp.eye(DIM)}, rule, table, "dense", ITEMS, MESH)
