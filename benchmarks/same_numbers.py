@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import json
 import os
 import shutil
@@ -29,6 +30,8 @@ import numpy as np
 from rec_jax.bench.record import record
 from rec_jax.checkpoint import Checkpoints
 from rec_jax.checkpoint.older import with_named_tables
+from rec_jax.model.encoders import ENCODERS
+from rec_jax.objectives import OBJECTIVES
 
 ROOT = Path(__file__).resolve().parents[1]
 VARIANTS = {
@@ -141,11 +144,10 @@ def go_on(before: Path, options: argparse.Namespace) -> Path:
 def train(checkout: Path, config: str, run: Path, over: list[str],
           options: argparse.Namespace) -> float:
     """Seconds of the steps."""
-    lines = [*over, f"train.steps={options.steps}", "train.evaluate_every=1000.0",
-             f'encoder.backend="{options.backend}"']
+    lines = [*over, f"train.steps={options.steps}", "train.evaluate_every=1000.0"]
     text = (ROOT / "configs" / f"{config}.toml").read_text()
-    if "backend" in fields_of(text):
-        lines.append(f'objective.backend="{options.backend}"')
+    lines += [f'{part}.backend="{options.backend}"' for part in ("objective", "encoder")
+              if "backend" in fields_of(text, part)]
     if options.resume:
         lines += [f"train.checkpoint_every={options.steps // 2}", "checkpoint.keep=3"]
     arguments = [str(ROOT / "configs" / f"{config}.toml"), "--run", str(run)]
@@ -164,14 +166,12 @@ def execute(checkout: Path, arguments: list[str]) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
-def fields_of(text: str) -> set[str]:
-    """The keys of a config's objective."""
-    import importlib
-
-    from rec_jax.objectives import OBJECTIVES
-
-    kind = tomllib.loads(text).get("objective", {}).get("kind", "next_item")
-    module = importlib.import_module(OBJECTIVES[kind])
+def fields_of(text: str, part: str) -> set[str]:
+    """The keys of a config's objective or encoder."""
+    kinds, default = {"objective": (OBJECTIVES, "next_item"),
+                      "encoder": (ENCODERS, "transformer")}[part]
+    kind = tomllib.loads(text).get(part, {}).get("kind", default)
+    module = importlib.import_module(kinds[kind])
     return {field.name for field in dataclasses.fields(module.Config)}
 
 
