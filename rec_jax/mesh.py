@@ -136,7 +136,10 @@ def make_mesh(config: MeshConfig) -> Mesh:
 def row_sharding(mesh: Mesh, over: Axes = (ITEMS,)) -> NamedSharding:
     """Arrays `[V_padded, ...]`: contiguous row ranges over the axes `over`; over `items` alone
     they are the same in every group."""
-    return NamedSharding(mesh, PartitionSpec(over))
+    # An axis of one device cuts nothing. XLA leaves it out of what it returns, and a state whose
+    # placement has another form than the last step's would have the step compiled again.
+    cutting = tuple(axis for axis in over if mesh.shape[axis] > 1)
+    return NamedSharding(mesh, PartitionSpec(cutting) if cutting else PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:

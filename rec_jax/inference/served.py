@@ -6,6 +6,7 @@ rows are cut over the same axes, and a process reads no rows but those of its ow
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -36,9 +37,19 @@ from rec_jax.mesh import (
 )
 from rec_jax.model.encoder import Encoder, Params, build_encoder, with_tables
 from rec_jax.model.encoders import uses_times, uses_users
+from rec_jax.model.rows import RowSource
 from rec_jax.processes import run_on_all
 from rec_jax.run import Run, RunConfig, tables_of, update_of
-from rec_jax.tables import INPUTS, ITEMS, USERS, RowMap, init_table, padded_size, rows_over
+from rec_jax.tables import (
+    INPUTS,
+    ITEMS,
+    USERS,
+    RowMap,
+    TableConfig,
+    init_table,
+    padded_size,
+    rows_over,
+)
 from rec_jax.tables.bias import place_bias, served_bias, serving_part
 from rec_jax.tables.row_map import read_row_map
 
@@ -86,7 +97,7 @@ class StoredRows:
     row_map: which of them an item has.
     inputs: these rows feed the encoder, and are not the items'.
     bias: f32 `[V]` by item, what the model adds to `query . row`; None: nothing.
-    matrices: f32 `[c, d]` of the content columns behind the d trained ones, in their order.
+    composed: stored rows f32 `[n, d + c]` -> vectors f32 `[n, d]`; see `rec_jax.model.rows`.
     """
 
     run: Run
@@ -98,16 +109,7 @@ class StoredRows:
     row_map: RowMap
     inputs: bool = False
     bias: np.ndarray | None = None
-    matrices: tuple[np.ndarray, ...] = ()
-
-    def composed(self, rows: np.ndarray) -> np.ndarray:
-        """The vectors f32 `[n, d]` of stored rows `[n, d + c]`; see `rec_jax.model.rows`."""
-        start = self.config.table.dim
-        vectors = rows[:, :start]
-        for matrix in self.matrices:
-            vectors = vectors + rows[:, start:start + len(matrix)] @ matrix
-            start += len(matrix)
-        return vectors
+    composed: Callable[[np.ndarray], np.ndarray] = lambda rows: rows
 
 
 def reading_of(config: RunConfig) -> Reading:
@@ -138,53 +140,59 @@ def _open_rows(folder: Run, step: int | None, dataset_path: str | None,
     dataset = Dataset.open(dataset_path or config.data.path)
     opened = _open(folder, step)
     check_dataset(dataset, str(opened.info.extra.get("dataset")))
-    name = "average" if config.train.ema is not None else "model"
+    name = _weights_in(config)
     source = opened.items.get(name, {}).get(
         f"['tables']['{INPUTS if inputs else ITEMS}']")
-    matrices = _matrices(opened, name, config)
-    width = config.table.dim + sum(map(len, matrices))
+    matrices = {path: source.read(0, source.shape[0]).astype(np.float32)
+                for path, source in _matrices(opened, config).items()}
+    content = tuple(Content(path, len(matrix)) for path, matrix in matrices.items())
+    rows_of = RowSource(config.table.dim, content)
+    width = rows_of.width
     if source is None or source.shape[1:] != (width,) or source.shape[0] < dataset.num_items:
         raise InputError(f"checkpoint of step {opened.info.step} in {folder.folder} has no item "
                          f"rows of {dataset.num_items} x {width}")
     row_map = row_map_in(opened, dataset.num_items)
     return StoredRows(folder, config, dataset, source, opened.info.step, opened, row_map, inputs,
                       None if inputs else _stored_bias(opened, name, config, dataset, row_map),
-                      matrices)
+                      functools.partial(rows_of.compose, matrices))
 
 
 def _stored_bias(opened: CheckpointReader, item: str, config: RunConfig, dataset: Dataset,
                  row_map: RowMap) -> np.ndarray | None:
     """As `serving_bias`, f32 `[V]` by item, from disk."""
-    settings, path = config.bias, f"['bias']['{ITEMS}']"
-    part = serving_part(settings, counts_of(config, dataset)) if (
-        settings.in_loss or settings.when_served) else None
-    trained = None
-    if settings.trained:
+    path, trained = f"['bias']['{ITEMS}']", None
+    if config.bias.trained:
         source = opened.items.get(item, {}).get(path)
         if source is None or len(source.shape) != 1 or source.shape[0] < dataset.num_items:
             raise InputError(f"checkpoint {opened.name} does not fit: {item}{path} is missing")
         trained = source.read(0, source.shape[0])[row_map.rows(np.arange(dataset.num_items))]
-    found: Any = served_bias(trained, part, getattr(config.objective, "scale", 1.0))  # type: ignore[arg-type]
+    found: Any = served_bias(trained, serving_values(config, dataset),  # type: ignore[arg-type]
+                             getattr(config.objective, "scale", 1.0))
     return None if found is None else np.asarray(found, np.float32)
+
+
+def _weights_in(config: RunConfig) -> str:
+    """The item of a checkpoint that is served."""
+    return "model" if config.train.ema is None else "average"
 
 
 def _content(opened: CheckpointReader, config: RunConfig) -> tuple[Content, ...]:
     """As the checkpoint has it: its columns are in the rows, wherever the dataset's are now."""
-    name = "average" if config.train.ema is not None else "model"
-    return tuple(Content(part.path, len(matrix)) for part, matrix in zip(
-        config.content, _matrices(opened, name, config), strict=True))
+    return tuple(Content(path, source.shape[0])
+                 for path, source in _matrices(opened, config).items())
 
 
-def _matrices(opened: CheckpointReader, item: str, config: RunConfig) -> tuple[np.ndarray, ...]:
-    """Those of the content, in the order of its columns."""
-    sources = opened.items.get(item, {})
-    paths = [f"['encoder']['{part.path}']" for part in config.content]
-    for path in paths:
-        if path not in sources or sources[path].shape[1:] != (config.table.dim,):
+def _matrices(opened: CheckpointReader, config: RunConfig) -> dict[str, ArraySource]:
+    """The matrices `[c, d]` of the content by their path, in the order of its columns."""
+    item, found = _weights_in(config), {}
+    for part in config.content:
+        path = f"['encoder']['{part.path}']"
+        source = opened.items.get(item, {}).get(path)
+        if source is None or source.shape[1:] != (config.table.dim,):
             raise InputError(f"checkpoint {opened.name} does not fit: {item}{path} is missing or "
                              f"not [c, {config.table.dim}]")
-    return tuple(sources[path].read(0, sources[path].shape[0]).astype(np.float32)
-                 for path in paths)
+        found[part.path] = source
+    return found
 
 
 def counts_of(config: RunConfig, dataset: Dataset) -> np.ndarray:
@@ -192,18 +200,25 @@ def counts_of(config: RunConfig, dataset: Dataset) -> np.ndarray:
     return label_counts(dataset, length=config.data.length, window=config.data.window)
 
 
-def serving_bias(config: RunConfig, dataset: Dataset, stored: jax.Array | None, total: int,
-                 mesh: Mesh, over: Axes, row_map: RowMap | None = None) -> jax.Array | None:
+def serving_values(config: RunConfig, dataset: Dataset) -> np.ndarray | None:
+    """What serving adds to the trained bias, or by itself where there is none: f32 `[V]` by item,
+    or None for nothing. The labels of the training part are counted for it."""
+    if not config.bias.serving_strength:
+        return None
+    return serving_part(config.bias, counts_of(config, dataset))
+
+
+def serving_bias(config: RunConfig, values: np.ndarray | None, stored: jax.Array | None,
+                 total: int, mesh: Mesh, over: Axes, row_map: RowMap | None = None
+                 ) -> jax.Array | None:
     """The bias by which a run's items are ranked: f32 `[total]` beside the rows, or None.
 
-    stored: that of the loss, which counts where it was trained; row_map: of the rows.
+    values: of `serving_values`; stored: that of the loss, which counts where it was trained;
+    row_map: of the rows.
     """
-    settings = config.bias
-    part = serving_part(settings, counts_of(config, dataset)) if (
-        settings.in_loss or settings.when_served) else None
-    placed = None if part is None else place_bias(total, mesh, values=part, over=over,
-                                                  row_map=row_map)
-    return served_bias(stored if settings.trained else None, placed,
+    placed = None if values is None else place_bias(total, mesh, values=values, over=over,
+                                                    row_map=row_map)
+    return served_bias(stored if config.bias.trained else None, placed,
                        getattr(config.objective, "scale", 1.0))
 
 
@@ -235,12 +250,17 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
         config.encoder, dim=config.table.dim, length=config.data.length,
         causal=config.objective.causal, precision=config.train.precision, seed=config.seed,
         features=find_features(config.features, dataset), content=_content(opened, config))
-    rows = jax.eval_shape(lambda: init_table(
-        config.table, dataset.num_items, config.seed, chosen, over=over)).rows
-    # Averages are f32, whatever the rows are.
-    name, dtype = ("model", rows.dtype) if config.train.ema is None else ("average", jnp.float32)
-    shape = (rows.shape[0], encoder.source.width)
-    rows = jax.ShapeDtypeStruct(shape, dtype, sharding=row_sharding(chosen, over))
+    total, name = padded_size(dataset.num_items), _weights_in(config)
+
+    def stored(table: str, settings: TableConfig) -> jax.ShapeDtypeStruct:
+        count = dataset.num_users if table == USERS else dataset.num_items
+        rows = jax.eval_shape(lambda: init_table(settings, count, config.seed, chosen,
+                                                 over=over)).rows
+        # Averages are f32, whatever the rows are.
+        return jax.ShapeDtypeStruct(
+            (rows.shape[0], settings.dim if table == USERS else encoder.source.width),
+            rows.dtype if name == "model" else jnp.float32, sharding=row_sharding(chosen, over))
+
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=replicated(chosen)), params)
     tables = tables_of(config)
@@ -248,17 +268,15 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
     if not row_map.identity:
         items = row_map.ids(np.arange(dataset.num_items))
         moved = {f"['tables']['{table}']": items for table in tables if table != USERS}
-    people = jax.ShapeDtypeStruct((padded_size(dataset.num_users), config.table.dim), dtype,
-                                  sharding=row_sharding(chosen, over))
     like = {"encoder": params,
-            "tables": {table: people if table == USERS else rows for table in tables}}
+            "tables": {table: stored(table, settings) for table, settings in tables.items()}}
     if config.bias.in_loss:
-        like["bias"] = {ITEMS: jax.ShapeDtypeStruct(rows.shape[:1], jnp.float32,
-                                                    sharding=rows.sharding)}
+        like["bias"] = {ITEMS: jax.ShapeDtypeStruct((total,), jnp.float32,
+                                                    sharding=row_sharding(chosen, over))}
         moved |= {} if row_map.identity else {f"['bias']['{ITEMS}']": items}
     model = opened.restore({name: like}, widen=True, moved=moved)[name]
-    bias = serving_bias(config, dataset, model.get("bias", {}).get(ITEMS), rows.shape[0], chosen,
-                        over)
+    bias = serving_bias(config, serving_values(config, dataset),
+                        model.get("bias", {}).get(ITEMS), total, chosen, over)
     return Served(folder, config, dataset, encoder,
                   with_tables(model["encoder"], model["tables"]), model["tables"][ITEMS],
                   opened.info.step, chosen, over, bias)

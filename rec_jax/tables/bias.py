@@ -67,6 +67,12 @@ class BiasConfig:
         """The strength where items are ranked."""
         return self.strength if self.serve_strength is None else self.serve_strength
 
+    @property
+    def serving_strength(self) -> float:
+        """The strength of what serving adds to the trained bias, or by itself where there is
+        none."""
+        return self.when_served - (self.strength if self.trained else 0)
+
 
 def log_popularity(counts: npt.NDArray[Any], prior: float = 1.0) -> Floats:
     """Log of each item's share of the labels, f32 `[V]`, which sum to 1.
@@ -89,7 +95,7 @@ def first_bias(config: BiasConfig, counts: npt.NDArray[Any]) -> Floats | None:
 def serving_part(config: BiasConfig, counts: npt.NDArray[Any]) -> Floats | None:
     """What serving adds to the trained bias, or by itself where there is none: f32 `[V]` by item,
     or None for nothing."""
-    strength = config.when_served - (config.strength if config.trained else 0)
+    strength = config.serving_strength
     return np.float32(strength) * log_popularity(counts, config.prior) if strength else None
 
 

@@ -15,10 +15,10 @@ from rec_jax.data.batches import BatchStream
 from rec_jax.data.content import find_content, read_content
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.features import find_features
-from rec_jax.data.label_frequency import label_counts, log_shares
+from rec_jax.data.label_frequency import log_shares
 from rec_jax.inference.evaluate import Ranker, make_ranker, rank_users
 from rec_jax.inference.protocol import Panel, choose_panel, cold_items
-from rec_jax.inference.served import counts_of, reading_of, serving_bias
+from rec_jax.inference.served import counts_of, reading_of, serving_bias, serving_values
 from rec_jax.mesh import ITEMS as ITEMS_AXIS
 from rec_jax.mesh import Axes, make_mesh, row_sharding
 from rec_jax.metrics import rank_metrics
@@ -142,8 +142,7 @@ def _with_bias(table: Table, config: RunConfig, dataset: Dataset, mesh: Mesh, *,
 def _log_share(config: RunConfig, dataset: Dataset) -> npt.NDArray[np.float32] | None:
     if not config.objective.needs.log_q:
         return None
-    return log_shares(label_counts(dataset, length=config.data.length,
-                                   window=config.data.window))
+    return log_shares(counts_of(config, dataset))
 
 
 def steps_of(config: RunConfig, rows_per_epoch: int) -> Horizon:
@@ -173,6 +172,7 @@ class Validator:
                                filter_seen=settings.filter_seen, row_map=row_map)
 
         self._ranker = ranker  # the state that is validated knows the order of its rows
+        self._bias = serving_values(config, dataset)
 
     @property
     def misses(self) -> int:
@@ -182,7 +182,7 @@ class Validator:
     def __call__(self, state: TrainState) -> dict[str, float]:
         params, rows = served(state)
         panel, items = self.panel, state.items
-        bias = serving_bias(self._config, self._dataset, bias_of(state), rows.shape[0], self._mesh,
+        bias = serving_bias(self._config, self._bias, bias_of(state), rows.shape[0], self._mesh,
                             items.over, items.row_map)
         ranks = rank_users(self._ranker(state.items.row_map), params, rows, self._dataset,
                            panel.users, panel.targets, panel.ends, reading=reading_of(self._config),

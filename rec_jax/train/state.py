@@ -117,7 +117,7 @@ def has_rows(path: KeyPath, leaf: Any, tables: Mapping[str, Table]) -> bool:
 
 def _place(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
     """`leaf` with `sharding`; an array that every process computed alike becomes a global one."""
-    if leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
+    if leaf.sharding == sharding:
         return leaf
     if leaf.is_fully_addressable and not sharding.is_fully_addressable:
         host = np.asarray(leaf)
