@@ -19,10 +19,11 @@ from rec_jax.data import content
 from rec_jax.data.content import ContentConfig
 from rec_jax.data.dataset_files import META
 from rec_jax.data.features import FeatureConfig, check_different
+from rec_jax.data.segments import Targets
 from rec_jax.errors import InputError
 from rec_jax.mesh import MeshConfig
 from rec_jax.metrics import metric_names
-from rec_jax.model.encoders import ENCODERS, uses_users
+from rec_jax.model.encoders import ENCODERS, reads_history, uses_users
 from rec_jax.model.optimizer import OptimizerConfig
 from rec_jax.objectives import OBJECTIVES
 from rec_jax.ranges import above, at_least, between, check
@@ -204,6 +205,13 @@ class RunConfig:
         if self.content and not self.table.tied:
             raise InputError("content is a part of the items' rows, of which the encoder reads; "
                              "expected table.tied = true")
+
+
+def targets_of(config: RunConfig) -> Targets:
+    """Which items of a history a run learns to predict; see `rec_jax.data.segments`."""
+    if not config.objective.causal:
+        return "self"
+    return "next" if reads_history(config.encoder) else "all"
 
 
 def update_of(config: RunConfig, num_items: int) -> Choice:

@@ -16,9 +16,8 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
-from rec_jax.data.label_frequency import label_counts
 from rec_jax.errors import InputError
-from rec_jax.inference.served import Served
+from rec_jax.inference.served import Served, counts_of
 from rec_jax.tables.bias import PRIORS, STRENGTHS, log_popularity, place_bias
 
 
@@ -82,8 +81,7 @@ def popularity_bias(served: Served, strength: float, prior: float = 1.0) -> Item
     for name, value, allowed in (("strength", strength, STRENGTHS), ("prior", prior, PRIORS)):
         if not allowed.holds(value):
             raise InputError(f"popularity bias: {name} is {value:g}; expected {allowed}")
-    data = served.config.data
-    counts = label_counts(served.dataset, length=data.length, window=data.window)
+    counts = counts_of(served.config, served.dataset)
     scale = getattr(served.config.objective, "scale", 1.0)
     return ItemBias(np.float32(strength / scale) * log_popularity(counts, prior),
                     {"kind": "popularity", "strength": strength, "prior": prior})

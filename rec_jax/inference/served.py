@@ -37,7 +37,7 @@ from rec_jax.mesh import (
 from rec_jax.model.encoder import Encoder, Params, build_encoder, with_tables
 from rec_jax.model.encoders import uses_times, uses_users
 from rec_jax.processes import run_on_all
-from rec_jax.run import Run, RunConfig, tables_of, update_of
+from rec_jax.run import Run, RunConfig, tables_of, targets_of, update_of
 from rec_jax.tables import INPUTS, ITEMS, USERS, RowMap, init_table, padded_size, rows_over
 from rec_jax.tables.bias import place_bias, served_bias, serving_part
 from rec_jax.tables.row_map import read_row_map
@@ -189,7 +189,8 @@ def _matrices(opened: CheckpointReader, item: str, config: RunConfig) -> tuple[n
 
 def counts_of(config: RunConfig, dataset: Dataset) -> np.ndarray:
     """How often each item is a label of the training, int64 `[V]`."""
-    return label_counts(dataset, length=config.data.length, window=config.data.window)
+    return label_counts(dataset, length=config.data.length, window=config.data.window,
+                        targets=targets_of(config))
 
 
 def serving_bias(config: RunConfig, dataset: Dataset, stored: jax.Array | None, total: int,

@@ -25,7 +25,7 @@ from rec_jax.metrics import rank_metrics
 from rec_jax.model.encoder import Encoder, build_encoder
 from rec_jax.model.encoders import uses_users
 from rec_jax.model.optimizer import dense_optimizer, schedule
-from rec_jax.run import RunConfig, modes_of, tables_of, update_of
+from rec_jax.run import RunConfig, modes_of, tables_of, targets_of, update_of
 from rec_jax.tables import ITEMS, USERS, RowMap, Table, init_table, row_optimizer, rows_over
 from rec_jax.tables.bias import bias_state, first_bias, place_bias
 from rec_jax.tables.choose import Choice
@@ -85,8 +85,9 @@ def build(config: RunConfig) -> Built:
                          window=config.data.window, seed=config.seed,
                          share=(jax.process_index(), jax.process_count()),
                          times=reading_of(config).times, features=config.features,
-                         targets="next" if config.objective.causal else "self",
-                         users=uses_users(config.encoder), values=config.objective.needs.values)
+                         targets=targets_of(config), users=uses_users(config.encoder),
+                         values=config.objective.needs.values,
+                         histories=config.objective.needs.histories)
     horizon = steps_of(config, stream.rows_per_epoch)
     encoder, params = build_encoder(
         config.encoder, dim=config.table.dim, length=config.data.length,
@@ -143,7 +144,7 @@ def _log_share(config: RunConfig, dataset: Dataset) -> npt.NDArray[np.float32] |
     if not config.objective.needs.log_q:
         return None
     return log_shares(label_counts(dataset, length=config.data.length,
-                                   window=config.data.window))
+                                   window=config.data.window, targets=targets_of(config)))
 
 
 def steps_of(config: RunConfig, rows_per_epoch: int) -> Horizon:
