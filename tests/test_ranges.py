@@ -32,6 +32,8 @@ NEEDED: dict[str, dict[str, Any]] = {
 """What cannot be left out."""
 
 ANY_FINITE = {"Filters.min_rating": "ratings may be of any sign",
+              **{f"rating.{name}": "ratings may be of any sign"
+                 for name in ("low", "high", "mean")},
               "SplitConfig.valid_time": "instants before 1970 are negative",
               "SplitConfig.test_time": "instants before 1970 are negative"}
 """Fields that take negative numbers, and why."""
