@@ -19,12 +19,14 @@ from rec_jax.data import content
 from rec_jax.data.content import ContentConfig
 from rec_jax.data.dataset_files import META
 from rec_jax.data.features import FeatureConfig, check_different
+from rec_jax.data.segments import Targets
 from rec_jax.errors import InputError
 from rec_jax.mesh import MeshConfig
-from rec_jax.metrics import metric_names
-from rec_jax.model.encoders import ENCODERS, uses_users
+from rec_jax.metrics import RATING_METRICS, metric_names
+from rec_jax.model.encoders import ENCODERS, reads_history, uses_users
 from rec_jax.model.optimizer import OptimizerConfig
 from rec_jax.objectives import OBJECTIVES
+from rec_jax.objectives.rating import Config as Rating
 from rec_jax.ranges import above, at_least, between, check
 from rec_jax.tables import INPUTS, ITEMS, USERS, TableConfig
 from rec_jax.tables.bias import BiasConfig
@@ -131,7 +133,8 @@ class EvaluateConfig:
       model scores, or its user is left out and counted.
     filter_cold: items that the training part does not have do not compete, and users whose
       target is such an item are left out and counted.
-    metric: decides early stopping and the best checkpoint, such as `ndcg@10`.
+    metric: decides early stopping and the best checkpoint, such as `ndcg@10`, or of a model of
+      ratings `rmse`, `mae` or (of two ratings) `auc`.
     batch: users ranked at once; it changes speed only.
     users: validate on the first so many users of a seeded shuffle; none: all.
     """
@@ -148,7 +151,7 @@ class EvaluateConfig:
         check(self, "evaluate.", ks=at_least(1, 2**62), batch=at_least(1), users=at_least(1))
         if not self.ks:
             raise InputError("evaluate.ks is empty; expected one or more cut-offs")
-        known = metric_names(self.ks)
+        known = [*metric_names(self.ks), *RATING_METRICS]
         if self.metric not in known:
             raise InputError(f"evaluate.metric {self.metric!r} is not measured; "
                              f"expected one of {', '.join(known)}")
@@ -187,6 +190,13 @@ class RunConfig:
             raise InputError(f"bias: objective {self.objective.kind!r} does not score the whole "
                              "catalogue; expected bias.trained = false and bias.strength = 0 (a "
                              "bias.serve_strength may be given)")
+        if self.evaluate.metric in RATING_METRICS and not isinstance(self.objective, Rating):
+            raise InputError(f"evaluate.metric {self.evaluate.metric!r} is of ratings, which "
+                             f"objective {self.objective.kind!r} does not predict; expected a "
+                             "metric of ranks such as ndcg@10")
+        if self.bias.when_served and isinstance(self.objective, Rating):
+            raise InputError("bias: a rating has no popularity added; expected "
+                             "bias.serve_strength = 0")
         if self.bias.in_loss and self.objective.needs.mean_row:
             raise InputError("bias: label smoothing scores the mean row, which has no bias; "
                              "expected objective.label_smoothing = 0")
@@ -204,6 +214,13 @@ class RunConfig:
         if self.content and not self.table.tied:
             raise InputError("content is a part of the items' rows, of which the encoder reads; "
                              "expected table.tied = true")
+
+
+def targets_of(config: RunConfig) -> Targets:
+    """Which items of a history a run learns to predict; see `rec_jax.data.segments`."""
+    if not config.objective.causal:
+        return "self"
+    return "next" if reads_history(config.encoder) else "all"
 
 
 def update_of(config: RunConfig, num_items: int) -> Choice:

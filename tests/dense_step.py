@@ -41,7 +41,7 @@ def make_batch(seed: int, accumulate: int = 1) -> dict[str, Array]:
     users = np.where(segments > 0, random.integers(0, U, (ROWS, 3))[
         np.arange(ROWS)[:, None], segments], 0)
     batch = {"items": items, "targets": targets, "segments": segments, "positions": positions,
-             "users": users,
+             "users": users, "histories": np.tile([2, 4, -1, -1, -1, -1], (ROWS, 1)),
              "values/rating": np.where(targets >= 0, random.integers(1, 6, items.shape), 0),
              "values/reward": np.where(targets >= 0, random.standard_normal(items.shape), 0)}
     return {name: value.reshape(accumulate, -1, LENGTH).astype(

@@ -35,6 +35,8 @@ NEEDED: dict[str, dict[str, Any]] = {
 ANY_FINITE = {"BiasConfig.strength": "rare items may be preferred",
               "BiasConfig.serve_strength": "rare items may be preferred",
               "Filters.min_rating": "ratings may be of any sign",
+              **{f"rating.{name}": "ratings may be of any sign"
+                 for name in ("low", "high", "mean")},
               "SplitConfig.valid_time": "instants before 1970 are negative",
               "SplitConfig.test_time": "instants before 1970 are negative"}
 """Fields that take negative numbers, and why."""

@@ -96,7 +96,7 @@ def prepare(
     duplicates: Annotated[str | None, typer.Option(
         help="Repeated pairs: all, first or last.")] = None,
     split: Annotated[str | None, typer.Option(
-        help="leave_one_out or time.")] = None,
+        help="leave_one_out, time or random.")] = None,
     item_feature: Annotated[list[str] | None, typer.Option(
         metavar="COLUMN", help="Categorical column of the items to keep, of the item file or else "
                                "of the interactions; may be repeated.")] = None,

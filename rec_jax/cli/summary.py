@@ -17,6 +17,9 @@ _DATASET = {
     "valid_users": "users to validate on", "test_users": "users to test on",
 }
 _METRICS: Mapping[str, tuple[str, str]] = {
+    "rmse": ("", "root of the mean squared error of ratings"),
+    "mae": ("", "mean error of ratings"),
+    "auc": ("", "pairs of a high and a low rating in order"),
     "hr": ("next item is in the first {}", "next item is found"),
     "ndcg": ("the same, higher places count more", "1 / log2(1 + place)"),
     "mrr": ("1 / its place, 0 behind place {}", "1 / its place"),

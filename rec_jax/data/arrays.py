@@ -31,8 +31,8 @@ class Interactions(NamedTuple):
     times: npt.NDArray[np.int64] | None = None
     ratings: npt.NDArray[np.float32] | None = None
 
-    def take(self, which: npt.NDArray[Any]) -> Interactions:
-        """Those of a mask or in an order."""
+    def take(self, which: npt.NDArray[Any] | slice) -> Interactions:
+        """Those of a mask, of a range, or in an order."""
         return Interactions(
             self.users[which], self.items[which],
             None if self.times is None else self.times[which],

@@ -52,6 +52,8 @@ class BatchStream(Iterator[Batch]):
         (see `rec_jax.data.features`); 0, unknown, where there is no input.
       users: int32, the user of an input; 0 where there is none; only with `users=True`.
       values/NAME: f32, of the interaction with the target; 0 where there is none.
+      histories: int32 [rows / share count, S], place of the last input of each history of a row,
+        -1 for none; S is the most that a row holds. Only with `histories=True`.
 
     An epoch uses each target once. Epochs follow each other without a gap: a batch at the border
     holds the last rows of one and the first of the next, so every batch is full. Users with a
@@ -63,7 +65,7 @@ class BatchStream(Iterator[Batch]):
                  split: Part = "train", share: tuple[int, int] = (0, 1),
                  times: bool = False, targets: Targets = "next",
                  features: Sequence[FeatureConfig] = (), users: bool = False,
-                 values: Sequence[str] = ()) -> None:
+                 values: Sequence[str] = (), histories: bool = False) -> None:
         """Settings; nothing large is read before the first batch.
 
         length: positions in a row, L.
@@ -75,10 +77,12 @@ class BatchStream(Iterator[Batch]):
         split: how far histories go: the training part, or with the validation part, or all.
         share: (index, count): this process makes rows [index, index + 1) * rows / count.
         targets: "next": each input's next item; "self": the inputs themselves, for an objective
-          that hides them, so that a user's newest item is an input as well.
+          that hides them, so that a user's newest item is an input as well; "all": the same, and
+          of users with a single item too.
         features: side features that batches carry; time gaps ask for `times`.
         users: batches say whose an input is.
         values: numbers of the interactions that are targets, see `rec_jax.data.values`.
+        histories: batches say where each history ends.
 
         Raises:
           InputError: impossible settings, or a dataset without any target or such a feature.
@@ -108,6 +112,7 @@ class BatchStream(Iterator[Batch]):
         self._share, self._times, self._step = share, times, 0
         self._features, self._users, self._values = tuple(features), users, tuple(values)
         self._targets, self._shift = targets, int(targets == "next")
+        self._histories = histories
         self._histogram = count_lengths(dataset, length, window, split, targets)
         self._packing = _pack(self._histogram, length, pack)
         if not self.rows_per_epoch:
@@ -117,6 +122,11 @@ class BatchStream(Iterator[Batch]):
     def rows_per_epoch(self) -> int:
         """Rows that hold all targets of the split once."""
         return self._packing.num_rows
+
+    @property
+    def histories_per_row(self) -> int:
+        """The most histories that share a row."""
+        return int(np.diff(self._packing.places).max())
 
     @property
     def steps_per_epoch(self) -> int:
@@ -200,6 +210,10 @@ class BatchStream(Iterator[Batch]):
             array = np.full((own * self.length, *values.shape[1:]), empty, dtype)
             array[at] = values
             batch[name] = array.reshape(own, self.length, *values.shape[1:])
+        if self._histories:
+            ends = np.full((own, self.histories_per_row), -1, np.int32)
+            ends[row, rank - 1] = self._packing.columns[place] + size - 1
+            batch["histories"] = ends
         return batch
 
     @cached_property

@@ -9,22 +9,23 @@ import numpy.typing as npt
 
 from rec_jax.data.arrays import chunks, counting
 from rec_jax.data.dataset import Dataset
-from rec_jax.data.segments import Part, Window, part_end
+from rec_jax.data.segments import Part, Targets, Window, part_end
 
 _USERS = 1 << 16  # histories read at a time
 
 
 def label_counts(dataset: Dataset, *, length: int, window: Window,
-                 part: Part = "train") -> npt.NDArray[np.int64]:
-    """Times that an epoch of `BatchStream` predicts each item as a next item: int64 `[V]`.
+                 part: Part = "train", targets: Targets = "next") -> npt.NDArray[np.int64]:
+    """Times that an epoch of `BatchStream` predicts each item: int64 `[V]`.
 
-    All items but a user's first; with `window` "last" only the newest `length` of them.
+    All items, but a user's first where `targets` are the next ones; with `window` "last" only the
+    newest `length` of them.
     """
     counts = np.zeros(dataset.num_items, np.int64)
     ends = part_end(dataset, part)
     for start, stop in chunks(dataset.num_users, _USERS):
         end = np.asarray(ends[start:stop])
-        begin = np.asarray(dataset.offsets[start:stop]) + 1
+        begin = np.asarray(dataset.offsets[start:stop]) + (targets != "all")
         if window == "last":
             begin = np.maximum(begin, end - length)
         number = np.maximum(end - begin, 0)

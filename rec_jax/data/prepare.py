@@ -37,6 +37,7 @@ from rec_jax.data.prepare_config import (
     PrepareConfig,
     SplitConfig,
 )
+from rec_jax.data.random_split import at_random
 from rec_jax.data.repeats import repeats
 from rec_jax.data.row_parsing import RowCounts
 from rec_jax.data.sorting import sort_rows
@@ -139,7 +140,8 @@ def _write(config: PrepareConfig, found: Ingested, kept: Filtered, folder: Path)
     users = np.flatnonzero(kept.users)
     offsets = np.concatenate([[0], np.cumsum(by_user[users])]).astype(np.int64)
     per_second = found.times.reader.per_second if found.times else 1
-    train_end, valid_end, split = _split(config, kept, users, offsets, per_second)
+    kept, train_end, valid_end, split = _split(config, kept, users, offsets, per_second,
+                                               folder / "work")
     in_training = _training_counts(kept, users, offsets, train_end)
     items = np.flatnonzero(kept.items)
     items = items[np.argsort(-in_training[items], kind="stable")]
@@ -185,14 +187,20 @@ def _write(config: PrepareConfig, found: Ingested, kept: Filtered, folder: Path)
 
 
 def _split(config: PrepareConfig, kept: Filtered, users: Int64s, offsets: Int64s, per_second: int,
-           ) -> tuple[Int64s, Int64s, dict[str, Any]]:
-    if config.split.kind == "leave_one_out":
-        return *leave_one_out(offsets), {"kind": "leave_one_out", "fewest_items": 3}
+           work: Path) -> tuple[Filtered, Int64s, Int64s, dict[str, Any]]:
+    """The interactions in the order of their parts, both ends, and what the dataset says of it."""
+    split = config.split
+    if split.kind == "leave_one_out":
+        return kept, *leave_one_out(offsets), {"kind": "leave_one_out", "fewest_items": 3}
+    if split.kind == "random":
+        return *at_random(kept, users, offsets, split, work), {
+            "kind": "random", "valid_share": split.valid_share, "test_share": split.test_share,
+            "seed": split.seed}
     instants = split_instants(kept, config.split, int(offsets[-1]), per_second)
     valid_time, test_time = (ticks // per_second if ticks % per_second == 0 else ticks / per_second
                              for ticks in instants)
     description = {"kind": "time", "valid_time": valid_time, "test_time": test_time}
-    return *by_time(kept, users, offsets, instants, per_second), description
+    return kept, *by_time(kept, users, offsets, instants, per_second), description
 
 
 def _training_counts(kept: Filtered, users: Int64s, offsets: Int64s, train_end: Int64s) -> Int64s:

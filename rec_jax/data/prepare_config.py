@@ -142,17 +142,26 @@ class SplitConfig:
       users with fewer than three items only train, as in SASRec (Kang and McAuley, 2018).
     time: two instants for everybody: train < valid_time <= validation < test_time <= test.
     valid_time, test_time: seconds; none: the quantiles of all interactions' times.
+    random: every interaction is of a part by chance, whatever its time, and times are not kept: for
+      models that know no order. About `valid_share` and `test_share` of all; by `seed`.
     """
 
-    kind: Literal["leave_one_out", "time"] = "leave_one_out"
+    kind: Literal["leave_one_out", "time", "random"] = "leave_one_out"
     valid_quantile: float = 0.8
     test_quantile: float = 0.9
     valid_time: int | None = None
     test_time: int | None = None
+    valid_share: float = 0.1
+    test_share: float = 0.1
+    seed: int = 0
 
     def __post_init__(self) -> None:
         check(self, "split.", valid_quantile=between(0, 1), test_quantile=between(0, 1),
-              valid_time=SECONDS, test_time=SECONDS)
+              valid_time=SECONDS, test_time=SECONDS, valid_share=between(0, 1),
+              test_share=between(0, 1), seed=at_least(0, 2**32 - 1))
+        if not self.valid_share + self.test_share < 1.0:
+            raise InputError(f"split shares are {self.valid_share}, {self.test_share}; expected "
+                             "a sum below 1, so that something is left to train on")
         if not 0.0 < self.valid_quantile <= self.test_quantile < 1.0:
             raise InputError(f"split quantiles are {self.valid_quantile}, {self.test_quantile}; "
                              "expected 0 < valid_quantile <= test_quantile < 1")

@@ -15,15 +15,16 @@ from rec_jax.data.dataset import Dataset
 Int64s = npt.NDArray[np.int64]
 Window = Literal["last", "chunks"]
 Part = Literal["train", "valid", "test"]
-Targets = Literal["next", "self"]
+Targets = Literal["next", "self", "all"]
+"""What an input's target is: the item after it (`next`; the last item is no input), or the input
+itself, of histories of two items or more (`self`), or of all (`all`)."""
 
 
 @dataclass(frozen=True)
 class Segments:
     """All segments, those of length 1 first; a segment of length l has l inputs and l targets.
 
-    A target is the item after an input (`next`: the last item is no input) or the input itself
-    (`self`).
+    Targets are the items after the inputs or the inputs themselves; see `Targets`.
 
     begin: int64 [L+2], those of length l are [begin[l], begin[l+1]).
     user: uint32 [M].
@@ -86,9 +87,10 @@ def find_segments(dataset: Dataset, length: int, window: Window, part: Part,
 def _targets(dataset: Dataset, part: Part, kind: Targets) -> Iterator[tuple[int, Int64s]]:
     """(first user, number of targets of each user), a chunk of users at a time.
 
-    A user needs two items: one item alone can be predicted from nothing but the catalogue.
+    A user needs two items where they are predicted from each other: one item alone can be
+    predicted from nothing but the catalogue.
     """
     end = part_end(dataset, part)
     for start, stop in chunks(dataset.num_users):
         items = end[start:stop] - dataset.offsets[start:stop]
-        yield start, np.where(items > 1, items - (kind == "next"), 0)
+        yield start, np.where(items > (kind != "all"), items - (kind == "next"), 0)

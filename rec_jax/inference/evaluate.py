@@ -28,10 +28,12 @@ from rec_jax.inference.protocol import (
     protocol,
     seen_targets,
 )
+from rec_jax.inference.ratings import RatingPredictor, rated
 from rec_jax.inference.served import Served
 from rec_jax.mesh import ITEMS, Axes
 from rec_jax.metrics import MISSED, Coverage, nan_to_none, rank_metrics
 from rec_jax.model.encoder import Encoder, Params
+from rec_jax.objectives.rating import Config as Rating
 from rec_jax.progress import Reporter, Silent
 from rec_jax.run import EvaluateConfig
 from rec_jax.tables import RowMap, Table
@@ -197,6 +199,13 @@ def evaluate_served(served: Served, *, split: Split = "test",
                              None if added is None else added.about),
         "run": served.run.folder.name, "step": served.step, "seed": served.config.seed,
     }
+    objective = served.config.objective
+    if isinstance(objective, Rating):
+        predictor = RatingPredictor(objective, served.encoder, dataset, served.mesh,
+                                    reading=served.reading, batch=settings.batch,
+                                    over=served.over)
+        result["metrics"] = {**predictor(served.params, served.rows, split), **result["metrics"]}
+        result["protocol"]["ratings"] = len(rated(dataset, split).items)
     if baseline:
         result["popularity_baseline"] = rank_metrics(
             popularity_ranks(dataset, users, targets, ends, settings.filter_seen), settings.ks)

@@ -39,7 +39,7 @@ from rec_jax.model.encoder import Encoder, Params, build_encoder, with_tables
 from rec_jax.model.encoders import uses_times, uses_users
 from rec_jax.model.rows import RowSource
 from rec_jax.processes import run_on_all
-from rec_jax.run import Run, RunConfig, tables_of, update_of
+from rec_jax.run import Run, RunConfig, tables_of, targets_of, update_of
 from rec_jax.tables import (
     INPUTS,
     ITEMS,
@@ -109,7 +109,7 @@ class StoredRows:
     row_map: RowMap
     inputs: bool = False
     bias: np.ndarray | None = None
-    composed: Callable[[np.ndarray], np.ndarray] = lambda rows: rows
+    composed: Callable[[Any], Any] = lambda rows: rows
 
 
 def reading_of(config: RunConfig) -> Reading:
@@ -143,7 +143,7 @@ def _open_rows(folder: Run, step: int | None, dataset_path: str | None,
     name = _weights_in(config)
     source = opened.items.get(name, {}).get(
         f"['tables']['{INPUTS if inputs else ITEMS}']")
-    matrices = {path: source.read(0, source.shape[0]).astype(np.float32)
+    matrices: dict[str, Any] = {path: source.read(0, source.shape[0]).astype(np.float32)
                 for path, source in _matrices(opened, config).items()}
     content = tuple(Content(path, len(matrix)) for path, matrix in matrices.items())
     rows_of = RowSource(config.table.dim, content)
@@ -197,7 +197,8 @@ def _matrices(opened: CheckpointReader, config: RunConfig) -> dict[str, ArraySou
 
 def counts_of(config: RunConfig, dataset: Dataset) -> np.ndarray:
     """How often each item is a label of the training, int64 `[V]`."""
-    return label_counts(dataset, length=config.data.length, window=config.data.window)
+    return label_counts(dataset, length=config.data.length, window=config.data.window,
+                        targets=targets_of(config))
 
 
 def serving_values(config: RunConfig, dataset: Dataset) -> np.ndarray | None:

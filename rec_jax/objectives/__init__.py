@@ -8,11 +8,14 @@ from rec_jax.objectives.base import Objective, Task
 
 OBJECTIVES = {
     "bce": "rec_jax.objectives.bce",
+    "bpr": "rec_jax.objectives.bpr",
     "gbce": "rec_jax.objectives.gbce",
     "hard_negatives": "rec_jax.objectives.hard_negatives",
     "in_batch": "rec_jax.objectives.in_batch",
     "masked_item": "rec_jax.objectives.masked_item",
     "next_item": "rec_jax.objectives.next_item",
+    "rating": "rec_jax.objectives.rating",
+    "rating_distribution": "rec_jax.objectives.rating_distribution",
     "sampled_softmax": "rec_jax.objectives.sampled_softmax",
     "sce": "rec_jax.objectives.sce",
 }

@@ -95,6 +95,8 @@ class Needs(NamedTuple):
     log_q: batches carry f32 `log_q`, log of each target's share of all labels of the data.
     values: names of per-interaction arrays of the dataset; batches carry those of the targets, f32
       `values/NAME`.
+    histories: batches carry int32 `histories` `[A, B, S]`, the place of the last input of each of
+      the at most S histories of a row, -1 for none.
     """
 
     normaliser: bool = False
@@ -103,6 +105,7 @@ class Needs(NamedTuple):
     search: int = 0
     log_q: bool = False
     values: tuple[str, ...] = ()
+    histories: bool = False
 
 
 class Keys(NamedTuple):

@@ -80,7 +80,7 @@ class Config(NextItemAgainstDrawn):
         precise, rows = queries.astype(jnp.float32), catalogue.rows(NEGATIVES)
         own = self.scale * jnp.sum(precise * catalogue.rows("labels").astype(jnp.float32), axis=-1)
         if self.shared:
-            wrong = _sum_over_shared(queries, rows, task.targets, task.constants.ids, self.scale)
+            wrong = sum_over_shared(queries, rows, task.targets, task.constants.ids, self.scale)
         else:
             scores = jnp.einsum("nd,nkd->nk", precise, rows.astype(jnp.float32))
             wrong = jnp.sum(jax.nn.softplus(self.scale * scores), axis=1)
@@ -88,9 +88,11 @@ class Config(NextItemAgainstDrawn):
         return (weight * jax.nn.softplus(-own) + wrong) / (self.count + 1)
 
 
-def _sum_over_shared(queries: Array, rows: Array, targets: Array, ids: Array,
-                     scale: float) -> Array:
+def sum_over_shared(queries: Array, rows: Array, targets: Array, ids: Array,
+                    scale: float, own: Array | None = None) -> Array:
     """f32 `[N]`: sum over `rows` `[K, d]` of -log(1 - sigmoid(score)), without the label.
+
+    own: `[N]`, taken from all scores first.
 
     Holds scores of N x 128, and makes them again for the backward pass.
     """
@@ -105,6 +107,7 @@ def _sum_over_shared(queries: Array, rows: Array, targets: Array, ids: Array,
         rows, ids, used = part
         scores = scale * jnp.dot(queries, rows.astype(queries.dtype).T,
                                  preferred_element_type=jnp.float32)
+        scores = scores if own is None else scores - own[:, None]
         wrong = used & (ids != targets[:, None])
         return total + jnp.sum(jnp.where(wrong, jax.nn.softplus(scores), 0.0), axis=1), None
 

@@ -14,7 +14,8 @@ from rec_jax.tables import USERS
 
 
 def batch_shapes(config: RunConfig) -> dict[str, Any]:
-    """The arrays `[A, B, L]` of a batch that an objective may look at."""
+    """The arrays `[A, B, L]` of a batch that an objective may look at; of histories that share a
+    row, as many as have room."""
     settings = config.train
     size = (settings.accumulate, settings.rows // settings.accumulate, config.data.length)
     batch = {name: jax.ShapeDtypeStruct(size, jnp.int32)
@@ -22,7 +23,11 @@ def batch_shapes(config: RunConfig) -> dict[str, Any]:
                           *([USERS] if USERS in tables_of(config) else []))}
     needs = config.objective.needs
     floats = [*(["log_q"] if needs.log_q else []), *(f"values/{name}" for name in needs.values)]
-    return batch | {name: jax.ShapeDtypeStruct(size, jnp.float32) for name in floats}
+    batch |= {name: jax.ShapeDtypeStruct(size, jnp.float32) for name in floats}
+    if needs.histories:
+        most = config.data.length if config.data.pack else 1
+        batch["histories"] = jax.ShapeDtypeStruct((*size[:2], most), jnp.int32)
+    return batch
 
 
 def task_shapes(config: RunConfig, num_items: int) -> Task:

@@ -16,8 +16,10 @@ from rec_jax.data.content import find_content, read_content
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.features import find_features
 from rec_jax.data.label_frequency import log_shares
+from rec_jax.errors import InputError
 from rec_jax.inference.evaluate import Ranker, make_ranker, rank_users
 from rec_jax.inference.protocol import Panel, choose_panel, cold_items
+from rec_jax.inference.ratings import RatingPredictor, check_range
 from rec_jax.inference.served import counts_of, reading_of, serving_bias, serving_values
 from rec_jax.mesh import ITEMS as ITEMS_AXIS
 from rec_jax.mesh import Axes, make_mesh, row_sharding
@@ -25,7 +27,8 @@ from rec_jax.metrics import rank_metrics
 from rec_jax.model.encoder import Encoder, build_encoder
 from rec_jax.model.encoders import uses_users
 from rec_jax.model.optimizer import dense_optimizer, schedule
-from rec_jax.run import RunConfig, modes_of, tables_of, update_of
+from rec_jax.objectives.rating import Config as Rating
+from rec_jax.run import RunConfig, modes_of, tables_of, targets_of, update_of
 from rec_jax.tables import ITEMS, USERS, RowMap, Table, init_table, row_optimizer, rows_over
 from rec_jax.tables.bias import bias_state, first_bias, place_bias
 from rec_jax.tables.choose import Choice
@@ -85,8 +88,9 @@ def build(config: RunConfig) -> Built:
                          window=config.data.window, seed=config.seed,
                          share=(jax.process_index(), jax.process_count()),
                          times=reading_of(config).times, features=config.features,
-                         targets="next" if config.objective.causal else "self",
-                         users=uses_users(config.encoder), values=config.objective.needs.values)
+                         targets=targets_of(config), users=uses_users(config.encoder),
+                         values=config.objective.needs.values,
+                         histories=config.objective.needs.histories)
     horizon = steps_of(config, stream.rows_per_epoch)
     encoder, params = build_encoder(
         config.encoder, dim=config.table.dim, length=config.data.length,
@@ -171,6 +175,18 @@ class Validator:
             return make_ranker(encoder, dataset.num_items, mesh, cold=cold, over=over,
                                filter_seen=settings.filter_seen, row_map=row_map)
 
+        @functools.cache
+        def predictor(row_map: RowMap) -> RatingPredictor:
+            return RatingPredictor(config.objective, encoder, dataset, mesh,
+                                   reading=reading_of(config), batch=settings.batch, over=over,
+                                   row_map=row_map)
+
+        self._predictor = predictor if isinstance(config.objective, Rating) else None
+        if self._predictor is not None:
+            check_range(config.objective, dataset)
+            if settings.metric == "auc" and len(dataset.rating_values) != 2:
+                raise InputError(f"evaluate.metric 'auc' is of two ratings, and {dataset.folder} "
+                                 f"has {len(dataset.rating_values)}; expected rmse or mae")
         self._ranker = ranker  # the state that is validated knows the order of its rows
         self._bias = serving_values(config, dataset)
 
@@ -187,4 +203,7 @@ class Validator:
         ranks = rank_users(self._ranker(state.items.row_map), params, rows, self._dataset,
                            panel.users, panel.targets, panel.ends, reading=reading_of(self._config),
                            batch=self._config.evaluate.batch, devices=self._mesh.size, bias=bias)
-        return rank_metrics(ranks, self._config.evaluate.ks)
+        metrics = rank_metrics(ranks, self._config.evaluate.ks)
+        if self._predictor is None:
+            return metrics
+        return {**self._predictor(state.items.row_map)(params, rows, "valid"), **metrics}

@@ -28,6 +28,7 @@ from rec_jax.data.batches import prefetch
 from rec_jax.errors import Preempted, TrainingError
 from rec_jax.inference.protocol import protocol, repeats_line
 from rec_jax.kernels.auto import pinned
+from rec_jax.metrics import LOWER_IS_BETTER
 from rec_jax.processes import run_on_all
 from rec_jax.progress import Reporter, Silent
 from rec_jax.run import Run, RunConfig
@@ -193,7 +194,8 @@ class _Loop:
             self.reporter.say(f"training ended after step {done}: {stopped}")
         return {"steps": done, "steps_per_epoch": round(horizon.per_epoch, 3),
                 "best_step": position.best_step, "metric": self.config.evaluate.metric,
-                "best": position.best,
+                "best": (-position.best if position.best is not None
+                         and self.config.evaluate.metric in LOWER_IS_BETTER else position.best),
                 "protocol": self._protocol,
                 "table_update": self.built.choice.mode,
                 "stopped": stopped,
@@ -247,7 +249,9 @@ class _Loop:
 
     def _validate(self, done: int, state: TrainState) -> float:
         metrics = self.built.validator(state)
-        value = metrics[self.config.evaluate.metric]
+        # What is best is the largest here and in checkpoints: errors count by their negatives.
+        name = self.config.evaluate.metric
+        value = -metrics[name] if name in LOWER_IS_BETTER else metrics[name]
         position = self.position
         if position.best is None or value > position.best:
             position.best, position.best_step, position.stale = value, done, 0

@@ -139,13 +139,14 @@ def test_a_time_too_far_from_the_first_stays_at_the_largest_number(dataset: Data
 
 @pytest.mark.parametrize("window", ["last", "chunks"])
 @pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize("targets", ["self", "all"])
 def test_own_targets_are_the_inputs_and_the_newest_item_is_one_of_them(
-        dataset: Dataset, window: Any, pack: bool) -> None:
-    stream = BatchStream(dataset, length=7, rows=4, window=window, pack=pack, targets="self")
+        dataset: Dataset, window: Any, pack: bool, targets: Any) -> None:
+    stream = BatchStream(dataset, length=7, rows=4, window=window, pack=pack, targets=targets)
     wanted: Counter[tuple[int, ...]] = Counter()
     for user in range(dataset.num_users):
         items = dataset.items[dataset.offsets[user]:dataset.train_end[user]].tolist()
-        items = items if len(items) > 1 else []
+        items = items if len(items) > 1 or targets == "all" else []
         while items:
             wanted[tuple(items[-7:])] += 1
             items = items[:-7] if window == "chunks" else []
@@ -156,6 +157,28 @@ def test_own_targets_are_the_inputs_and_the_newest_item_is_one_of_them(
         for which in range(1, numbers.max() + 1):
             found[tuple(row[numbers == which].tolist())] += 1
     assert found == wanted
+
+
+def test_of_a_user_with_one_item_it_is_a_label_where_all_are(
+        write_histories: Callable[..., Dataset]) -> None:
+    made = write_histories([["a"], ["b", "c"], ["d"]])
+    assert BatchStream(made, length=4, rows=1, targets="self").targets_per_epoch == 2
+    assert BatchStream(made, length=4, rows=1, targets="all").targets_per_epoch == 4
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_batches_say_where_each_history_ends(dataset: Dataset, pack: bool) -> None:
+    stream = BatchStream(dataset, length=40, rows=4, pack=pack, histories=True)
+    most, seen = stream.histories_per_row, 0
+    for step in range(stream.steps_per_epoch):
+        batch = stream.batch(step)
+        assert batch["histories"].shape == (4, most) and batch["histories"].dtype == np.int32
+        for ends, numbers in zip(batch["histories"], batch["segments"], strict=True):
+            count = numbers.max()
+            seen = max(seen, count)
+            wanted = [np.flatnonzero(numbers == which)[-1] for which in range(1, count + 1)]
+            assert ends.tolist() == wanted + [-1] * (most - count)
+    assert seen == most and (most > 1) == pack
 
 
 def test_a_position_in_next_items_is_none_in_own_items(dataset: Dataset) -> None:

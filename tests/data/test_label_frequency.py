@@ -10,17 +10,20 @@ import pytest
 from rec_jax.data.batches import BatchStream
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.label_frequency import label_counts, log_shares, of_targets
-from rec_jax.data.segments import Window
+from rec_jax.data.segments import Targets, Window
 
 
 @pytest.mark.parametrize("window", ["last", "chunks"])
 @pytest.mark.parametrize("length", [1, 7, 50])
-def test_counts_are_those_of_one_epoch(dataset: Dataset, window: Window, length: int) -> None:
-    stream = BatchStream(dataset, length=length, rows=1, window=window, shuffle=False)
+@pytest.mark.parametrize("targets", ["next", "all"])
+def test_counts_are_those_of_one_epoch(dataset: Dataset, window: Window, length: int,
+                                       targets: Targets) -> None:
+    stream = BatchStream(dataset, length=length, rows=1, window=window, shuffle=False,
+                         targets=targets)
     seen = np.concatenate([stream.batch(step)["targets"].ravel()
                            for step in range(stream.rows_per_epoch)])
     np.testing.assert_array_equal(
-        label_counts(dataset, length=length, window=window),
+        label_counts(dataset, length=length, window=window, targets=targets),
         np.bincount(seen[seen >= 0], minlength=dataset.num_items))
 
 

@@ -4,11 +4,19 @@ One file an encoder. Each holds a frozen `Config` whose `build` returns a `flax.
 `ENCODERS` is the one line that names it.
 """
 
-from rec_jax.model.encoders.base import EncoderConfig, Inputs, uses_times, uses_users
+from rec_jax.model.encoders.base import (
+    EncoderConfig,
+    Inputs,
+    reads_history,
+    uses_times,
+    uses_users,
+)
 
 ENCODERS = {
+    "bag": "rec_jax.model.encoders.bag",
     "hstu": "rec_jax.model.encoders.hstu",
     "transformer": "rec_jax.model.encoders.transformer",
+    "user": "rec_jax.model.encoders.user",
 }
 
-__all__ = ["ENCODERS", "EncoderConfig", "Inputs", "uses_times", "uses_users"]
+__all__ = ["ENCODERS", "EncoderConfig", "Inputs", "reads_history", "uses_times", "uses_users"]

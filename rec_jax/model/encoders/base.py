@@ -44,7 +44,8 @@ class EncoderConfig(Protocol):
     """The frozen dataclass beside an encoder.
 
     A property `uses_times` that is true asks for `Inputs.times`, and `uses_users` for
-    `Inputs.users`.
+    `Inputs.users`. A property `reads_history` that is false says that queries do not depend on the
+    inputs, so that every item of a history is a label of a causal objective.
     """
 
     @property
@@ -70,6 +71,11 @@ def at_places(x: jax.Array, at: jax.Array | None) -> jax.Array:
 def uses_users(config: EncoderConfig) -> bool:
     """Whether an encoder reads `Inputs.users`, so that a run has a table of them."""
     return bool(getattr(config, "uses_users", False))
+
+
+def reads_history(config: EncoderConfig) -> bool:
+    """Whether an encoder's queries depend on the items of a history; most do."""
+    return bool(getattr(config, "reads_history", True))
 
 
 def uses_times(config: EncoderConfig) -> bool:

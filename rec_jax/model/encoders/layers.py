@@ -30,6 +30,11 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     return jnp.where(keep, x * (2.0**32 / (2**32 - threshold)), 0).astype(x.dtype)
 
 
+def constant_last(x: jax.Array) -> jax.Array:
+    """x `[..., d]` with 1 in the last column: in a product with it, that of an item is added."""
+    return x.at[..., -1].set(1)
+
+
 def coins(key: jax.Array, shape: Sequence[int]) -> jax.Array:
     """Hashed bits uint32 of a shape: the same for an element on however many devices."""
     first, second = jax.random.bits(key, (2,), jnp.uint32)
