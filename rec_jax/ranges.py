@@ -14,6 +14,7 @@ import functools
 import math
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rec_jax.errors import InputError
@@ -98,6 +99,13 @@ def check(config: Any, where: str, **ranges: Range) -> None:
                 for each in value:
                     _check_number(named, each, typing.get_args(option)[0],
                                   ranges.get(field.name, ANY))
+
+
+def check_different(what: str, names: Sequence[str]) -> None:
+    """Refuse entries of `what` of which two have one name."""
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{what}: {name!r} is given twice; expected different names")
 
 
 def _check_number(name: str, value: Any, kind: type, allowed: Range) -> None:

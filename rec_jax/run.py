@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rec_jax import config, locks
-from rec_jax.data import content
 from rec_jax.data.content import ContentConfig
 from rec_jax.data.dataset_files import META
-from rec_jax.data.features import FeatureConfig, check_different
+from rec_jax.data.features import FeatureConfig
 from rec_jax.data.segments import Targets
 from rec_jax.errors import InputError
 from rec_jax.mesh import MeshConfig
@@ -27,7 +26,7 @@ from rec_jax.model.encoders import ENCODERS, reads_history, uses_users
 from rec_jax.model.optimizer import OptimizerConfig
 from rec_jax.objectives import OBJECTIVES
 from rec_jax.objectives.rating import Config as Rating
-from rec_jax.ranges import above, at_least, between, check
+from rec_jax.ranges import above, at_least, between, check, check_different
 from rec_jax.tables import INPUTS, ITEMS, USERS, TableConfig
 from rec_jax.tables.bias import BiasConfig
 from rec_jax.tables.choose import Choice, Mode, choose_update
@@ -209,8 +208,8 @@ class RunConfig:
             if table is not None and table.dim != self.table.dim:
                 raise InputError(f"{name}.dim is {table.dim}, and table.dim {self.table.dim}; "
                                  "expected the same width")
-        check_different(self.features)
-        content.check_different(self.content)
+        check_different("features", [part.name or part.kind for part in self.features])
+        check_different("content", [part.name for part in self.content])
         if self.content and not self.table.tied:
             raise InputError("content is a part of the items' rows, of which the encoder reads; "
                              "expected table.tied = true")
@@ -244,12 +243,21 @@ def tables_of(config: RunConfig) -> dict[str, TableConfig]:
 
 def modes_of(config: RunConfig, mode: Mode) -> dict[str, Mode]:
     """How each table of a run trains, where that of the items trains in `mode`. Of the others a
-    step reads rows by their ids, and never scores all of them."""
+    step reads rows by their ids, and never scores all of them.
+
+    Raises:
+      InputError: the gradient is clipped by its norm, and a table never has all of it.
+    """
     def one(name: str, table: TableConfig) -> Mode:
         if name == ITEMS:
             return mode
         asked = table.update if table is not config.table else "auto"
-        return asked if asked != "auto" else "dense" if mode == "dense" else "sparse"
+        found = asked if asked != "auto" else "dense" if mode == "dense" else "sparse"
+        if found != "dense" and config.optimizer.clip is not None:
+            raise InputError(f"optimizer.clip needs the norm of the whole gradient, of which a "
+                             f"{found} table {name!r} makes a part only; expected "
+                             f"{name}.update = 'dense', or {name}.optimizer.clip (norm of one row)")
+        return found
 
     return {name: one(name, table) for name, table in tables_of(config).items()}
 

@@ -119,6 +119,14 @@ def counting(numbers: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     return np.arange(total) - np.repeat(np.cumsum(numbers) - numbers, numbers)
 
 
+def npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """What stands in a `.npy` file before the values."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {
+        "descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
+    return header.getvalue()
+
+
 class NpyWriter:
     """A `.npy` file of known length, written chunk by chunk and hashed; `[length]`, or with
     `width` `[length, width]`."""
@@ -128,12 +136,9 @@ class NpyWriter:
         self._left = length
         self._hash = hashlib.sha256()
         self._file = open_flat(path)
-        header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(header, {
-            "descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False,
-            "shape": (length,) if width is None else (length, width)})
+        shape = (length,) if width is None else (length, width)
         try:
-            write_flat(self._file, np.frombuffer(header.getbuffer(), np.uint8))
+            write_flat(self._file, np.frombuffer(npy_header(self._dtype, shape), np.uint8))
         except OSError:
             self._file.close()
             raise

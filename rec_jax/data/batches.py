@@ -31,7 +31,7 @@ from rec_jax.data.segments import (
     find_segments,
     part_end,
 )
-from rec_jax.data.values import check_values, read_values
+from rec_jax.data.values import open_values
 from rec_jax.errors import InputError
 
 Batch = dict[str, npt.NDArray[Any]]
@@ -99,7 +99,6 @@ class BatchStream(Iterator[Batch]):
         if times and dataset.times is None:
             raise InputError(f"{dataset.folder} has no times; prepare it with columns.time")
         find_features(features, dataset)
-        check_values(values, dataset)
         if seed < 0:
             raise InputError(f"seed is {seed}; expected 0 or more")
         self.dataset = dataset
@@ -110,7 +109,8 @@ class BatchStream(Iterator[Batch]):
         if targets != "next":
             self._settings["targets"] = targets
         self._share, self._times, self._step = share, times, 0
-        self._features, self._users, self._values = tuple(features), users, tuple(values)
+        self._features, self._users = tuple(features), users
+        self._values = open_values(values, dataset)
         self._targets, self._shift = targets, int(targets == "next")
         self._histories = histories
         self._histogram = count_lengths(dataset, length, window, split, targets)
@@ -200,9 +200,8 @@ class BatchStream(Iterator[Batch]):
             filled["times"] = (0, np.int32, seconds_after(self.dataset.times[position], started))
         if self._users:
             filled["users"] = (0, np.int32, np.repeat(user, size))
-        for name in self._values:
-            filled[f"values/{name}"] = (0, np.float32, read_values(
-                name, self.dataset, position + self._shift))
+        for name, read in self._values.items():
+            filled[f"values/{name}"] = (0, np.float32, read(position + self._shift))
         codes = read_codes(self._features, self.dataset, filled["items"][2], position)
         filled |= {path: (0, np.int32, values) for path, values in codes.items()}
         batch: Batch = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -47,44 +48,44 @@ class Content(NamedTuple):
     columns: int
 
 
-def check_different(content: Sequence[ContentConfig]) -> None:
-    """Raises InputError where one name is given twice."""
-    names = [part.name for part in content]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"content: {name!r} is given twice; expected different names")
+class OpenContent(NamedTuple):
+    """What a dataset has of a run's content. parts: what a model has to know of each; vectors:
+    each f32 `[V, c]`, memory-mapped; where: it lies, for errors."""
+
+    parts: tuple[Content, ...]
+    vectors: tuple[npt.NDArray[np.float32], ...]
+    where: Path
+
+    def read(self, items: npt.NDArray[np.integer]) -> npt.NDArray[np.float32]:
+        """The content columns f32 `[n, c]` of `items`, side by side; 0 for ids from V on.
+
+        Raises:
+          InputError: a value is no finite number.
+        """
+        columns = []
+        for part, vectors in zip(self.parts, self.vectors, strict=True):
+            known = items < len(vectors)
+            found = np.where(known[:, None], vectors[np.where(known, items, 0)], np.float32(0))
+            bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
+            if bad.size:
+                raise InputError(f"item vectors {part.path.partition('/')[2]!r} of {self.where} "
+                                 f"hold a value that is no finite number, in row {items[bad[0]]}")
+            columns.append(found)
+        return np.concatenate(columns, axis=1)
 
 
-def find_content(content: Sequence[ContentConfig], dataset: Dataset) -> tuple[Content, ...]:
+def open_content(content: Sequence[ContentConfig], dataset: Dataset) -> OpenContent:
     """The content that `dataset` has of what is asked for, which must be all.
 
     Raises:
       InputError: there are no such vectors, or they are of other items.
     """
-    return tuple(Content(part.path, open_item_vectors(dataset, part.name).vectors.shape[1])
-                 for part in content)
+    vectors = tuple(open_item_vectors(dataset, part.name).vectors for part in content)
+    parts = tuple(Content(part.path, each.shape[1])
+                  for part, each in zip(content, vectors, strict=True))
+    return OpenContent(parts, vectors, dataset.folder)
 
 
 def planned_content(content: Sequence[ContentConfig]) -> tuple[Content, ...]:
     """Stand-ins for a plan, which knows no dataset: 64 columns each."""
     return tuple(Content(part.path, _PLANNED_COLUMNS) for part in content)
-
-
-def read_content(content: Sequence[ContentConfig], dataset: Dataset,
-                 items: npt.NDArray[np.integer]) -> npt.NDArray[np.float32]:
-    """The content columns f32 `[n, c]` of `items`, side by side; 0 for ids from V on.
-
-    Raises:
-      InputError: a value is no finite number.
-    """
-    parts = []
-    for part in content:
-        vectors = open_item_vectors(dataset, part.name).vectors
-        known = items < len(vectors)
-        found = np.where(known[:, None], vectors[np.where(known, items, 0)], np.float32(0))
-        if not np.isfinite(found).all():
-            bad = int(items[np.flatnonzero(~np.isfinite(found).all(axis=1))[0]])
-            raise InputError(f"item vectors {part.name!r} of {dataset.folder} hold a value that is "
-                             f"no finite number, in row {bad}")
-        parts.append(found)
-    return np.concatenate(parts, axis=1)

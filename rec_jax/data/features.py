@@ -60,15 +60,6 @@ class Feature(NamedTuple):
     values: int = 1
 
 
-def check_different(features: Sequence[FeatureConfig]) -> None:
-    """Raises InputError where two features have one name."""
-    paths = [feature.path for feature in features]
-    for path in paths:
-        if paths.count(path) > 1:
-            raise InputError(f"features: {path.partition('/')[2]!r} is given twice; expected "
-                             "different names")
-
-
 def uses_gaps(features: Sequence[FeatureConfig]) -> bool:
     """Whether batches must carry times for their sake."""
     return any(feature.kind == "time_gap" for feature in features)

@@ -14,7 +14,6 @@ and written last, so that vectors are complete or absent.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,10 +24,11 @@ from typing import Any
 import numpy as np
 
 from rec_jax import files, jsons
+from rec_jax.data.arrays import npy_header
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.dataset_check import ids_hash
-from rec_jax.data.dataset_files import file_hash
 from rec_jax.errors import InputError
+from rec_jax.files import file_hash
 
 FOLDER = "item_vectors"
 FORMAT_VERSION = 1
@@ -198,10 +198,6 @@ def _checked(dataset: Dataset, blocks: Iterable[np.ndarray], has: np.ndarray
 
 def _npy(dtype: type[np.generic], shape: tuple[int, ...], blocks: Iterable[np.ndarray]
          ) -> Iterator[bytes]:
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {
-        "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False,
-        "shape": shape})
-    yield header.getvalue()
+    yield npy_header(np.dtype(dtype), shape)
     for block in blocks:
         yield np.ascontiguousarray(block, dtype).tobytes()

@@ -6,7 +6,9 @@ order of `items.npy`. Batches carry those of the targets (`rec_jax.data.batches`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,37 +19,32 @@ from rec_jax.errors import InputError
 FOLDER, RATING = "values", "rating"
 
 Float32s = npt.NDArray[np.float32]
+Places = npt.NDArray[np.int64]
+Reader = Callable[[Places], Float32s]
+"""Places of n interactions in the dataset's arrays -> their numbers f32 `[n]`; it raises InputError
+where one of them is no finite number."""
 
 
-def check_values(names: Sequence[str], dataset: Dataset) -> None:
-    """Raises InputError where the dataset has no such numbers, or not one an interaction."""
-    for name in names:
-        if name == RATING:
-            if dataset.ratings is None:
-                raise InputError(f"{dataset.folder} has no ratings, or more than 255 different "
-                                 "ones; prepare it with columns.rating")
-            continue
-        _open(name, dataset)
-
-
-def read_values(name: str, dataset: Dataset, places: npt.NDArray[np.int64]) -> Float32s:
-    """The numbers f32 `[n]` of the interactions at `places`; an unknown rating is 0.
+def open_values(names: Sequence[str], dataset: Dataset) -> dict[str, Reader]:
+    """What reads each of the numbers `names`; an unknown rating is 0.
 
     Raises:
-      InputError: one of them is no finite number.
+      InputError: the dataset has no such numbers, or not one an interaction.
     """
-    if name == RATING:
-        assert dataset.ratings is not None
-        return np.array([0.0, *dataset.rating_values], np.float32)[dataset.ratings[places]]
-    found = np.asarray(_open(name, dataset)[places])
-    bad = np.flatnonzero(~np.isfinite(found))
-    if bad.size:
-        raise InputError(f"{dataset.folder}/{FOLDER}/{name}.npy holds {found[bad[0]]} at "
-                         f"interaction {places[bad[0]]}; expected finite numbers")
-    return found
+    return {name: _ratings(dataset) if name == RATING else _of_file(name, dataset)
+            for name in names}
 
 
-def _open(name: str, dataset: Dataset) -> Float32s:
+def _ratings(dataset: Dataset) -> Reader:
+    codes = dataset.ratings
+    if codes is None:
+        raise InputError(f"{dataset.folder} has no ratings, or more than 255 different ones; "
+                         "prepare it with columns.rating")
+    meanings = np.array([0.0, *dataset.rating_values], np.float32)
+    return lambda places: meanings[codes[places]]
+
+
+def _of_file(name: str, dataset: Dataset) -> Reader:
     path = dataset.folder / FOLDER / f"{name}.npy"
     known = sorted(each.stem for each in path.parent.glob("*.npy"))
     if name not in known:
@@ -60,4 +57,13 @@ def _open(name: str, dataset: Dataset) -> Float32s:
     if values.dtype != np.float32 or values.shape != (dataset.num_interactions,):
         raise InputError(f"{path} holds {values.dtype} {list(values.shape)}; expected float32 "
                          f"[{dataset.num_interactions}]")
-    return values  # type: ignore[no-any-return]
+    return functools.partial(_read, values, path)
+
+
+def _read(values: Float32s, path: Path, places: Places) -> Float32s:
+    found = np.asarray(values[places])
+    bad = np.flatnonzero(~np.isfinite(found))
+    if bad.size:
+        raise InputError(f"{path} holds {found[bad[0]]} at interaction {places[bad[0]]}; expected "
+                         "finite numbers")
+    return found

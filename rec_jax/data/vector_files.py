@@ -25,7 +25,7 @@ from rec_jax.data.ids import id_text
 from rec_jax.data.item_files import read_items
 from rec_jax.data.prepare_config import ItemFile
 from rec_jax.data.readers import Layout, column_types, guess_format
-from rec_jax.errors import InputError
+from rec_jax.errors import InputError, first_line
 
 ID_COLUMNS = ("item_id", "id")
 """What a column of ids is called, where nobody says it."""
@@ -75,7 +75,7 @@ def read_vectors(source: VectorFile, dataset: Dataset) -> Matched:
     except (pa.ArrowException, pl.exceptions.PolarsError, ValueError, EOFError) as error:
         if isinstance(error, InputError):
             raise
-        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        cause = first_line(error)
         raise InputError(f"{path} cannot be read as vectors: {cause}") from None
 
 

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from rec_jax.data.arrays import chunks, counting
 from rec_jax.data.dataset import Dataset
-from rec_jax.data.values import RATING, check_values, read_values
+from rec_jax.data.values import RATING, Reader, open_values
 from rec_jax.errors import InputError
 from rec_jax.inference.asking import map_rounds, tile_queries
 from rec_jax.inference.histories import Reading, Tiles, iterate_tiles
@@ -123,7 +123,7 @@ class RatingPredictor:
 
 def check_range(objective: Rating, dataset: Dataset) -> None:
     """Raises InputError where a dataset's ratings are not those that an objective predicts."""
-    check_values([RATING], dataset)
+    open_values([RATING], dataset)
     low, high = min(dataset.rating_values), max(dataset.rating_values)
     if not objective.low <= low <= high <= objective.high:
         raise InputError(f"{dataset.folder} has ratings from {low:g} to {high:g}, and "
@@ -138,19 +138,18 @@ def rated(dataset: Dataset, split: Split) -> Rated:
     Raises:
       InputError: there are none.
     """
-    parts = list(_rated(dataset, split))
+    parts = list(_rated(dataset, split, open_values([RATING], dataset)[RATING]))
     users, items, ratings = (np.concatenate(column) for column in zip(*parts, strict=True))
     if not len(users):
         raise InputError(f"{dataset.folder} has no interaction to predict in its {split} part")
     return Rated(users, items, ratings)
 
 
-def _rated(dataset: Dataset, split: Split) -> Iterator[Rated]:
+def _rated(dataset: Dataset, split: Split, ratings: Reader) -> Iterator[Rated]:
     for start, stop in chunks(dataset.num_users, _USERS):
         people = np.arange(start, stop)
         train_end, valid_end, end = dataset.split_bounds(people)
         first, last = (train_end, valid_end) if split == "valid" else (valid_end, end)
         number = np.where(first > np.asarray(dataset.offsets)[start:stop], last - first, 0)
         places = np.repeat(first, number) + counting(number)
-        yield Rated(np.repeat(people, number), dataset.items[places],
-                    read_values(RATING, dataset, places))
+        yield Rated(np.repeat(people, number), dataset.items[places], ratings(places))

@@ -143,18 +143,17 @@ def _open_rows(folder: Run, step: int | None, dataset_path: str | None,
     name = _weights_in(config)
     source = opened.items.get(name, {}).get(
         f"['tables']['{INPUTS if inputs else ITEMS}']")
-    matrices: dict[str, Any] = {path: source.read(0, source.shape[0]).astype(np.float32)
-                for path, source in _matrices(opened, config).items()}
-    content = tuple(Content(path, len(matrix)) for path, matrix in matrices.items())
-    rows_of = RowSource(config.table.dim, content)
+    rows_of = RowSource(config.table.dim, _content(opened, config))
     width = rows_of.width
     if source is None or source.shape[1:] != (width,) or source.shape[0] < dataset.num_items:
         raise InputError(f"checkpoint of step {opened.info.step} in {folder.folder} has no item "
                          f"rows of {dataset.num_items} x {width}")
     row_map = row_map_in(opened, dataset.num_items)
+    matrices = {path: matrix.read(0, matrix.shape[0]).astype(np.float32)
+                for path, matrix in _matrices(opened, config).items()}
     return StoredRows(folder, config, dataset, source, opened.info.step, opened, row_map, inputs,
                       None if inputs else _stored_bias(opened, name, config, dataset, row_map),
-                      functools.partial(rows_of.compose, matrices))
+                      functools.partial(rows_of.compose, matrices))  # type: ignore[arg-type]
 
 
 def _stored_bias(opened: CheckpointReader, item: str, config: RunConfig, dataset: Dataset,

@@ -13,7 +13,6 @@ import numpy as np
 from rec_jax import locks
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.dataset_check import ids_hash
-from rec_jax.data.dataset_files import file_hash
 from rec_jax.data.item_vectors import (
     FOLDER,
     check_name,
@@ -23,6 +22,7 @@ from rec_jax.data.item_vectors import (
 )
 from rec_jax.data.vector_files import VectorFile, read_vectors
 from rec_jax.errors import InputError
+from rec_jax.files import file_hash
 from rec_jax.progress import Reporter, Silent
 from rec_jax.ranges import at_least, check
 from rec_jax.text.batches import BLOCK_TEXTS

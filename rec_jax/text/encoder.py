@@ -15,11 +15,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rec_jax.data.dataset_files import file_hash
+from rec_jax.dtypes import DTYPES
 from rec_jax.errors import InputError
+from rec_jax.files import file_hash
 from rec_jax.kernels import auto
 from rec_jax.mesh import BOTH, MeshConfig, make_mesh, replicated
-from rec_jax.model.encoder import DTYPES, Params
+from rec_jax.model.encoder import Params
 from rec_jax.tables.on_mesh import island
 from rec_jax.text import bert, gpt2
 from rec_jax.text.architecture import Architecture, Family, read_architecture

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rec_jax.errors import InputError
+from rec_jax.errors import InputError, first_line
 from rec_jax.text.architecture import Architecture, read_json
 
 FILE = "tokenizer.json"
@@ -32,7 +32,7 @@ class Tokens:
             self._tokenizer.enable_truncation(longest)
         except Exception as error:  # the library has no error of its own
             raise InputError(f"{path} cannot be read as a tokenizer: "
-                             f"{(str(error).splitlines() or ['?'])[0]}") from None
+                             f"{first_line(error)}") from None
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text; of what holds nothing that the tokenizer knows, an empty list."""

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from jax.sharding import Mesh
 
 from rec_jax.data.batches import BatchStream
-from rec_jax.data.content import find_content, read_content
+from rec_jax.data.content import OpenContent, open_content
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.features import find_features
 from rec_jax.data.label_frequency import log_shares
@@ -92,11 +92,12 @@ def build(config: RunConfig) -> Built:
                          values=config.objective.needs.values,
                          histories=config.objective.needs.histories)
     horizon = steps_of(config, stream.rows_per_epoch)
+    content = open_content(config.content, dataset)
     encoder, params = build_encoder(
         config.encoder, dim=config.table.dim, length=config.data.length,
         causal=config.objective.causal, precision=settings.precision, seed=config.seed,
         features=find_features(config.features, dataset),
-        content=find_content(config.content, dataset), scale=config.table.init_scale)
+        content=content.parts, scale=config.table.init_scale)
     choice = update_of(config, dataset.num_items)
     optimizer = dense_optimizer(config.optimizer, horizon.total)
     tables, modes = tables_of(config), modes_of(config, choice.mode)
@@ -107,7 +108,7 @@ def build(config: RunConfig) -> Built:
             choice.mode, dataset.num_items),
         optimizer=None if modes[name] == "dense" else row_optimizer(table.optimizer))
         for name, table in tables.items()}
-    new[ITEMS] = with_content(new[ITEMS], config, dataset, mesh)
+    new[ITEMS] = with_content(new[ITEMS], content, mesh)
     new[ITEMS] = _with_bias(new[ITEMS], config, dataset, mesh, dense=choice.mode == "dense")
     state = init_state(
         params, new, optimizer, average=settings.ema is not None, seed=config.seed, modes=modes,
@@ -120,13 +121,11 @@ def build(config: RunConfig) -> Built:
                  _log_share(config, dataset), config)
 
 
-def with_content(table: Table, config: RunConfig, dataset: Dataset, mesh: Mesh) -> Table:
+def with_content(table: Table, content: OpenContent, mesh: Mesh) -> Table:
     """The table of the items with the columns of their content, where the run has any."""
-    if not config.content:
+    if not content.parts:
         return table
-    columns = sum(part.columns for part in find_content(config.content, dataset))
-    return with_fixed(table, mesh, columns,
-                      lambda items: read_content(config.content, dataset, items))
+    return with_fixed(table, mesh, sum(part.columns for part in content.parts), content.read)
 
 
 def _with_bias(table: Table, config: RunConfig, dataset: Dataset, mesh: Mesh, *,

@@ -73,7 +73,7 @@ class DenseCatalogue(Answers):
 
 
 def open_table(setting: Setting, name: str, table: Table, request: Request) -> OpenTable:
-    """See `Mode.open_table`."""
+    """See `mode.Opener`."""
     del name
 
     def catalogue(parameters: Any, nothing: Any, each: Mapping[str, Ids],

@@ -21,6 +21,7 @@ from rec_jax.checkpoint import ArraySource, CheckpointReader, Checkpoints, scatt
 from rec_jax.checkpoint.layout import named_leaves
 from rec_jax.checkpoint.load import load_array
 from rec_jax.checkpoint.older import with_named_tables
+from rec_jax.data.content import open_content
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.features import find_features, vocabularies
 from rec_jax.errors import InputError
@@ -102,7 +103,7 @@ def start_from(start: Start, built: Built, target: Run, reporter: Reporter) -> T
     state = from_items({**fresh, **taken}, built.state.tables)
     # Items have the content of the new dataset, also those that are new in it.
     return state._replace(tables={**state.tables, ITEMS: with_content(
-        state.items, built.config, built.dataset, built.mesh)})
+        state.items, open_content(built.config.content, built.dataset), built.mesh)})
 
 
 def _check_meanings(config: RunConfig, old: Dataset, new: Dataset) -> None:

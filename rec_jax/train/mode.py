@@ -58,10 +58,12 @@ class Request(NamedTuple):
     """Ids of one table whose rows a step reads, by name.
 
     each: `[A, ...]`, those of every micro-batch; shared: `[K]`, the same for all of them.
+    positions: (A, N), of which a loss asks for the table's log-normaliser; (): there are none.
     """
 
     each: Mapping[str, Ids]
     shared: Mapping[str, Ids] = {}
+    positions: tuple[int, ...] = ()
 
     @property
     def empty(self) -> bool:
@@ -136,12 +138,8 @@ class OpenTable(NamedTuple):
     close: Callable[[Gradients], Table]
 
 
-class Mode(Protocol):
-    """A way to train a table: a module with this function."""
-
-    def open_table(self, setting: Setting, name: str, table: Table, request: Request) -> OpenTable:
-        """The table `name` in one step, of which `request` is read."""
-        ...
+Opener = Callable[[Setting, str, Table, Request], OpenTable]
+"""A way to train a table: what opens table `name` for one step in which `request` is read of it."""
 
 
 class Answers:

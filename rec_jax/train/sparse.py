@@ -31,7 +31,7 @@ class SparseCatalogue(Answers):
 
 
 def open_table(setting: Setting, name: str, table: Table, request: Request) -> OpenTable:
-    """See `Mode.open_table`."""
+    """See `mode.Opener`."""
     fetched = fetch_rows(setting, name, table, request)
 
     def catalogue(shared: Any, each: Any, ids: Mapping[str, Ids],

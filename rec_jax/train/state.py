@@ -78,8 +78,14 @@ def init_state(encoder: Params, tables: Mapping[str, Table],
 def trained(encoder: Params, tables: Mapping[str, Table], *,
             modes: Mapping[str, str]) -> dict[str, Any]:
     """The f32 parameters that optax trains: the encoder's, and the rows of dense tables."""
-    rows = {name: table.parameters for name, table in tables.items() if modes[name] == "dense"}
-    return {"encoder": encoder, **({"tables": rows} if rows else {})}
+    return dense_part({"encoder": encoder, "tables": {
+        name: table.parameters for name, table in tables.items() if modes[name] == "dense"}}, modes)
+
+
+def dense_part(tree: Mapping[str, Any], modes: Mapping[str, str]) -> dict[str, Any]:
+    """The part of a tree of encoder and tables, by name, that optax trains."""
+    rows = {name: part for name, part in tree["tables"].items() if modes[name] == "dense"}
+    return {"encoder": tree["encoder"], **({"tables": rows} if rows else {})}
 
 
 def state_shardings(state: TrainState, mesh: Mesh) -> Any:

@@ -8,7 +8,7 @@ dropout and masks are those of one device. Only where rows meet the mesh are the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -37,7 +37,7 @@ from rec_jax.train.mode import (
     queries_of,
     weighted,
 )
-from rec_jax.train.state import TrainState, averaged, state_shardings, weights
+from rec_jax.train.state import TrainState, averaged, dense_part, state_shardings, weights
 from rec_jax.train.tables import check_modes, hyper_of, open_tables
 
 
@@ -135,8 +135,7 @@ def make_train_step(encoder: Encoder, objective: Objective,
             # before the update, and where it may come after it XLA copies the whole table.
             to_slices, asked = materialise((to_slices, asked), now)
 
-        moving = [name for name in tables if modes[name] == "dense"]
-        parameters, grads = (_trained(tree, moving) for tree in (shared, to_shared))
+        parameters, grads = (dense_part(tree, modes) for tree in (shared, to_shared))
         updates, opt_state = optimizer.update(grads, state.optimizer, parameters)
         seed = jax.random.bits(streams.of_step(run, now, streams.ROUNDING), (), jnp.uint32)
         new_tables = {name: opened[name].close(Gradients(
@@ -173,12 +172,6 @@ def check_ids(bad: int) -> None:
     if bad:
         raise InputError(f"{bad} item ids of a batch are no rows of the table; expected ids from "
                          f"0 to num_items - 1 (dataset and table do not belong together?)")
-
-
-def _trained(tree: Mapping[str, Any], moving: Sequence[str]) -> dict[str, Any]:
-    """The part of a tree of parameters that optax trains; see `state.trained`."""
-    rows = {name: tree["tables"][name] for name in moving}
-    return {"encoder": tree["encoder"], **({"tables": rows} if rows else {})}
 
 
 def _micro_batches(batch: Batch, mesh: Mesh) -> int:

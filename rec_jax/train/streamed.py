@@ -85,11 +85,10 @@ class StreamedCatalogue(SparseCatalogue):
         return jnp.take(table.bias, numbers, axis=0)
 
 
-def open_table(setting: Setting, name: str, table: Table, request: Request,
-               positions: tuple[int, ...]) -> OpenTable:
-    """See `Mode.open_table`. positions: (A, N), the shape of a step's targets."""
+def open_table(setting: Setting, name: str, table: Table, request: Request) -> OpenTable:
+    """See `mode.Opener`."""
     fetched = None if request.empty else fetch_rows(setting, name, table, request)
-    zeros = jnp.zeros(positions, jnp.float32)
+    zeros = jnp.zeros(request.positions, jnp.float32)
     slices = {"each": {} if fetched is None else fetched.each,
               "zeros": {"loss": zeros, "lse": zeros}}
 
@@ -109,15 +108,15 @@ def open_table(setting: Setting, name: str, table: Table, request: Request,
         scored = Scored(*(x.reshape(-1, *x.shape[2:]) for x in (
             asked.queries, asked.targets, asked.loss, asked.lse, to_zeros["loss"],
             to_zeros["lse"])))
-        update = trained_only(row_optimizer(setting.tables[name].optimizer).update, table.fixed)
+        own = row_optimizer(setting.tables[name].optimizer).update
+        update = trained_only(own, table.fixed)
         if table.bias is None or not table.trains_bias:
             return apply_streamed(setting.mesh, table, scored, joined, update, gradients.hyper,
                                   bias=table.bias, seed=gradients.seed, **asked.scoring)
         moved, to_bias = apply_streamed_with_bias(
             setting.mesh, table, scored, joined, update, gradients.hyper, bias=table.bias,
             seed=gradients.seed, **asked.scoring)
-        bias, state = update_bias(table.bias, to_bias, table.bias_state, row_optimizer(
-            setting.tables[name].optimizer).update, gradients.hyper)
+        bias, state = update_bias(table.bias, to_bias, table.bias_state, own, gradients.hyper)
         return moved.replace(bias=bias, bias_state=state)
 
     return OpenTable({} if fetched is None else fetched.shared, slices, catalogue, close)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple, cast
 
 import jax.numpy as jnp
@@ -15,16 +15,16 @@ from rec_jax.tables import ITEMS, USERS, Hyper, TableConfig
 from rec_jax.tables.choose import Mode as ModeName
 from rec_jax.train import dense, sparse, streamed
 from rec_jax.train.fetched import fetch_rows
-from rec_jax.train.mode import READ, Array, Batch, OpenTable, Request, Setting
+from rec_jax.train.mode import READ, Array, Batch, Opener, OpenTable, Request, Setting
 from rec_jax.train.search import search_in
 from rec_jax.train.state import TrainState
 
-MODES: dict[str, Callable[..., OpenTable]] = {
+MODES: dict[str, Opener] = {
     "dense": dense.open_table,
     "sparse": sparse.open_table,
     "streamed": streamed.open_table,
 }
-"""By the name of a way to train, what opens a table for a step; see `mode.Mode`."""
+"""By the name of a way to train, what opens a table for a step."""
 
 
 class Opened(NamedTuple):
@@ -61,10 +61,9 @@ def open_tables(setting: Setting, state: TrainState, batch: Batch, tasks: Task, 
     elif setting.objective.needs.labels:
         assert tasks.present is not None
         ids[ITEMS]["labels"] = Ids(tasks.targets, tasks.present)
-    mode = setting.modes[ITEMS]
-    further = {"positions": tasks.targets.shape} if mode == "streamed" else {}
-    opened[ITEMS] = MODES[mode](setting, ITEMS, state.items,
-                                Request(ids[ITEMS], dict(tasks.shared)), **further)
+    opened[ITEMS] = MODES[setting.modes[ITEMS]](
+        setting, ITEMS, state.items,
+        Request(ids[ITEMS], dict(tasks.shared), tasks.targets.shape))
     return Opened(opened, ids, tasks)
 
 

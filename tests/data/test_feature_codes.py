@@ -15,7 +15,6 @@ from rec_jax.data.dataset import Dataset
 from rec_jax.data.features import (
     Feature,
     FeatureConfig,
-    check_different,
     find_features,
     planned_features,
     read_codes,
@@ -159,7 +158,6 @@ def test_a_name_is_for_an_attribute(kind: Any, name: str) -> None:
 
 
 def test_two_features_of_one_name_are_refused() -> None:
-    check_different((*HOST, GAP))
     same = {"features": [{"kind": "rating"}, {"kind": "item_category", "name": "rating"}]}
     with pytest.raises(InputError, match="'rating' is given twice"):
         config.build(RunConfig, {"data": {"path": "x"}, **same})

@@ -226,3 +226,13 @@ def test_the_layout_of_a_tied_checkpoint_has_no_second_table(tiny_run: Path) -> 
     assert not any("inputs" in path for item in items.values() for path in item)
     assert [path for path in items["model"] if "encoder" not in path] == [
         "['tables']['items']"]
+
+
+def test_each_table_is_served_in_its_own_dtype(tiny_mapping: Mapping, tmp_path: Path) -> None:
+    mapping = tiny_mapping(UNTIED, "table.dtype='bf16'", "inputs.dim=16", "inputs.dtype='f32'",
+                           "train.steps=2")
+    run_training(Run(tmp_path / "run"), config.build(RunConfig, mapping), Silent())
+    loaded = load_served(Run(tmp_path / "run"))
+    assert loaded.rows.dtype == jnp.bfloat16
+    assert loaded.params[INPUTS].dtype == jnp.float32
+    assert len(api.recommend(tmp_path / "run", user="u7", k=5)) == 5

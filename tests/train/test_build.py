@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from rec_jax import config
-from rec_jax.data.label_frequency import log_shares
+from rec_jax.data.label_frequency import label_counts, log_shares
+from rec_jax.errors import InputError
 from rec_jax.inference.protocol import choose_users
 from rec_jax.run import DataConfig, RunConfig, TrainConfig
 from rec_jax.train.build import Built, build, steps_of
@@ -136,3 +137,42 @@ def test_the_seed_of_a_run_decides_all_that_is_drawn_in_it(tiny_mapping: Mapping
 def test_users_share_a_row_where_the_run_packs_them(tiny_mapping: Mapping, pack: bool) -> None:
     _, batch = built_of(tiny_mapping("data.length=64", f"data.pack={str(pack).lower()}"))
     assert (np.max(batch["segments"]) > 1) == pack
+
+
+MODES = {"dense": ("train.ema=0.9",), "streamed": ("table.update='streamed'",),
+         "sparse": ("table.update='sparse'", "objective.kind='sampled_softmax'",
+                    "objective.count=8")}
+
+
+@pytest.mark.parametrize(("mode", "mesh"), [
+    ("dense", ()), ("sparse", ()), ("streamed", ()),
+    ("streamed", ("mesh.data=2", "mesh.items=2")), ("sparse", ("mesh.data=4",))])
+def test_a_step_is_compiled_once(mode: str, mesh: tuple[str, ...], tiny_mapping: Mapping) -> None:
+    """The first state is placed as every later one is."""
+    built, batch = built_of(tiny_mapping("train.steps=10", *MODES[mode], *mesh))
+    state = built.state
+    for _ in range(3):
+        state, _ = built.step(state, batch)
+    assert built.step._cache_size() == 1  # type: ignore[attr-defined]
+
+
+def test_a_clipped_gradient_needs_all_tables_dense(tiny_mapping: Mapping) -> None:
+    """Its norm would lack the rows of a sparse one."""
+    settings = ("table.tied=false", "table.update='dense'", "optimizer.clip=1.0", "inputs.dim=16")
+    build(config.build(RunConfig, tiny_mapping(*settings, "inputs.update='dense'")))
+    with pytest.raises(InputError, match=r"sparse table 'inputs'.*inputs.update = 'dense'"):
+        build(config.build(RunConfig, tiny_mapping(*settings, "inputs.update='sparse'")))
+
+
+def test_labels_are_counted_once_for_all_validations(tiny_mapping: Mapping,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = []
+
+    def count(*args: Any, **settings: Any) -> Any:
+        counted.append(settings)
+        return label_counts(*args, **settings)
+
+    monkeypatch.setattr("rec_jax.inference.served.label_counts", count)
+    built = build(config.build(RunConfig, tiny_mapping("bias.serve_strength=0.5")))
+    assert built.validator(built.state) == built.validator(built.state)
+    assert len(counted) == 1
