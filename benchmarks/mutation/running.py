@@ -93,9 +93,13 @@ class Child:
         return test[1] if test else "", why[1][:200] if why else ""
 
     def _count(self, tick: float) -> None:
+        family = _family(self.pid)
+        with contextlib.suppress(psutil.Error):
+            if family and family[0].status() == psutil.STATUS_STOPPED:
+                return  # somebody stopped it, and will let it go on
         self.ticks += tick
         used = 0.0
-        for process in _family(self.pid):
+        for process in family:
             with contextlib.suppress(psutil.Error):
                 of = process.cpu_times()
                 used += of.user + of.system + of.children_user + of.children_system
