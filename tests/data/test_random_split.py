@@ -12,7 +12,7 @@ import pytest
 from rec_jax.data import arrays
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.prepare import Columns, Filters, PrepareConfig, SplitConfig, prepare
-from rec_jax.data.values import read_values
+from rec_jax.data.values import open_values
 from rec_jax.errors import InputError
 
 Parts = dict[str, list[list[tuple[str, float]]]]
@@ -39,11 +39,12 @@ def made(log: Path, out: Path, **settings: Any) -> Dataset:
 def parts(dataset: Dataset) -> Parts:
     """(item, rating) of each user by part, in order."""
     ids, found = dataset.item_ids().to_list(), {}
+    ratings = open_values(["rating"], dataset)["rating"]
     bounds = [dataset.offsets[:-1], dataset.train_end, dataset.valid_end, dataset.offsets[1:]]
     for name, first, last in zip(("train", "valid", "test"), bounds[:3], bounds[1:], strict=True):
-        found[name] = [list(zip([ids[item] for item in dataset.items[a:b]], read_values(
-            "rating", dataset, np.arange(a, b)).tolist(), strict=True))
-            for a, b in zip(first, last, strict=True)]
+        found[name] = [list(zip([ids[item] for item in dataset.items[a:b]],
+                                ratings(np.arange(a, b)).tolist(), strict=True))
+                       for a, b in zip(first, last, strict=True)]
     return found
 
 

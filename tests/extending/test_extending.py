@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import functools
-import importlib
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -15,22 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from dense_step import LENGTH, ROWS, D, Trained, U, V, log_softmax
+from examples import FOLDER, example
 from flax import nnx
 
 from rec_jax.kernels import target_rank
 from rec_jax.model.encoder import Encoder, build_encoder
-
-FOLDER = Path(__file__).resolve().parents[2] / "docs" / "extending"
-
-
-def example(name: str) -> ModuleType:
-    found = sys.modules.get(f"extending_{name}")
-    if found is None:
-        spec = importlib.util.spec_from_file_location(f"extending_{name}", FOLDER / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        found = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(found)
-    return found
 
 
 def test_every_example_is_tried_here() -> None:

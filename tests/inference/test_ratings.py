@@ -12,7 +12,7 @@ import pytest
 from rec_jax import api, config
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.prepare import Columns, PrepareConfig, SplitConfig, prepare
-from rec_jax.data.values import read_values
+from rec_jax.data.values import open_values
 from rec_jax.errors import InputError
 from rec_jax.inference.export import load_embeddings
 from rec_jax.metrics import rating_metrics
@@ -70,7 +70,7 @@ def test_ratings_are_those_of_the_exported_vectors(run: Any, stars: Path, tmp_pa
         for user in range(dataset.num_users):
             places = np.arange(first[user], last[user])
             found = 3.0 + users[user, 0] + items[dataset.items[places]] @ users[user]
-            wanted = read_values("rating", dataset, places)
+            wanted = open_values(["rating"], dataset)["rating"](places)
             errors += (np.clip(found, 1, 5) - wanted).tolist()
             spread += (wanted - 3.0).tolist()
         answer = api.evaluate(folder, split=split)  # type: ignore[arg-type]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,19 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from dense_step import LENGTH, D, Trained, V, log_softmax
+from examples import example
 
 from rec_jax.data.content import Content
 from rec_jax.model.rows import RowSource
 from rec_jax.objectives import next_item, sampled_softmax
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "extending" / "weighted_history.py"
-SPEC = importlib.util.spec_from_file_location("history_for_rows", EXAMPLE)
-assert SPEC is not None and SPEC.loader is not None
-history: Any = importlib.util.module_from_spec(SPEC)
-import sys  # noqa: E402
-
-sys.modules[SPEC.name] = history
-SPEC.loader.exec_module(history)
+history = example("weighted_history")
 
 SOURCE = RowSource(D, (Content("content/title", 3), Content("content/image", 2)))
 

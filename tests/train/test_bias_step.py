@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,22 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from dense_step import LENGTH, RATE, ROWS, Trained, V, log_softmax
+from examples import example
 
 from rec_jax.errors import InputError
 from rec_jax.objectives import next_item
 
-FOLDER = Path(__file__).resolve().parents[2] / "docs" / "extending"
 BIAS = np.random.default_rng(8).standard_normal(V).astype(np.float32)
-
-
-def example(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(f"bias_{name}", FOLDER / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    found = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
-
-
 HISTORY = example("weighted_history").Config()
 
 
