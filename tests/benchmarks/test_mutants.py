@@ -90,6 +90,7 @@ def script(*arguments: object) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_tells_dead_from_living_and_goes_on(
         tree: Path, tmp_path: Path, modules: dict[str, ModuleType]) -> None:
     state = tmp_path / "state"

@@ -110,7 +110,8 @@ def test_equal_scores_are_listed_by_id(tiny_mapping: Mapping, tmp_path: Path) ->
     assert places == sorted(places) and len(places) > 20
 
 
-@pytest.mark.parametrize("items", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("items", [1, 4])
 def test_a_run_of_an_older_program_goes_on_in_its_own_order(
         tiny_mapping: Mapping, tmp_path: Path, items: int) -> None:
     mapping = tiny_mapping(*SPARSE)

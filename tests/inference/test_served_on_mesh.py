@@ -29,12 +29,12 @@ MESHES = ("1x1", "2x4", "1x8")
 FEATURES = [{"kind": "item_category", "name": "kind"}, {"kind": "time_gap"}, {"kind": "rating"}]
 UNTIED = {"dim": DIM, "tied": False}
 CASES: dict[str, dict[str, Any]] = {
-    "dense, features": {"features": FEATURES},
     "streamed, bf16, untied, hidden": {
         "table": {**UNTIED, "update": "streamed", "dtype": "bf16"},
         "objective": {"kind": "masked_item", "share": 0.3}, "evaluate": {"filter_cold": True}},
 }
 MORE_CASES: dict[str, dict[str, Any]] = {
+    "dense, features": {"features": FEATURES},
     "dense": {},
     "streamed, bf16": {"table": {"dim": DIM, "update": "streamed", "dtype": "bf16"}},
     "untied, features, average": {
@@ -151,6 +151,7 @@ def test_no_program_makes_the_table_whole_on_a_device(
         assert f"{TOTAL}]" not in answers[mesh].program
 
 
+@pytest.mark.slow
 def test_verbs_take_the_model_or_the_run(dataset: Path, tmp_path: Path) -> None:
     """A run that was trained on 2x4, by the public functions."""
     run = Path(api.train(settings(dataset), run=tmp_path / "run")["run"])

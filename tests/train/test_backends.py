@@ -71,6 +71,7 @@ def losses(run: Run) -> list[float]:
     return [line["loss"] for line in read_metrics(run.metrics_path) if line["kind"] == "train"]
 
 
+@pytest.mark.slow
 @built
 def test_a_resume_takes_the_backends_of_the_run_and_its_bits(
         tiny_mapping: Mapping, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import slow_but
 
 from rec_jax import api, config
 from rec_jax.data.dataset import Dataset
@@ -38,10 +39,10 @@ CHOICES = {
 """Lines over the tiny run's config, by name."""
 
 
-@pytest.fixture(scope="module", params=CHOICES.values(), ids=CHOICES)
+@pytest.fixture(scope="module", params=slow_but(list(CHOICES)[1:], CHOICES))
 def trained(request: pytest.FixtureRequest, tiny_mapping: Callable[..., dict[str, Any]],
             tmp_path_factory: pytest.TempPathFactory) -> Served:
-    lines = list(request.param)
+    lines = list(CHOICES[request.param])
     mapping = tiny_mapping(f"train.steps={STEPS}", "train.evaluate_every=15", "train.log_every=1")
     if any(line.startswith("encoder=") for line in lines):
         del mapping["encoder"]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from marks import slow_but
 
 from rec_jax import api, config
 from rec_jax.checkpoint import Checkpoints
@@ -91,11 +92,6 @@ def lists_agree(run: Path, **given: Any) -> None:
             for user in users[:5]]
     for rows, target in zip(seen, targets[:5], strict=True):
         assert ids[int(target)] in {row.item for row in rows}
-
-
-def slow_but(kept: str, modes: Iterable[str]) -> list[Any]:
-    """The modes, of which all but one are tried with the long proofs."""
-    return [mode if mode == kept else pytest.param(mode, marks=pytest.mark.slow) for mode in modes]
 
 
 @pytest.mark.parametrize("mode", slow_but("sparse", MODES))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from marks import slow_but
 from steps import MeanSoFar, make_step, new_state
 
 from rec_jax.data.label_frequency import log_shares, of_targets
@@ -75,7 +76,7 @@ def alone(name: str, mode: str = "sparse") -> tuple[np.ndarray, np.ndarray]:
     return train(name, mode)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", slow_but(("in_batch", "bce"), OBJECTIVES))
 def test_steps_learn_and_give_the_same_losses_and_rows_on_a_mesh(name: str) -> None:
     expected, expected_rows = alone(name)
     assert np.all(np.isfinite(expected)) and expected[-2:].mean() < expected[:2].mean()

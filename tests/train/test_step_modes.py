@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from marks import slow_but
 from steps import make_step, new_state
 
 from rec_jax.errors import InputError
@@ -81,7 +82,7 @@ def test_micro_batches_add_up_to_the_whole_batch(mode, objective):
     np.testing.assert_allclose(parts, whole, rtol=1e-5)
 
 
-@pytest.mark.parametrize("mode", ["sparse", "streamed"])
+@pytest.mark.parametrize("mode", slow_but("streamed", ["sparse", "streamed"]))
 def test_bf16_tables_learn_the_same_on_a_mesh(mode):
     expected, _ = train(mode, steps=20, dtype="bf16")
     losses, rows = train(mode, 2, 4, steps=20, dtype="bf16")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from marks import slow_but
 from steps import make_step, new_state
 
 from rec_jax.mesh import MeshConfig, make_mesh
@@ -123,7 +124,7 @@ def test_every_mode_is_plain_adam_of_both_tables_where_all_rows_are_read(mode):
     assert np.abs(weights["inputs"] - np.asarray(setup(mode)[2]().tables[INPUTS].rows)).max() > RATE
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", slow_but(("sparse", "streamed"), MODES))
 def test_every_mode_is_plain_descent_where_some_rows_are_never_read(mode):
     expected, weights = plain(6, "sgd", 7)
     losses, state = train(6, mode, "sgd", known=7)
