@@ -96,7 +96,7 @@ def load(run: PathLike, *, step: int | None = None, data: str | None = None,
     data: where the dataset is now, if it moved.
     mesh: where the model goes, as DATAxITEMS such as "1x8"; by default the run's mesh, or, where
       the devices here do not form that, the nearest one that they do, of which `tell` is told in
-      one line (a warning). Of is_distributed processes, all must call it.
+      one line (a warning). Of several processes, all must call it.
     trust_code: see `train`.
 
     Raises:
@@ -210,7 +210,7 @@ def export(run: Loadable, *, out: PathLike, what: What = "items", format: str = 
     `load_embeddings`.
 
     step, data, mesh, trust_code, tell: see `load`. Only users need a model, and so a mesh: rows
-    go from the checkpoint to the file in blocks. Of is_distributed processes the first one writes.
+    go from the checkpoint to the file in blocks. Of several processes the first one writes.
     """
     # Item rows go from the checkpoint to the file in blocks; only queries need the model.
     served: Served | StoredRows
@@ -288,7 +288,8 @@ def off_policy(log: LogSource, columns: LogColumns | None = None, *,
     """The value of a policy, estimated from the log of another one, with intervals and whether to
     believe them; see `rec_jax.simulate.judge.judge` for what is returned.
 
-    log: a file (CSV, TSV, Parquet; also is_distributed), or columns in memory by name.
+    log: a file (CSV, TSV, Parquet; also compressed, a folder of
+      parts, or a glob), or columns in memory by name.
     columns: what the log's columns are called. settings: confidence, caps, the bootstrap.
     run: the policy to evaluate is the softmax of this run's scores, divided by `temperature`, over
       the whole catalogue; without it `columns.probability` names the policy's probabilities. The

@@ -20,7 +20,13 @@ MISSED = np.iinfo(np.int32).max
 
 RATING_METRICS = ("rmse", "mae", "auc")
 """Names of `rating_metrics`."""
-LOWER_IS_BETTER = ("rmse", "mae")
+_ERRORS = ("rmse", "mae")
+
+
+def signed(name: str, value: float) -> float:
+    """The value of metric `name` so that larger is better: that of an error is its negative. The
+    same again gives the value back."""
+    return -value if name in _ERRORS else value
 
 
 def rating_metrics(ratings: np.ndarray, predicted: np.ndarray) -> dict[str, float]:

@@ -93,9 +93,10 @@ class Served:
 class StoredRows:
     """Item rows of one checkpoint, left on disk: what an export of items needs.
 
-    source: `[V_padded, d]`, read in ranges of rows; the checkpoint stays as long as this lives.
-    row_map: which of them an item has.
-    inputs: these rows feed the encoder, and are not the items'.
+    source: `[V_padded, d + c]`, read in ranges of rows.
+    opened: the checkpoint, which no process removes as long as this lives.
+    row_map: from an item's id to its row in `source`.
+    inputs: the rows are those of table `inputs`, which feed the encoder.
     bias: f32 `[V]` by item, what the model adds to `query . row`; None: nothing.
     composed: stored rows f32 `[n, d + c]` -> vectors f32 `[n, d]`; see `rec_jax.model.rows`.
     """
@@ -171,12 +172,12 @@ def _stored_bias(opened: CheckpointReader, item: str, config: RunConfig, dataset
 
 
 def _weights_in(config: RunConfig) -> str:
-    """The item of a checkpoint that is served."""
+    """The part of a checkpoint that is served."""
     return "model" if config.train.ema is None else "average"
 
 
 def _content(opened: CheckpointReader, config: RunConfig) -> tuple[Content, ...]:
-    """As the checkpoint has it: its columns are in the rows, wherever the dataset's are now."""
+    """The content that the checkpoint was trained with; the dataset's vectors are not read."""
     return tuple(Content(path, source.shape[0])
                  for path, source in _matrices(opened, config).items())
 
@@ -201,8 +202,8 @@ def counts_of(config: RunConfig, dataset: Dataset) -> np.ndarray:
 
 
 def serving_values(config: RunConfig, dataset: Dataset) -> np.ndarray | None:
-    """What serving adds to the trained bias, or by itself where there is none: f32 `[V]` by item,
-    or None for nothing. The labels of the training part are counted for it."""
+    """The popularity bias that serving adds (to the trained bias, where there is one), f32 `[V]` by
+    item, or None. The labels of the training part are counted for it."""
     if not config.bias.serving_strength:
         return None
     return serving_part(config.bias, counts_of(config, dataset))
@@ -284,7 +285,8 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
 
 def _choose_mesh(config: RunConfig, asked: MeshConfig | None, num_items: int, over: Axes,
                  tell: Tell) -> Mesh:
-    """The mesh that is asked for, or the run's, or what is most like it here, which is told."""
+    """The mesh that is asked for, or the run's, or the nearest one that the devices form, which
+    `tell` is told."""
     if asked is not None:
         return make_mesh(asked)
     total, trained = padded_size(num_items), config.mesh
@@ -321,7 +323,7 @@ def _open(folder: Run, step: int | None) -> CheckpointReader:
 
 
 def row_map_in(opened: CheckpointReader, num_items: int) -> RowMap:
-    """Which rows of a checkpoint its items have; their own where it is older than that question.
+    """From ids of items to rows of a checkpoint; the identity where it is older than row maps.
 
     Raises:
       Damaged: it says nothing usable.

@@ -33,8 +33,8 @@ MASK = "mask"
 """Path of the vector `[d]` that an encoder reads in place of a hidden item's."""
 
 TABLES = (INPUTS, USERS)
-"""Names beside them of rows `[V_padded, d]` that feed the encoder: of `INPUTS` where they are not
-those that a loss scores (untied tables), of `USERS` where it reads who asks."""
+"""Tables whose rows `[V_padded, d]` stand among an encoder's parameters outside of training:
+`INPUTS` where tables are untied, `USERS` where the encoder reads whose a place is."""
 
 
 class Encoder(NamedTuple):
@@ -74,12 +74,11 @@ class Encoder(NamedTuple):
 
 
 def visible_times(inputs: Inputs, hidden: jax.Array) -> jax.Array:
-    """Times int32 `[B, L]` of which a hidden item has that of the last one seen before it.
+    """Times int32 `[B, L]` in which a hidden item has that of the last visible item before it.
 
-    When an item that is not known yet will come is not known either; and what is hidden in
-    training must look like what is asked afterwards. They count from the segment's first item
-    that is seen, since the distances to a hidden one would tell its own time; up to there they
-    are 0.
+    The time of an item that is still to come is not known when the model is asked, so training
+    must not see it. Times count from the first visible item of a segment, since distances to a
+    hidden one would tell its time; before that item they are 0.
     """
     assert inputs.times is not None
     length = hidden.shape[1]
@@ -87,7 +86,7 @@ def visible_times(inputs: Inputs, hidden: jax.Array) -> jax.Array:
     begin = place - inputs.positions
     # Places rise from segment to segment, so the largest seen so far is never another's.
     last = jax.lax.cummax(jnp.where(hidden, begin, place), axis=1)
-    # A segment with none that is seen finds one of the next: nothing of it is asked for then.
+    # A segment without a visible item finds one of the next segment; its result is never used.
     first = jax.lax.cummin(jnp.where(hidden, length - 1, place), axis=1, reverse=True)
     first = jnp.take_along_axis(first, begin, axis=1)
     when, start = (jnp.take_along_axis(inputs.times, at, axis=1) for at in (last, first))

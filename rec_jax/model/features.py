@@ -1,4 +1,4 @@
-"""Several tables in one model: side features whose vectors are added to the item's.
+"""Side features: small tables of an encoder whose vectors are added to the item's.
 
 The input of a place is its item's row plus one vector for each feature, as the segment and
 position embeddings of BERT (Devlin et al., 2019) are added to the token's. The tables are

@@ -91,7 +91,7 @@ class Needs(NamedTuple):
     normaliser: its loss asks for the catalogue's log-normaliser, so every row has a gradient.
     mean_row: it asks for the mean row.
     labels: it reads the rows of `Task.targets`, as "labels".
-    search: queries of a step for which the catalogue is searched.
+    search: how many queries of a step search the catalogue; 0: none.
     log_q: batches carry f32 `log_q`, log of each target's share of all labels of the data.
     values: names of per-interaction arrays of the dataset; batches carry those of the targets, f32
       `values/NAME`.
@@ -134,8 +134,8 @@ class Search(NamedTuple):
 class Catalogue(Protocol):
     """The items as a loss asks them. Everything is differentiable but `top_k`.
 
-    A table answers what its way to train allows: a sparse one has no normaliser, a streamed one
-    none of which the mean row is a part, and gives its normaliser once a step.
+    A table answers what its mode allows: a sparse one gives no log-normaliser, and a streamed one
+    no mean row, and its log-normaliser once a step.
     """
 
     @property

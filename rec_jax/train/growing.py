@@ -119,7 +119,7 @@ def _check_meanings(config: RunConfig, old: Dataset, new: Dataset) -> None:
 
 def _take(name: str, opened: CheckpointReader, fresh: Any, tables: Mapping[str, Table],
           moved: Mapping[str, np.ndarray]) -> Any:
-    """The item's leaves from the checkpoint: by row where they are of the table, else whole.
+    """Leaves of one part of the checkpoint: by row where they are of a table, else whole.
 
     moved: by table int64 `[V_old]`, new row of each old one, -1 where it is a retired item's.
     """

@@ -28,7 +28,7 @@ from rec_jax.data.batches import prefetch
 from rec_jax.errors import Preempted, TrainingError
 from rec_jax.inference.protocol import protocol, repeats_line
 from rec_jax.kernels.auto import pinned
-from rec_jax.metrics import LOWER_IS_BETTER
+from rec_jax.metrics import signed
 from rec_jax.processes import run_on_all
 from rec_jax.progress import Reporter, Silent
 from rec_jax.run import Run, RunConfig
@@ -194,8 +194,8 @@ class _Loop:
             self.reporter.say(f"training ended after step {done}: {stopped}")
         return {"steps": done, "steps_per_epoch": round(horizon.per_epoch, 3),
                 "best_step": position.best_step, "metric": self.config.evaluate.metric,
-                "best": (-position.best if position.best is not None
-                         and self.config.evaluate.metric in LOWER_IS_BETTER else position.best),
+                "best": None if position.best is None else signed(
+                    self.config.evaluate.metric, position.best),
                 "protocol": self._protocol,
                 "table_update": self.built.choice.mode,
                 "stopped": stopped,
@@ -205,7 +205,7 @@ class _Loop:
                 "start_seconds": None if first else self.clock.figures()}
 
     def _started(self, metrics: StepMetrics) -> None:
-        """Say where the time before the first step went: it has been traced, and now it ends."""
+        """Say where the time before the first step went; called when that step was begun."""
         self.clock.mark("tracing")
         jax.block_until_ready(metrics)
         self.clock.mark("step")
@@ -251,7 +251,7 @@ class _Loop:
         metrics = self.built.validator(state)
         # What is best is the largest here and in checkpoints: errors count by their negatives.
         name = self.config.evaluate.metric
-        value = -metrics[name] if name in LOWER_IS_BETTER else metrics[name]
+        value = signed(name, metrics[name])
         position = self.position
         if position.best is None or value > position.best:
             position.best, position.best_step, position.stale = value, done, 0

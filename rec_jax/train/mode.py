@@ -1,8 +1,8 @@
-"""What the step and the ways to train a table say to each other.
+"""What the step and the modes of its tables say to each other.
 
-A way to train opens a table for one step: it says what of the table is differentiated, answers
-the loss, and makes the new table from the gradients. `dense`, `sparse` and `streamed` each are
-one file; a step opens each of its tables by its own.
+A mode is how a table trains. It opens a table for one step: it says what of the table is
+differentiated, answers the loss, and makes the new table from the gradients. `dense`, `sparse`
+and `streamed` each are one file; a step opens each of its tables by its own mode.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Request(NamedTuple):
 
     @property
     def empty(self) -> bool:
-        """Whether nothing is read but by what scores the whole table."""
+        """Whether the step reads no row by its id."""
         return not self.each and not self.shared
 
 
@@ -118,7 +118,7 @@ class TableCatalogue(Catalogue, Protocol):
         ...
 
     def stored(self, name: str) -> Array:
-        """As `rows`, as they are stored."""
+        """As `rows`, but as they are stored `[..., w]`: not composed."""
         ...
 
 

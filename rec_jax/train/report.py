@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rec_jax.files import write_atomic
+from rec_jax.metrics import signed
 from rec_jax.run import Run
 from rec_jax.train.log import read_metrics
 
@@ -36,7 +37,8 @@ def write_report(run: Run, summary: Mapping[str, Any]) -> None:
         source = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
         parts.append(f'<p><img alt="training loss and validation metrics" src="{source}">')
     if valid:
-        best = max(valid, key=lambda line: line[summary["metric"]])
+        metric = str(summary["metric"])
+        best = max(valid, key=lambda line: signed(metric, line[metric]))
         parts += [f"<h2>Validation at the best step, {best['step']}</h2>",
                   _table({name: value for name, value in best.items()
                           if name not in ("kind", "step", "seconds", "protocol")})]

@@ -70,7 +70,7 @@ def resume(checkpoints: Checkpoints, built: Built, config: RunConfig, reporter: 
         except (KeyError, TypeError) as error:
             raise Damaged(f"checkpoint of step {step} says nothing usable of where the run stood: "
                           f"{type(error).__name__} {error}") from None
-        # Once there was no rest, and moments and averages of bf16 tables were in bf16.
+        # Older checkpoints have no `rest`, and moments and averages of bf16 tables in bf16.
         opened = with_named_tables(checkpoints.open(step))
         there = {name: tree for name, tree in like.items()
                  if name != "rest" or name in opened.items}
@@ -87,13 +87,13 @@ def resume(checkpoints: Checkpoints, built: Built, config: RunConfig, reporter: 
     return from_items(items, like), step, position
 
 
-def changes(old: RunConfig | Mapping[str, Any], new: RunConfig) -> str | None:
+def changes(old: Mapping[str, Any], new: RunConfig) -> str | None:
     """The first difference that changes a run's numbers, as `a.b: old -> new`; None if there is
     none. Devices, paths, and how often something is logged or saved may differ.
 
-    old: a config, or the plain mapping of one that was saved; no code that it names is loaded.
+    old: the plain mapping of a config that was saved; no code that it names is loaded.
     """
-    before = dict(old) if isinstance(old, Mapping) else configs.to_mapping(old)
+    before = dict(old)
     now = configs.to_mapping(new)
     for part, names in FREE.items():
         if not names:

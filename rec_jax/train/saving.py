@@ -26,7 +26,7 @@ from rec_jax.train.state import TrainState, each_table, to_items
 WORTH_IT = 0.5
 """Share of touched rows above which a delta would save too little to be worth its chain."""
 MOVING = 0.25
-"""Share of a sparse table that is taken to change, at most, while it is written."""
+"""The largest share of a sparse table that is assumed to change while it is written."""
 
 
 @dataclass

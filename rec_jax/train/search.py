@@ -1,4 +1,4 @@
-"""What an objective that searches the catalogue may see before the loss, made if it looks."""
+"""Queries and the best items, for an objective that mines negatives; computed only when called."""
 
 from __future__ import annotations
 

@@ -89,8 +89,8 @@ def dense_part(tree: Mapping[str, Any], modes: Mapping[str, str]) -> dict[str, A
 
 
 def state_shardings(state: TrainState, mesh: Mesh) -> Any:
-    """Where each leaf lives: what has a row for each of a table's over its axes, the others
-    everywhere."""
+    """Where each leaf lives: arrays with an entry for each row of a table are cut over the table's
+    axes, and all others are on every device."""
     whole = replicated(mesh)
 
     def sharding(path: KeyPath, leaf: Any) -> NamedSharding:
@@ -103,7 +103,7 @@ def state_shardings(state: TrainState, mesh: Mesh) -> Any:
 
 
 def table_of(path: KeyPath) -> str | None:
-    """The table that a leaf of a state, or of an item of `to_items`, belongs to; None: none.
+    """The table that a leaf of a state, or of a part of `to_items`, belongs to; None: none.
 
     Its path says so, never its shape: an encoder's array may have any, also that of the rows.
     """
@@ -115,8 +115,8 @@ def table_of(path: KeyPath) -> str | None:
 
 
 def has_rows(path: KeyPath, leaf: Any, tables: Mapping[str, Table]) -> bool:
-    """Whether a leaf of a table has a row for each of the table's. An optimizer may keep something
-    else for the rows (a count, a mean), which has not their number."""
+    """Whether a leaf of a table has an entry for each of its rows. An optimizer may keep arrays of
+    another length for them (a count, a mean)."""
     name = table_of(path)
     return name is not None and tuple(leaf.shape[:1]) == (tables[name].rows.shape[0],)
 

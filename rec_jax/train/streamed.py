@@ -1,8 +1,8 @@
 """Streamed: full softmax over a table whose gradient is never an array.
 
-The loss reads the table as a constant; the cotangents of loss and log-normaliser come out as
-gradients of zeros that are added to them, and the kernel's second pass turns them into each
-tile's gradient and takes the optimizer step there. Rows that the step names (the inputs of tied
+The loss reads the table as a constant. Zeros are added to loss and log-normaliser, whose gradients
+are the cotangents of those two; from them the kernel's second pass makes each tile's gradient
+again and takes the optimizer step there. Rows that the step names (the inputs of tied
 tables, further labels) are fetched as in `sparse`, and their gradients join in the tiles.
 """
 
@@ -30,8 +30,8 @@ from rec_jax.train.sparse import SparseCatalogue
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Asked:
-    """One question for the log-normaliser: queries `[N, d]`, rows of the targets int32 `[N]`, and
-    the answer f32 `[N]`; how it scored is static."""
+    """The softmax that the loss asked for, as the update needs it: queries `[N, d]`, rows of the
+    targets int32 `[N]`, the answers f32 `[N]`; how it scored is static."""
 
     queries: Array
     targets: Array

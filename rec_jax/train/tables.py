@@ -28,8 +28,8 @@ MODES: dict[str, Opener] = {
 
 
 class Opened(NamedTuple):
-    """tables: by name; ids: what each reads of every micro-batch, by name `[A, ...]`; tasks: with
-    what was mined."""
+    """tables: by name; ids: by table and name, what it reads of every micro-batch `[A, ...]`;
+    tasks: with the negatives that were mined."""
 
     tables: dict[str, OpenTable]
     ids: dict[str, dict[str, Ids]]

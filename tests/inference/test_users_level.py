@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from marks import OTHER_LOOPS
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = " ".join(["--xla_force_host_platform_device_count=8",
@@ -31,12 +32,26 @@ FILES = {
 }
 
 
+MOVED = ["tests/train/test_spread_rows.py::test_spread_rows_train_to_the_same_numbers",
+         "tests/durable/test_spread_run.py::test_every_metric_vector_and_recommendation_is_the_same"]
+
+
+@pytest.mark.skipif(OTHER_LOOPS not in os.environ["XLA_FLAGS"], reason="they run by themselves")
+def test_bits_of_a_row_do_not_depend_on_where_it_lies() -> None:
+    run("-m", "not slow", *MOVED, flags=os.environ["XLA_FLAGS"].replace(OTHER_LOOPS, ""))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_bits_and_buffers_are_the_same_as_users_have_them(name: str) -> None:
+    run(*FILES[name], flags=FLAGS)
+
+
+def run(*tests: str, flags: str) -> None:
+    """These tests pass, compiled with `flags`."""
     found = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", *FILES[name]],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", *tests],
         cwd=ROOT, text=True, capture_output=True, check=False, timeout=850,
-        env={**os.environ, "XLA_FLAGS": FLAGS})
+        env={**os.environ, "XLA_FLAGS": flags})
     assert found.returncode == 0, found.stdout[-3000:] + found.stderr[-1000:]
     assert " passed" in found.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -53,6 +54,16 @@ def test_the_best_validation_is_the_one_shown(
     page = run.report_path.read_text()
     assert f"best step, {tiny_training['best_step']}<" in page
     assert not run.report_path.with_name("report.html.tmp").exists()
+
+
+def test_the_best_validation_of_an_error_is_the_smallest(
+        tiny_run: Path, tiny_training: dict[str, Any], tmp_path: Path) -> None:
+    run = copy_of(tiny_run, tmp_path / "rated")
+    run.metrics_path.write_text("".join(json.dumps(
+        {"kind": "valid", "step": step, "epoch": 1.0, "rmse": rmse}) + "\n"
+        for step, rmse in ((7, 1.2), (14, 0.9), (21, 1.1))))
+    write_report(run, {**tiny_training, "metric": "rmse", "best_step": 14})
+    assert "best step, 14<" in run.report_path.read_text()
 
 
 def test_text_of_the_user_is_escaped(
