@@ -16,7 +16,7 @@ import numpy.typing as npt
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.item_vectors import check_name, open_item_vectors
 from rec_jax.errors import InputError
-from rec_jax.ranges import check
+from rec_jax.ranges import at_least, check
 
 _PLANNED_COLUMNS = 64
 
@@ -26,12 +26,16 @@ class ContentConfig:
     """One `[[content]]` entry of a run: vectors of the items, added to their rows by a matrix.
 
     name: of the vectors in the dataset, `item_vectors/NAME.npy`.
+    drop: in this share of all steps, drawn for each item by itself, an item has no values of its
+      own but its content alone, so that content learns to stand for an item without history; 1:
+      items have nothing but content. It is one rate for all entries.
     """
 
     name: str
+    drop: float = 0.0
 
     def __post_init__(self) -> None:
-        check(self, "content.")
+        check(self, "content.", drop=at_least(0, 1))
         check_name(self.name)
 
     @property
@@ -41,18 +45,23 @@ class ContentConfig:
 
 
 class Content(NamedTuple):
-    """Content as a dataset has it. path: of its matrix; columns: c."""
+    """Content as a dataset has it. path: of its matrix; columns: c; drop: see `ContentConfig`."""
 
     path: str
     columns: int
+    drop: float = 0.0
 
 
 def check_different(content: Sequence[ContentConfig]) -> None:
-    """Raises InputError where one name is given twice."""
+    """Raises InputError where one name is given twice, or entries differ in `drop`."""
     names = [part.name for part in content]
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"content: {name!r} is given twice; expected different names")
+    rates = sorted({part.drop for part in content})
+    if len(rates) > 1:
+        raise InputError(f"content: drop is {rates[0]:g} in one entry, {rates[-1]:g} in another; "
+                         "expected one rate, as an item has one row of its own")
 
 
 def find_content(content: Sequence[ContentConfig], dataset: Dataset) -> tuple[Content, ...]:
@@ -61,13 +70,13 @@ def find_content(content: Sequence[ContentConfig], dataset: Dataset) -> tuple[Co
     Raises:
       InputError: there are no such vectors, or they are of other items.
     """
-    return tuple(Content(part.path, open_item_vectors(dataset, part.name).vectors.shape[1])
-                 for part in content)
+    return tuple(Content(part.path, open_item_vectors(dataset, part.name).vectors.shape[1],
+                         part.drop) for part in content)
 
 
 def planned_content(content: Sequence[ContentConfig]) -> tuple[Content, ...]:
     """Stand-ins for a plan, which knows no dataset: 64 columns each."""
-    return tuple(Content(part.path, _PLANNED_COLUMNS) for part in content)
+    return tuple(Content(part.path, _PLANNED_COLUMNS, part.drop) for part in content)
 
 
 def read_content(content: Sequence[ContentConfig], dataset: Dataset,

@@ -27,6 +27,7 @@ from rec_jax.metrics import rank_metrics
 from rec_jax.model.encoder import Encoder, build_encoder
 from rec_jax.model.encoders import uses_users
 from rec_jax.model.optimizer import dense_optimizer, schedule
+from rec_jax.model.rows import RowSource
 from rec_jax.objectives.rating import Config as Rating
 from rec_jax.run import RunConfig, modes_of, tables_of, targets_of, update_of
 from rec_jax.tables import ITEMS, USERS, RowMap, Table, init_table, row_optimizer, rows_over
@@ -124,7 +125,10 @@ def with_content(table: Table, config: RunConfig, dataset: Dataset, mesh: Mesh) 
     """The table of the items with the columns of their content, where the run has any."""
     if not config.content:
         return table
-    columns = sum(part.columns for part in find_content(config.content, dataset))
+    found = find_content(config.content, dataset)
+    if RowSource(config.table.dim, found).drop == 1:  # nothing ever reads them, or trains them
+        table = table.replace(rows=table.rows * 0)
+    columns = sum(part.columns for part in found)
     return with_fixed(table, mesh, columns,
                       lambda items: read_content(config.content, dataset, items))
 
