@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rec_jax import config, locks
-from rec_jax.data.content import ContentConfig
+from rec_jax.data.content import ContentConfig, check_content
 from rec_jax.data.dataset_files import META
 from rec_jax.data.features import FeatureConfig
 from rec_jax.data.segments import Targets
@@ -209,7 +209,7 @@ class RunConfig:
                 raise InputError(f"{name}.dim is {table.dim}, and table.dim {self.table.dim}; "
                                  "expected the same width")
         check_different("features", [part.name or part.kind for part in self.features])
-        check_different("content", [part.name for part in self.content])
+        check_content(self.content)
         if self.content and not self.table.tied:
             raise InputError("content is a part of the items' rows, of which the encoder reads; "
                              "expected table.tied = true")

@@ -1,7 +1,7 @@
 """Every random number of a run by its name: which key it comes from.
 
     seed -> parameters, mask, features, content (of the encoder)  before the first step
-         -> steps -> step k -> negatives, rounding                in step k
+         -> steps -> step k -> negatives, rounding, content       in step k
                             -> micro-batch i -> dropout, task     in micro-batch i of it
 
 A key is either folded on or drawn from, never both: what is drawn from a key may be the bits of a
@@ -17,7 +17,8 @@ import jax.numpy as jnp
 Array = jax.Array
 
 PARAMETERS, MASK, FEATURES, STEPS, CONTENT = 1, 2, 3, 4, 5  # of a run
-NEGATIVES, ROUNDING = 2**31, 2**31 + 1  # of a step, past the number of any micro-batch
+# Of a step, past the number of any micro-batch. From that of ROWS a key is folded for each item.
+NEGATIVES, ROUNDING, ROWS = 2**31, 2**31 + 1, 2**31 + 2
 DROPOUT, TASK = 0, 1  # of a micro-batch
 
 

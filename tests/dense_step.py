@@ -54,10 +54,10 @@ class Trained:
     def __init__(self, objective: Any, encoder: Any, mode: str, mesh: tuple[int, int],
                  accumulate: int = 1, source: Any = None,
                  fixed: Array | None = None, bias: Array | None = None,
-                 trains_bias: bool = False) -> None:
+                 trains_bias: bool = False, init_scale: float = 0.5) -> None:
         at = make_mesh(MeshConfig(*mesh))
         users = getattr(encoder, "uses_users", False)
-        sgd = TableConfig(dim=D, init_scale=0.5, optimizer=RowOptimizerConfig(
+        sgd = TableConfig(dim=D, init_scale=init_scale, optimizer=RowOptimizerConfig(
             kind="sgd", rate=RATE))
         tables = {ITEMS: sgd, **({USERS: sgd} if users else {})}
         modes = {ITEMS: mode, **({USERS: "dense" if mode == "dense" else "sparse"} if users

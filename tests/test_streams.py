@@ -29,7 +29,9 @@ def all_keys(seed: int) -> list[Key]:
     for step in range(6):
         now = jnp.int32(step)
         keys += [jax.random.fold_in(run, now), *(streams.of_step(run, now, name) for name in (
-            streams.NEGATIVES, streams.ROUNDING, 0, 1, 2))]
+            streams.NEGATIVES, streams.ROUNDING, streams.ROWS, 0, 1, 2))]
+        rows = streams.of_step(run, now, streams.ROWS)
+        keys += [jax.random.fold_in(rows, item) for item in range(5)]
         for name in (streams.DROPOUT, streams.TASK):
             keys += list(streams.of_micro_batches(run, now, 3, name))
     return [bits(key) for key in keys]
@@ -37,7 +39,7 @@ def all_keys(seed: int) -> list[Key]:
 
 def test_no_key_of_a_run_is_there_twice() -> None:
     keys = all_keys(0)
-    assert len(keys) == 48 + 6 * 12 and len(set(keys)) == len(keys)
+    assert len(keys) == 48 + 6 * 18 and len(set(keys)) == len(keys)
 
 
 def test_another_seed_shares_no_key() -> None:

@@ -100,6 +100,9 @@ def prepare(
     item_feature: Annotated[list[str] | None, typer.Option(
         metavar="COLUMN", help="Categorical column of the items to keep, of the item file or else "
                                "of the interactions; may be repeated.")] = None,
+    withhold: Annotated[float | None, typer.Option(
+        metavar="SHARE", help="Share of the items that training never sees, to measure what is "
+                              "recommended of new ones (rec-jax evaluate --cold).")] = None,
     overwrite: Annotated[bool, typer.Option(
         "--overwrite", help="Replace the output folder.")] = False,
     settings: Set = None,
@@ -119,7 +122,8 @@ def prepare(
         "quote": quote, "escape": escape,
         "filters": _without_none({"min_rating": min_rating, "user_core": core, "item_core": core,
                                   "duplicates": duplicates}),
-        "split": _without_none({"kind": split}), "overwrite": overwrite or None,
+        "split": _without_none({"kind": split}),
+        "withheld": _without_none({"share": withhold}), "overwrite": overwrite or None,
         "item_features": [{"column": name} for name in item_feature] if item_feature else None})
     job = config.read(PrepareConfig, config_path, flags, settings or ())
     with progress_bar("prepare", show=not as_json, unit="rows") as progress:

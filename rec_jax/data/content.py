@@ -17,7 +17,7 @@ import numpy.typing as npt
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.item_vectors import check_name, open_item_vectors
 from rec_jax.errors import InputError
-from rec_jax.ranges import check
+from rec_jax.ranges import at_least, check, check_different
 
 _PLANNED_COLUMNS = 64
 
@@ -27,12 +27,16 @@ class ContentConfig:
     """One `[[content]]` entry of a run: vectors of the items, added to their rows by a matrix.
 
     name: of the vectors in the dataset, `item_vectors/NAME.npy`.
+    drop: in this share of all steps, drawn for each item by itself, an item has no values of its
+      own but its content alone, so that content learns to stand for an item without history; 1:
+      items have nothing but content. It is one rate for all entries.
     """
 
     name: str
+    drop: float = 0.0
 
     def __post_init__(self) -> None:
-        check(self, "content.")
+        check(self, "content.", drop=at_least(0, 1))
         check_name(self.name)
 
     @property
@@ -42,10 +46,11 @@ class ContentConfig:
 
 
 class Content(NamedTuple):
-    """Content as a dataset has it. path: of its matrix; columns: c."""
+    """Content as a dataset has it. path: of its matrix; columns: c; drop: see `ContentConfig`."""
 
     path: str
     columns: int
+    drop: float = 0.0
 
 
 class OpenContent(NamedTuple):
@@ -74,6 +79,15 @@ class OpenContent(NamedTuple):
         return np.concatenate(columns, axis=1)
 
 
+def check_content(content: Sequence[ContentConfig]) -> None:
+    """Raises InputError where one name is given twice, or entries differ in `drop`."""
+    check_different("content", [part.name for part in content])
+    rates = sorted({part.drop for part in content})
+    if len(rates) > 1:
+        raise InputError(f"content: drop is {rates[0]:g} in one entry, {rates[-1]:g} in another; "
+                         "expected one rate, as an item has one row of its own")
+
+
 def open_content(content: Sequence[ContentConfig], dataset: Dataset) -> OpenContent:
     """The content that `dataset` has of what is asked for, which must be all.
 
@@ -81,11 +95,11 @@ def open_content(content: Sequence[ContentConfig], dataset: Dataset) -> OpenCont
       InputError: there are no such vectors, or they are of other items.
     """
     vectors = tuple(open_item_vectors(dataset, part.name).vectors for part in content)
-    parts = tuple(Content(part.path, each.shape[1])
+    parts = tuple(Content(part.path, each.shape[1], part.drop)
                   for part, each in zip(content, vectors, strict=True))
     return OpenContent(parts, vectors, dataset.folder)
 
 
 def planned_content(content: Sequence[ContentConfig]) -> tuple[Content, ...]:
     """Stand-ins for a plan, which knows no dataset: 64 columns each."""
-    return tuple(Content(part.path, _PLANNED_COLUMNS) for part in content)
+    return tuple(Content(part.path, _PLANNED_COLUMNS, part.drop) for part in content)

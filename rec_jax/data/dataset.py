@@ -5,6 +5,8 @@
     times.npy             int64 [N]    seconds; only where the source has times
     ratings.npy           uint8 [N]    number of the rating among meta's `ratings`, from 1; only
                                        where the source has ratings, of at most 255 values
+    withheld.npy, withheld_offsets.npy  interactions of withheld items, in no part of the split;
+                                       only where some are (see `rec_jax.data.withheld`)
     item_features/*.npy   int32 [V, K] codes of an item's categories, 0: none; only those asked
                                        for (see `rec_jax.data.item_features`)
     train_end.npy         int64 [U]    absolute position at which user u's training part ends
@@ -53,6 +55,7 @@ class Dataset:
     train_end, valid_end: int64 [U], absolute positions in `items`.
     ratings: uint8 [N] or None; entry i of `rating_values` has code i + 1.
     item_features: name -> int32 [V, K], codes of each item's categories, 0 where it has none.
+    withheld: int32 [M], and withheld_offsets: int64 [U+1], or None; see `rec_jax.data.withheld`.
     """
 
     folder: Path
@@ -64,6 +67,8 @@ class Dataset:
     times: Int64s | None = None
     ratings: npt.NDArray[np.uint8] | None = None
     item_features: Mapping[str, Int32s] = field(default_factory=dict)
+    withheld: Int32s | None = None
+    withheld_offsets: Int64s | None = None
 
     @classmethod
     def open(cls, folder: Path | str) -> Dataset:
@@ -89,6 +94,8 @@ class Dataset:
             times=arrays.get("times"),
             ratings=arrays.get("ratings"),
             item_features={name: arrays[f"{FOLDER}/{name}"] for name in meta["item_features"]},
+            withheld=arrays.get("withheld"),
+            withheld_offsets=arrays.get("withheld_offsets"),
         )
 
     @property
@@ -154,6 +161,11 @@ class Dataset:
     def popularity(self) -> Int64s:
         """Count of each item in the training part: int64 [V], falling."""
         return self._item_vocab("train_count")["train_count"].to_numpy()
+
+    def is_withheld(self) -> npt.NDArray[np.bool_]:
+        """Whether each item is one that training never sees on purpose: bool [V], the last ones."""
+        about = self.meta["withheld"]
+        return np.arange(self.num_items) >= self.num_items - (about["items"] if about else 0)
 
     def item_ids(self) -> pl.Series:
         """The ids of the source as text, by item index: [V]."""

@@ -41,6 +41,10 @@ def open_arrays(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
         arrays["times"] = _open_array(folder, "times", np.int64, count)
     if meta["ratings"]:
         arrays["ratings"] = _open_array(folder, "ratings", np.uint8, count)
+    if meta["withheld"]:
+        count = int(meta["withheld"]["interactions"])
+        arrays["withheld"] = _open_array(folder, "withheld", np.int32, count)
+        arrays["withheld_offsets"] = _open_array(folder, "withheld_offsets", np.int64, users + 1)
     for feature, about in meta["item_features"].items():
         name = f"{FOLDER}/{feature}"
         arrays[name] = _open_array(folder, name, np.int32, items, int(about["values"]))

@@ -95,7 +95,11 @@ def out_of_bounds(meta: Mapping[str, Any], arrays: Arrays, folder: Path) -> Iter
             yield ("train_end.npy and valid_end.npy leave the users' interactions; expected "
                    "offsets <= train_end <= valid_end <= next offsets")
             return
-    most = {"items": (0, meta["num_items"] - 1), "ratings": (0, len(meta["ratings"] or ()))}
+    if "withheld" in arrays and not _cuts(arrays["withheld_offsets"], len(arrays["withheld"])):
+        yield "withheld_offsets.npy does not rise from 0 to the end of withheld.npy"
+        return
+    most = {"items": (0, meta["num_items"] - 1), "withheld": (0, meta["num_items"] - 1),
+            "ratings": (0, len(meta["ratings"] or ()))}
     most |= {f"{FOLDER}/{name}": (0, about["categories"])
              for name, about in meta["item_features"].items()}
     for name, (low, high) in most.items():
@@ -114,6 +118,10 @@ def out_of_bounds(meta: Mapping[str, Any], arrays: Arrays, folder: Path) -> Iter
                 yield f"{name} has {nulls} ids that are null"
         except PARQUET_ERRORS as error:
             yield f"{name} cannot be read ({first_line(error)})"
+
+
+def _cuts(offsets: npt.NDArray[Any], count: int) -> bool:
+    return bool(offsets[0] == 0 and offsets[-1] == count and (np.diff(offsets) >= 0).all())
 
 
 def ids_hash(ids: pl.Series) -> str:

@@ -27,11 +27,11 @@ AGAIN = "prepare the dataset again"
 _PLAIN_NAME = re.compile(r"\w[\w-]*")
 _META_TYPES = {"num_users": int, "num_items": int, "num_interactions": int, "has_times": bool,
                "split_hash": str, "item_columns": list, "ratings": list | None,
-               "item_features": dict, "hashes": dict, "files": dict | None,
+               "item_features": dict, "hashes": dict, "files": dict | None, "withheld": dict | None,
                "checksum": str | None}
 # Folders of before these were kept lack them.
 _LATER: dict[str, Any] = {"ratings": None, "item_features": {}, "hashes": {}, "files": None,
-                          "checksum": None}
+                          "checksum": None, "withheld": None}
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
@@ -69,6 +69,7 @@ def file_names(meta: Mapping[str, Any]) -> list[str]:
              "user_vocab.parquet"]
     names += ["times.npy"] if meta["has_times"] else []
     names += ["ratings.npy"] if meta["ratings"] else []
+    names += ["withheld.npy", "withheld_offsets.npy"] if meta["withheld"] else []
     return names + [f"{FOLDER}/{name}.{end}" for name in meta["item_features"]
                     for end in ("npy", "parquet")]
 
@@ -127,6 +128,9 @@ def _check_types(meta: Mapping[str, Any]) -> None:
         for key in ("categories", "values"):
             if not _is_count(about[key]) or about[key] < 1:
                 raise ValueError(f"item feature {name[:40]!r} is {str(about)[:40]!r}")
+    if meta["withheld"] is not None and not all(
+            _is_count(meta["withheld"][key]) for key in ("items", "interactions")):
+        raise ValueError(f"withheld is {str(meta['withheld'])[:40]!r}")
     for name, about in (meta["files"] or {}).items():
         if not _is_count(about["bytes"]) or not isinstance(about["sha256"], str):
             raise ValueError(f"the checksum of {name[:40]!r} is {str(about)[:40]!r}")

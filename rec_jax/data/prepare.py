@@ -36,6 +36,7 @@ from rec_jax.data.prepare_config import (
     ItemFile,
     PrepareConfig,
     SplitConfig,
+    Withheld,
 )
 from rec_jax.data.random_split import at_random
 from rec_jax.data.repeats import repeats
@@ -44,12 +45,13 @@ from rec_jax.data.sorting import sort_rows
 from rec_jax.data.source_files import source_files
 from rec_jax.data.split import by_time, leave_one_out, split_instants
 from rec_jax.data.unused_times import unused_times
+from rec_jax.data.withheld import withhold, write_withheld
 from rec_jax.errors import InputError
 from rec_jax.files import atomic_folder, file_hash
 from rec_jax.progress import Reporter, Silent
 
 __all__ = ["Columns", "Filters", "ItemFeature", "ItemFile", "PrepareConfig", "Report",
-           "SplitConfig", "prepare"]
+           "SplitConfig", "Withheld", "prepare"]
 
 Int64s = npt.NDArray[np.int64]
 
@@ -136,18 +138,28 @@ def prepare(config: PrepareConfig, reporter: Reporter | None = None) -> Report:
 
 def _write(config: PrepareConfig, found: Ingested, kept: Filtered, folder: Path) -> dict[str, Any]:
     """All files but `meta.json`, whose content is returned."""
-    by_user, by_item = kept.counts()
+    by_item, taken = kept.counts()[1], None
+    items = np.flatnonzero(kept.items)
+    if config.withheld.share:
+        kept, taken = withhold(kept, config.withheld)
+    by_user = kept.counts()[0]
     users = np.flatnonzero(kept.users)
     offsets = np.concatenate([[0], np.cumsum(by_user[users])]).astype(np.int64)
     per_second = found.times.reader.per_second if found.times else 1
     kept, train_end, valid_end, split = _split(config, kept, users, offsets, per_second,
                                                folder / "work")
     in_training = _training_counts(kept, users, offsets, train_end)
-    items = np.flatnonzero(kept.items)
-    items = items[np.argsort(-in_training[items], kind="stable")]
+    last = 0 if taken is None else taken.items[items]  # withheld items come behind all others
+    items = items[np.lexsort((np.broadcast_to(last, items.shape), -in_training[items]))]
 
     ratings = found.ratings.values
-    hashes = _write_arrays(kept, items, offsets, train_end, valid_end, ratings, per_second, folder)
+    index = np.zeros(len(kept.items), np.int32)
+    index[items] = np.arange(len(items), dtype=np.int32)
+    hashes = _write_arrays(kept, index, offsets, train_end, valid_end, ratings, per_second, folder)
+    withheld = None
+    if taken is not None:
+        withheld, more = write_withheld(taken, users, index, config.withheld, folder)
+        hashes |= more
     user_ids, ids = found.users.ids().gather(users), found.items.ids().gather(items)
     hashes |= {"user_ids": ids_hash(user_ids), "item_ids": ids_hash(ids)}
     _write_vocab(folder / "user_vocab.parquet", user_ids)
@@ -175,6 +187,7 @@ def _write(config: PrepareConfig, found: Ingested, kept: Filtered, folder: Path)
         "item_features": features,
         "item_columns": vocab.columns,
         "split": split,
+        "withheld": withheld,
         "split_hash": _split_hash(hashes),
         "hashes": hashes,
         "filters": dataclasses.asdict(config.filters),
@@ -216,17 +229,15 @@ def _training_counts(kept: Filtered, users: Int64s, offsets: Int64s, train_end: 
     return counts
 
 
-def _write_arrays(kept: Filtered, items: Int64s, offsets: Int64s, train_end: Int64s,
+def _write_arrays(kept: Filtered, index: npt.NDArray[np.int32], offsets: Int64s, train_end: Int64s,
                   valid_end: Int64s, ratings: npt.NDArray[np.float32] | None, per_second: int,
                   folder: Path) -> dict[str, str]:
     """The `.npy` files; returns the sha256 of each one's values.
 
-    ratings: the different ones, rising; none: they are not kept. per_second: ticks of the rows'
-      times in a second, the unit that is written.
+    index: number of each item code. ratings: the different ones, rising; none: they are not kept.
+    per_second: ticks of the rows' times in a second, the unit that is written.
     """
     count = int(offsets[-1])
-    index = np.zeros(len(kept.items), np.int32)
-    index[items] = np.arange(len(items), dtype=np.int32)
     types = {"items": np.int32, **({"times": np.int64} if kept.files.times else {}),
              **({} if ratings is None else {"ratings": np.uint8})}
     with contextlib.ExitStack() as stack:

@@ -174,6 +174,21 @@ class SplitConfig:
 
 
 @dataclass(frozen=True)
+class Withheld:
+    """Items that training never sees, to measure what is recommended of new ones.
+
+    share: of the items, whose interactions leave every part of the split and are kept beside it.
+    seed: which ones.
+    """
+
+    share: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check(self, "withheld.", share=Range(0, 1, high_open=True), seed=at_least(0, 2**32 - 1))
+
+
+@dataclass(frozen=True)
 class PrepareConfig:
     """A whole `prepare` job.
 
@@ -208,6 +223,7 @@ class PrepareConfig:
     item_features: tuple[ItemFeature, ...] = ()
     filters: Filters = field(default_factory=Filters)
     split: SplitConfig = field(default_factory=SplitConfig)
+    withheld: Withheld = field(default_factory=Withheld)
     max_bad_share: float = 0.01
     memory_rows: int = 8_000_000
     overwrite: bool = False

@@ -10,7 +10,8 @@ turns a query so that its product with the stored row is that with the vector:
     h . (e + A x) = [h, A h] . [e, x]
 
 The same source is used in training, evaluation, export and recommendation. Without content both
-functions are the identity.
+functions are the identity. In training an item's own values may be left out by chance, so that
+its content learns to stand alone (DropoutNet, Volkovs et al., NeurIPS 2017): see `without_own`.
 """
 
 from __future__ import annotations
@@ -42,6 +43,27 @@ class RowSource(NamedTuple):
     def width(self) -> int:
         """Columns of a stored row."""
         return self.dim + self.columns
+
+    @property
+    def drop(self) -> float:
+        """The share of steps in which an item has its content alone; 1: it has no other values."""
+        return max((part.drop for part in self.content), default=0.0)
+
+    def without_own(self, key: Array, rows: Array, items: Array) -> Array:
+        """Stored rows `[..., w]` of `items` `[...]`, with 0 for the own values of those that have
+        their content alone in the step of `key`.
+
+        Whether an item does is a function of key and id, so it holds wherever a step reads it.
+        """
+        if not self.drop:
+            return rows
+
+        def draw(item: Array) -> Array:
+            return jax.random.uniform(jax.random.fold_in(key, item))
+
+        kept = jax.vmap(draw)(items.reshape(-1)).reshape(items.shape) >= self.drop
+        own = jnp.where(kept[..., None], rows[..., :self.dim], 0)
+        return jnp.concatenate([own, rows[..., self.dim:]], axis=-1)
 
     def compose(self, params: Mapping[str, Array], rows: Array) -> Array:
         """Stored rows `[..., d + c]` -> vectors `[..., d]`."""

@@ -37,6 +37,12 @@ def with_fixed(table: Table, mesh: Mesh, columns: int,
     return table.replace(rows=joined(table.trained, fixed), fixed=columns)
 
 
+def leave_rows(rows: Array, grads: Array, state: Any, hyper: Any) -> tuple[Array, Any]:
+    """The `update` of a row optimizer that leaves everything as it is."""
+    del grads, hyper
+    return rows, state
+
+
 def trained_only(update: RowUpdate, fixed: int) -> RowUpdate:
     """A row optimizer's `update` that leaves the last `fixed` columns as they are."""
     if not fixed:

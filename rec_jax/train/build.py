@@ -27,6 +27,7 @@ from rec_jax.metrics import rank_metrics
 from rec_jax.model.encoder import Encoder, build_encoder
 from rec_jax.model.encoders import uses_users
 from rec_jax.model.optimizer import dense_optimizer, schedule
+from rec_jax.model.rows import RowSource
 from rec_jax.objectives.rating import Config as Rating
 from rec_jax.run import RunConfig, modes_of, tables_of, targets_of, update_of
 from rec_jax.tables import ITEMS, USERS, RowMap, Table, init_table, row_optimizer, rows_over
@@ -125,6 +126,8 @@ def with_content(table: Table, content: OpenContent, mesh: Mesh) -> Table:
     """The table of the items with the columns of their content, where the run has any."""
     if not content.parts:
         return table
+    if RowSource(table.rows.shape[1], content.parts).drop == 1:  # nothing reads or trains them
+        table = table.replace(rows=table.rows * 0)
     return with_fixed(table, mesh, sum(part.columns for part in content.parts), content.read)
 
 

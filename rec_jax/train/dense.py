@@ -39,7 +39,8 @@ class DenseCatalogue(Answers):
         trained = parameters["rows"] if table.trains_bias else parameters
         self._bias = parameters["bias"] if table.trains_bias else table.bias
         fixed = table.rows[:, trained.shape[1]:].astype(jnp.float32)
-        self._stored = jnp.concatenate([trained, fixed], axis=1) if table.fixed else trained
+        stored = jnp.concatenate([trained, fixed], axis=1) if table.fixed else trained
+        self._stored = composed.in_step(stored, table.row_map.ids(jnp.arange(len(stored))))
         self._compute, self._ids = setting.compute, ids
 
     def softmax(self, queries: Array, targets: Array, *, scale: float = 1.0,

@@ -92,20 +92,23 @@ class Composed(NamedTuple):
     """How a table's stored rows become vectors, see `rec_jax.model.rows`, with its parameters.
 
     vectors: stored rows `[..., w]` -> vectors `[..., d]`; queries: `[..., d]` -> `[..., w]`, with
-    the same products.
+    the same products. in_step: stored rows `[..., w]`, ids `[...]` -> the rows as the step has
+    them, without the own values of some items.
     """
 
     vectors: Callable[[Array], Array]
     queries: Callable[[Array], Array]
+    in_step: Callable[[Array, Array], Array]
 
 
-def composed(source: RowSource, params: Params) -> Composed:
-    """The functions of `source` with their parameters."""
+def composed(source: RowSource, params: Params, key: Array) -> Composed:
+    """The functions of `source` with their parameters. key: of the step's `streams.ROWS`."""
     return Composed(functools.partial(source.compose, params),
-                    functools.partial(source.expand, params))
+                    functools.partial(source.expand, params),
+                    functools.partial(source.without_own, key))
 
 
-STORED = Composed(lambda rows: rows, lambda queries: queries)
+STORED = Composed(lambda rows: rows, lambda queries: queries, lambda rows, ids: rows)
 """Rows are the vectors themselves."""
 
 

@@ -25,9 +25,9 @@ class SparseCatalogue(Answers):
 
     def stored(self, name: str) -> Array:
         """See `TableCatalogue`."""
-        if name in self._shared:
-            return self._shared[name]
-        return rows_named(self._each[name], self._ids[name])
+        ids = self._ids[name]
+        rows = (self._shared[name] if name in self._shared else rows_named(self._each[name], ids))
+        return self._composed.in_step(rows, ids.ids)
 
 
 def open_table(setting: Setting, name: str, table: Table, request: Request) -> OpenTable:
@@ -36,7 +36,7 @@ def open_table(setting: Setting, name: str, table: Table, request: Request) -> O
 
     def catalogue(shared: Any, each: Any, ids: Mapping[str, Ids],
                   composed: Composed) -> SparseCatalogue:
-        return SparseCatalogue(setting, table, shared, each, ids, composed)
+        return SparseCatalogue(setting, table, shared, each, {**ids, **request.shared}, composed)
 
     def close(gradients: Gradients) -> Table:
         to_rows = fetched.pull(gradients.parameters, gradients.slices)

@@ -38,7 +38,7 @@ from rec_jax.train.mode import (
     weighted,
 )
 from rec_jax.train.state import TrainState, averaged, dense_part, state_shardings, weights
-from rec_jax.train.tables import check_modes, hyper_of, open_tables
+from rec_jax.train.tables import check_drop, check_modes, hyper_of, open_tables
 
 
 class StepMetrics(NamedTuple):
@@ -85,6 +85,7 @@ def make_train_step(encoder: Encoder, objective: Objective,
     modes = modes or dict.fromkeys(tables, "dense")
     mesh = mesh or make_mesh(MeshConfig())
     check_modes(objective, tables, modes, ema, rate)
+    check_drop(encoder.source.drop, modes[ITEMS])
     setting = Setting(encoder, objective, tables, modes, mesh, DTYPES[precision])
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
@@ -96,6 +97,7 @@ def make_train_step(encoder: Encoder, objective: Objective,
             objective.plan(batch, keys, state.items.num_items).settled(), mesh.size)
         present = tasks.present
         assert present is not None
+        rows_key = streams.of_step(run, now, streams.ROWS)
         dropout = streams.of_micro_batches(run, now, count, streams.DROPOUT)
         opened, ids, tasks = open_tables(setting, state, batch, tasks, keys.step)
         constant = {"shared": tasks.shared, "constants": tasks.constants}
@@ -106,7 +108,7 @@ def make_train_step(encoder: Encoder, objective: Objective,
             params = shared["encoder"]
             answers = {name: table.catalogue(
                 shared["tables"][name], slices[name], ids[name],
-                composed(encoder.source, params) if name == ITEMS else STORED)
+                composed(encoder.source, params, rows_key) if name == ITEMS else STORED)
                 for name, table in opened.items()}
             users = answers[USERS].stored(READ) if USERS in answers else None
             queries = queries_of(setting, params, answers[setting.reads].stored(READ), micro,

@@ -19,7 +19,7 @@ from rec_jax.errors import InputError
 from rec_jax.objectives.base import Ids
 from rec_jax.tables import Table, row_optimizer
 from rec_jax.tables.bias import update_bias
-from rec_jax.tables.fixed import trained_only
+from rec_jax.tables.fixed import leave_rows, trained_only
 from rec_jax.tables.on_mesh import apply_streamed, apply_streamed_with_bias, full_softmax
 from rec_jax.tables.update_streamed import Scored
 from rec_jax.train.fetched import fetch_rows
@@ -94,7 +94,8 @@ def open_table(setting: Setting, name: str, table: Table, request: Request) -> O
 
     def catalogue(shared: Any, parts: Any, ids: Mapping[str, Ids],
                   composed: Composed) -> StreamedCatalogue:
-        return StreamedCatalogue(setting, table, parts, shared, ids, composed)
+        return StreamedCatalogue(setting, table, parts, shared, {**ids, **request.shared},
+                                 composed)
 
     def close(gradients: Gradients) -> Table:
         joined = None
@@ -110,6 +111,8 @@ def open_table(setting: Setting, name: str, table: Table, request: Request) -> O
             to_zeros["lse"])))
         own = row_optimizer(setting.tables[name].optimizer).update
         update = trained_only(own, table.fixed)
+        if setting.encoder.source.drop == 1:  # items have no values of their own
+            update = leave_rows
         if table.bias is None or not table.trains_bias:
             return apply_streamed(setting.mesh, table, scored, joined, update, gradients.hyper,
                                   bias=table.bias, seed=gradients.seed, **asked.scoring)

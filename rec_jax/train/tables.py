@@ -101,6 +101,15 @@ def check_modes(objective: Objective, tables: Mapping[str, TableConfig],
                              "learning rate; expected `rate` or table.optimizer.rate")
 
 
+def check_drop(drop: float, mode: ModeName) -> None:
+    """Raises InputError where items would be scored without their own values by a table in `mode`
+    that cannot leave them out."""
+    if 0 < drop < 1 and mode == "streamed":
+        raise InputError(f"content.drop = {drop:g} leaves out some items' own values in a step, "
+                         "and a streamed table is scored as it is stored; expected content.drop = "
+                         "0 or 1, or table.update = 'dense'")
+
+
 def hyper_of(table: TableConfig, rate: optax.Schedule | None, now: Array) -> Hyper:
     """The scalars of a table's row optimizer: its own rate, or that of the schedule."""
     own = table.optimizer.rate

@@ -11,7 +11,9 @@ import pytest
 from dense_step import LENGTH, D, Trained, V, log_softmax
 from examples import example
 
-from rec_jax.data.content import Content
+from rec_jax import streams
+from rec_jax.data.content import Content, ContentConfig, check_different
+from rec_jax.errors import InputError
 from rec_jax.model.rows import RowSource
 from rec_jax.objectives import next_item, sampled_softmax
 
@@ -66,3 +68,69 @@ def test_matrices_begin_by_seed_and_name() -> None:
     assert not np.array_equal(one["content/title"], other["content/title"])
     assert not np.array_equal(one["content/title"][:2], one["content/image"])
     assert 0.05 < float(jnp.std(jax.numpy.concatenate(list(one.values())))) < 0.2
+
+
+def dropped(rate: float) -> RowSource:
+    return RowSource(D, tuple(part._replace(drop=rate) for part in SOURCE.content))
+
+
+@pytest.mark.parametrize("mesh", [(1, 1), (2, 4)], ids=str)
+@pytest.mark.parametrize("mode", ["dense", "sparse"])
+def test_the_step_leaves_out_the_own_values_of_some_items_wherever_it_reads_them(
+        mode: str, mesh: tuple[int, int]) -> None:
+    content = np.random.default_rng(1).standard_normal((V, 5)).astype(np.float32)
+    objective = (sampled_softmax.Config(count=V, backend="xla") if mode == "sparse"
+                 else next_item.Config(backend="xla"))
+    trained = Trained(objective, history.Config(), mode, mesh, accumulate=1, source=dropped(0.5),
+                      fixed=content)
+    key = streams.of_step(streams.of_steps(0), jnp.int32(0), streams.ROWS)
+    kept = np.array([float(jax.random.uniform(jax.random.fold_in(key, item))) >= 0.5
+                     for item in range(V)])
+    assert 8 < kept.sum() < V - 8
+    batch = {name: value.reshape(-1, LENGTH) for name, value in trained.batch.items()}
+    live = batch["targets"] >= 0
+
+    def loss(params: Any, items: Any, users: Any) -> Any:
+        vectors = (items * kept[:, None] + content[:, :3] @ params["content/title"]
+                   + content[:, 3:] @ params["content/image"])
+        logs = log_softmax(trained.queries(params, vectors, users) @ vectors.T)
+        chosen = jnp.take_along_axis(logs, np.maximum(batch["targets"], 0)[..., None], -1)[..., 0]
+        return -jnp.sum(jnp.where(live, chosen, 0.0)) / live.sum()
+
+    trained.check(loss)
+    moved = np.abs(trained.after.parts[1] - trained.before.parts[1]).max(axis=1) > 0
+    assert not moved[~kept].any() and moved[kept].any()
+
+
+@pytest.mark.parametrize("mode", ["dense", "streamed", "sparse"])
+def test_with_content_alone_nothing_else_is_read_or_trained(mode: str) -> None:
+    content = np.random.default_rng(1).standard_normal((V, 5)).astype(np.float32)
+    objective = (sampled_softmax.Config(count=V, backend="xla") if mode == "sparse"
+                 else next_item.Config(backend="xla"))
+    trained = Trained(objective, history.Config(), mode, (1, 1), source=dropped(1.0),
+                      fixed=content, init_scale=0.0)
+    assert not trained.after.parts[1].any()
+    batch = {name: value.reshape(-1, LENGTH) for name, value in trained.batch.items()}
+    live = batch["targets"] >= 0
+
+    def loss(params: Any, items: Any, users: Any) -> Any:
+        vectors = (0 * items + content[:, :3] @ params["content/title"]
+                   + content[:, 3:] @ params["content/image"])
+        logs = log_softmax(trained.queries(params, vectors, users) @ vectors.T)
+        chosen = jnp.take_along_axis(logs, np.maximum(batch["targets"], 0)[..., None], -1)[..., 0]
+        return -jnp.sum(jnp.where(live, chosen, 0.0)) / live.sum()
+
+    trained.check(loss)
+
+
+def test_a_streamed_table_that_cannot_leave_values_out_says_so() -> None:
+    with pytest.raises(InputError, match=r"expected content\.drop = 0 or 1, or table\.update"):
+        Trained(next_item.Config(backend="xla"), history.Config(), "streamed", (1, 1),
+                source=dropped(0.5), fixed=np.zeros((V, 5), np.float32))
+
+
+def test_entries_with_different_rates_are_refused() -> None:
+    with pytest.raises(InputError, match=r"drop is 0 in one entry, 0.5 in another"):
+        check_different([ContentConfig("a"), ContentConfig("b", drop=0.5)])
+    with pytest.raises(InputError, match=r"content\.drop"):
+        ContentConfig("a", drop=1.5)

@@ -94,11 +94,13 @@ def lists_agree(run: Path, **given: Any) -> None:
         assert ids[int(target)] in {row.item for row in rows}
 
 
-@pytest.mark.parametrize("mode", slow_but("sparse", MODES))
-def test_content_is_a_part_of_the_rows(mode: str, with_vectors: Path, tiny_mapping: Mapping,
-                                       tmp_path: Path) -> None:
+@pytest.mark.parametrize(("mode", "drop"), [
+    ("sparse", 0.3), *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ("dense", 0.0), ("dense", 0.3), ("streamed", 0.0), ("streamed", 1.0)))])
+def test_content_is_a_part_of_the_rows(mode: str, drop: float, with_vectors: Path,
+                                       tiny_mapping: Mapping, tmp_path: Path) -> None:
     mapping = tiny_mapping(*STEPS, *MODES[mode], f"data.path='{with_vectors}'")
-    mapping["content"] = [{"name": "text"}]
+    mapping["content"] = [{"name": "text", "drop": drop}]
     resumed_like(mapping, tmp_path)
     run = tmp_path / "whole"
     found = arrays(run)
@@ -111,6 +113,7 @@ def test_content_is_a_part_of_the_rows(mode: str, with_vectors: Path, tiny_mappi
 
         numbers = read_row_map(order["row_map"], len(content)).rows(numbers)
     np.testing.assert_array_equal(rows[numbers, 16:], content)
+    assert rows[numbers, :16].any() == (drop < 1)
     vectors = rows[numbers, :16] + content @ matrix
     for name, given in (("disk", run), ("mesh", api.load(run))):
         out = api.export(given, out=tmp_path / name, what="items")
