@@ -14,7 +14,7 @@ import numpy.typing as npt
 from rec_jax.data.dataset import Dataset
 from rec_jax.errors import InputError
 
-FOLDER, RATING = "values", "rating"
+FOLDER, RATING, PROPENSITY = "values", "rating", "propensity"
 
 Float32s = npt.NDArray[np.float32]
 
@@ -34,7 +34,7 @@ def read_values(name: str, dataset: Dataset, places: npt.NDArray[np.int64]) -> F
     """The numbers f32 `[n]` of the interactions at `places`; an unknown rating is 0.
 
     Raises:
-      InputError: one of them is no finite number.
+      InputError: one of them is no finite number, or a propensity no probability above 0.
     """
     if name == RATING:
         assert dataset.ratings is not None
@@ -44,6 +44,9 @@ def read_values(name: str, dataset: Dataset, places: npt.NDArray[np.int64]) -> F
     if bad.size:
         raise InputError(f"{dataset.folder}/{FOLDER}/{name}.npy holds {found[bad[0]]} at "
                          f"interaction {places[bad[0]]}; expected finite numbers")
+    if name == PROPENSITY and (bad := np.flatnonzero((found <= 0) | (found > 1))).size:
+        raise InputError(f"{dataset.folder}/{FOLDER}/{name}.npy holds {found[bad[0]]} at "
+                         f"interaction {places[bad[0]]}; expected probabilities above 0")
     return found
 
 

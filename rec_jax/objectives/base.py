@@ -150,6 +150,12 @@ class Catalogue(Protocol):
         """
         ...
 
+    def entropy(self, queries: Array, lse: Array, *, scale: float = 1.0,
+                softcap: float | None = None) -> Array:
+        """f32 `[N]`, of the softmax over all items, with the log-normalisers that `softmax` gave
+        for the same queries and scores."""
+        ...
+
     def rows(self, name: str) -> Array:
         """Rows `[..., d]` of the ids that the task names so: "labels", or of `reads`, `shared`."""
         ...
