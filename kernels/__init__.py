@@ -5,6 +5,7 @@ rest of the project. `docs/kernels.md` explains the mathematics and the backends
 """
 
 from .dispatch import BACKENDS, PREFERENCE, describe, explain
+from .entropy import softmax_entropy
 from .exclusion import Exclude
 from .primitives import Backend, Problem, RowUpdate, SparseRows
 from .rank import target_rank
@@ -23,6 +24,7 @@ __all__ = [
     "Updated",
     "describe",
     "explain",
+    "softmax_entropy",
     "softmax_item_update",
     "softmax_loss",
     "target_rank",

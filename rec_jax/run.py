@@ -189,6 +189,9 @@ class RunConfig:
             raise InputError(f"bias: objective {self.objective.kind!r} does not score the whole "
                              "catalogue; expected bias.trained = false and bias.strength = 0 (a "
                              "bias.serve_strength may be given)")
+        if self.bias.in_loss and self.objective.needs.search:
+            raise InputError(f"bias: objective {self.objective.kind!r} searches the catalogue by "
+                             "its rows alone; expected bias.trained = false and bias.strength = 0")
         if self.evaluate.metric in RATING_METRICS and not isinstance(self.objective, Rating):
             raise InputError(f"evaluate.metric {self.evaluate.metric!r} is of ratings, which "
                              f"objective {self.objective.kind!r} does not predict; expected a "

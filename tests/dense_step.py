@@ -44,8 +44,11 @@ def make_batch(seed: int, accumulate: int = 1) -> dict[str, Array]:
              "users": users, "histories": np.tile([2, 4, -1, -1, -1, -1], (ROWS, 1)),
              "values/rating": np.where(targets >= 0, random.integers(1, 6, items.shape), 0),
              "values/reward": np.where(targets >= 0, random.standard_normal(items.shape), 0)}
+    batch["values/propensity"] = np.where(targets >= 0, random.uniform(0.005, 0.1, items.shape), 0)
+    batch["log_q"] = np.where(targets >= 0, np.log(random.uniform(0.01, 0.1, items.shape)), 0)
     return {name: value.reshape(accumulate, -1, LENGTH).astype(
-        np.float32 if "values" in name else np.int32) for name, value in batch.items()}
+        np.float32 if "/" in name or name == "log_q" else np.int32)
+        for name, value in batch.items()}
 
 
 class Trained:

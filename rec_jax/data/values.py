@@ -16,13 +16,13 @@ import numpy.typing as npt
 from rec_jax.data.dataset import Dataset
 from rec_jax.errors import InputError
 
-FOLDER, RATING = "values", "rating"
+FOLDER, RATING, PROPENSITY = "values", "rating", "propensity"
 
 Float32s = npt.NDArray[np.float32]
 Places = npt.NDArray[np.int64]
 Reader = Callable[[Places], Float32s]
 """Places of n interactions in the dataset's arrays -> their numbers f32 `[n]`; it raises InputError
-where one of them is no finite number."""
+where one of them is no finite number, or a propensity no probability above 0."""
 
 
 def open_values(names: Sequence[str], dataset: Dataset) -> dict[str, Reader]:
@@ -66,4 +66,7 @@ def _read(values: Float32s, path: Path, places: Places) -> Float32s:
     if bad.size:
         raise InputError(f"{path} holds {found[bad[0]]} at interaction {places[bad[0]]}; expected "
                          "finite numbers")
+    if path.stem == PROPENSITY and (bad := np.flatnonzero((found <= 0) | (found > 1))).size:
+        raise InputError(f"{path} holds {found[bad[0]]} at interaction {places[bad[0]]}; expected "
+                         "probabilities above 0")
     return found

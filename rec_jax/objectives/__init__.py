@@ -14,6 +14,8 @@ OBJECTIVES = {
     "in_batch": "rec_jax.objectives.in_batch",
     "masked_item": "rec_jax.objectives.masked_item",
     "next_item": "rec_jax.objectives.next_item",
+    "policy_gradient": "rec_jax.objectives.policy_gradient",
+    "q_learning": "rec_jax.objectives.q_learning",
     "rating": "rec_jax.objectives.rating",
     "rating_distribution": "rec_jax.objectives.rating_distribution",
     "sampled_softmax": "rec_jax.objectives.sampled_softmax",

@@ -18,6 +18,9 @@ from rec_jax.kernels import Backend
 from rec_jax.kernels.dispatch import BACKENDS
 
 Array = jax.Array
+EVERY = 2**31 - 1
+"""As many queries as a step has."""
+
 Batch = Mapping[str, Any]
 """Arrays `[A, B, L]` of A micro-batches by name: items, targets (-1: none), segments (0: padding)
 and positions int32; what an objective needs besides is there by its name (`Needs.values`)."""
@@ -91,7 +94,7 @@ class Needs(NamedTuple):
     normaliser: its loss asks for the catalogue's log-normaliser, so every row has a gradient.
     mean_row: it asks for the mean row.
     labels: it reads the rows of `Task.targets`, as "labels".
-    search: how many queries of a step search the catalogue; 0: none.
+    search: how many queries of a step search the catalogue; 0: none; or `EVERY`.
     log_q: batches carry f32 `log_q`, log of each target's share of all labels of the data.
     values: names of per-interaction arrays of the dataset; batches carry those of the targets, f32
       `values/NAME`.
@@ -124,11 +127,15 @@ class Search(NamedTuple):
     top_k: (queries `[n, d]`, k, exclude int32 `[n, s]` or None) -> scores f32 and ids int32
       `[n, k]` of the best items of the catalogue, -1 where there are none: one more pass over
       the table.
+    scores: (queries `[n, d]`, ids int32 `[n]`) -> f32 `[n]`, those of one item each.
+    average: the same by the moving average of all weights, where a run has one (`train.ema`).
     """
 
     num_items: int
     queries: Callable[[], Array]
     top_k: Callable[[Array, int, Array | None], tuple[Array, Array]]
+    scores: Callable[[Array, Array], Array]
+    average: Search | None = None
 
 
 class Catalogue(Protocol):
@@ -148,6 +155,12 @@ class Catalogue(Protocol):
 
         queries: `[N, d]`; targets: int32 `[N]`, -1 where only the log-normaliser is wanted.
         """
+        ...
+
+    def entropy(self, queries: Array, lse: Array, *, scale: float = 1.0,
+                softcap: float | None = None) -> Array:
+        """f32 `[N]`, of the softmax over all items, with the log-normalisers that `softmax` gave
+        for the same queries and scores."""
         ...
 
     def rows(self, name: str) -> Array:

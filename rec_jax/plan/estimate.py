@@ -100,7 +100,7 @@ def make_plan(config: RunConfig, num_items: int, devices: Devices) -> Plan:
     sampled = not objective.needs.normaliser
     drawn, alike = drawn_rows(task)
     pairs = objective.pairs(predicted, rows)
-    mined = objective.needs.search  # each device's shard is scanned for all of them
+    mined = min(objective.needs.search, predicted)  # each device's shard is scanned for all of them
 
     per_row, constant = _STATE[table.optimizer.kind]
     shards = count if mode == "streamed" else items  # ranges that the rows are cut into

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from rec_jax.kernels import RowUpdate, Updated, softmax_loss, top_k
+from rec_jax.kernels import RowUpdate, Updated, softmax_entropy, softmax_loss, top_k
 from rec_jax.mesh import BOTH, ITEMS, Axes
 from rec_jax.tables import gather
 from rec_jax.tables.gather import Route, Shards
@@ -119,6 +119,23 @@ def full_softmax(mesh: Mesh, queries: Array, rows: Array, targets: Array, *, num
     rows_cut = P() if shards.axis is None else P(over)
     return island(body, mesh, (cut, rows_cut, cut, rows_cut), (cut, cut), check=True)(
         queries, rows, targets, bias)
+
+
+def full_entropy(mesh: Mesh, queries: Array, rows: Array, lse: Array, *, num_items: int,
+                 over: Axes = (ITEMS,), bias: Array | None = None, logit_scale: float = 1.0,
+                 softcap: float | None = None) -> Array:
+    """`softmax_entropy` against a table over the mesh, f32 `[N]`: arguments, result and where they
+    lie are those of `full_softmax`, whose log-normalisers `lse` are."""
+    shards = shards_of(mesh, over)
+
+    def body(queries: Array, rows: Array, lse: Array, bias: Array | None) -> Array:
+        return softmax_entropy(queries, rows, lse, bias=bias, logit_scale=logit_scale,
+                               softcap=softcap, num_items=num_items, axis_name=shards.axis)
+
+    cut = P(tuple(axis for axis in BOTH if axis not in over))
+    rows_cut = P() if shards.axis is None else P(over)
+    return island(body, mesh, (cut, rows_cut, cut, rows_cut), cut, check=True)(
+        queries, rows, lse, bias)
 
 
 def shared_softmax(mesh: Mesh, queries: Array, rows: Array, targets: Array, *, bias: Array,

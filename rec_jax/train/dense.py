@@ -15,7 +15,7 @@ import optax
 from rec_jax.objectives.base import Ids
 from rec_jax.objectives.full_softmax import mean_of_rows
 from rec_jax.tables import Table
-from rec_jax.tables.on_mesh import full_softmax
+from rec_jax.tables.on_mesh import full_entropy, full_softmax
 from rec_jax.tables.update_dense import update_dense
 from rec_jax.train.mode import (
     STORED,
@@ -52,6 +52,14 @@ class DenseCatalogue(Answers):
             self._mesh, queries, self._vectors.astype(self._compute), table.row_map.rows(targets),
             num_items=table.num_items, over=table.over, bias=self._bias, logit_scale=scale,
             softcap=softcap, backend=backend)
+
+    def entropy(self, queries: Array, lse: Array, *, scale: float = 1.0,
+                softcap: float | None = None) -> Array:
+        """See `Catalogue`."""
+        return full_entropy(
+            self._mesh, queries, self._vectors.astype(self._compute), lse,
+            num_items=self._table.num_items, over=self._table.over, bias=self._bias,
+            logit_scale=scale, softcap=softcap)
 
     @property
     def _vectors(self) -> Array:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from rec_jax.model.encoder import Params
 from rec_jax.objectives.base import Search, Task
 from rec_jax.tables import Table
+from rec_jax.train.dense import take_rows
 from rec_jax.train.mode import Array, Batch, Setting, queries_of, top_k
 
 
@@ -30,4 +32,10 @@ def search_in(setting: Setting, table: Table, params: Params, batch: Batch, task
         expanded = setting.encoder.source.expand(params, queries)
         return top_k(setting.mesh, table, expanded, k, exclude)
 
-    return Search(table.num_items, queries, best)
+    def scores(queries: Array, ids: Array) -> Array:
+        rows = take_rows(table.rows, table.row_map.rows(ids))
+        expanded = setting.encoder.source.expand(params, queries)
+        return jax.lax.stop_gradient(jnp.sum(
+            expanded.astype(jnp.float32) * rows.astype(jnp.float32), axis=-1))
+
+    return Search(table.num_items, queries, best, scores)

@@ -9,18 +9,25 @@ tables, further labels) are fetched as in `sparse`, and their gradients join in 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from rec_jax.errors import InputError
+from rec_jax.kernels.entropy import EntropySide
 from rec_jax.objectives.base import Ids
 from rec_jax.tables import Table, row_optimizer
 from rec_jax.tables.bias import update_bias
+from rec_jax.tables.entropy import adding_entropy, with_offsets, without_offsets
 from rec_jax.tables.fixed import leave_rows, trained_only
-from rec_jax.tables.on_mesh import apply_streamed, apply_streamed_with_bias, full_softmax
+from rec_jax.tables.on_mesh import (
+    apply_streamed,
+    apply_streamed_with_bias,
+    full_entropy,
+    full_softmax,
+)
 from rec_jax.tables.update_streamed import Scored
 from rec_jax.train.fetched import fetch_rows
 from rec_jax.train.mode import Array, Composed, Gradients, OpenTable, Request, Setting
@@ -31,7 +38,8 @@ from rec_jax.train.sparse import SparseCatalogue
 @dataclass(frozen=True)
 class Asked:
     """The softmax that the loss asked for, as the update needs it: queries `[N, d]`, rows of the
-    targets int32 `[N]`, the answers f32 `[N]`; how it scored is static."""
+    targets int32 `[N]`, the answers f32 `[N]`. Static: how it scored, and whether the entropy was
+    asked for as well."""
 
     queries: Array
     targets: Array
@@ -40,6 +48,7 @@ class Asked:
     logit_scale: float = field(metadata={"static": True})
     softcap: float | None = field(metadata={"static": True})
     backend: str = field(metadata={"static": True})
+    entropy: bool = field(default=False, metadata={"static": True})
 
     @property
     def scoring(self) -> dict[str, Any]:
@@ -72,6 +81,22 @@ class StreamedCatalogue(SparseCatalogue):
         self.asked = (Asked(queries, targets, loss, lse, scale, softcap, backend),)
         return loss, lse
 
+    def entropy(self, queries: Array, lse: Array, *, scale: float = 1.0,
+                softcap: float | None = None) -> Array:
+        """See `Catalogue`. The rows' gradient is added in the update, tile by tile."""
+        table = self._table
+        if not self.asked:
+            raise InputError("a streamed table gives the entropy of the softmax that was asked "
+                             "for; expected `softmax` before it")
+        if table.trains_bias:
+            raise InputError("a streamed table gives its entropy no gradient of a trained bias; "
+                             "expected bias.trained = false, or table.update = 'dense'")
+        self.asked = (replace(self.asked[0], entropy=True),)
+        return self._zeros["entropy"] + full_entropy(
+            self._mesh, self._composed.queries(queries), jax.lax.stop_gradient(table.rows), lse,
+            num_items=table.num_items, over=table.over, bias=table.bias, logit_scale=scale,
+            softcap=softcap)
+
     def bias(self, name: str) -> Array | None:
         """See `Catalogue`."""
         table = self._table
@@ -90,7 +115,7 @@ def open_table(setting: Setting, name: str, table: Table, request: Request) -> O
     fetched = None if request.empty else fetch_rows(setting, name, table, request)
     zeros = jnp.zeros(request.positions, jnp.float32)
     slices = {"each": {} if fetched is None else fetched.each,
-              "zeros": {"loss": zeros, "lse": zeros}}
+              "zeros": {"loss": zeros, "lse": zeros, "entropy": zeros}}
 
     def catalogue(shared: Any, parts: Any, ids: Mapping[str, Ids],
                   composed: Composed) -> StreamedCatalogue:
@@ -113,6 +138,14 @@ def open_table(setting: Setting, name: str, table: Table, request: Request) -> O
         update = trained_only(own, table.fixed)
         if setting.encoder.source.drop == 1:  # items have no values of their own
             update = leave_rows
+        if asked.entropy:
+            side = EntropySide(scored.queries, scored.lse, to_zeros["entropy"].reshape(-1))
+            moved = apply_streamed(
+                setting.mesh, with_offsets(table), scored, joined,
+                adding_entropy(update, asked.logit_scale, asked.softcap),
+                (gradients.hyper, side), bias=table.bias, seed=gradients.seed,
+                **{**asked.scoring, "backend": "xla"})
+            return without_offsets(moved)
         if table.bias is None or not table.trains_bias:
             return apply_streamed(setting.mesh, table, scored, joined, update, gradients.hyper,
                                   bias=table.bias, seed=gradients.seed, **asked.scoring)

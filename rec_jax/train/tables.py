@@ -10,7 +10,7 @@ import optax
 
 from rec_jax.errors import InputError
 from rec_jax.objectives import Objective, Task
-from rec_jax.objectives.base import Ids, Searching
+from rec_jax.objectives.base import Ids, Search, Searching
 from rec_jax.tables import ITEMS, USERS, Hyper, TableConfig
 from rec_jax.tables.choose import Mode as ModeName
 from rec_jax.train import dense, sparse, streamed
@@ -52,9 +52,11 @@ def open_tables(setting: Setting, state: TrainState, batch: Batch, tasks: Task, 
                                                Request(ids[name]))
               for name in ids if name != ITEMS}
     if setting.objective.needs.search:
-        tasks = cast(Searching, setting.objective).mine(tasks, key, search_in(
-            setting, state.items, state.encoder, batch, tasks,
-            lambda: _input_rows(setting, state, opened, inputs)))
+        search = search_in(setting, state.items, state.encoder, batch, tasks,
+                           lambda: _input_rows(setting, state, opened, inputs))
+        average = _average_search(setting, state, batch, tasks, inputs)
+        tasks = cast(Searching, setting.objective).mine(
+            tasks, key, search._replace(average=average))
     ids[ITEMS] |= dict(tasks.reads)
     if tasks.labels is not None:
         ids[ITEMS]["labels"] = Ids(tasks.labels.item, tasks.labels.weight != 0)
@@ -65,6 +67,18 @@ def open_tables(setting: Setting, state: TrainState, batch: Batch, tasks: Task, 
         setting, ITEMS, state.items,
         Request(ids[ITEMS], dict(tasks.shared), tasks.targets.shape))
     return Opened(opened, ids, tasks)
+
+
+def _average_search(setting: Setting, state: TrainState, batch: Batch, tasks: Task, inputs: Ids
+                    ) -> Search | None:
+    """A search by the moving average of the weights, where the state has one."""
+    average = state.average
+    if average is None:
+        return None
+    reads = state.tables[setting.reads]
+    return search_in(
+        setting, state.items.replace(rows=average.tables[ITEMS]), average.encoder, batch, tasks,
+        lambda: dense.take_rows(average.tables[setting.reads], reads.row_map.rows(inputs.ids)))
 
 
 def _input_rows(setting: Setting, state: TrainState, opened: Mapping[str, OpenTable],
