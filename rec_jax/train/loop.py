@@ -33,6 +33,7 @@ from rec_jax.processes import run_on_all
 from rec_jax.progress import Reporter, Silent
 from rec_jax.run import Run, RunConfig
 from rec_jax.tables.choose import optimizer_of, trained_by
+from rec_jax.tables.placement import placement_lines
 from rec_jax.train import backends
 from rec_jax.train.build import Built, build
 from rec_jax.train.feed import whole_batches
@@ -105,6 +106,8 @@ def _train(run: Run, config: RunConfig, built: Built, reporter: Reporter, force:
     tables = "item table" if config.table.tied else "item tables, inputs apart"
     mode = built.choice.mode
     reporter.say(f"{tables}: {mode}, {built.choice.reason}; {trained_by(config.table, mode)}")
+    for line in placement_lines(built.placements):
+        reporter.say(line)
     repeats = repeats_line(built.dataset, config.evaluate, built.validator.panel)
     if repeats:
         reporter.say(repeats)
@@ -119,12 +122,13 @@ def _train(run: Run, config: RunConfig, built: Built, reporter: Reporter, force:
         position.backends = backends.agree(position.backends, reporter)
         clock.mark("library")
         if start is not None and done == 0:
+            built.tiers.check_alone("a run that starts from the rows of another one")
             state = start_from(start, built, run, reporter)
         if jax.process_index() == 0 and run.saved_config() != to_mapping(config):
             save_config(config, run.config_path)  # what a resumed run was allowed to change
         reporter.begin(built.horizon.total, done)
         with MetricsLog(run, first_step=done, primary=jax.process_index() == 0) as log:
-            saver = make_saver(checkpoints, settings, built.choice.mode, reporter)
+            saver = make_saver(checkpoints, settings, built.choice.mode, built.tiers, reporter)
             state = saver.begin(state, done or None)
             loop = _Loop(config, built, saver, log, reporter, position, preemption, clock)
             try:
@@ -150,15 +154,19 @@ class _Loop:
 
     def run(self, state: TrainState, done: int) -> dict[str, Any]:
         settings, horizon = self.config.train, self.built.horizon
-        batches = prefetch(whole_batches(self.built.stream, settings.accumulate,
-                                         self.built.log_share))
+        tiers = self.built.tiers
+        batches = prefetch(tiers.feed(
+            whole_batches(self.built.stream, settings.accumulate, self.built.log_share),
+            state.key, done), settings.lookahead)
         window = _Window()
         mark = time.perf_counter()
         first = True
         try:
             while done < horizon.total and not self._stale():
-                batch, sequences = next(batches)
-                state, metrics = self.built.step(state, place_batch(batch, self.built.mesh))
+                batch, sequences, loaded = next(batches)
+                state, places = tiers.enter(state, loaded)
+                state, metrics = self.built.step(state, place_batch(batch, self.built.mesh),
+                                                 places)
                 if first:
                     self._started(metrics)
                     first = False
@@ -187,6 +195,7 @@ class _Loop:
                     raise Preempted(f"{stop}: stopped after step {done}, which is saved; resume "
                                     f"the run to go on")
         finally:
+            tiers.close()  # before the batches, which may wait for rows
             batches.close()
         self.saver.checkpoints.wait()
         position, stopped = self.position, self._why_stopped()
@@ -248,7 +257,7 @@ class _Loop:
                               f"{figures['sequences_per_second']:,.0f} sequences/s")
 
     def _validate(self, done: int, state: TrainState) -> float:
-        metrics = self.built.validator(state)
+        metrics = self.built.validator(self.built.tiers.whole(state))
         # What is best is the largest here and in checkpoints: errors count by their negatives.
         name = self.config.evaluate.metric
         value = -metrics[name] if name in LOWER_IS_BETTER else metrics[name]
