@@ -288,8 +288,8 @@ def _reads(config: RunConfig, name: str) -> int:
 def _bound(config: RunConfig, name: str, modes: Mapping[str, Mode], processes: int) -> str | None:
     """Why the rows of a table can only lie on the devices; None: they need not."""
     if modes[name] != "sparse":
-        return (f"the table is {modes[name]}, and every step reads all of its rows "
-                "(table.update = 'sparse' needs an objective that samples)")
+        return (f"the table trains {modes[name]}, and a step reads all of its rows (expected "
+                "table.update = 'sparse' and an objective that samples)")
     if config.objective.needs.search:
         return (f"objective {config.objective.kind!r} searches all rows, so the ids of a step are "
                 "not known ahead")

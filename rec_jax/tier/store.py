@@ -8,6 +8,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from rec_jax.compat import MAP_NORESERVE
+from rec_jax.errors import InputError
+
 
 class Leaf(NamedTuple):
     """One array of a table, row by row. shape: of a row; dtype."""
@@ -103,8 +106,13 @@ def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Zeros whose pages take no memory until they are written, in small pages: a row here and
     there should not cost the 2 MiB of a huge one."""
     count = int(np.prod(shape, dtype=np.int64))
-    kind = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-    memory = mmap.mmap(-1, max(1, count * dtype.itemsize), flags=kind)
+    size = count * dtype.itemsize
+    kind = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+    try:
+        memory = mmap.mmap(-1, max(1, size), flags=kind)
+    except OSError as error:
+        raise InputError(f"the system gives no {size / 2**30:.3g} GiB of addresses for the rows of "
+                         f"a table in host memory: {error.strerror}") from None
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         memory.madvise(mmap.MADV_NOHUGEPAGE)
-    return np.frombuffer(memory, np.uint8, count * dtype.itemsize).view(dtype).reshape(shape)
+    return np.frombuffer(memory, np.uint8, size).view(dtype).reshape(shape)

@@ -75,6 +75,8 @@ def run_training(run: Run, config: RunConfig, reporter: Reporter | None = None, 
         # made only when all else is known to fit.
         run_on_all(lambda: lock.take() if run.config_path.exists() else None)
         built = build(config)
+        if start is not None:
+            built.tiers.check_alone("a run that starts from the rows of another one")
         clock.mark("data and model")
         run_on_all(lambda: lock.take(new=new))
         if jax.process_index() == 0 and not run.config_path.exists():
@@ -122,7 +124,6 @@ def _train(run: Run, config: RunConfig, built: Built, reporter: Reporter, force:
         position.backends = backends.agree(position.backends, reporter)
         clock.mark("library")
         if start is not None and done == 0:
-            built.tiers.check_alone("a run that starts from the rows of another one")
             state = start_from(start, built, run, reporter)
         if jax.process_index() == 0 and run.saved_config() != to_mapping(config):
             save_config(config, run.config_path)  # what a resumed run was allowed to change

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from rec_jax import api, config
@@ -33,7 +31,8 @@ class StopAfter(Silent):
     """Lets so many steps pass, and keeps what is said."""
 
     def __init__(self, steps: int = 10**9) -> None:
-        self.left, self.lines = steps, []
+        self.left = steps
+        self.lines: list[str] = []
 
     def say(self, line: str) -> None:
         self.lines.append(line)
@@ -84,9 +83,44 @@ def test_a_stopped_run_goes_on_with_another_placement_to_the_same_bits(
     less = config.build(RunConfig, tiny_mapping(*SPARSE, "table.placement=host", "table.cache=0.7",
                                                 "train.lookahead=0"))
     device = config.build(RunConfig, tiny_mapping(*SPARSE))
-    for settings, steps in ((host, 5), (device, 4), (host, 6), (less, 2)):
+    for settings, steps in ((host, 5), (device, 7)):
         with pytest.raises(Stopped):
             run_training(run, settings, StopAfter(steps))
-    run_training(run, host)
+    run_training(run, less)
     assert arrays(run) == arrays(on_devices)
     assert figures(run) == figures(on_devices)
+
+
+REFUSED = {
+    "a dense table": (("table.update=dense",), "the table trains dense, and a step reads all of"),
+    "mined negatives": (("objective.kind=hard_negatives", "objective.queries=4",
+                         "objective.hard=2", "objective.uniform=4"), "searches all rows"),
+    "a small cache": (("table.cache=20",), r"table.cache = 20 is 20 rows a shard, and a step may "
+                                           r"read 28 of one shard; expected at least 28"),
+    "an average": (("train.ema=0.9",), "train.ema would touch every row in every step"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_is_refused_in_one_line(
+        tiny_mapping: Mapping, tmp_path: Path, what: str) -> None:
+    lines, message = REFUSED[what]
+    with pytest.raises(InputError, match=message) as caught:
+        run_training(Run(tmp_path / "run"), config.build(
+            RunConfig, tiny_mapping(*SPARSE, *HOST, *lines)))
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def test_the_full_softmax_is_refused(tiny_mapping: Mapping, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"table.placement = 'host' cannot be: the table trains "
+                                         r"streamed, and a step reads all of its rows"):
+        run_training(Run(tmp_path / "run"), config.build(
+            RunConfig, tiny_mapping("table.update=streamed", *HOST)))
+
+
+def test_a_run_that_starts_from_another_is_refused(
+        tiny_mapping: Mapping, tmp_path: Path, on_devices: Run) -> None:
+    with pytest.raises(InputError, match=r"starts from the rows of another one needs the rows of "
+                                         r"table 'items' on the devices"):
+        api.train(config.build(RunConfig, tiny_mapping(*SPARSE, *HOST)), run=tmp_path / "run",
+                  start_from=on_devices.folder)
