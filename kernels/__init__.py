@@ -7,7 +7,7 @@ rest of the project. `docs/kernels.md` explains the mathematics and the backends
 from .dispatch import BACKENDS, PREFERENCE, describe, explain
 from .exclusion import Exclude
 from .primitives import Backend, Problem, RowUpdate, SparseRows
-from .rank import target_rank
+from .rank import count_ahead, target_rank, target_scores
 from .softmax import softmax_loss
 from .topk import top_k
 from .update import Updated, softmax_item_update
@@ -21,10 +21,12 @@ __all__ = [
     "RowUpdate",
     "SparseRows",
     "Updated",
+    "count_ahead",
     "describe",
     "explain",
     "softmax_item_update",
     "softmax_loss",
     "target_rank",
+    "target_scores",
     "top_k",
 ]

@@ -293,6 +293,8 @@ def _bound(config: RunConfig, name: str, modes: Mapping[str, Mode], processes: i
     if config.objective.needs.search:
         return (f"objective {config.objective.kind!r} searches all rows, so the ids of a step are "
                 "not known ahead")
+    if isinstance(config.objective, Rating):
+        return "a validation of ratings reads rows that are on the devices"
     if config.content and name == ITEMS:
         return "content is a part of its rows"
     if processes > 1:

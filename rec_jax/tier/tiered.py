@@ -121,10 +121,13 @@ class TieredTable:
     def get(self, leaf: int, first: int, last: int) -> np.ndarray:
         """Rows from `first` to `last` of a leaf of the whole table, as `flush` left them."""
         rows = np.arange(first, last)
-        values = self.store.get(leaf, rows)
-        if leaf == ROWS:
-            new = ~self.store.has(rows)
-            values[new] = self._first(rows[new])
+        return self.rows(rows) if leaf == ROWS else self.store.get(leaf, rows)
+
+    def rows(self, numbers: np.ndarray) -> np.ndarray:
+        """The rows of `numbers` int64 `[n]`: `[n, d]`, as `flush` left them."""
+        values, new = self.store.get(ROWS, numbers), ~self.store.has(numbers)
+        if new.any():
+            values[new] = self._first(numbers[new])
         return values
 
     def fill(self, leaf: int, first: int, values: np.ndarray) -> None:

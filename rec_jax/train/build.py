@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from rec_jax.data.features import find_features
 from rec_jax.data.label_frequency import log_shares
 from rec_jax.dtypes import DTYPES
 from rec_jax.errors import InputError
+from rec_jax.inference.apart import RowsApart, apart, make_apart_ranker
 from rec_jax.inference.evaluate import Ranker, make_ranker, rank_users
 from rec_jax.inference.protocol import Panel, choose_panel, cold_items
 from rec_jax.inference.ratings import RatingPredictor, check_range
@@ -25,7 +27,7 @@ from rec_jax.inference.served import counts_of, reading_of, serving_bias, servin
 from rec_jax.mesh import ITEMS as ITEMS_AXIS
 from rec_jax.mesh import Axes, device_memory, make_mesh, row_sharding
 from rec_jax.metrics import rank_metrics
-from rec_jax.model.encoder import Encoder, build_encoder
+from rec_jax.model.encoder import TABLES, Encoder, build_encoder
 from rec_jax.model.encoders import uses_users
 from rec_jax.model.optimizer import dense_optimizer, schedule
 from rec_jax.objectives.rating import Config as Rating
@@ -202,13 +204,19 @@ class Validator:
                                    reading=reading_of(config), batch=settings.batch, over=over,
                                    row_map=row_map)
 
+        @functools.cache
+        def apart_ranker(row_map: RowMap) -> Ranker:
+            return make_apart_ranker(encoder, dataset.num_items, mesh, cold=cold, over=over,
+                                     filter_seen=settings.filter_seen, row_map=row_map)
+
         self._predictor = predictor if isinstance(config.objective, Rating) else None
         if self._predictor is not None:
             check_range(config.objective, dataset)
             if settings.metric == "auc" and len(dataset.rating_values) != 2:
                 raise InputError(f"evaluate.metric 'auc' is of two ratings, and {dataset.folder} "
                                  f"has {len(dataset.rating_values)}; expected rmse or mae")
-        self._ranker = ranker  # the state that is validated knows the order of its rows
+        # The state that is validated knows the order of its rows.
+        self._ranker, self._apart_ranker = ranker, apart_ranker
         self._bias = serving_values(config, dataset)
 
     @property
@@ -216,12 +224,18 @@ class Validator:
         """Users whose target may not be recommended to them."""
         return int(self.panel.seen.sum()) if self._config.evaluate.filter_seen else 0
 
-    def __call__(self, state: TrainState) -> dict[str, float]:
+    def __call__(self, state: TrainState, away: Mapping[str, RowsApart] | None = None
+                 ) -> dict[str, float]:
+        """Metrics of the weights of `state`; away: rows that lie elsewhere, by table."""
         params, rows = served(state)
         panel, items = self.panel, state.items
-        bias = serving_bias(self._config, self._bias, bias_of(state), rows.shape[0], self._mesh,
+        ranker, shown, asked = self._ranker, cast(Any, rows), dict(params)
+        if away:
+            ranker, shown = self._apart_ranker, away.get(ITEMS) or apart(rows)
+            asked |= {name: cast(Any, away[name]) for name in TABLES if name in away}
+        bias = serving_bias(self._config, self._bias, bias_of(state), shown.shape[0], self._mesh,
                             items.over, items.row_map)
-        ranks = rank_users(self._ranker(state.items.row_map), params, rows, self._dataset,
+        ranks = rank_users(ranker(items.row_map), asked, shown, self._dataset,
                            panel.users, panel.targets, panel.ends, reading=reading_of(self._config),
                            batch=self._config.evaluate.batch, devices=self._mesh.size, bias=bias)
         metrics = rank_metrics(ranks, self._config.evaluate.ks)

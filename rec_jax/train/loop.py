@@ -258,7 +258,7 @@ class _Loop:
                               f"{figures['sequences_per_second']:,.0f} sequences/s")
 
     def _validate(self, done: int, state: TrainState) -> float:
-        metrics = self.built.validator(self.built.tiers.whole(state))
+        metrics = self.built.validator(state, self.built.tiers.apart(state))
         # What is best is the largest here and in checkpoints: errors count by their negatives.
         name = self.config.evaluate.metric
         value = -metrics[name] if name in LOWER_IS_BETTER else metrics[name]

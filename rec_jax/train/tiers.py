@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 
 from rec_jax.checkpoint.row_ranges import RowRanges
 from rec_jax.errors import InputError
-from rec_jax.mesh import Axes, row_sharding
+from rec_jax.inference.apart import RowsApart
+from rec_jax.mesh import Axes
 from rec_jax.tables import USERS, RowMap, Table, TableConfig, padded_size, row_optimizer
 from rec_jax.tables.on_mesh import shards_of
 from rec_jax.tables.places import Places
@@ -53,7 +54,7 @@ class Tiers:
 
     def __init__(self, tables: Mapping[str, TieredTable], setting: Setting, num_items: int
                  ) -> None:
-        self._tables, self._mesh = dict(tables), setting.mesh
+        self._tables = dict(tables)
         self._ask = AskedAhead(setting, num_items) if tables else None
 
     @property
@@ -90,23 +91,12 @@ class Tiers:
             tables[name], places[name] = table.enter(tables[name], loaded[name])
         return state._replace(tables=tables), places
 
-    def whole(self, state: TrainState) -> TrainState:
-        """The state with all rows of its tables on the devices, without their optimizers' state:
-        what ranks the whole catalogue."""
-        def rows_of(name: str) -> Table:
-            table, tiered = state.tables[name], self._tables[name]
-            tiered.flush(table)
-            shape = (tiered.store.total, *table.rows.shape[1:])
-
-            def part(index: Any) -> np.ndarray:
-                return tiered.get(ROWS, *index[0].indices(shape[0])[:2])
-
-            rows = jax.make_array_from_callback(
-                shape, row_sharding(self._mesh, table.over), part)
-            return table.replace(rows=rows, state=())
-
-        return state._replace(tables={**state.tables, **{
-            name: rows_of(name) for name in self._tables}})
+    def apart(self, state: TrainState) -> dict[str, RowsApart]:
+        """All rows of the tables as they are after the last step, for who ranks them."""
+        self.flush(state)
+        return {name: RowsApart((table.store.total, state.tables[name].rows.shape[1]),
+                                state.tables[name].rows.dtype, table.rows)
+                for name, table in self._tables.items()}
 
     def flush(self, state: TrainState) -> None:
         """Bring what the caches have to where the rows lie, before `items` are read."""
