@@ -1,4 +1,4 @@
-"""What a step costs whose rows lie in host memory, beside one that has them on the device.
+"""What a step costs whose rows lie in host memory or on a disk, beside one on the device.
 
     python benchmarks/tier.py --out benchmarks/results/tier.json
     python benchmarks/tier.py --sizes 1e6 1e7 1e8 --cache 1e6 --lookahead 4
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -68,7 +69,8 @@ def single(where: str, items: int, options: argparse.Namespace) -> dict[str, Any
     else:
         table, tiered[name] = tiered_table(
             config, items, 0, mesh, name=name, over=(ITEMS,), row_map=spread(items),
-            slots=min(items, int(options.cache)))
+            slots=min(items, int(options.cache)), where=where)
+        tiered[name].store.open(Path(options.folder))
     state = init_state(params, {name: table}, optimizer, modes={name: "sparse"}, mesh=mesh, seed=0)
     del table
     tables, modes = {name: config}, {name: "sparse"}
@@ -121,6 +123,8 @@ def main() -> None:
     parser.add_argument("--out", help="JSON file to write")
     parser.add_argument("--sizes", nargs="+", type=float, default=[1e5, 1e6, 1e7])
     parser.add_argument("--cache", type=float, default=1e5, help="rows on the device")
+    parser.add_argument("--where", nargs="+", default=["device", "host", "disk"])
+    parser.add_argument("--folder", default=".", help="of the files of rows on a disk")
     parser.add_argument("--lookahead", type=int, default=2)
     parser.add_argument("--optimizer", default="adagrad")
     parser.add_argument("--power", type=float, default=3.0, help="of the law by which ids fall")
@@ -134,7 +138,7 @@ def main() -> None:
         return
     arguments = sys.argv[1:]
     runs = [in_process(where, int(items), arguments)
-            for items in options.sizes for where in ("device", "host")]
+            for items in options.sizes for where in options.where]
     grid = Grid("rows", "items", "step ms", "named", "in", "out", "host GiB", "device GiB")
     for run in runs:
         if "error" in run:

@@ -45,7 +45,7 @@ def _show_plan(result: Mapping[str, Any]) -> None:
                 f"{result['mode']}: {result['reason']}")
     for name, one in result["placements"].items():
         if one["where"] != "device":
-            shown.print(f"rows of table {name!r}: in {one['where']} memory, {one['reason']}; a "
+            shown.print(f"rows of table {name!r}: on the {one['where']}, {one['reason']}; a "
                         f"shard's cache has {one['slots']:,} of them")
     rows = [(name, f"{size / 2**30:.3f}") for name, size in result["memory_bytes"].items()]
     rows.append(("in all", f"{result['needed_bytes'] / 2**30:.3f} of "

@@ -142,9 +142,12 @@ def make_plan(config: RunConfig, num_items: int, devices: Devices) -> Plan:
         "search": 2.0 * mined * local_rows * dim,
     }
     state_bytes = per_row * dim + constant
-    # Rows and state; which were written, and where each is.
-    host = {"rows": float(len(away) * rows * (dim * width + state_bytes)),
-            "which of them, and where": float(len(away) * rows * (1 + 4))} if away else {}
+    # Rows and state; which were written or in which record, and in which slot.
+    on_host = sum(placements[name].where == "host" for name in away)
+    host = {"rows": float(on_host * rows * (dim * width + state_bytes)),
+            "which of them, and where": float(rows * sum(
+                4 + (1 if placements[name].where == "host" else 8) for name in away))
+            } if away else {}
     exps = 2.0 * pairs / count
     passes = max(1.0, predicted / groups / _QUERY_TILE)
     traffic = (fetched * (3 * dim * width + 2 * state_bytes)

@@ -14,7 +14,7 @@ from rec_jax.errors import InputError
 from rec_jax.tables.row_optimizers import row_optimizer
 from rec_jax.tables.table import TableConfig, padded_size
 
-Where = Literal["device", "host"]
+Where = Literal["device", "host", "disk"]
 
 TABLE_SHARE = 0.7
 """Share of a device's memory that tables may take; the rest is for activations and the encoder."""
@@ -43,7 +43,7 @@ class Placement(NamedTuple):
 
 def placement_lines(placements: Mapping[str, Placement]) -> list[str]:
     """Lines of the log: what does not lie where tables lie as a rule, and why."""
-    return [f"rows of table {name!r}: in {one.where} memory, {one.reason}; a shard's cache has "
+    return [f"rows of table {name!r}: on the {one.where}, {one.reason}; a shard's cache has "
             f"{one.slots:,} of them"
             for name, one in placements.items() if one.where != "device"]
 

@@ -55,8 +55,9 @@ class TableConfig:
     gather_slack: room in a device's message to one owner of rows, as a multiple of an even
       share; None: as much as ids that are spread evenly need (`gather.message_capacity`). Where a
       step's ids do not fit, they travel in more rounds: it changes speed only.
-    placement: where rows and their state lie: device; host: in the host's memory. auto: on the
-      devices unless they do not fit there. It changes speed only, and no bit.
+    placement: where rows and their state lie: device; host: in the host's memory; disk: in files
+      of the run's folder. auto: on the devices, or where they do not fit there on the host. It
+      changes speed only, and no bit.
     cache: rows that the devices hold of a table that lies elsewhere, up to 1 as a share of all;
       none: as many as leave room, or without a limit of memory a tenth. It changes speed only.
     """
@@ -68,7 +69,7 @@ class TableConfig:
     update: Literal["auto", "dense", "sparse", "streamed"] = "auto"
     optimizer: RowOptimizerConfig = field(default_factory=RowOptimizerConfig)
     gather_slack: float | None = None
-    placement: Literal["auto", "device", "host"] = "auto"
+    placement: Literal["auto", "device", "host", "disk"] = "auto"
     cache: float | None = None
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -33,6 +34,10 @@ class RowStore(Protocol):
 
     @property
     def leaves(self) -> tuple[Leaf, ...]: ...
+
+    def open(self, folder: Path) -> None:
+        """Begin; files, where it makes some, are in `folder`."""
+        ...
 
     def has(self, rows: np.ndarray) -> np.ndarray:
         """bool `[n]`: which of `rows` int64 `[n]` were written."""
@@ -70,6 +75,10 @@ class HostStore:
         self.total, self.leaves = total, tuple(leaves)
         self.clear()
 
+    def open(self, folder: Path) -> None:
+        """See `RowStore`."""
+        del folder
+
     def has(self, rows: np.ndarray) -> np.ndarray:
         """See `RowStore`."""
         return self._written[rows]
@@ -94,15 +103,15 @@ class HostStore:
 
     def clear(self) -> None:
         """See `RowStore`."""
-        self._written = _zeros((self.total,), np.dtype(bool))
-        self._arrays = [_zeros((self.total, *leaf.shape), leaf.dtype) for leaf in self.leaves]
+        self._written = lazy_zeros((self.total,), np.dtype(bool))
+        self._arrays = [lazy_zeros((self.total, *leaf.shape), leaf.dtype) for leaf in self.leaves]
 
     def close(self) -> None:
         """See `RowStore`."""
         self._arrays = []
 
 
-def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def lazy_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Zeros whose pages take no memory until they are written, in small pages: a row here and
     there should not cost the 2 MiB of a huge one."""
     count = int(np.prod(shape, dtype=np.int64))

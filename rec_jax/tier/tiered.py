@@ -63,6 +63,7 @@ class TieredTable:
         self._changed = threading.Condition()
         self._written, self._closed = NEVER, False
         self._failed: BaseException | None = None
+        self._flushed = True
 
     def plan(self, ids: np.ndarray, present: np.ndarray) -> Planned:
         """The moves before the next step, which reads `ids` int32 `[n]` where they are `present`
@@ -93,6 +94,7 @@ class TieredTable:
     def enter(self, table: Table, loaded: Loaded) -> tuple[Table, Places]:
         """The cache with all rows of the step, and where they are."""
         moves, old = loaded.planned.moves, loaded.old
+        self._flushed = False
         self._let_out(table, loaded.planned)
         if any(there.any() for there in old):
             table = self.exchange.put(table, [each.into_slots[there] for each, there in zip(
@@ -110,8 +112,11 @@ class TieredTable:
             self.exchange.placed([each.slots for each in moves], self._reads, NO_ID))
 
     def flush(self, table: Table) -> None:
-        """Write what the cache has to the store; it stays in the cache too."""
+        """Write what the cache has after the last step to the store; it stays in the cache."""
         self._wait()
+        if self._flushed:
+            return
+        self._flushed = True
         slots = [np.flatnonzero(rows != NEVER) for rows in self._resident]
         if any(map(len, slots)):
             values = taken(self.exchange.take(table, slots), slots)

@@ -127,7 +127,7 @@ def build(config: RunConfig) -> Built:
         else:
             new[name], tiered[name] = tiered_table(
                 table, counts[name], config.seed, mesh, name=name, over=over, row_map=row_map,
-                slots=placements[name].slots)
+                slots=placements[name].slots, where=placements[name].where)
     new[ITEMS] = with_content(new[ITEMS], config, dataset, mesh)
     new[ITEMS] = _with_bias(new[ITEMS], config, dataset, mesh, dense=choice.mode == "dense")
     state = init_state(

@@ -119,6 +119,7 @@ def _train(run: Run, config: RunConfig, built: Built, reporter: Reporter, force:
                       copy_bytes=settings.copy_mib * 2**20,
                       moving=moving_share(built.choice.mode),
                       growth_bytes=growth_bytes(settings)) as checkpoints):
+        built.tiers.open(run.folder)
         state, done, position = resume(checkpoints, built, config, reporter, force=force)
         clock.mark("data and model")
         position.backends = backends.agree(position.backends, reporter)

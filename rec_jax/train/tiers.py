@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -16,9 +17,11 @@ from rec_jax.inference.apart import RowsApart
 from rec_jax.mesh import Axes
 from rec_jax.tables import USERS, RowMap, Table, TableConfig, padded_size, row_optimizer
 from rec_jax.tables.on_mesh import shards_of
+from rec_jax.tables.placement import Where
 from rec_jax.tables.places import Places
+from rec_jax.tier.disk_store import DiskStore
 from rec_jax.tier.exchange import Exchange, empty_cache
-from rec_jax.tier.store import HostStore, Leaf
+from rec_jax.tier.store import HostStore, Leaf, RowStore
 from rec_jax.tier.tiered import ROWS, Loaded, TieredTable
 from rec_jax.train.ahead import AskedAhead
 from rec_jax.train.mode import Batch, Setting
@@ -33,11 +36,17 @@ class Fed(NamedTuple):
     loaded: Mapping[str, Loaded]
 
 
-def tiered_table(config: TableConfig, num_items: int, seed: int, mesh: Mesh, *, name: str,
-                 over: Axes, row_map: RowMap, slots: int) -> tuple[Table, TieredTable]:
-    """A new table in host memory: the empty cache of its devices, and the rest.
+STORES: dict[str, Callable[..., RowStore]] = {"host": HostStore, "disk": DiskStore}
+"""By placement, what keeps the rows."""
 
-    slots: rows of the cache of one shard; the other arguments are those of `init_table`.
+
+def tiered_table(config: TableConfig, num_items: int, seed: int, mesh: Mesh, *, name: str,
+                 over: Axes, row_map: RowMap, slots: int, where: Where = "host"
+                 ) -> tuple[Table, TieredTable]:
+    """A new table that does not lie on the devices: the empty cache of these, and the rest.
+
+    slots: rows of the cache of one shard; where: host or disk; the other arguments are those of
+    `init_table`.
     """
     shards = shards_of(mesh, over).pieces
     cache = empty_cache(config, num_items, slots * shards, mesh, over=over, row_map=row_map,
@@ -45,7 +54,7 @@ def tiered_table(config: TableConfig, num_items: int, seed: int, mesh: Mesh, *, 
     leaves = [Leaf(leaf.shape[1:], np.dtype(leaf.dtype))
               for leaf in (cache.rows, *jax.tree.leaves(cache.state))]
     return cache, TieredTable(
-        cache, HostStore(padded_size(num_items), leaves),
+        cache, STORES[where](padded_size(num_items), leaves),
         Exchange(config, name, num_items, seed, mesh, cache), shards)
 
 
@@ -61,6 +70,11 @@ class Tiers:
     def names(self) -> list[str]:
         """Of the tables."""
         return sorted(self._tables)
+
+    def open(self, folder: Path) -> None:
+        """Begin; files of rows are in `folder`."""
+        for table in self._tables.values():
+            table.store.open(folder)
 
     def check_alone(self, what: str) -> None:
         """Raises InputError where there is such a table; what: needs all rows on the devices."""

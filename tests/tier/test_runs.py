@@ -72,7 +72,7 @@ def test_a_run_on_the_host_is_the_run_on_the_devices(
     run_training(run, settings, said)
     assert arrays(run) == arrays(on_devices)
     assert figures(run) == figures(on_devices)
-    assert any("rows of table 'items': in host memory, table.placement asks for it; a shard's "
+    assert any("rows of table 'items': on the host, table.placement asks for it; a shard's "
                "cache has 30 of them" in line for line in said.lines)
 
 
@@ -80,7 +80,7 @@ def test_a_stopped_run_goes_on_with_another_placement_to_the_same_bits(
         tiny_mapping: Mapping, tmp_path: Path, on_devices: Run) -> None:
     run = Run(tmp_path / "run")
     host = config.build(RunConfig, tiny_mapping(*SPARSE, *HOST))
-    less = config.build(RunConfig, tiny_mapping(*SPARSE, "table.placement=host", "table.cache=0.7",
+    less = config.build(RunConfig, tiny_mapping(*SPARSE, "table.placement=disk", "table.cache=0.7",
                                                 "train.lookahead=0"))
     device = config.build(RunConfig, tiny_mapping(*SPARSE))
     for settings, steps in ((host, 5), (device, 7)):

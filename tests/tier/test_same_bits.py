@@ -1,4 +1,4 @@
-"""A table whose rows lie in host memory trains to the bits of one that lies on the devices."""
+"""A table whose rows lie elsewhere trains to the bits of one that lies on the devices."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ class Case(NamedTuple):
     data: int = 1
     items: int = 1
     tied: bool = True
+    where: str = "host"
 
 
 def batches():
@@ -98,7 +99,7 @@ def elsewhere(case: Case) -> tuple[dict[str, bytes], list[float]]:
     for name in tables:
         tables[name], tiered[name] = tiered_table(
             config, COUNT, 0, mesh, name=name, over=state.items.over, row_map=spread(COUNT),
-            slots=slots)
+            slots=slots, where=case.where)
     state, tiers = state._replace(tables=tables), Tiers(tiered, setting, COUNT)
     feed = prefetch(tiers.feed(batches(), state.key, 0), case.lookahead)
     losses = []
@@ -118,19 +119,19 @@ def elsewhere(case: Case) -> tuple[dict[str, bytes], list[float]]:
 
 
 def case_of(text: str) -> Case:
-    """`row_adam bf16 uniform 5% 2`, with a mesh such as `2x2` and `untied` behind it."""
+    """`row_adam bf16 uniform 5% 2`, and a mesh such as `2x2`, `untied`, `disk` behind it."""
     optimizer, dtype, objective, share, lookahead, *rest = text.split()
     data, items = map(int, next((word for word in rest if "x" in word), "1x1").split("x"))
     return Case(optimizer, dtype, objective, int(share[:-1]) / 100, int(lookahead), data, items,
-                "untied" not in rest)
+                "untied" not in rest, "disk" if "disk" in rest else "host")
 
 
-PAIRWISE = [  # every two of optimizer, dtype, negatives, cache and lookahead meet in some line
-    "adagrad f32 uniform 5% 0 1x2", "adagrad bf16 log_uniform 20% 2",
+PAIRWISE = [  # every two of optimizer, dtype, negatives, cache, lookahead and placement meet
+    "adagrad f32 uniform 5% 0 1x2", "adagrad bf16 log_uniform 20% 2 disk",
     "adagrad bf16 log_uniform 100% 8", "row_adam bf16 uniform 5% 2",
-    "row_adam f32 log_uniform 20% 8 1x4 untied", "row_adam bf16 uniform 100% 0",
-    "adam bf16 log_uniform 5% 8 2x2", "adam f32 uniform 20% 0", "adam f32 uniform 100% 2",
-    "sgd f32 log_uniform 5% 0", "sgd bf16 uniform 20% 8", "sgd bf16 uniform 100% 2",
+    "row_adam f32 log_uniform 20% 8 1x4 untied", "row_adam bf16 uniform 100% 0 disk",
+    "adam bf16 log_uniform 5% 8 2x2 disk", "adam f32 uniform 20% 0", "adam f32 uniform 100% 2",
+    "sgd f32 log_uniform 5% 0 disk", "sgd bf16 uniform 20% 8", "sgd bf16 uniform 100% 2",
 ]
 
 
@@ -150,11 +151,11 @@ def test_drawn_cases_have_the_same_bits(seed: int) -> None:
     data, items = one((1, 1), (1, 2), (2, 1), (1, 4), (2, 2), (4, 1), (1, 8))
     check(Case(one("sgd", "adagrad", "row_adam", "adam"), one("f32", "bf16"),
                one(*OBJECTIVES), one(0.05, 0.2, 1.0), one(0, 1, 2, 8), data, items,
-               one(True, False)))
+               one(True, False), one("host", "disk")))
 
 
 def check(case: Case) -> None:
-    expected, expected_losses = on_devices(case._replace(share=1.0, lookahead=0))
+    expected, expected_losses = on_devices(case._replace(share=1.0, lookahead=0, where="host"))
     found, losses = elsewhere(case)
     assert losses == expected_losses and len(losses) == STEPS
     assert found.keys() == expected.keys()

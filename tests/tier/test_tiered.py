@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rec_jax.errors import TrainingError
 from rec_jax.mesh import MeshConfig, make_mesh
 from rec_jax.tables import RowOptimizerConfig, TableConfig, init_table, row_optimizer
 from rec_jax.tables.row_map import spread
-from rec_jax.tier.store import HostStore, Leaf
+from rec_jax.tier.disk_store import DiskStore
+from rec_jax.tier.store import HostStore, Leaf, RowStore
 from rec_jax.tier.tiered import Closed
 from rec_jax.train.tiers import tiered_table
 
@@ -25,21 +30,74 @@ def resident() -> int:
         return int(file.read().split()[1]) * 4096
 
 
-def test_a_store_gives_back_what_was_written_and_knows_what_was() -> None:
-    store, random = HostStore(100, [Leaf((3,), F32), Leaf((), np.dtype(np.int32))]), \
-        np.random.default_rng(0)
-    rows = np.array([7, 99, 0, 42])
-    values = [random.normal(size=(4, 3)).astype(F32), np.arange(4, dtype=np.int32)]
-    store.write(rows, values)
-    for found, value in zip(store.read(rows[::-1]), values, strict=True):
-        assert found.tobytes() == np.ascontiguousarray(value[::-1]).tobytes()
-    assert store.has(np.arange(100)).nonzero()[0].tolist() == [0, 7, 42, 99]
-    store.set(1, rows[:1], np.array([5], np.int32))
-    assert store.get(1, rows).tolist() == [5, 1, 2, 3]
-    store.read(rows)[0][...] = 0  # a copy
-    assert store.get(0, rows).tobytes() == values[0].tobytes()
-    store.clear()
-    assert not store.has(np.arange(100)).any() and not store.read(rows)[0].any()
+LEAVES = [Leaf((3,), F32), Leaf((), np.dtype(np.int32)), Leaf((2,), np.dtype(jnp.bfloat16))]
+
+
+def stores(folder: Path) -> dict[str, RowStore]:
+    """One of each kind; the disk's has segments of 7 records."""
+    found: dict[str, RowStore] = {"host": HostStore(100, LEAVES),
+                                  "disk": DiskStore(100, LEAVES, segment_bytes=7 * 32 + 1)}
+    for store in found.values():
+        store.open(folder)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["host", "disk"])
+def test_a_store_gives_back_what_was_written_and_knows_what_was(kind: str, tmp_path: Path) -> None:
+    store, random = stores(tmp_path)[kind], np.random.default_rng(0)
+    expected = [np.zeros((100, *leaf.shape), leaf.dtype) for leaf in LEAVES]
+    written = np.zeros(100, bool)
+    for step in range(150):
+        rows = random.permutation(100)[:random.integers(0, 30)]
+        if step == 100:
+            store.clear()
+            written[:] = False
+            for leaf in expected:
+                leaf[...] = 0
+        if step % 10 == 9:
+            rows = rows[written[rows]]
+            expected[1][rows] = random.integers(0, 99, len(rows))
+            store.set(1, rows, expected[1][rows])
+        else:
+            for leaf in expected:
+                leaf[rows] = random.normal(size=(len(rows), *leaf.shape[1:])) * 50
+            written[rows] = True
+            store.write(rows, [leaf[rows] for leaf in expected])
+        asked = random.permutation(100)[:40]
+        assert store.has(asked).tolist() == written[asked].tolist()
+        for number, (found, leaf) in enumerate(zip(store.read(asked), expected, strict=True)):
+            assert found.dtype == leaf.dtype and found.tobytes() == leaf[asked].tobytes()
+            assert store.get(number, asked).tobytes() == leaf[asked].tobytes()
+            found[...] = 1  # a copy
+    store.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_log_of_rows_does_not_grow_for_ever(tmp_path: Path) -> None:
+    store = stores(tmp_path)["disk"]
+    assert isinstance(store, DiskStore)
+    random = np.random.default_rng(1)
+    for _ in range(100):
+        rows = random.permutation(60)[:20]
+        store.write(rows, [np.ones((20, *leaf.shape), leaf.dtype) for leaf in LEAVES])
+        assert sum(one.count for one in store._segments.values()) <= 2 * 60 + 2 * 7 + 20
+    store.close()
+
+
+def test_a_row_that_changed_on_the_disk_is_not_believed(tmp_path: Path) -> None:
+    store = stores(tmp_path)["disk"]
+    assert isinstance(store, DiskStore)
+    rows = np.arange(5)
+    store.write(rows, [np.ones((5, *leaf.shape), leaf.dtype) for leaf in LEAVES])
+    (segment,) = store._segments.values()
+    os.pwrite(segment.handle, b"\xff", 2 * 32 + 13)
+    store.read(rows[[0, 1, 3, 4]])
+    with pytest.raises(TrainingError, match=r"row 2 of a table on the disk is not as it was wri"):
+        store.read(rows)
+    os.ftruncate(segment.handle, 3 * 32)
+    with pytest.raises(TrainingError, match=r"row 3 of a table on the disk is not as it was wri"):
+        store.read(rows[3:4])
+    store.close()
 
 
 def test_rows_that_were_never_written_take_no_memory() -> None:
