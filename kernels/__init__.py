@@ -8,7 +8,7 @@ from .dispatch import BACKENDS, PREFERENCE, describe, explain
 from .entropy import softmax_entropy
 from .exclusion import Exclude
 from .primitives import Backend, Problem, RowUpdate, SparseRows
-from .rank import target_rank
+from .rank import count_ahead, target_rank, target_scores
 from .softmax import softmax_loss
 from .topk import top_k
 from .update import Updated, softmax_item_update
@@ -22,11 +22,13 @@ __all__ = [
     "RowUpdate",
     "SparseRows",
     "Updated",
+    "count_ahead",
     "describe",
     "explain",
     "softmax_entropy",
     "softmax_item_update",
     "softmax_loss",
     "target_rank",
+    "target_scores",
     "top_k",
 ]

@@ -331,7 +331,10 @@ def plan(config: RunConfig | PathLike, *, items: float, devices: str = "cpu",
     found = make_plan(config, int(items), machine)
     result: dict[str, Any] = {
         "devices": str(machine), "mesh": found.mesh, "mode": found.mode, "reason": found.reason,
-        "rows": found.rows, "memory_bytes": found.memory, "needed_bytes": found.needed,
+        "rows": found.rows,
+        "placements": {name: one._asdict() for name, one in found.placements.items()},
+        "memory_bytes": found.memory, "host_memory_bytes": found.host,
+        "needed_bytes": found.needed,
         "available_bytes": found.available, "fits": found.fits, "operations": found.operations,
         "exponentials": found.exps, "memory_traffic_bytes": found.traffic,
         "communication_bytes": found.communication, "seconds": found.seconds,
@@ -339,6 +342,11 @@ def plan(config: RunConfig | PathLike, *, items: float, devices: str = "cpu",
         "fitting_changes": nearest_fit(config, int(items), machine),
     }
     if compiled:
+        away = [name for name, one in found.placements.items() if one.where != "device"]
+        if away:
+            raise InputError(f"the rows of table {away[0]!r} do not lie on the devices, and what "
+                             "is compiled ahead has all of them there; expected "
+                             "table.placement = 'device', or no --compile")
         result["compiled"] = asdict(compile_step(config, int(items), machine, found.mesh))
     return result
 

@@ -1,10 +1,14 @@
-"""What differs between the JAX versions that we support, in one place.
+"""What differs between the JAX and Python versions that we support, in one place.
 
 The range is stated in `pyproject.toml`; both ends run in the tests. Nothing here may import
 another module of the project.
 """
 
 from __future__ import annotations
+
+import mmap
+import platform
+import sys
 
 import jax
 
@@ -13,6 +17,10 @@ JAX_VERSION: tuple[int, ...] = tuple(int(part) for part in jax.__version__.split
 CACHE_IS_SAFE = JAX_VERSION < (0, 11)
 """Whether compiled programs may be read from JAX's compilation cache. With 0.12, tests that did so
 on CPUs crashed; versions between were not tried."""
+
+MAP_NORESERVE: int = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" and (
+    platform.machine() in ("x86_64", "aarch64")) else 0)
+"""Flag of memory that is only counted when it is used; Python 3.11 does not name it."""
 
 
 def is_complete_entry(data: bytes) -> bool:

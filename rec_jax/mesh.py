@@ -133,6 +133,14 @@ def make_mesh(config: MeshConfig) -> Mesh:
     return Mesh(grid, BOTH, axis_types=(AxisType.Auto, AxisType.Auto))
 
 
+def device_memory(mesh: Mesh) -> float | None:
+    """Bytes of the smallest device of `mesh` here; None where they have the host's memory."""
+    sizes = [(device.memory_stats() or {}).get("bytes_limit") for device in mesh.local_devices
+             if device.platform != "cpu"]
+    known = [float(size) for size in sizes if size]
+    return min(known, default=None)
+
+
 def row_sharding(mesh: Mesh, over: Axes = (ITEMS,)) -> NamedSharding:
     """Arrays `[V_padded, ...]`: contiguous row ranges over the axes `over`; over `items` alone
     they are the same in every group."""

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,8 @@ from rec_jax.ranges import above, at_least, between, check, check_different
 from rec_jax.tables import INPUTS, ITEMS, USERS, TableConfig
 from rec_jax.tables.bias import BiasConfig
 from rec_jax.tables.choose import Choice, Mode, choose_update
+from rec_jax.tables.placement import Asked, Placement, choose_placement, row_bytes
+from rec_jax.tables.table import padded_size
 
 END_SECONDS = 5.0
 """How long to wait for the lock of a process that may just have been killed."""
@@ -70,6 +73,8 @@ class TrainConfig:
     patience: validations without improvement before training stops; none: never.
     checkpoint_every: steps between further checkpoints; none: at validations only.
     log_every: steps between lines of metrics.jsonl.
+    lookahead: steps whose batches are made ahead, and of a table whose rows do not lie on the
+      devices what moves for them; it changes speed only.
     """
 
     rows: int = 64
@@ -82,11 +87,13 @@ class TrainConfig:
     patience: int | None = 5
     checkpoint_every: int | None = None
     log_every: int = 20
+    lookahead: int = 2
 
     def __post_init__(self) -> None:
         check(self, "train.", rows=at_least(1), accumulate=at_least(1), epochs=above(0, 1e9),
               steps=at_least(1), ema=between(0, 1), evaluate_every=above(0, 1e9),
-              patience=at_least(0), checkpoint_every=at_least(1), log_every=at_least(1))
+              patience=at_least(0), checkpoint_every=at_least(1), log_every=at_least(1),
+              lookahead=at_least(0, 1024))
         if self.rows % self.accumulate:
             raise InputError(f"train.rows = {self.rows} cannot be cut into train.accumulate = "
                              f"{self.accumulate} equal micro-batches")
@@ -263,6 +270,47 @@ def modes_of(config: RunConfig, mode: Mode) -> dict[str, Mode]:
         return found
 
     return {name: one(name, table) for name, table in tables_of(config).items()}
+
+
+def placements_of(config: RunConfig, modes: Mapping[str, Mode], counts: Mapping[str, int], *,
+                  shards: int, memory: float | None, processes: int = 1) -> dict[str, Placement]:
+    """Where the rows of each table of a run lie; see `choose_placement`.
+
+    counts: by table its items, or users; shards: pieces that the mesh cuts the rows into.
+
+    Raises:
+      InputError: a placement is asked for that the table cannot have.
+    """
+    tables = tables_of(config)
+    needed = sum(padded_size(counts[name]) * row_bytes(table) / shards
+                 for name, table in tables.items() if modes[name] != "dense")
+    return {name: choose_placement(
+        table, Asked(counts[name], _reads(config, name), _bound(config, name, modes, processes)),
+        shards=shards, needed=needed, memory=memory) for name, table in tables.items()}
+
+
+def _reads(config: RunConfig, name: str) -> int:
+    """The most rows of table `name` that a step names."""
+    positions = config.train.rows * config.data.length
+    inputs = positions if name != ITEMS or config.table.tied else 0
+    return inputs + (positions + config.objective.drawn(positions) if name == ITEMS else 0)
+
+
+def _bound(config: RunConfig, name: str, modes: Mapping[str, Mode], processes: int) -> str | None:
+    """Why the rows of a table can only lie on the devices; None: they need not."""
+    if modes[name] != "sparse":
+        return (f"the table trains {modes[name]}, and a step reads all of its rows (expected "
+                "table.update = 'sparse' and an objective that samples)")
+    if config.objective.needs.search:
+        return (f"objective {config.objective.kind!r} searches all rows, so the ids of a step are "
+                "not known ahead")
+    if isinstance(config.objective, Rating):
+        return "a validation of ratings reads rows that are on the devices"
+    if config.content and name == ITEMS:
+        return "content is a part of its rows"
+    if processes > 1:
+        return f"the run has {processes} processes, each of which knows the ids of its own batch"
+    return None
 
 
 @dataclass(frozen=True)

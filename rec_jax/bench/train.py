@@ -150,6 +150,7 @@ def run(config: Path | str, *, overrides: Sequence[str] = (), variations: Sequen
 def _prepare(path: Path | str, lines: Sequence[str], name: str, trust_code: bool) -> _Runner:
     config = configs.load(RunConfig, shipped.locate(path), lines, trust_code=trust_code)
     built = build(config)
+    built.tiers.check_alone("a benchmark that goes round its variants")
     batch, _ = next(_batches(built, config))
     start = time.perf_counter()
     compiled = built.step.lower(built.state, place_batch(batch, built.mesh)).compile()  # type: ignore[attr-defined]

@@ -17,6 +17,16 @@ from jax.sharding import SingleDeviceSharding
 from rec_jax.checkpoint.array_source import READ_AHEAD, ArraySource, block_ranges, read_blocks
 from rec_jax.checkpoint.layout import BLOCK_BYTES
 from rec_jax.checkpoint.memory import in_host_memory, view
+from rec_jax.checkpoint.row_ranges import RowRanges
+
+
+def load_leaf(source: ArraySource, like: Any) -> Any:
+    """`load_array`, or `like` itself, filled, where that is `RowRanges`."""
+    if not isinstance(like, RowRanges):
+        return load_array(source, like)
+    for first, rows in read_blocks(source):
+        like.fill(first, rows.astype(like.dtype, copy=False))
+    return like
 
 
 def load_array(source: ArraySource, like: Any) -> jax.Array:

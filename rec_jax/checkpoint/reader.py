@@ -15,7 +15,7 @@ from rec_jax.checkpoint.array_source import ArraySource, open_item, read_blocks
 from rec_jax.checkpoint.errors import Damaged
 from rec_jax.checkpoint.index import CheckpointInfo, read_info
 from rec_jax.checkpoint.layout import LEAVES, MANIFEST, named_leaves, step_name
-from rec_jax.checkpoint.load import load_array
+from rec_jax.checkpoint.load import load_leaf
 from rec_jax.checkpoint.manifest import check_manifest
 from rec_jax.checkpoint.reorder import scatter_rows
 from rec_jax.errors import InputError
@@ -52,7 +52,7 @@ class CheckpointReader:
         for name, tree in like.items():
             leaves = [
                 scatter_rows(_zeros(leaf), source, moved[path])
-                if moved and path in moved else load_array(source, leaf)
+                if moved and path in moved else load_leaf(source, leaf)
                 for source, (path, leaf) in zip(matched[name], named_leaves(tree).items(),
                                                 strict=True)]
             found[name] = jax.tree.unflatten(jax.tree.structure(tree), leaves)

@@ -24,6 +24,7 @@ from rec_jax.checkpoint.delta import UpdatedRows
 from rec_jax.checkpoint.index import CheckpointInfo, Leaf, write_info, write_leaves
 from rec_jax.checkpoint.layout import ARRAYS, INFO, LEAVES, PACKED, PACKED_BYTES, block_rows
 from rec_jax.checkpoint.manifest import write_file
+from rec_jax.checkpoint.row_ranges import RowRanges
 from rec_jax.checkpoint.snapshot import Snapshot
 from rec_jax.checkpoint.staging import HostBuffer, Staged, host_rows, local_shards
 
@@ -88,8 +89,7 @@ class _LeafWrite:
 def _plan_item(tree: Any) -> tuple[str, list[_LeafWrite]]:
     """The index of an item, and the writes of its leaves."""
     writes, offset = [], 0
-    tree = jax.tree.map(lambda x: x if isinstance(x, UpdatedRows | jax.Array) else _native(x),
-                        tree, is_leaf=lambda x: isinstance(x, UpdatedRows))
+    tree = jax.tree.map(_written, tree, is_leaf=lambda x: isinstance(x, UpdatedRows))
     paths = jax.tree.leaves_with_path(tree, is_leaf=lambda x: isinstance(x, UpdatedRows))
     for path, value in paths:
         name = jax.tree_util.keystr(path)
@@ -111,6 +111,13 @@ def _plan_item(tree: Any) -> tuple[str, list[_LeafWrite]]:
             block = block_rows(shard_rows, value.nbytes // shape[0])
             writes.append(_LeafWrite(Leaf(name, dtype, shape, "array", block=block), value))
     return write_leaves([write.leaf for write in writes]), writes
+
+
+def _written(value: Any) -> Any:
+    """A leaf as it will be staged: what has no array in memory gets one if it is small."""
+    if isinstance(value, RowRanges) and _is_small(value):
+        value = value.read(0, value.shape[0])
+    return value if isinstance(value, UpdatedRows | jax.Array | RowRanges) else _native(value)
 
 
 def _native(value: Any) -> np.ndarray:

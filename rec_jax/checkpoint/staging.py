@@ -21,6 +21,7 @@ import numpy as np
 
 from rec_jax.checkpoint.layout import PACKED_BYTES
 from rec_jax.checkpoint.memory import in_host_memory, view
+from rec_jax.checkpoint.row_ranges import RowRanges
 from rec_jax.checkpoint.snapshot import Snapshot, take_snapshot
 from rec_jax.devices import free_host_memory
 
@@ -83,13 +84,17 @@ class Staged(NamedTuple):
 
 def stage(values: list[Any], *, copy_bytes: int, moving: float,
           growth_bytes: float = math.inf) -> Staged:
-    """Stage the leaves of a state; each is a `jax.Array`, a host array, or owned by the save.
+    """Stage the leaves of a state; each is a `jax.Array`, a host array, `RowRanges`, or owned by
+    the save.
 
     copy_bytes: up to so many bytes in host memory are copied, and no snapshot is taken; leaves
       that a snapshot cannot keep, such as arrays cut by columns, are always copied.
     moving: share of the snapshot that may change until it is written; there must be room for it.
     growth_bytes: the most bytes that this share may have, whatever the room.
     """
+    if any(isinstance(value, RowRanges) for value in values):
+        # They are read while they are written, so nothing may change them meanwhile.
+        return Staged([_in_place(value, None) for value in values], in_background=False)
     needed, on_host = _device_bytes(values), _host_bytes(values)
     if any(size > _free_device_memory(device) for device, size in needed.items()
            if device.platform != "cpu"):
@@ -125,6 +130,8 @@ def host_rows(data: Any, first: int, size: int) -> np.ndarray:
     """Some rows of a shard on the host."""
     if isinstance(data, HostBuffer):
         return data.rows(first, size)
+    if isinstance(data, RowRanges):
+        return data.read(first, first + size)
     if isinstance(data, np.ndarray):
         return data[first:first + size]
     return np.asarray(_slice(data, first, size))

@@ -43,9 +43,15 @@ def _show_plan(result: Mapping[str, Any]) -> None:
     shown = console()
     shown.print(f"{result['rows']:,} rows on {result['devices']}, mesh {data} x {items}, table "
                 f"{result['mode']}: {result['reason']}")
+    for name, one in result["placements"].items():
+        if one["where"] != "device":
+            shown.print(f"rows of table {name!r}: on the {one['where']}, {one['reason']}; a "
+                        f"shard's cache has {one['slots']:,} of them")
     rows = [(name, f"{size / 2**30:.3f}") for name, size in result["memory_bytes"].items()]
     rows.append(("in all", f"{result['needed_bytes'] / 2**30:.3f} of "
                            f"{result['available_bytes'] / 2**30:.1f}"))
+    rows += [(f"the host, at most: {name}", f"{size / 2**30:.3f}")
+             for name, size in result["host_memory_bytes"].items()]
     if "compiled" in result:
         rows.append(("XLA's own count", f"{result['compiled']['needed'] / 2**30:.3f}"))
     print_table(["a device needs", "GiB"], rows, numbers=("GiB",))

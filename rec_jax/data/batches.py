@@ -254,12 +254,15 @@ def _pack(histogram: npt.NDArray[np.int64], length: int, together: bool) -> Pack
 
 
 def prefetch(iterator: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
-    """The same values, made up to `depth` ahead in a background thread.
+    """The same values, made up to `depth` ahead in a background thread; 0: when they are asked for.
 
     An error of `iterator` is raised here in its turn. Closing the generator (or dropping it)
     ends the thread. Where a position is saved, use the consumer's step, not the iterator's.
     """
-    made: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=max(depth, 1))
+    if not depth:
+        yield from iterator
+        return
+    made: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=depth)
     stop = threading.Event()
 
     def put(entry: tuple[bool, Any]) -> None:

@@ -110,7 +110,7 @@ def _jitted(encoder: Encoder, num_items: int, mesh: Mesh, filter_seen: bool, lis
                 scores += bias_of(mesh, bias, tiles.targets, table)
             listed = scores > -jnp.inf
             if filter_seen:
-                listed &= ~jax.vmap(_target_seen)(tiles)
+                listed &= ~jax.vmap(target_seen)(tiles)
             if barred is not None:
                 listed &= ~barred
             ranks = jnp.where(listed, ranks, MISSED)
@@ -124,7 +124,7 @@ def _jitted(encoder: Encoder, num_items: int, mesh: Mesh, filter_seen: bool, lis
     return ranker
 
 
-def _target_seen(tile: Tiles) -> jax.Array:
+def target_seen(tile: Tiles) -> jax.Array:
     """Whether each target is in its user's history, bool `[T]`; `target_rank` ranks it all the
     same."""
     users, entries = tile.targets.shape[0], tile.seen_items.shape[0]

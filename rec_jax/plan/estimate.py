@@ -25,8 +25,9 @@ from rec_jax.errors import InputError
 from rec_jax.model.encoder import build_encoder
 from rec_jax.plan.messages import Cut, Sizes, messages
 from rec_jax.plan.shapes import drawn_rows, task_shapes
-from rec_jax.run import RunConfig, tables_of, update_of
+from rec_jax.run import RunConfig, modes_of, placements_of, tables_of, update_of
 from rec_jax.tables.choose import trained_by
+from rec_jax.tables.placement import Placement
 from rec_jax.tables.table import padded_size
 
 # Bytes of row-optimizer state, as multiples of the width and constant, by kind.
@@ -38,6 +39,8 @@ _QUERY_TILE = 512  # queries that one pass over the table serves in the kernels
 class Plan:
     """Per device and step.
 
+    placements: where the rows of each table lie, and why; host: bytes of the host's memory by part,
+    at most, since a row that was never written takes none.
     memory: bytes by part; operations, exps: counts; traffic: bytes to and from memory by the
     softmax and the update; communication: bytes sent to other devices, by what for.
     seconds: predicted parts of a step's time; compute and memory overlap, communication does not.
@@ -48,7 +51,9 @@ class Plan:
     mode: str
     reason: str
     rows: int
+    placements: dict[str, Placement]
     memory: dict[str, float]
+    host: dict[str, float]
     operations: dict[str, float]
     exps: float
     traffic: float
@@ -107,7 +112,13 @@ def make_plan(config: RunConfig, num_items: int, devices: Devices) -> Plan:
     groups = count // shards  # of devices, each of which holds all rows and its share of queries
     local_rows = rows / shards
     # Of every table; how many users there are is not known here, and taken to be as many.
-    kept_rows = local_rows * len(tables_of(config))
+    tables = tables_of(config)
+    placements = placements_of(
+        config, modes_of(config, mode), dict.fromkeys(tables, num_items), shards=shards,
+        memory=None if devices.chip.name == "cpu" else devices.chip.memory)
+    away = [name for name in tables if placements[name].where != "device"]
+    kept_rows = local_rows * (len(tables) - len(away)) + sum(
+        placements[name].slots for name in away)
     averages = 2 if settings.ema is not None else 0  # itself and what rounding took from it
     # Rows in bf16 are f32 as long as a dense step lasts.
     widened = 4 if mode == "dense" and table.dtype == "bf16" else 0
@@ -130,9 +141,15 @@ def make_plan(config: RunConfig, num_items: int, devices: Devices) -> Plan:
         "softmax": 8.0 * pairs / count * dim,
         "search": 2.0 * mined * local_rows * dim,
     }
+    state_bytes = per_row * dim + constant
+    # Rows and state; which were written or in which record, and in which slot.
+    on_host = sum(placements[name].where == "host" for name in away)
+    host = {"rows": float(on_host * rows * (dim * width + state_bytes)),
+            "which of them, and where": float(rows * sum(
+                4 + (1 if placements[name].where == "host" else 8) for name in away))
+            } if away else {}
     exps = 2.0 * pairs / count
     passes = max(1.0, predicted / groups / _QUERY_TILE)
-    state_bytes = per_row * dim + constant
     traffic = (fetched * (3 * dim * width + 2 * state_bytes)
                + (local_rows * dim * width if mined else 0.0) if sampled else
                local_rows * (passes * dim * width + 2 * (dim * width + state_bytes)))
@@ -151,8 +168,8 @@ def make_plan(config: RunConfig, num_items: int, devices: Devices) -> Plan:
         "communication": sum(communication.values()) / (chip.link * BANDWIDTH_EFFICIENCY),
     }
     reason = f"{reason}; {trained_by(table, mode)}"
-    return Plan(devices, (data, items), mode, reason, rows, memory, operations, exps, traffic,
-                communication, seconds)
+    return Plan(devices, (data, items), mode, reason, rows, placements, memory, host, operations,
+                exps, traffic, communication, seconds)
 
 
 def nearest_fit(config: RunConfig, num_items: int, devices: Devices) -> list[str]:
@@ -169,6 +186,8 @@ def nearest_fit(config: RunConfig, num_items: int, devices: Devices) -> list[str
 
     if not table.tied:
         with_table("table.tied = true", tied=True)
+    if table.placement == "device":
+        with_table('table.placement = "host"', placement="host")
     if table.dtype == "f32":
         with_table('table.dtype = "bf16"', dtype="bf16")
     for kind in ("row_adam", "adagrad"):

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from rec_jax.kernels.rounding import mix
 from rec_jax.kernels.rows import gather_rows
 from rec_jax.mesh import BOTH, DATA, ITEMS, Axes
+from rec_jax.tables.places import Places
 from rec_jax.tables.unique import NO_ID, Unique, add_duplicates, unique_ids
 
 Array = jax.Array
@@ -132,19 +133,29 @@ def make_route(unique: Unique, rows_per_shard: int, shards: Shards, capacity: in
                  rounds.astype(jnp.int32), capacity)
 
 
-def fetch_rows(rows: Array, unique: Unique, route: Route | None, shards: Shards) -> Array:
+def fetch_rows(rows: Array, unique: Unique, route: Route | None, shards: Shards,
+               places: Places | None = None) -> Array:
     """Rows of the distinct ids, `[M, d]` in the table's type; 0 in unused slots.
 
-    rows: `[V / shards.pieces, d]`, this device's. route: None where `shards.pieces` is 1.
+    rows: `[V / shards.pieces, d]`, this device's; or, with `places`, its cache, and NaN for a row
+    that should be there and is not. route: None where `shards.pieces` is 1.
     """
     offset = shards.offset(rows)
+
+    def here(ids: Array, *, ordered: bool = False) -> Array:
+        if places is None:
+            return gather_rows(rows, ids - offset, ordered=ordered)
+        slots = places.find(ids)
+        lost = (slots == NO_ID) & (ids != NO_ID)
+        return jnp.where(lost[:, None], jnp.nan, gather_rows(rows, slots))
+
     if route is None:
-        return gather_rows(rows, unique.ids - offset, ordered=True)
+        return here(unique.ids, ordered=True)
 
     def one(number: Array, found: Array) -> Array:
         target = _targets(route, number, shards)
         asked = _exchange(_message(unique.ids, target, route, shards, NO_ID), shards)
-        answer = _exchange(gather_rows(rows, asked - offset), shards)
+        answer = _exchange(here(asked), shards)
         mine = target < answer.shape[0]
         return jnp.where(mine[:, None], answer[jnp.where(mine, target, 0)], found)
 

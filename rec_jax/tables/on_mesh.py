@@ -19,6 +19,7 @@ from rec_jax.kernels import RowUpdate, Updated, softmax_entropy, softmax_loss, t
 from rec_jax.mesh import BOTH, ITEMS, Axes
 from rec_jax.tables import gather
 from rec_jax.tables.gather import Route, Shards
+from rec_jax.tables.places import Places
 from rec_jax.tables.table import Table
 from rec_jax.tables.unique import Unique, expand, unique_ids
 from rec_jax.tables.update_sparse import update_sparse
@@ -67,17 +68,19 @@ def fetch(mesh: Mesh, table: Table, wanted: dict[str, Array], masks: dict[str, A
     shards = shards_of(mesh, table.over)
     capacity = _capacity(shards, table, wanted, slack)
 
-    def body(rows: Array, wanted: dict[str, Array], masks: dict[str, Array]) -> Fetched:
+    def body(rows: Array, places: Places | None, wanted: dict[str, Array],
+             masks: dict[str, Array]) -> Fetched:
         ids, mask = (jnp.concatenate([part[name].ravel() for name in sorted(wanted)])
                      for part in (wanted, masks))
         unique = unique_ids(table.row_map.rows(ids), table.num_items, mask)
         route = None
         if capacity is not None:
-            route = gather.make_route(unique, rows.shape[0], shards, capacity)
-        return Fetched(gather.fetch_rows(rows, unique, route, shards), unique, route)
+            route = gather.make_route(unique, table.total // shards.pieces, shards, capacity)
+        return Fetched(gather.fetch_rows(rows, unique, route, shards, places), unique, route)
 
-    return island(body, mesh, (P(table.over), _COLUMNS, _COLUMNS),
-                  _fetched_specs(capacity))(table.rows, wanted, masks)
+    cut = P(table.over)
+    return island(body, mesh, (cut, cut, _COLUMNS, _COLUMNS), _fetched_specs(capacity))(
+        table.rows, table.places, wanted, masks)
 
 
 def spread(mesh: Mesh, rows: Array, unique: Unique, like: dict[str, Array]) -> dict[str, Array]:
@@ -174,15 +177,15 @@ def apply_sparse(mesh: Mesh, table: Table, fetched: Fetched, grads: Array, updat
     """Update the rows that were fetched, from the gradient `[M, d]` of `fetched.rows`."""
     shards = shards_of(mesh, table.over)
 
-    def body(rows: Array, state: Any, grads: Array, unique: Unique, route: Route | None,
-             hyper: Any, seed: Array | None) -> tuple[Array, Any]:
+    def body(rows: Array, state: Any, places: Places | None, grads: Array, unique: Unique,
+             route: Route | None, hyper: Any, seed: Array | None) -> tuple[Array, Any]:
         return update_sparse(rows, state, grads, unique, route, shards, update, hyper, seed=seed,
-                             row_map=table.row_map)
+                             row_map=table.row_map, places=places)
 
     cut = P(table.over)
-    specs = (cut, cut, _CUT, _CUT, _route_specs(fetched.route), P(), P())
+    specs = (cut, cut, cut, _CUT, _CUT, _route_specs(fetched.route), P(), P())
     rows, state = island(body, mesh, specs, (cut, cut))(
-        table.rows, table.state, grads, fetched.unique, fetched.route, hyper, seed)
+        table.rows, table.state, table.places, grads, fetched.unique, fetched.route, hyper, seed)
     return table.replace(rows=rows, state=state)
 
 
@@ -236,7 +239,7 @@ def _capacity(shards: Shards, table: Table, wanted: dict[str, Array],
         return None
     count = sum(ids.size for ids in wanted.values()) // (shards.replicas * shards.pieces)
     return gather.message_capacity(count, shards, slack, num_items=table.num_items,
-                                   rows_per_shard=table.rows.shape[0] // shards.pieces)
+                                   rows_per_shard=table.total // shards.pieces)
 
 
 def _fetched_specs(capacity: int | None) -> Fetched:

@@ -23,6 +23,7 @@ from rec_jax.kernels.rounding import mix, random_bits
 from rec_jax.mesh import BOTH, Axes, row_sharding
 from rec_jax.mesh import ITEMS as ITEMS_AXIS
 from rec_jax.ranges import above, at_least, check
+from rec_jax.tables.places import Places
 from rec_jax.tables.row_map import RowMap
 from rec_jax.tables.row_optimizers import RowOptimizer, RowOptimizerConfig
 
@@ -54,6 +55,11 @@ class TableConfig:
     gather_slack: room in a device's message to one owner of rows, as a multiple of an even
       share; None: as much as ids that are spread evenly need (`gather.message_capacity`). Where a
       step's ids do not fit, they travel in more rounds: it changes speed only.
+    placement: where rows and their state lie: device; host: in the host's memory; disk: in files
+      of the run's folder. auto: on the devices, or where they do not fit there on the host. It
+      changes speed only, and no bit.
+    cache: rows that the devices hold of a table that lies elsewhere, up to 1 as a share of all;
+      none: as many as leave room, or without a limit of memory a tenth. It changes speed only.
     """
 
     dim: int = 64
@@ -63,10 +69,12 @@ class TableConfig:
     update: Literal["auto", "dense", "sparse", "streamed"] = "auto"
     optimizer: RowOptimizerConfig = field(default_factory=RowOptimizerConfig)
     gather_slack: float | None = None
+    placement: Literal["auto", "device", "host", "disk"] = "auto"
+    cache: float | None = None
 
     def __post_init__(self) -> None:
         check(self, "table.", dim=at_least(1, 2**20), init_scale=at_least(0, 1e6),
-              gather_slack=above(0, 1e6))
+              gather_slack=above(0, 1e6), cache=above(0, MAX_ITEMS))
 
 
 @jax.tree_util.register_dataclass
@@ -81,6 +89,9 @@ class Table:
     fixed: how many of the last columns never change, static; the optimizer has no state for them.
     bias: f32 `[V_padded]`, added to scores by a loss, or None; bias_state: of its row optimizer;
       trains_bias: static. See `rec_jax.tables.bias`.
+    places: where the rows of this step are, if `rows` and `state` are a cache of some rows and not
+      the whole table (`rec_jax.tier`); their number is then that of its slots. Outside of a step
+      None.
     """
 
     rows: Array
@@ -92,6 +103,12 @@ class Table:
     bias: Array | None = None
     bias_state: Any = ()
     trains_bias: bool = field(default=False, metadata={"static": True})
+    places: Places | None = None
+
+    @property
+    def total(self) -> int:
+        """V_padded: rows of the whole table, wherever they are."""
+        return self.rows.shape[0] if self.places is None else padded_size(self.num_items)
 
     @property
     def parameters(self) -> Any:

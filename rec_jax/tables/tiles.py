@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from rec_jax.kernels import target_rank, top_k
+from rec_jax.kernels import count_ahead, target_rank, target_scores, top_k
 from rec_jax.kernels.rows import gather_rows
 from rec_jax.mesh import BOTH, Axes
 from rec_jax.tables.on_mesh import fetch, island, shards_of, spread
@@ -77,6 +77,49 @@ def rank_tiles(mesh: Mesh, queries: Array, table: Table, targets: Array,
     tile, cut = P(_uncut(mesh, table.over)), P(table.over)
     return island(body, mesh, (cut, cut, tile, tile, tile, tile), tile)(
         table.rows, bias, used, queries, targets, seen)
+
+
+def scores_in_part(mesh: Mesh, queries: Array, part: Table, targets: Array, used: Array, *,
+                   bias: Array | None = None) -> Array:
+    """`target_scores` of each tile, f32 `[G, T]`; the arguments are those of `rank_tiles`.
+
+    part: some rows, of which `targets` are the numbers; as many as every part that `ahead_in_part`
+    counts has, and then these scores have the bits that it sees.
+    """
+    axis = shards_of(mesh, part.over).axis
+
+    def body(rows: Array, bias: Array | None, used: Array, *tiles: Any) -> Array:
+        def one(queries: Array, targets: Array) -> Array:
+            return target_scores(queries, rows, targets, bias=bias, num_items=part.num_items,
+                                 axis_name=axis)
+
+        return _each(mesh, part.over, one, used, tiles)
+
+    tile, cut = P(_uncut(mesh, part.over)), P(part.over)
+    return island(body, mesh, (cut, cut, tile, tile, tile), tile)(
+        part.rows, bias, used, queries, targets)
+
+
+def ahead_in_part(mesh: Mesh, queries: Array, part: Table, first: Array, targets: Array,
+                  scores: Array, seen: tuple[Array, Array] | None, used: Array, *,
+                  bias: Array | None = None) -> Array:
+    """`count_ahead` of each tile, int32 `[G, T]`: what the rows of a part add to `rank_tiles` less
+    1. targets and `seen` are of the whole table, of which `part.num_items` are items.
+
+    first: int32 `[]`, number of the part's first row; scores: f32 `[G, T]` of `scores_in_part`.
+    """
+    axis = shards_of(mesh, part.over).axis
+
+    def body(rows: Array, bias: Array | None, first: Array, used: Array, *tiles: Any) -> Array:
+        def one(queries: Array, targets: Array, scores: Array, seen: Any) -> Array:
+            return count_ahead(queries, rows, targets, scores, first=first, exclude=seen,
+                               bias=bias, num_items=part.num_items, axis_name=axis)
+
+        return _each(mesh, part.over, one, used, tiles)
+
+    tile, cut = P(_uncut(mesh, part.over)), P(part.over)
+    return island(body, mesh, (cut, cut, P(), tile, tile, tile, tile, tile), tile)(
+        part.rows, bias, first, used, queries, targets, scores, seen)
 
 
 def top_k_tiles(mesh: Mesh, queries: Array, table: Table, k: int,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -16,28 +17,35 @@ from rec_jax.data.content import OpenContent, open_content
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.features import find_features
 from rec_jax.data.label_frequency import log_shares
+from rec_jax.dtypes import DTYPES
 from rec_jax.errors import InputError
+from rec_jax.inference.apart import RowsApart, apart, make_apart_ranker
 from rec_jax.inference.evaluate import Ranker, make_ranker, rank_users
 from rec_jax.inference.protocol import Panel, choose_panel, cold_items
 from rec_jax.inference.ratings import RatingPredictor, check_range
 from rec_jax.inference.served import counts_of, reading_of, serving_bias, serving_values
 from rec_jax.mesh import ITEMS as ITEMS_AXIS
-from rec_jax.mesh import Axes, make_mesh, row_sharding
+from rec_jax.mesh import Axes, device_memory, make_mesh, row_sharding
 from rec_jax.metrics import rank_metrics
-from rec_jax.model.encoder import Encoder, build_encoder
+from rec_jax.model.encoder import TABLES, Encoder, build_encoder
 from rec_jax.model.encoders import uses_users
 from rec_jax.model.optimizer import dense_optimizer, schedule
 from rec_jax.model.rows import RowSource
 from rec_jax.objectives.rating import Config as Rating
-from rec_jax.run import RunConfig, modes_of, tables_of, targets_of, update_of
+from rec_jax.run import RunConfig, modes_of, placements_of, tables_of, targets_of, update_of
 from rec_jax.tables import ITEMS, USERS, RowMap, Table, init_table, row_optimizer, rows_over
 from rec_jax.tables.bias import bias_state, first_bias, place_bias
 from rec_jax.tables.choose import Choice
 from rec_jax.tables.fixed import with_fixed
+from rec_jax.tables.on_mesh import shards_of
+from rec_jax.tables.placement import Placement
 from rec_jax.tables.row_map import row_map_of
+from rec_jax.tier.tiered import TieredTable
 from rec_jax.train.backends import check_named
+from rec_jax.train.mode import Setting
 from rec_jax.train.state import TrainState, bias_of, init_state, served
 from rec_jax.train.step import Step, make_train_step
+from rec_jax.train.tiers import Tiers, tiered_table
 
 
 class Horizon(NamedTuple):
@@ -57,6 +65,7 @@ class Horizon(NamedTuple):
 class Built:
     """The parts of a run; `state` is the one before the first step.
 
+    tiers: what of its tables does not lie on the devices; placements: where each lies, and why.
     log_share: f32 `[V]`, log of each item's share of all labels, where the objective needs it.
     """
 
@@ -65,8 +74,10 @@ class Built:
     mesh: Mesh
     horizon: Horizon
     choice: Choice
+    placements: dict[str, Placement]
     step: Step
     state: TrainState
+    tiers: Tiers
     validator: Validator
     log_share: npt.NDArray[np.float32] | None
     config: RunConfig
@@ -102,13 +113,23 @@ def build(config: RunConfig) -> Built:
     choice = update_of(config, dataset.num_items)
     optimizer = dense_optimizer(config.optimizer, horizon.total)
     tables, modes = tables_of(config), modes_of(config, choice.mode)
-    sizes = {USERS: dataset.num_users}
-    new = {name: init_table(
-        table, sizes.get(name, dataset.num_items), config.seed, mesh, name=name,
-        over=rows_over(choice.mode), row_map=None if name in sizes else row_map_of(
-            choice.mode, dataset.num_items),
-        optimizer=None if modes[name] == "dense" else row_optimizer(table.optimizer))
-        for name, table in tables.items()}
+    counts = {name: dataset.num_users if name == USERS else dataset.num_items for name in tables}
+    over = rows_over(choice.mode)
+    placements = placements_of(config, modes, counts, shards=shards_of(mesh, over).pieces,
+                               memory=device_memory(mesh), processes=jax.process_count())
+    new: dict[str, Table] = {}
+    tiered: dict[str, TieredTable] = {}
+    for name, table in tables.items():
+        row_map = (RowMap(counts[name]) if name == USERS else
+                   row_map_of(choice.mode, counts[name]))
+        if placements[name].where == "device":
+            new[name] = init_table(
+                table, counts[name], config.seed, mesh, name=name, over=over, row_map=row_map,
+                optimizer=None if modes[name] == "dense" else row_optimizer(table.optimizer))
+        else:
+            new[name], tiered[name] = tiered_table(
+                table, counts[name], config.seed, mesh, name=name, over=over, row_map=row_map,
+                slots=placements[name].slots, where=placements[name].where)
     new[ITEMS] = with_content(new[ITEMS], content, mesh)
     new[ITEMS] = _with_bias(new[ITEMS], config, dataset, mesh, dense=choice.mode == "dense")
     state = init_state(
@@ -117,7 +138,9 @@ def build(config: RunConfig) -> Built:
     step = make_train_step(
         encoder, config.objective, optimizer, precision=settings.precision, ema=settings.ema,
         tables=tables, modes=modes, mesh=mesh, rate=schedule(config.optimizer, horizon.total))
-    return Built(dataset, stream, mesh, horizon, choice, step, state,
+    tiers = Tiers(tiered, Setting(encoder, config.objective, tables, modes, mesh,
+                                  DTYPES[settings.precision]), dataset.num_items)
+    return Built(dataset, stream, mesh, horizon, choice, placements, step, state, tiers,
                  Validator(config, dataset, encoder, mesh, state.items.over),
                  _log_share(config, dataset), config)
 
@@ -183,13 +206,19 @@ class Validator:
                                    reading=reading_of(config), batch=settings.batch, over=over,
                                    row_map=row_map)
 
+        @functools.cache
+        def apart_ranker(row_map: RowMap) -> Ranker:
+            return make_apart_ranker(encoder, dataset.num_items, mesh, cold=cold, over=over,
+                                     filter_seen=settings.filter_seen, row_map=row_map)
+
         self._predictor = predictor if isinstance(config.objective, Rating) else None
         if self._predictor is not None:
             check_range(config.objective, dataset)
             if settings.metric == "auc" and len(dataset.rating_values) != 2:
                 raise InputError(f"evaluate.metric 'auc' is of two ratings, and {dataset.folder} "
                                  f"has {len(dataset.rating_values)}; expected rmse or mae")
-        self._ranker = ranker  # the state that is validated knows the order of its rows
+        # The state that is validated knows the order of its rows.
+        self._ranker, self._apart_ranker = ranker, apart_ranker
         self._bias = serving_values(config, dataset)
 
     @property
@@ -197,12 +226,18 @@ class Validator:
         """Users whose target may not be recommended to them."""
         return int(self.panel.seen.sum()) if self._config.evaluate.filter_seen else 0
 
-    def __call__(self, state: TrainState) -> dict[str, float]:
+    def __call__(self, state: TrainState, away: Mapping[str, RowsApart] | None = None
+                 ) -> dict[str, float]:
+        """Metrics of the weights of `state`; away: rows that lie elsewhere, by table."""
         params, rows = served(state)
         panel, items = self.panel, state.items
-        bias = serving_bias(self._config, self._bias, bias_of(state), rows.shape[0], self._mesh,
+        ranker, shown, asked = self._ranker, cast(Any, rows), dict(params)
+        if away:
+            ranker, shown = self._apart_ranker, away.get(ITEMS) or apart(rows)
+            asked |= {name: cast(Any, away[name]) for name in TABLES if name in away}
+        bias = serving_bias(self._config, self._bias, bias_of(state), shown.shape[0], self._mesh,
                             items.over, items.row_map)
-        ranks = rank_users(self._ranker(state.items.row_map), params, rows, self._dataset,
+        ranks = rank_users(ranker(items.row_map), asked, shown, self._dataset,
                            panel.users, panel.targets, panel.ends, reading=reading_of(self._config),
                            batch=self._config.evaluate.batch, devices=self._mesh.size, bias=bias)
         metrics = rank_metrics(ranks, self._config.evaluate.ks)

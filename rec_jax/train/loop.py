@@ -33,6 +33,7 @@ from rec_jax.processes import run_on_all
 from rec_jax.progress import Reporter, Silent
 from rec_jax.run import Run, RunConfig
 from rec_jax.tables.choose import optimizer_of, trained_by
+from rec_jax.tables.placement import placement_lines
 from rec_jax.train import backends
 from rec_jax.train.build import Built, build
 from rec_jax.train.feed import whole_batches
@@ -74,6 +75,8 @@ def run_training(run: Run, config: RunConfig, reporter: Reporter | None = None, 
         # made only when all else is known to fit.
         run_on_all(lambda: lock.take() if run.config_path.exists() else None)
         built = build(config)
+        if start is not None:
+            built.tiers.check_alone("a run that starts from the rows of another one")
         clock.mark("data and model")
         run_on_all(lambda: lock.take(new=new))
         if jax.process_index() == 0 and not run.config_path.exists():
@@ -105,6 +108,8 @@ def _train(run: Run, config: RunConfig, built: Built, reporter: Reporter, force:
     tables = "item table" if config.table.tied else "item tables, inputs apart"
     mode = built.choice.mode
     reporter.say(f"{tables}: {mode}, {built.choice.reason}; {trained_by(config.table, mode)}")
+    for line in placement_lines(built.placements):
+        reporter.say(line)
     repeats = repeats_line(built.dataset, config.evaluate, built.validator.panel)
     if repeats:
         reporter.say(repeats)
@@ -114,6 +119,7 @@ def _train(run: Run, config: RunConfig, built: Built, reporter: Reporter, force:
                       copy_bytes=settings.copy_mib * 2**20,
                       moving=moving_share(built.choice.mode),
                       growth_bytes=growth_bytes(settings)) as checkpoints):
+        built.tiers.open(run.folder)
         state, done, position = resume(checkpoints, built, config, reporter, force=force)
         clock.mark("data and model")
         position.backends = backends.agree(position.backends, reporter)
@@ -124,7 +130,7 @@ def _train(run: Run, config: RunConfig, built: Built, reporter: Reporter, force:
             save_config(config, run.config_path)  # what a resumed run was allowed to change
         reporter.begin(built.horizon.total, done)
         with MetricsLog(run, first_step=done, primary=jax.process_index() == 0) as log:
-            saver = make_saver(checkpoints, settings, built.choice.mode, reporter)
+            saver = make_saver(checkpoints, settings, built.choice.mode, built.tiers, reporter)
             state = saver.begin(state, done or None)
             loop = _Loop(config, built, saver, log, reporter, position, preemption, clock)
             try:
@@ -150,15 +156,19 @@ class _Loop:
 
     def run(self, state: TrainState, done: int) -> dict[str, Any]:
         settings, horizon = self.config.train, self.built.horizon
-        batches = prefetch(whole_batches(self.built.stream, settings.accumulate,
-                                         self.built.log_share))
+        tiers = self.built.tiers
+        batches = prefetch(tiers.feed(
+            whole_batches(self.built.stream, settings.accumulate, self.built.log_share),
+            state.key, done), settings.lookahead)
         window = _Window()
         mark = time.perf_counter()
         first = True
         try:
             while done < horizon.total and not self._stale():
-                batch, sequences = next(batches)
-                state, metrics = self.built.step(state, place_batch(batch, self.built.mesh))
+                batch, sequences, loaded = next(batches)
+                state, places = tiers.enter(state, loaded)
+                state, metrics = self.built.step(state, place_batch(batch, self.built.mesh),
+                                                 places)
                 if first:
                     self._started(metrics)
                     first = False
@@ -187,6 +197,7 @@ class _Loop:
                     raise Preempted(f"{stop}: stopped after step {done}, which is saved; resume "
                                     f"the run to go on")
         finally:
+            tiers.close()  # before the batches, which may wait for rows
             batches.close()
         self.saver.checkpoints.wait()
         position, stopped = self.position, self._why_stopped()
@@ -248,7 +259,7 @@ class _Loop:
                               f"{figures['sequences_per_second']:,.0f} sequences/s")
 
     def _validate(self, done: int, state: TrainState) -> float:
-        metrics = self.built.validator(state)
+        metrics = self.built.validator(state, self.built.tiers.apart(state))
         # What is best is the largest here and in checkpoints: errors count by their negatives.
         name = self.config.evaluate.metric
         value = signed(name, metrics[name])

@@ -20,9 +20,11 @@ from rec_jax.tables import USERS, RowMap
 from rec_jax.train.build import Built
 from rec_jax.train.state import TrainState, from_items, to_items
 
+_OF_A_TABLE = ("gather_slack", "placement", "cache")
 FREE: dict[str, tuple[str, ...]] = {
-    "mesh": (), "checkpoint": (), "data": ("path",), "table": ("gather_slack",),
-    "train": ("log_every", "checkpoint_every"), "evaluate": ("batch",)}
+    "mesh": (), "checkpoint": (), "data": ("path",), "table": _OF_A_TABLE, "inputs": _OF_A_TABLE,
+    "users": _OF_A_TABLE, "train": ("log_every", "checkpoint_every", "lookahead"),
+    "evaluate": ("batch",)}
 """Keys that a resumed run may change; without names, all of that part."""
 
 
@@ -54,8 +56,8 @@ def resume(checkpoints: Checkpoints, built: Built, config: RunConfig, reporter: 
       InputError: the checkpoint is of another config or dataset, or every one is damaged.
     """
     # Shapes only, so that a second state is never held beside the one that is restored.
-    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=leaf.sharding), to_items(built.state))
+    like = built.tiers.items(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=leaf.sharding), to_items(built.state)))
 
     def load(step: int) -> tuple[dict[str, Any], Position, RowMap]:
         opened = checkpoints.open(step)  # held against its seal before anything is believed
@@ -75,6 +77,7 @@ def resume(checkpoints: Checkpoints, built: Built, config: RunConfig, reporter: 
         there = {name: tree for name, tree in like.items()
                  if name != "rest" or name in opened.items}
         row_map = row_map_in(opened, built.dataset.num_items)
+        built.tiers.begin(row_map)
         return opened.restore(there, widen=True), position, row_map
 
     found = checkpoints.newest(load)
@@ -84,7 +87,7 @@ def resume(checkpoints: Checkpoints, built: Built, config: RunConfig, reporter: 
     step, (items, position, row_map) = found
     like = {name: table if name == USERS else table.replace(row_map=row_map)
             for name, table in built.state.tables.items()}
-    return from_items(items, like), step, position
+    return from_items(built.tiers.caches(items, built.state), like), step, position
 
 
 def changes(old: Mapping[str, Any], new: RunConfig) -> str | None:
@@ -98,7 +101,7 @@ def changes(old: Mapping[str, Any], new: RunConfig) -> str | None:
     for part, names in FREE.items():
         if not names:
             before[part] = now[part]
-        elif isinstance(before.get(part), Mapping):
+        elif isinstance(before.get(part), Mapping) and isinstance(now.get(part), Mapping):
             same = {name: now[part][name] for name in names if name in now[part]}
             before[part] = {name: value for name, value in before[part].items()
                             if name not in names} | same

@@ -22,6 +22,7 @@ from rec_jax.run import CheckpointConfig
 from rec_jax.tables.choose import Mode
 from rec_jax.tables.marks import mark, marked_rows, unmark
 from rec_jax.train.state import TrainState, each_table, to_items
+from rec_jax.train.tiers import Tiers
 
 WORTH_IT = 0.5
 """Share of touched rows above which a delta would save too little to be worth its chain."""
@@ -39,6 +40,7 @@ class Saver:
     checkpoints: Checkpoints
     settings: CheckpointConfig
     marks: bool
+    tiers: Tiers
     last: int | None = None
     deltas: int = 0
 
@@ -56,7 +58,8 @@ class Saver:
     def save(self, step: int, state: TrainState, extra: Mapping[str, Any],
              metric: float | None) -> TrainState:
         """Start to save; the state to go on with. Raises what `Checkpoints.save` raises."""
-        items, base = to_items(each_table(state, unmark)), None
+        self.tiers.flush(state)
+        items, base = self.tiers.items(to_items(each_table(state, unmark))), None
         if self.marks and self.deltas + 1 < self.settings.full_every and self._has_last():
             moved = {name: marked_rows(table) for name, table in state.tables.items()}
             there = sum(table.num_items for table in state.tables.values())
@@ -89,14 +92,19 @@ def growth_bytes(settings: CheckpointConfig) -> float:
     return math.inf if settings.growth_mib is None else settings.growth_mib * 2**20
 
 
-def make_saver(checkpoints: Checkpoints, settings: CheckpointConfig, mode: Mode,
+def make_saver(checkpoints: Checkpoints, settings: CheckpointConfig, mode: Mode, tiers: Tiers,
                reporter: Reporter) -> Saver:
-    """A saver for a run whose table is updated in `mode`; says why where deltas cannot be."""
+    """A saver for a run whose table is updated in `mode`; says why where deltas cannot be.
+
+    tiers: its tables whose rows do not lie on the devices.
+    """
     wanted = settings.full_every > 1
     if wanted and mode != "sparse":
         reporter.say(f"checkpoint.full_every = {settings.full_every} changes nothing: a {mode} "
                      f"table moves every row in every step, so every checkpoint is full")
     elif wanted and jax.process_count() > 1:
         reporter.say("deltas are made by a single process only; every checkpoint is full")
-    marks = wanted and mode == "sparse" and jax.process_count() == 1
-    return Saver(checkpoints, settings, marks)
+    elif wanted and tiers.names:
+        reporter.say("deltas are made of rows on the devices only; every checkpoint is full")
+    marks = wanted and mode == "sparse" and jax.process_count() == 1 and not tiers.names
+    return Saver(checkpoints, settings, marks, tiers)

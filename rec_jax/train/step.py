@@ -8,8 +8,8 @@ dropout and masks are those of one device. Only where rows meet the mesh are the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from rec_jax.objectives import Objective, Task
 from rec_jax.objectives.base import Keys
 from rec_jax.tables import ITEMS, USERS, Table, TableConfig, table_stream
 from rec_jax.tables.choose import Mode as ModeName
+from rec_jax.tables.places import Places
 from rec_jax.train.mode import (
     READ,
     STORED,
@@ -58,7 +59,13 @@ class StepMetrics(NamedTuple):
     divisor: jax.Array
 
 
-Step = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+class Step(Protocol):
+    """One update; the state is donated."""
+
+    def __call__(self, state: TrainState, batch: Batch, places: Mapping[str, Places] = ...
+                 ) -> tuple[TrainState, StepMetrics]:
+        """places: by name, where the rows of this step are, of tables that are caches."""
+        ...
 
 
 def make_train_step(encoder: Encoder, objective: Objective,
@@ -88,7 +95,11 @@ def make_train_step(encoder: Encoder, objective: Objective,
     check_drop(encoder.source.drop, modes[ITEMS])
     setting = Setting(encoder, objective, tables, modes, mesh, DTYPES[precision])
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+    def step(state: TrainState, batch: Batch, places: Mapping[str, Places] | None = None
+             ) -> tuple[TrainState, StepMetrics]:
+        state = state._replace(tables={
+            name: table.replace(places=(places or {}).get(name))
+            for name, table in state.tables.items()})
         count = _micro_batches(batch, mesh)
         run, now = jax.random.wrap_key_data(state.key), state.step
         keys = Keys(streams.of_micro_batches(run, now, count, streams.TASK),
@@ -143,7 +154,7 @@ def make_train_step(encoder: Encoder, objective: Objective,
         new_tables = {name: opened[name].close(Gradients(
             to_shared["tables"][name], to_slices[name], asked[name],
             updates.get("tables", {}).get(name), hyper_of(tables[name], rate, now),
-            table_stream(seed, name))) for name in tables}
+            table_stream(seed, name))).replace(places=None) for name in tables}
         new_encoder = optax.apply_updates(state.encoder, updates["encoder"])
         average, rest = state.average, state.rest
         if average is not None and rest is not None and ema is not None:

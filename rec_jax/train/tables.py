@@ -42,12 +42,8 @@ def open_tables(setting: Setting, state: TrainState, batch: Batch, tasks: Task, 
 
     key: of the step, for an objective that searches.
     """
-    count = batch["items"].shape[0]
-    inputs = Ids(batch["items"].reshape(count, -1), batch["segments"].reshape(count, -1) > 0)
-    ids: dict[str, dict[str, Ids]] = {name: {} for name in setting.tables}
-    ids[setting.reads][READ] = inputs
-    if USERS in ids:
-        ids[USERS][READ] = inputs._replace(ids=batch[USERS].reshape(count, -1))
+    ids = _read(setting, batch)
+    inputs = ids[setting.reads][READ]
     opened = {name: MODES[setting.modes[name]](setting, name, state.tables[name],
                                                Request(ids[name]))
               for name in ids if name != ITEMS}
@@ -57,12 +53,7 @@ def open_tables(setting: Setting, state: TrainState, batch: Batch, tasks: Task, 
         average = _average_search(setting, state, batch, tasks, inputs)
         tasks = cast(Searching, setting.objective).mine(
             tasks, key, search._replace(average=average))
-    ids[ITEMS] |= dict(tasks.reads)
-    if tasks.labels is not None:
-        ids[ITEMS]["labels"] = Ids(tasks.labels.item, tasks.labels.weight != 0)
-    elif setting.objective.needs.labels:
-        assert tasks.present is not None
-        ids[ITEMS]["labels"] = Ids(tasks.targets, tasks.present)
+    ids[ITEMS] |= _scored(setting, tasks)
     opened[ITEMS] = MODES[setting.modes[ITEMS]](
         setting, ITEMS, state.items,
         Request(ids[ITEMS], dict(tasks.shared), tasks.targets.shape))
@@ -79,6 +70,36 @@ def _average_search(setting: Setting, state: TrainState, batch: Batch, tasks: Ta
     return search_in(
         setting, state.items.replace(rows=average.tables[ITEMS]), average.encoder, batch, tasks,
         lambda: dense.take_rows(average.tables[setting.reads], reads.row_map.rows(inputs.ids)))
+
+
+def asked_of(setting: Setting, batch: Batch, tasks: Task) -> dict[str, Request]:
+    """By table what a step reads of it, where its objective does not search; as `open_tables`."""
+    ids = _read(setting, batch)
+    ids[ITEMS] |= _scored(setting, tasks)
+    return {name: Request(each, dict(tasks.shared) if name == ITEMS else {})
+            for name, each in ids.items()}
+
+
+def _read(setting: Setting, batch: Batch) -> dict[str, dict[str, Ids]]:
+    """By table the ids that feed the encoder."""
+    count = batch["items"].shape[0]
+    inputs = Ids(batch["items"].reshape(count, -1), batch["segments"].reshape(count, -1) > 0)
+    ids: dict[str, dict[str, Ids]] = {name: {} for name in setting.tables}
+    ids[setting.reads][READ] = inputs
+    if USERS in ids:
+        ids[USERS][READ] = inputs._replace(ids=batch[USERS].reshape(count, -1))
+    return ids
+
+
+def _scored(setting: Setting, tasks: Task) -> dict[str, Ids]:
+    """The ids that the loss reads of every micro-batch."""
+    found = dict(tasks.reads)
+    if tasks.labels is not None:
+        found["labels"] = Ids(tasks.labels.item, tasks.labels.weight != 0)
+    elif setting.objective.needs.labels:
+        assert tasks.present is not None
+        found["labels"] = Ids(tasks.targets, tasks.present)
+    return found
 
 
 def _input_rows(setting: Setting, state: TrainState, opened: Mapping[str, OpenTable],

@@ -1,0 +1,126 @@
+"""Whole runs with a table in host memory: checkpoints, resumed runs, what a run refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rec_jax import api, config
+from rec_jax.checkpoint import Checkpoints
+from rec_jax.errors import InputError
+from rec_jax.progress import Silent
+from rec_jax.run import Run, RunConfig
+from rec_jax.train.log import read_metrics
+from rec_jax.train.loop import run_training
+
+Mapping = Callable[..., dict[str, Any]]
+SPARSE = ("table.update=sparse", "objective.kind=sampled_softmax", "objective.count=8",
+          "train.rows=2", "data.length=5", "train.steps=20", "train.evaluate_every=1",
+          "train.checkpoint_every=3")
+HOST = ("table.placement=host", "table.cache=30")
+
+
+class Stopped(Exception):
+    """Thrown out of the loop."""
+
+
+class StopAfter(Silent):
+    """Lets so many steps pass, and keeps what is said."""
+
+    def __init__(self, steps: int = 10**9) -> None:
+        self.left = steps
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self.left -= count
+        if count and self.left <= 0:
+            raise Stopped
+
+
+def arrays(run: Run) -> dict[str, bytes]:
+    with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
+        step = checkpoints.latest()
+        assert step is not None
+        return {name + path: source.read(0, source.shape[0] if source.shape else 1).tobytes()
+                for name, sources in checkpoints.open(step).items.items()
+                for path, source in sources.items()}
+
+
+def figures(run: Run) -> list[dict[str, Any]]:
+    return [{name: value for name, value in line.items()
+             if name not in ("seconds", "positions_per_second", "sequences_per_second")}
+            for line in read_metrics(run.metrics_path)]
+
+
+@pytest.fixture(scope="module")
+def on_devices(tiny_mapping: Mapping, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run(tmp_path_factory.mktemp("devices") / "run")
+    run_training(run, config.build(RunConfig, tiny_mapping(*SPARSE)))
+    return run
+
+
+def test_a_run_on_the_host_is_the_run_on_the_devices(
+        tiny_mapping: Mapping, tmp_path: Path, on_devices: Run) -> None:
+    run, said = Run(tmp_path / "run"), StopAfter()
+    settings = config.build(RunConfig, tiny_mapping(*SPARSE, *HOST))
+    run_training(run, settings, said)
+    assert arrays(run) == arrays(on_devices)
+    assert figures(run) == figures(on_devices)
+    assert any("rows of table 'items': on the host, table.placement asks for it; a shard's "
+               "cache has 30 of them" in line for line in said.lines)
+
+
+def test_a_stopped_run_goes_on_with_another_placement_to_the_same_bits(
+        tiny_mapping: Mapping, tmp_path: Path, on_devices: Run) -> None:
+    run = Run(tmp_path / "run")
+    host = config.build(RunConfig, tiny_mapping(*SPARSE, *HOST))
+    less = config.build(RunConfig, tiny_mapping(*SPARSE, "table.placement=disk", "table.cache=0.7",
+                                                "train.lookahead=0"))
+    device = config.build(RunConfig, tiny_mapping(*SPARSE))
+    for settings, steps in ((host, 5), (device, 7)):
+        with pytest.raises(Stopped):
+            run_training(run, settings, StopAfter(steps))
+    run_training(run, less)
+    assert arrays(run) == arrays(on_devices)
+    assert figures(run) == figures(on_devices)
+
+
+REFUSED = {
+    "a dense table": (("table.update=dense",), "the table trains dense, and a step reads all of"),
+    "mined negatives": (("objective.kind=hard_negatives", "objective.queries=4",
+                         "objective.hard=2", "objective.uniform=4"), "searches all rows"),
+    "a small cache": (("table.cache=20",), r"table.cache = 20 is 20 rows a shard, and a step may "
+                                           r"read 28 of one shard; expected at least 28"),
+    "an average": (("train.ema=0.9",), "train.ema would touch every row in every step"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_is_refused_in_one_line(
+        tiny_mapping: Mapping, tmp_path: Path, what: str) -> None:
+    lines, message = REFUSED[what]
+    with pytest.raises(InputError, match=message) as caught:
+        run_training(Run(tmp_path / "run"), config.build(
+            RunConfig, tiny_mapping(*SPARSE, *HOST, *lines)))
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def test_the_full_softmax_is_refused(tiny_mapping: Mapping, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"table.placement = 'host' cannot be: the table trains "
+                                         r"streamed, and a step reads all of its rows"):
+        run_training(Run(tmp_path / "run"), config.build(
+            RunConfig, tiny_mapping("table.update=streamed", *HOST)))
+
+
+def test_a_run_that_starts_from_another_is_refused(
+        tiny_mapping: Mapping, tmp_path: Path, on_devices: Run) -> None:
+    with pytest.raises(InputError, match=r"starts from the rows of another one needs the rows of "
+                                         r"table 'items' on the devices"):
+        api.train(config.build(RunConfig, tiny_mapping(*SPARSE, *HOST)), run=tmp_path / "run",
+                  start_from=on_devices.folder)
