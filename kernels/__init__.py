@@ -9,6 +9,7 @@ from .entropy import softmax_entropy
 from .exclusion import Exclude
 from .primitives import Backend, Problem, RowUpdate, SparseRows
 from .rank import target_rank
+from .sampling import sample
 from .softmax import softmax_loss
 from .topk import top_k
 from .update import Updated, softmax_item_update
@@ -24,6 +25,7 @@ __all__ = [
     "Updated",
     "describe",
     "explain",
+    "sample",
     "softmax_entropy",
     "softmax_item_update",
     "softmax_loss",

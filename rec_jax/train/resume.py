@@ -87,18 +87,19 @@ def resume(checkpoints: Checkpoints, built: Built, config: RunConfig, reporter: 
     return from_items(items, like), step, position
 
 
-def changes(old: RunConfig | Mapping[str, Any], new: RunConfig) -> str | None:
+def changes(old: Any, new: Any) -> str | None:
     """The first difference that changes a run's numbers, as `a.b: old -> new`; None if there is
     none. Devices, paths, and how often something is logged or saved may differ.
 
-    old: a config, or the plain mapping of one that was saved; no code that it names is loaded.
+    old: a config of any kind of run, or the plain mapping of one that was saved; no code that it
+      names is loaded.
     """
     before = dict(old) if isinstance(old, Mapping) else configs.to_mapping(old)
     now = configs.to_mapping(new)
     for part, names in FREE.items():
         if not names:
             before[part] = now[part]
-        elif isinstance(before.get(part), Mapping):
+        elif isinstance(before.get(part), Mapping) and part in now:
             same = {name: now[part][name] for name in names if name in now[part]}
             before[part] = {name: value for name, value in before[part].items()
                             if name not in names} | same
