@@ -9,6 +9,7 @@ from .entropy import softmax_entropy
 from .exclusion import Exclude
 from .primitives import Backend, Problem, RowUpdate, SparseRows
 from .rank import count_ahead, target_rank, target_scores
+from .sampling import sample
 from .softmax import softmax_loss
 from .topk import top_k
 from .update import Updated, softmax_item_update
@@ -25,6 +26,7 @@ __all__ = [
     "count_ahead",
     "describe",
     "explain",
+    "sample",
     "softmax_entropy",
     "softmax_item_update",
     "softmax_loss",

@@ -46,10 +46,10 @@ def top_k(queries: Array, items: Array, k: int, *, exclude: Exclude | None = Non
     rule = score_rule(items, scale, bias, num_items, softcap, axis_name)
     assert chosen.top_k is not None
     scores, ids = chosen.top_k(queries, items, k, pairs, rule)
-    return (scores, ids) if axis_name is None else _merge(scores, ids, k, axis_name)
+    return (scores, ids) if axis_name is None else merge_top_k(scores, ids, k, axis_name)
 
 
-def _merge(scores: Array, ids: Array, k: int, axis_name: AxisName) -> tuple[Array, Array]:
+def merge_top_k(scores: Array, ids: Array, k: int, axis_name: AxisName) -> tuple[Array, Array]:
     """The best k of all shards: O(N k) from each shard. Equal on all shards."""
     count = scores.shape[0]
     shards, index = jax.lax.axis_size(axis_name), jax.lax.axis_index(axis_name)

@@ -30,9 +30,12 @@ from rec_jax.plan.estimate import make_plan, nearest_fit
 from rec_jax.processes import broadcast_text, run_on_all
 from rec_jax.progress import Reporter, Silent, progress_bar
 from rec_jax.run import Run, RunConfig
+from rec_jax.simulate.agent_config import AgentConfig
+from rec_jax.simulate.agent_report import compare_policies, write_agent_report
 from rec_jax.simulate.judge import JudgeConfig
 from rec_jax.simulate.judge_log import judge_log
 from rec_jax.simulate.log_files import LogColumns, LogSource
+from rec_jax.simulate.train_agent import run_agent
 from rec_jax.solvers.compare import BaselineConfig, check_names, compare
 from rec_jax.solvers.compare import fit as fit_solver
 from rec_jax.solvers.interactions import Part
@@ -41,22 +44,23 @@ from rec_jax.text.embed_items import EmbedConfig, embed_items
 from rec_jax.text.encoder import TextConfig
 from rec_jax.train.growing import Start
 from rec_jax.train.loop import run_training
-from rec_jax.train.opening import open_run
+from rec_jax.train.opening import AUTO, open_run
 from rec_jax.train.report import write_report
 
 PathLike = Path | str
 Loadable = PathLike | Recommender | Served
 
 
-def train(config: RunConfig | PathLike | None = None, *, run: PathLike | None = None,
+def train(config: RunConfig | AgentConfig | PathLike | None = None, *, run: PathLike | None = None,
           overrides: Sequence[str] = (), resume: PathLike | None = None, force: bool = False,
           start_from: PathLike | None = None, keep_state: bool = False,
           trust_code: bool = False, progress: bool = False,
           since: float | None = None) -> dict[str, Any]:
     """Train a run to its end and write its report; see `RunConfig` for what can be set.
 
-    config: a `RunConfig` or the path of a TOML file; with `resume` it may be left out, and is
-      compared with the run's own where given.
+    config: a `RunConfig` or the path of a TOML file, or an `AgentConfig` or a file with
+      `[environment]`, whose run plays with simulated users; with `resume` it may be left out, and
+      is compared with the run's own where given.
     run: folder of the new run; by default `runs/<name>-<date>`.
     overrides: lines of TOML laid over the file, such as `train.epochs=3`.
     resume: folder of a run to go on with; or "auto": the run in folder `run`, or the newest one
@@ -72,6 +76,9 @@ def train(config: RunConfig | PathLike | None = None, *, run: PathLike | None = 
     Raises:
       InputError: the config, the data or the run folder are not as they should be.
     """
+    if plays(config, run, resume):
+        return _train_agent(config, run, overrides, resume, force=force, trust_code=trust_code,
+                            start_from=start_from, progress=progress)
     start = (None if start_from is None
              else Start(Run(Path(start_from), trust_code), keep_state=keep_state))
     target, resolved = run_on_all(lambda: open_run(config, run, overrides, resume, force=force,
@@ -85,6 +92,47 @@ def train(config: RunConfig | PathLike | None = None, *, run: PathLike | None = 
     if jax.process_index() == 0:
         write_report(target, summary)
     return summary
+
+
+def plays(config: RunConfig | AgentConfig | PathLike | None, run: PathLike | None,
+          resume: PathLike | None) -> bool:
+    """Whether a run learns in an environment: its config has `[environment]`."""
+    if isinstance(config, RunConfig | AgentConfig):
+        return isinstance(config, AgentConfig)
+    if config is not None:
+        return "environment" in configs.read_mapping(shipped.locate(config))
+    folder = run if resume == AUTO else resume
+    return folder is not None and "environment" in Run(Path(folder)).saved_config()
+
+
+def _train_agent(config: Any, run: PathLike | None, overrides: Sequence[str],
+                 resume: PathLike | None, *, force: bool, trust_code: bool,
+                 start_from: PathLike | None, progress: bool) -> dict[str, Any]:
+    if start_from is not None:
+        raise InputError("a run in an environment starts from nothing; expected no --start-from")
+    target, resolved = open_run(config, run, overrides, resume, force=force,
+                                trust_code=trust_code, of=AgentConfig)
+    with _reporter("train", progress) as reporter:
+        summary = {"run": str(target.folder), **run_agent(
+            target, resolved, reporter, force=force, new=resume is None)}
+    write_agent_report(target, summary)
+    return summary
+
+
+def simulate(run: PathLike, *, against: Sequence[PathLike] = (), users: int = 1024,
+             step: int | None = None, confidence: float = 0.95, seed: int = 0,
+             trust_code: bool = False) -> dict[str, Any]:
+    """Returns of simulated users who meet a run's best checkpoint (or that of `step`), with
+    intervals, beside other policies; see `rec_jax.simulate.agent_report.compare_policies`.
+
+    against: other runs in an environment with the same catalogue. seed: of users and their chance.
+
+    Raises:
+      InputError: no such run or step, or one that learnt from a dataset.
+    """
+    return compare_policies(Run(Path(run), trust_code), step=step, users=users, seed=seed,
+                            confidence=confidence,
+                            against=[Run(Path(other), trust_code) for other in against])
 
 
 def load(run: PathLike, *, step: int | None = None, data: str | None = None,

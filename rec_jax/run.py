@@ -356,7 +356,7 @@ class Run:
             raise InputError(f"{self.folder} is a dataset folder (it has {META}); expected a new "
                              "folder for the run")
 
-    def create(self, resolved: RunConfig) -> None:
+    def create(self, resolved: Any) -> None:
         """Make the folder of a new run and write its complete config.
 
         Raises:

@@ -1,6 +1,7 @@
 """Every random number of a run by its name: which key it comes from.
 
-    seed -> parameters, mask, features, content (of the encoder)  before the first step
+    seed -> parameters, mask, features, content, heads            before the first step
+         -> agent, replay, play (of simulated users)              while it plays, before, evaluated
          -> steps -> step k -> negatives, rounding, content       in step k
                             -> micro-batch i -> dropout, task     in micro-batch i of it
 
@@ -16,7 +17,8 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
-PARAMETERS, MASK, FEATURES, STEPS, CONTENT = 1, 2, 3, 4, 5  # of a run
+PARAMETERS, MASK, FEATURES, STEPS, CONTENT, HEADS = 1, 2, 3, 4, 5, 6  # of a run
+AGENT, REPLAY, PLAY = 7, 8, 9  # of a run that plays
 # Of a step, past the number of any micro-batch. From that of ROWS a key is folded for each item.
 NEGATIVES, ROUNDING, ROWS = 2**31, 2**31 + 1, 2**31 + 2
 DROPOUT, TASK = 0, 1  # of a micro-batch

@@ -66,7 +66,7 @@ class Trained:
         modes = {ITEMS: mode, **({USERS: "dense" if mode == "dense" else "sparse"} if users
                                  else {})}
         built, params = build_encoder(encoder, dim=D, length=LENGTH, causal=True, precision="f32",
-                                      seed=0)
+                                      seed=0, heads=objective.needs.heads)
         if source is not None:
             built = built._replace(source=source)
             params |= {name: value + 0.1 * jnp.arange(D)

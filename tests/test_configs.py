@@ -13,9 +13,13 @@ from rec_jax import api, config
 from rec_jax.model.encoder import build_encoder
 from rec_jax.model.encoders import uses_times
 from rec_jax.run import RunConfig
+from rec_jax.simulate.agent import build_agent
+from rec_jax.simulate.agent_config import AgentConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-ALL = sorted(CONFIGS.glob("*.toml"))
+EVERY = sorted(CONFIGS.glob("*.toml"))
+AGENTS = [path for path in EVERY if "environment" in config.read_mapping(path)]
+ALL = [path for path in EVERY if path not in AGENTS]
 LOSSES = ["bce", "gbce", "hard_negatives", "in_batch", "sampled_softmax", "sce"]
 
 
@@ -28,6 +32,16 @@ def test_a_config_builds_its_model_and_comes_back_from_a_run(path: Path, tmp_pat
     assert set(encoder.paths) <= set(params)
     config.save(loaded, tmp_path / "saved.toml")
     assert config.load(RunConfig, tmp_path / "saved.toml") == loaded
+
+
+@pytest.mark.parametrize("path", AGENTS, ids=lambda path: path.stem)
+def test_a_config_of_an_agent_builds_it_and_comes_back_from_a_run(path: Path,
+                                                                  tmp_path: Path) -> None:
+    loaded = config.load(AgentConfig, path)
+    assert build_agent(loaded).environment.num_items == loaded.environment.items
+    config.save(loaded, tmp_path / "saved.toml")
+    assert config.load(AgentConfig, tmp_path / "saved.toml") == loaded
+    assert f"rec-jax train configs/{path.name}" in path.read_text()
 
 
 @pytest.mark.parametrize("path", [path for path in ALL if path.stem.startswith(("ml", "beauty"))],

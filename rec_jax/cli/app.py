@@ -20,6 +20,7 @@ from rec_jax.cli.options import App
 from rec_jax.cli.plan import plan
 from rec_jax.cli.prepare import fetch, prepare, synth
 from rec_jax.cli.show import NobodyReads, drop_stdout, open_streams, print_json, say
+from rec_jax.cli.simulate import simulate
 from rec_jax.cli.summary import doctor as show_doctor
 from rec_jax.cli.train import train
 from rec_jax.cli.types import Json
@@ -62,6 +63,7 @@ app.command(cls=EvaluateVerb)(evaluate)
 app.command()(export)
 app.command()(recommend)
 app.command()(ope)
+app.command()(simulate)
 
 
 @app.command()

@@ -25,7 +25,8 @@ app = App(no_args_is_help=True, help="Show the shipped configs, and the keys of 
 _JOBS = {"run": ("rec_jax.run", "RunConfig"),
          "prepare": ("rec_jax.data.prepare_config", "PrepareConfig"),
          "synth": ("rec_jax.data.synth", "SynthConfig"),
-         "baseline": ("rec_jax.solvers.compare", "BaselineConfig")}
+         "baseline": ("rec_jax.solvers.compare", "BaselineConfig"),
+         "agent": ("rec_jax.simulate.agent_config", "AgentConfig")}
 
 
 @app.command("list")
@@ -61,7 +62,7 @@ def show(
 @app.command()
 def keys(
     job: Annotated[str, typer.Argument(
-        metavar="JOB", help="run, prepare, synth or baseline: whose config.")] = "run",
+        metavar="JOB", help="run, prepare, synth, baseline or agent: whose config.")] = "run",
     as_json: Json = False,
 ) -> None:
     """Print every key of a config with its type, its default and what it means."""

@@ -23,6 +23,7 @@ from rec_jax.errors import InputError
 from rec_jax.model.encoders import EncoderConfig, Inputs
 from rec_jax.model.encoders.base import at_places
 from rec_jax.model.features import add_features, init_tables
+from rec_jax.model.heads import FOLDER, init_heads
 from rec_jax.model.rows import RowSource
 from rec_jax.tables import INPUTS, USERS
 
@@ -95,12 +96,12 @@ def visible_times(inputs: Inputs, hidden: jax.Array) -> jax.Array:
 
 def build_encoder(config: EncoderConfig, *, dim: int, length: int, causal: bool, precision: str,
                   seed: int, features: Sequence[Feature] = (), content: Sequence[Content] = (),
-                  scale: float = 0.02) -> tuple[Encoder, Params]:
+                  scale: float = 0.02, heads: Sequence[str] = ()) -> tuple[Encoder, Params]:
     """The encoder of `config` and its initial parameters (f32), drawn from `seed`.
 
     One that is not causal has a parameter `mask` more, for the places that are hidden from it;
-    there is one table more for each of `features`, and one matrix for each of `content`, which
-    begins with deviation `scale`.
+    there is one table more for each of `features`, one matrix for each of `content`, which
+    begins with deviation `scale`, and one for each of `heads`.
     """
     module = config.build(dim=dim, length=length, causal=causal, dtype=DTYPES[precision],
                           rngs=nnx.Rngs(streams.of_run(seed, streams.PARAMETERS)))
@@ -109,7 +110,7 @@ def build_encoder(config: EncoderConfig, *, dim: int, length: int, causal: bool,
     paths = tuple(_name(path) for path, _ in flat)
     template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
     for path in paths:
-        if path in (MASK, *TABLES) or path.startswith(("features/", "content/")):
+        if path in (MASK, *TABLES) or path.startswith(("features/", "content/", FOLDER)):
             raise InputError(f"encoder {config.kind!r} has a parameter {path!r}, which is the name "
                              "of something beside an encoder; expected another name")
     params = dict(zip(paths, (leaf for _, leaf in flat), strict=True))
@@ -118,7 +119,7 @@ def build_encoder(config: EncoderConfig, *, dim: int, length: int, causal: bool,
         params[MASK] = 0.02 * jax.random.normal(key, (dim,))
     params |= init_tables(features, dim, seed)
     source = RowSource(dim, tuple(content))
-    params |= source.init_parameters(seed, scale)
+    params |= source.init_parameters(seed, scale) | init_heads(heads, dim, seed)
     takes_places = "at" in inspect.signature(module.__call__).parameters
     return Encoder(graph, template, paths, tuple(features), takes_places, source), params
 

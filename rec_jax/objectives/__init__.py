@@ -20,6 +20,7 @@ OBJECTIVES = {
     "rating_distribution": "rec_jax.objectives.rating_distribution",
     "sampled_softmax": "rec_jax.objectives.sampled_softmax",
     "sce": "rec_jax.objectives.sce",
+    "supervised_q": "rec_jax.objectives.supervised_q",
 }
 
 __all__ = ["OBJECTIVES", "Objective", "Task"]

@@ -96,6 +96,8 @@ class Needs(NamedTuple):
     labels: it reads the rows of `Task.targets`, as "labels".
     search: how many queries of a step search the catalogue; 0: none; or `EVERY`.
     log_q: batches carry f32 `log_q`, log of each target's share of all labels of the data.
+    heads: names of further queries of each position, linear maps of the encoder's that are learned
+      (`rec_jax.model.heads`): a loss finds theirs in `Task.values`, as queries/NAME `[N, d]`.
     values: names of per-interaction arrays of the dataset; batches carry those of the targets, f32
       `values/NAME`.
     histories: batches carry int32 `histories` `[A, B, S]`, the place of the last input of each of
@@ -109,6 +111,7 @@ class Needs(NamedTuple):
     log_q: bool = False
     values: tuple[str, ...] = ()
     histories: bool = False
+    heads: tuple[str, ...] = ()
 
 
 class Keys(NamedTuple):
@@ -128,6 +131,7 @@ class Search(NamedTuple):
       `[n, k]` of the best items of the catalogue, -1 where there are none: one more pass over
       the table.
     scores: (queries `[n, d]`, ids int32 `[n]`) -> f32 `[n]`, those of one item each.
+    head: (name, queries `[..., d]`) -> those of a head of `needs.heads`.
     average: the same by the moving average of all weights, where a run has one (`train.ema`).
     """
 
@@ -135,6 +139,7 @@ class Search(NamedTuple):
     queries: Callable[[], Array]
     top_k: Callable[[Array, int, Array | None], tuple[Array, Array]]
     scores: Callable[[Array, Array], Array]
+    head: Callable[[str, Array], Array]
     average: Search | None = None
 
 

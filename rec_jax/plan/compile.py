@@ -175,7 +175,8 @@ def lower_step(config: RunConfig, num_items: int, mesh: Mesh) -> Any:
     encoder, params = build_encoder(
         encoder_config, dim=table_config.dim, length=config.data.length,
         causal=objective.causal, precision=settings.precision, seed=config.seed,
-        features=planned_features(config.features), content=planned_content(config.content))
+        features=planned_features(config.features), content=planned_content(config.content),
+        heads=objective.needs.heads)
     mode = update_of(config, num_items).mode
     configs, modes = tables_of(config), modes_of(config, mode)
     optimizer = dense_optimizer(config.optimizer, _TOTAL_STEPS)

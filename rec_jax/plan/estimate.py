@@ -230,7 +230,8 @@ def _encoder_parameters(config: RunConfig) -> int:
     shapes = jax.eval_shape(lambda: build_encoder(
         config.encoder, dim=config.table.dim, length=config.data.length,
         causal=config.objective.causal, precision=config.train.precision, seed=0,
-        features=planned_features(config.features), content=planned_content(config.content))[1])
+        features=planned_features(config.features), content=planned_content(config.content),
+        heads=config.objective.needs.heads)[1])
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
 
 

@@ -46,7 +46,8 @@ def task_shapes(config: RunConfig, num_items: int) -> Task:
 
         queries = jnp.zeros((*task.targets.shape, config.table.dim))
         found: Task = objective.mine(task, key, Search(
-            num_items, lambda: queries, best, lambda queries, ids: jnp.zeros(len(queries))))
+            num_items, lambda: queries, best, lambda queries, ids: jnp.zeros(len(queries)),
+            lambda name, queries: queries))
         return found
 
     shapes: Task = jax.eval_shape(plan, batch_shapes(config), jax.random.key(0))

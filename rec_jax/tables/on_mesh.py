@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from rec_jax.kernels import RowUpdate, Updated, softmax_entropy, softmax_loss, top_k
+from rec_jax.kernels import RowUpdate, Updated, sample, softmax_entropy, softmax_loss, top_k
 from rec_jax.mesh import BOTH, ITEMS, Axes
 from rec_jax.tables import gather
 from rec_jax.tables.gather import Route, Shards
@@ -170,6 +170,19 @@ def catalogue_top_k(mesh: Mesh, queries: Array, rows: Array, k: int,
 
     return island(body, mesh, (P(), P(over), P(), P(over)), (P(), P()))(
         queries, rows, seen, bias)
+
+
+def catalogue_sample(mesh: Mesh, queries: Array, rows: Array, k: int, seed: Array, *,
+                     num_items: int, over: Axes = (ITEMS,), logit_scale: float = 1.0,
+                     softcap: float | None = None) -> Array:
+    """`sample` from a table on the mesh: ids int32 `[N, k]`; queries are on every device."""
+    axis = shards_of(mesh, over).axis
+
+    def body(queries: Array, rows: Array, seed: Array) -> Array:
+        return sample(queries, rows, k, seed, logit_scale=logit_scale, softcap=softcap,
+                      num_items=num_items, axis_name=axis)
+
+    return island(body, mesh, (P(), P(over), P()), P())(queries, rows, seed)
 
 
 def apply_sparse(mesh: Mesh, table: Table, fetched: Fetched, grads: Array, update: RowUpdate,

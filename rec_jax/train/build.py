@@ -109,7 +109,8 @@ def build(config: RunConfig) -> Built:
         config.encoder, dim=config.table.dim, length=config.data.length,
         causal=config.objective.causal, precision=settings.precision, seed=config.seed,
         features=find_features(config.features, dataset),
-        content=content.parts, scale=config.table.init_scale)
+        content=content.parts, scale=config.table.init_scale,
+        heads=config.objective.needs.heads)
     choice = update_of(config, dataset.num_items)
     optimizer = dense_optimizer(config.optimizer, horizon.total)
     tables, modes = tables_of(config), modes_of(config, choice.mode)

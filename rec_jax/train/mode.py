@@ -30,7 +30,8 @@ Batch = dict[str, Any]
 """items, targets (-1: none), segments (0: padding), positions: int32 `[A, B, L]` for A
 micro-batches; times as well where the model uses them, features/NAME `[A, B, L, K]` where it
 has side features, users where there is a table of them, and f32 log_q (log of each target's
-share of all labels), values/NAME and int32 histories `[A, B, S]` where the objective needs them."""
+share of all labels), values/NAME and int32 histories `[A, B, S]` where the objective needs them;
+f32 importance, factors on the positions' weights, where somebody has them."""
 
 
 READ = "inputs"

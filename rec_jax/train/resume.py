@@ -90,11 +90,12 @@ def resume(checkpoints: Checkpoints, built: Built, config: RunConfig, reporter: 
     return from_items(built.tiers.caches(items, built.state), like), step, position
 
 
-def changes(old: Mapping[str, Any], new: RunConfig) -> str | None:
+def changes(old: Mapping[str, Any], new: Any) -> str | None:
     """The first difference that changes a run's numbers, as `a.b: old -> new`; None if there is
     none. Devices, paths, and how often something is logged or saved may differ.
 
     old: the plain mapping of a config that was saved; no code that it names is loaded.
+    new: a config of any kind of run.
     """
     before = dict(old)
     now = configs.to_mapping(new)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from rec_jax.model.encoder import Params
+from rec_jax.model.heads import apply_head
 from rec_jax.objectives.base import Search, Task
 from rec_jax.tables import Table
 from rec_jax.train.dense import take_rows
@@ -38,4 +39,7 @@ def search_in(setting: Setting, table: Table, params: Params, batch: Batch, task
         return jax.lax.stop_gradient(jnp.sum(
             expanded.astype(jnp.float32) * rows.astype(jnp.float32), axis=-1))
 
-    return Search(table.num_items, queries, best, scores)
+    def head(name: str, queries: Array) -> Array:
+        return jax.lax.stop_gradient(apply_head(params, name, queries))
+
+    return Search(table.num_items, queries, best, scores, head)

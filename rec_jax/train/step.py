@@ -22,6 +22,7 @@ from rec_jax.errors import InputError
 from rec_jax.kernels.compat import materialise
 from rec_jax.mesh import MeshConfig, batch_sharding, make_mesh
 from rec_jax.model.encoder import Encoder
+from rec_jax.model.heads import apply_head
 from rec_jax.objectives import Objective, Task
 from rec_jax.objectives.base import Keys
 from rec_jax.tables import ITEMS, USERS, Table, TableConfig, table_stream
@@ -50,6 +51,7 @@ class StepMetrics(NamedTuple):
     gradient_norm: global norm before clipping, of the rows too where optax trains them.
     bad_ids: int32, inputs and targets that are no item; see `check_ids`.
     divisor: what the sum of the losses was divided by; `positions` where no position is weighted.
+    losses: f32 `[A, N]`, of each position, without its weight; None where nobody asked.
     """
 
     loss: jax.Array
@@ -57,6 +59,7 @@ class StepMetrics(NamedTuple):
     gradient_norm: jax.Array
     bad_ids: jax.Array
     divisor: jax.Array
+    losses: jax.Array | None = None
 
 
 class Step(Protocol):
@@ -73,7 +76,7 @@ def make_train_step(encoder: Encoder, objective: Objective,
                     tables: Mapping[str, TableConfig] | None = None,
                     modes: Mapping[str, ModeName] | None = None, precision: str = "f32",
                     ema: float | None = None, mesh: Mesh | None = None,
-                    rate: optax.Schedule | None = None) -> Step:
+                    rate: optax.Schedule | None = None, losses: bool = False) -> Step:
     """One update on `mesh` (default: one device), jitted, with the state donated.
 
     The gradient of the mean over all micro-batches is exact: sums of weighted losses and of
@@ -83,6 +86,7 @@ def make_train_step(encoder: Encoder, objective: Objective,
     tables: settings by name; in the other modes their `optimizer` is that of the rows, where
       `rate` gives its learning rate by step unless it has its own. By default one, of items.
     modes: how each table trains; by default dense.
+    losses: give those of all positions, too.
 
     Raises:
       InputError: objective or average do not fit a mode, or (when traced) the batch not the
@@ -104,8 +108,11 @@ def make_train_step(encoder: Encoder, objective: Objective,
         run, now = jax.random.wrap_key_data(state.key), state.step
         keys = Keys(streams.of_micro_batches(run, now, count, streams.TASK),
                     streams.of_step(run, now, streams.NEGATIVES))
-        tasks = _cut_evenly(
-            objective.plan(batch, keys, state.items.num_items).settled(), mesh.size)
+        tasks = objective.plan(batch, keys, state.items.num_items)
+        if "importance" in batch:
+            tasks = tasks._replace(weights=tasks.weights * batch["importance"].reshape(
+                tasks.weights.shape))
+        tasks = _cut_evenly(tasks.settled(), mesh.size)
         present = tasks.present
         assert present is not None
         rows_key = streams.of_step(run, now, streams.ROWS)
@@ -124,8 +131,12 @@ def make_train_step(encoder: Encoder, objective: Objective,
             users = answers[USERS].stored(READ) if USERS in answers else None
             queries = queries_of(setting, params, answers[setting.reads].stored(READ), micro,
                                  task, key, users)
-            loss = objective.loss(queries, task._replace(**constant), answers[ITEMS])
-            return weighted(loss, task.weights), {name: one.asked for name, one in answers.items()}
+            values = {**task.values, **{f"queries/{name}": apply_head(params, name, queries)
+                                        for name in objective.needs.heads}}
+            loss = objective.loss(queries, task._replace(values=values, **constant),
+                                  answers[ITEMS])
+            asked = {name: one.asked for name, one in answers.items()}
+            return weighted(loss, task.weights), (asked, loss if losses else None)
 
         gradient = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
         shared = {"encoder": state.encoder,
@@ -134,12 +145,13 @@ def make_train_step(encoder: Encoder, objective: Objective,
 
         def one(carry: Any, micro: Any) -> Any:
             part, batch, task, named, key = micro
-            (loss, asked), (to_shared, to_part) = gradient(shared, part, batch, task, named, key)
+            (loss, (asked, each)), (to_shared, to_part) = gradient(
+                shared, part, batch, task, named, key)
             sums = (loss, task.divisor, to_shared)
-            return jax.tree.map(jnp.add, carry, sums), (to_part, asked)
+            return jax.tree.map(jnp.add, carry, sums), (to_part, asked, each)
 
         zero = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, shared))
-        (loss, divisor, to_shared), (to_slices, asked) = jax.lax.scan(
+        (loss, divisor, to_shared), (to_slices, asked, each) = jax.lax.scan(
             one, zero, (slices, batch, tasks, ids, dropout))
         share = jnp.where(divisor != 0, 1.0 / jnp.where(divisor != 0, divisor, 1.0), 0.0)
         to_shared, to_slices = jax.tree.map(lambda leaf: leaf * share, (to_shared, to_slices))
@@ -163,7 +175,7 @@ def make_train_step(encoder: Encoder, objective: Objective,
                          rest)
         metrics = StepMetrics(loss * share, jnp.sum(present, dtype=jnp.float32),
                               optax.tree.norm(grads), _count_bad(batch, state.tables),
-                              divisor)
+                              divisor, each)
         return jax.lax.with_sharding_constraint(new, state_shardings(new, mesh)), metrics
 
     return jax.jit(step, donate_argnums=0)

@@ -45,7 +45,10 @@ class Case(NamedTuple):
         def best(queries: Any, k: int, exclude: Any) -> Any:
             return top_k(queries, jnp.asarray(self.table), k, exclude=exclude)
 
-        return Search(len(self.table), lambda: jnp.asarray(self.queries)[None], best)
+        def scores(queries: Any, ids: Any) -> Any:
+            return jnp.sum(queries * jnp.asarray(self.table)[ids], axis=-1)
+
+        return Search(len(self.table), lambda: jnp.asarray(self.queries)[None], best, scores)
 
 
 def make_case(seed: int, *, positions: int = 13, items: int = 31, dim: int = 6,

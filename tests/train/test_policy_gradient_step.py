@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from dense_step import Trained, log_softmax
+from dense_step import Trained, log_softmax, make_batch
+from steps import MeanSoFar, make_step, new_state
 
 from rec_jax.errors import InputError
 from rec_jax.model.encoders import user
 from rec_jax.objectives.policy_gradient import Config
+from rec_jax.tables import RowOptimizerConfig, TableConfig
 
 CONFIGS = {
     "plain": Config(constant=0.3),
@@ -63,9 +67,12 @@ def definition(config: Config, batch: dict[str, np.ndarray], scores: Any) -> Any
     return jnp.sum(jnp.where(live, each, 0.0)) / live.sum()
 
 
-@pytest.mark.parametrize(("name", "mesh"), [
-    *((name, (1, 1)) for name in CONFIGS), ("log", (2, 4)), ("entropy", (2, 4))], ids=str)
-@pytest.mark.parametrize("mode", ["dense", "streamed"])
+@pytest.mark.parametrize(("name", "mode", "mesh"), [
+    ("plain", "dense", (1, 1)), ("returns", "streamed", (1, 1)),
+    ("popularity", "streamed", (1, 1)), ("slate", "dense", (1, 1)),
+    ("capped entropy", "streamed", (1, 1)), ("capped entropy", "dense", (1, 1)),
+    ("log", "streamed", (2, 4)), ("entropy", "dense", (2, 4)), ("entropy", "streamed", (2, 4))],
+    ids=str)
 def test_a_step_is_the_descent_of_its_definition(name: str, mode: str,
                                                  mesh: tuple[int, int]) -> None:
     config = CONFIGS[name]
@@ -108,3 +115,19 @@ def test_a_sparse_table_has_no_policy() -> None:
 def test_settings_that_make_no_sense_are_one_line(settings: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Config(**settings)
+
+
+def test_no_array_of_positions_times_items_is_compiled() -> None:
+    """Nor of the table's gradient: of a streamed step with all corrections and the entropy."""
+    items, table = 40_000, TableConfig(dim=4, optimizer=RowOptimizerConfig(kind="sgd", rate=0.1))
+    config = Config(behaviour="propensity", slate=3, entropy=0.1, discount=0.5)
+    rule, params = optax.sgd(0.1), {"kernel": jnp.eye(4)}
+    step = make_step(MeanSoFar(), config, rule, table, "streamed")  # type: ignore[arg-type]
+    state = new_state(params, rule, table, "streamed", items)
+    batch = {key: jnp.asarray(value) for key, value in make_batch(0).items() if key != "users"}
+    text = step.lower(state, batch).compile().as_text()  # type: ignore[attr-defined]
+    sizes = [int(np.prod([int(n) for n in shape.split(",")]))
+             for shape in re.findall(r"(?:f32|bf16|s32|pred)\[([\d,]+)\]", text)]
+    positions = batch["items"].size
+    assert max(sizes) < positions * items // 2
+    assert max(sizes) >= items * 4  # the table itself is seen

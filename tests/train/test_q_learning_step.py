@@ -22,8 +22,6 @@ CONFIGS = {
     "three steps": Config(discount=0.9, steps=2, huber=0.3, scale=1.5, reward_scale=0.4),
     "conservative": Config(conservative=0.6, discount=0.5, scale=2.0),
 }
-MODES = [("one step", "dense"), ("one step", "sparse"), ("three steps", "dense"),
-         ("three steps", "sparse"), ("conservative", "dense"), ("conservative", "streamed")]
 
 
 def targets(config: Config, batch: dict[str, np.ndarray], best: Any) -> Any:
@@ -67,8 +65,9 @@ def definition(config: Config, batch: dict[str, np.ndarray], q: Any, best: Any) 
 
 
 @pytest.mark.parametrize(("name", "mode", "mesh"), [
-    *((*each, (1, 1)) for each in MODES), ("three steps", "sparse", (2, 4)),
-    ("three steps", "dense", (2, 4)), ("conservative", "streamed", (2, 4))], ids=str)
+    ("one step", "dense", (1, 1)), ("three steps", "sparse", (1, 1)),
+    ("conservative", "dense", (1, 1)), ("three steps", "sparse", (2, 4)),
+    ("one step", "dense", (2, 4)), ("conservative", "streamed", (2, 4))], ids=str)
 def test_a_step_is_the_descent_of_its_definition(name: str, mode: str,
                                                  mesh: tuple[int, int]) -> None:
     config = CONFIGS[name]

@@ -51,6 +51,10 @@ class Environment(Protocol):
         """The next state, and what came of the slate int32 `[K]`, by that chance."""
         ...
 
+    def tell(self, state: Any) -> dict[str, Array]:
+        """Numbers of a user, and of the item `seen`, for people to read."""
+        ...
+
 
 class EnvironmentConfig(Protocol):
     """The frozen dataclass beside an environment."""

@@ -117,3 +117,7 @@ class ChocKale:
                     + config.innovation * chance.innovation)
         left = state.left - 1
         return User(item, exposure, left), Outcome(item, reward, left <= 0)
+
+    def tell(self, state: User) -> dict[str, Array]:
+        """The chocolate in what was taken, and the exposure after it."""
+        return {"chocolate": self.chocolate[state.seen], "exposure": state.exposure}

@@ -155,3 +155,9 @@ class Interest:
         return user, Outcome(jnp.where(took, item, -1),
                              jnp.where(took, jnp.float32(config.length), 0.0),
                              (budget <= 0) | (left <= 0))
+
+    def tell(self, state: User) -> dict[str, Array]:
+        """Of the item taken last, and the user's interest in its topic; and the budget."""
+        topic = self.topic[state.seen]
+        return {"topic": topic, "quality": self.quality[state.seen],
+                "interest": state.interests[topic], "budget": state.budget}
