@@ -58,6 +58,7 @@ class Built:
     """The parts of a run; `state` is the one before the first step.
 
     log_share: f32 `[V]`, log of each item's share of all labels, where the objective needs it.
+    encoder: what `state.encoder` has the parameters of.
     """
 
     dataset: Dataset
@@ -70,6 +71,7 @@ class Built:
     validator: Validator
     log_share: npt.NDArray[np.float32] | None
     config: RunConfig
+    encoder: Encoder
 
 
 def build(config: RunConfig) -> Built:
@@ -105,9 +107,11 @@ def build(config: RunConfig) -> Built:
     new = {name: init_table(
         table, sizes.get(name, dataset.num_items), config.seed, mesh, name=name,
         over=rows_over(choice.mode), row_map=None if name in sizes else row_map_of(
-            choice.mode, dataset.num_items),
+            choice.mode, dataset.num_trained),
         optimizer=None if modes[name] == "dense" else row_optimizer(table.optimizer))
         for name, table in tables.items()}
+    # Withheld items have rows, and are in no softmax and among no negatives.
+    new[ITEMS] = new[ITEMS].replace(num_items=dataset.num_trained)
     new[ITEMS] = with_content(new[ITEMS], config, dataset, mesh)
     new[ITEMS] = _with_bias(new[ITEMS], config, dataset, mesh, dense=choice.mode == "dense")
     state = init_state(
@@ -118,7 +122,7 @@ def build(config: RunConfig) -> Built:
         tables=tables, modes=modes, mesh=mesh, rate=schedule(config.optimizer, horizon.total))
     return Built(dataset, stream, mesh, horizon, choice, step, state,
                  Validator(config, dataset, encoder, mesh, state.items.over),
-                 _log_share(config, dataset), config)
+                 _log_share(config, dataset), config, encoder)
 
 
 def with_content(table: Table, config: RunConfig, dataset: Dataset, mesh: Mesh) -> Table:
