@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,9 +18,12 @@ from rec_jax.devices import parse_devices
 from rec_jax.errors import InputError
 from rec_jax.inference.bias import Given, ItemBias
 from rec_jax.inference.bias import popularity_bias as made_popularity_bias
+from rec_jax.inference.cold import ColdFill, fill_cold
+from rec_jax.inference.cold_evaluate import evaluate_cold
 from rec_jax.inference.evaluate import evaluate_served
 from rec_jax.inference.export import What
 from rec_jax.inference.export import export as export_served
+from rec_jax.inference.newcomers import read_attributes, recommend_newcomer
 from rec_jax.inference.protocol import Split
 from rec_jax.inference.retrieve import Recommendation, Recommender
 from rec_jax.inference.served import Served, StoredRows, Tell, load_served, open_rows, warn
@@ -135,12 +138,16 @@ def simulate(run: PathLike, *, against: Sequence[PathLike] = (), users: int = 10
                             against=[Run(Path(other), trust_code) for other in against])
 
 
-def load(run: PathLike, *, step: int | None = None, data: str | None = None,
-         mesh: str | None = None, trust_code: bool = False, tell: Tell = warn) -> Recommender:
+def load(run: PathLike, *, cold: ColdFill | str | None = None, step: int | None = None,
+         data: str | None = None, mesh: str | None = None, trust_code: bool = False,
+         tell: Tell = warn) -> Recommender:
     """A run's best checkpoint (or that of `step`) on its mesh, for many questions:
     `load(run).recommend(history=["50", "181"], k=5)` loads and compiles once. `evaluate`,
     `export` and `recommend` take it in place of the run's folder.
 
+    cold: items that the training part does not have get rows from their content: by their
+      neighbours, a projection, or both, or as a `ColdFill` says. Without it such items keep the
+      rows that they began with.
     data: where the dataset is now, if it moved.
     mesh: where the model goes, as DATAxITEMS such as "1x8"; by default the run's mesh, or, where
       the devices here do not form that, the nearest one that they do, of which `tell` is told in
@@ -150,28 +157,32 @@ def load(run: PathLike, *, step: int | None = None, data: str | None = None,
     Raises:
       InputError: no such run, step or mesh, or another dataset than the run's.
     """
-    return Recommender(load_served(Run(Path(run), trust_code), step=step, dataset_path=data,
-                                   mesh=None if mesh is None else parse_mesh(mesh), tell=tell))
+    served = load_served(Run(Path(run), trust_code), step=step, dataset_path=data,
+                         mesh=None if mesh is None else parse_mesh(mesh), tell=tell)
+    return Recommender(served if cold is None else fill_cold(served, cold))
 
 
 def evaluate(run: Loadable, *, split: Split = "test", step: int | None = None,
              filter_seen: bool | None = None, seen_targets: str | None = None,
              batch: int | None = None, baseline: bool | str = False, bias: Given | None = None,
-             data: str | None = None, mesh: str | None = None, trust_code: bool = False,
-             progress: bool = False, tell: Tell = warn) -> dict[str, Any]:
+             cold: ColdFill | str | None = None, data: str | None = None, mesh: str | None = None,
+             trust_code: bool = False, progress: bool = False, tell: Tell = warn
+             ) -> dict[str, Any]:
     """Full-ranking metrics of a run's best checkpoint (or of `step`) with their protocol.
 
     filter_seen, seen_targets, batch: replace those of the run's config. baseline: popularity
     beside it, or the models of `baseline` with these names, separated by commas, as they are by
     default. bias: added to the model's scores, one number for each item in the order of the
-    dataset (-inf: it is not shown), or a `popularity_bias`; the protocol says so. step, data, mesh,
-    trust_code, tell: see `load`.
+    dataset (-inf: it is not shown), or a `popularity_bias`; the protocol says so. cold: see `load`;
+    of a dataset that withholds items, `cold` of the result says how well these are recommended
+    (`rec_jax.inference.cold_evaluate`). step, data, mesh, trust_code, tell: see `load`.
 
     Raises:
       InputError: also where the protocol leaves nobody to evaluate.
     """
     others = check_names(baseline) if isinstance(baseline, str) else []
-    served = _loaded(run, step=step, data=data, mesh=mesh, trust_code=trust_code, tell=tell)
+    served = _loaded(run, cold=cold, step=step, data=data, mesh=mesh, trust_code=trust_code,
+                     tell=tell)
     given: dict[str, Any] = {"filter_seen": filter_seen, "seen_targets": seen_targets,
                              "batch": batch}
     settings = replace(served.config.evaluate, **{
@@ -180,6 +191,9 @@ def evaluate(run: Loadable, *, split: Split = "test", step: int | None = None,
         result = evaluate_served(served, split=split, settings=settings,
                                  baseline=baseline is True or "popularity" in others,
                                  bias=bias, reporter=reporter)
+        if cold is not None and served.dataset.withheld is not None:
+            result["cold"] = evaluate_cold(served, split=split, settings=settings,
+                                           reporter=reporter)
         others = [name for name in others if name != "popularity"]
         if others:
             found = compare(served.dataset, others, BaselineConfig(evaluate=settings),
@@ -207,8 +221,8 @@ def popularity_bias(model: Recommender | Served, strength: float, prior: float =
 
 def baseline(dataset: PathLike, *, models: str | Sequence[str] = ("popularity", "itemknn", "ease"),
              settings: BaselineConfig | PathLike | None = None, overrides: Sequence[str] = (),
-             split: Split = "test", tune: bool = False, progress: bool = False
-             ) -> dict[str, Any]:
+             split: Split = "test", tune: bool = False, cold: ColdFill | None = None,
+             progress: bool = False) -> dict[str, Any]:
     """Metrics of models that are solved, not trained, by the protocol of `evaluate`.
 
     dataset: a folder that `prepare` made.
@@ -216,6 +230,7 @@ def baseline(dataset: PathLike, *, models: str | Sequence[str] = ("popularity", 
     settings: a `BaselineConfig` or the path of a TOML file; overrides: lines of TOML over it,
       such as `ease.ridge=200` or `evaluate.filter_seen=false`.
     tune: choose settings from small grids on the validation split, by `evaluate.metric`.
+    cold: also how well withheld items are recommended, by ease alone; see `evaluate`.
 
     Returns models by name (metrics, settings, seconds), and their protocol.
 
@@ -225,7 +240,7 @@ def baseline(dataset: PathLike, *, models: str | Sequence[str] = ("popularity", 
     names = check_names(models)
     resolved = _baseline_config(settings, overrides)
     with _reporter("baseline", progress) as reporter:
-        return compare(Dataset.open(dataset), names, resolved, split=split, tune=tune,
+        return compare(Dataset.open(dataset), names, resolved, split=split, tune=tune, cold=cold,
                        say=reporter.say)
 
 
@@ -252,18 +267,21 @@ def _baseline_config(settings: BaselineConfig | PathLike | None,
 
 
 def export(run: Loadable, *, out: PathLike, what: What = "items", format: str = "npy",
-           step: int | None = None, data: str | None = None, mesh: str | None = None,
-           trust_code: bool = False, progress: bool = False, tell: Tell = warn) -> Path:
+           cold: ColdFill | str | None = None, step: int | None = None, data: str | None = None,
+           mesh: str | None = None, trust_code: bool = False, progress: bool = False,
+           tell: Tell = warn) -> Path:
     """Write the embeddings of items, users or inputs, with the source's ids; see
     `load_embeddings`.
 
-    step, data, mesh, trust_code, tell: see `load`. Only users need a model, and so a mesh: rows
-    go from the checkpoint to the file in blocks. Of several processes the first one writes.
+    cold, step, data, mesh, trust_code, tell: see `load`. Only users, and cold items, need a model,
+    and so a mesh: other rows go from the checkpoint to the file in blocks. Of several processes the
+    first one writes.
     """
     # Item rows go from the checkpoint to the file in blocks; only queries need the model.
     served: Served | StoredRows
-    if what == "users" or isinstance(run, Recommender | Served):
-        served = _loaded(run, step=step, data=data, mesh=mesh, trust_code=trust_code, tell=tell)
+    if what == "users" or cold is not None or isinstance(run, Recommender | Served):
+        served = _loaded(run, cold=cold, step=step, data=data, mesh=mesh, trust_code=trust_code,
+                         tell=tell)
     else:
         served = open_rows(Run(Path(run), trust_code), step=step, dataset_path=data,
                            inputs=what == "inputs")
@@ -273,20 +291,48 @@ def export(run: Loadable, *, out: PathLike, what: What = "items", format: str = 
 
 def recommend(run: Loadable, *, user: str | None = None, history: Sequence[str] | None = None,
               times: Sequence[int] | None = None, k: int = 10, filter_seen: bool | None = None,
-              bias: Given | None = None, step: int | None = None, data: str | None = None,
-              mesh: str | None = None, trust_code: bool = False,
-              tell: Tell = warn) -> list[Recommendation]:
+              bias: Given | None = None, cold: ColdFill | str | None = None,
+              attributes: Mapping[str, str] | None = None, users: PathLike | None = None,
+              user_id: str = "user_id", step: int | None = None, data: str | None = None,
+              mesh: str | None = None, trust_code: bool = False, tell: Tell = warn
+              ) -> list[Recommendation]:
     """The k best items for a user of the dataset, or after any history of item ids; fewer where
     no more may be recommended. It loads the model; `load` keeps it for the next question.
 
     times: seconds of the items of `history`, where the model reads times.
     filter_seen: replaces that of the run's `evaluate` section. bias: as for `evaluate`.
-    step, data, mesh, trust_code, tell: see `load`.
+    attributes: of somebody without a history instead, such as {"gender": "F"}: what is popular
+    among the users who have them by the table `users` (CSV, TSV, Parquet; user ids in the column
+    `user_id`), see `rec_jax.inference.newcomers`. No model is loaded for it.
+    cold, step, data, mesh, trust_code, tell: see `load`.
     """
-    model = run if isinstance(run, Recommender) else Recommender(
-        _loaded(run, step=step, data=data, mesh=mesh, trust_code=trust_code, tell=tell))
+    if attributes is not None:
+        others = {"user": user, "history": history, "times": times, "filter_seen": filter_seen,
+                  "bias": bias, "cold": cold, "step": step, "mesh": mesh}
+        return _for_newcomer(run, attributes, users, user_id, k, data, trust_code, others)
+    if users is not None:
+        raise InputError("a table of users is of no use without attributes; expected both")
+    model = run if isinstance(run, Recommender) and cold is None else Recommender(
+        _loaded(run, cold=cold, step=step, data=data, mesh=mesh, trust_code=trust_code, tell=tell))
     return model.recommend(user=user, history=history, times=times, k=k, filter_seen=filter_seen,
                            bias=bias)
+
+
+def _for_newcomer(run: Loadable, attributes: Mapping[str, str], users: PathLike | None,
+                  user_id: str, k: int, data: str | None, trust_code: bool,
+                  others: Mapping[str, Any]) -> list[Recommendation]:
+    given = [name for name, value in others.items() if value is not None]
+    if given or users is None:
+        raise InputError("attributes are asked by what is popular among the users who have them, "
+                         "without a model; expected a table of users"
+                         + (f", and no {', '.join(given)}" if given else ""))
+    if isinstance(run, Recommender | Served):
+        config, dataset = _loaded(run).config, _loaded(run).dataset
+    else:
+        config = Run(Path(run), trust_code).config()
+        dataset = Dataset.open(data or config.data.path)
+    known = read_attributes(dataset, users, list(attributes), user_id)
+    return recommend_newcomer(known, attributes, k, config.evaluate)
 
 
 def embed(dataset: PathLike, *, name: str = "text", model: PathLike | None = None,
@@ -354,10 +400,11 @@ def off_policy(log: LogSource, columns: LogColumns | None = None, *,
                          temperature=temperature, reporter=reporter)
 
 
-def _loaded(run: Loadable, **how: Any) -> Served:
-    if isinstance(run, Recommender):
-        return run.served
-    return run if isinstance(run, Served) else load(run, **how).served
+def _loaded(run: Loadable, cold: ColdFill | str | None = None, **how: Any) -> Served:
+    if not isinstance(run, Recommender | Served):
+        return load(run, cold=cold, **how).served
+    served = run.served if isinstance(run, Recommender) else run
+    return served if cold is None else fill_cold(served, cold)
 
 
 def plan(config: RunConfig | PathLike, *, items: float, devices: str = "cpu",

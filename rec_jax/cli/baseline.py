@@ -10,8 +10,17 @@ import typer
 
 from rec_jax.cli.options import App
 from rec_jax.cli.show import number, print_json, print_table, say
-from rec_jax.cli.summary import how_measured, recommendations
-from rec_jax.cli.types import DatasetDir, Json, Set, SplitName, check_split
+from rec_jax.cli.summary import how_measured, recommendations, withheld_items
+from rec_jax.cli.types import (
+    Cold,
+    ColdVectors,
+    DatasetDir,
+    Json,
+    Set,
+    SplitName,
+    check_split,
+    read_fill,
+)
 from rec_jax.errors import InputError
 from rec_jax.files import write_atomic
 from rec_jax.solvers import SOLVERS
@@ -35,6 +44,8 @@ def baseline(
     seen_targets: Annotated[str | None, typer.Option(
         help="What a target is that the history holds, if those are left out: a miss, or its user "
              "is left out (leave_out).")] = None,
+    cold: Cold = None,
+    cold_vectors: ColdVectors = None,
     recommend: Annotated[str | None, typer.Option(
         metavar="USER", help="Recommend items to a user instead, by one model.")] = None,
     k: Annotated[int, typer.Option("--k", "-k", help="With --recommend: how many items.")] = 10,
@@ -54,7 +65,8 @@ def baseline(
         _recommend(dataset, model, resolved, recommend, k, as_json)
         return
     result = api.baseline(dataset, models=model, settings=resolved, tune=tune,
-                          split=split, progress=not as_json)  # type: ignore[arg-type]
+                          split=split,  # type: ignore[arg-type]
+                          cold=read_fill(cold, cold_vectors, None), progress=not as_json)
     written = {} if out is None else {"out": _write(out, Path(dataset).name, result)}
     if as_json:
         print_json({**written, **result})
@@ -95,6 +107,8 @@ def _show(result: dict[str, Any]) -> None:
         for name, one in result["models"].items()], numbers=columns[1:])
     how_measured(result["protocol"], f"fitted on the {result['fitted_on']}.")
     for name, one in result["models"].items():
+        if "cold" in one:
+            withheld_items(one["cold"])
         if "tuned" in one:
             grid = one["tuned"]["tried"][0]
             chosen = ", ".join(f"{key} {value}" for key, value in one["settings"].items()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,6 +12,9 @@ from rec_jax.cli.join import join_processes
 from rec_jax.cli.options import with_optional_value
 from rec_jax.cli.show import print_json, say
 from rec_jax.cli.types import (
+    Cold,
+    ColdBias,
+    ColdVectors,
     Coordinator,
     Data,
     Json,
@@ -26,6 +28,7 @@ from rec_jax.cli.types import (
     Step,
     Trust,
     check_split,
+    read_fill,
 )
 from rec_jax.errors import InputError
 from rec_jax.solvers import SOLVERS
@@ -49,6 +52,9 @@ def evaluate(
         help=f"Show popularity beside it, or one or more of {', '.join(SOLVERS)} as `rec-jax "
              "baseline` has them by default.")] = None,
     popularity_bias: Popularity = None,
+    cold: Cold = None,
+    cold_vectors: ColdVectors = None,
+    cold_bias: ColdBias = None,
     data: Data = None,
     mesh: OnMesh = None,
     coordinator: Coordinator = None,
@@ -62,16 +68,17 @@ def evaluate(
     from rec_jax import api
 
     check_split(split)
+    fill = read_fill(cold, cold_vectors, cold_bias)
     first = join_processes(coordinator, processes, process, multihost)
     model: api.Loadable = run
     bias = None
     if popularity_bias is not None:
-        model = loaded = api.load(run, step=step, data=data, mesh=mesh, trust_code=trust_code,
-                                  tell=say)
+        model = loaded = api.load(run, step=step, data=data, mesh=mesh,
+                                  trust_code=trust_code, tell=say)
         bias = api.popularity_bias(loaded, popularity_bias)
     result = api.evaluate(model, split=split, step=step,  # type: ignore[arg-type]
                           filter_seen=filter_seen, seen_targets=seen_targets, batch=batch,
-                          baseline=_baselines(baseline), bias=bias, data=data, mesh=mesh,
+                          baseline=_baselines(baseline), bias=bias, cold=fill, data=data, mesh=mesh,
                           trust_code=trust_code, progress=not as_json, tell=say)
     if not first:
         return
@@ -86,6 +93,9 @@ def export(
     out: Annotated[str, typer.Option(help="New folder for the files.")],
     what: Annotated[str, typer.Option(help="items, users, or inputs (untied tables).")] = "items",
     format: Annotated[str, typer.Option(help="npy, safetensors, parquet or zarr.")] = "npy",
+    cold: Cold = None,
+    cold_vectors: ColdVectors = None,
+    cold_bias: ColdBias = None,
     step: Step = None,
     data: Data = None,
     mesh: OnMesh = None,
@@ -103,8 +113,8 @@ def export(
         raise InputError(f"--what is {what!r}; expected items, users or inputs")
     first = join_processes(coordinator, processes, process, multihost)
     folder = api.export(run, out=out, what=what, format=format,  # type: ignore[arg-type]
-                        step=step, data=data, mesh=mesh, trust_code=trust_code,
-                        progress=not as_json, tell=say)
+                        cold=read_fill(cold, cold_vectors, cold_bias), step=step, data=data,
+                        mesh=mesh, trust_code=trust_code, progress=not as_json, tell=say)
     if not first:
         return
     about = json.loads((folder / "export.json").read_text())
@@ -127,11 +137,22 @@ def recommend(
                              "repeat the option, or separate them by commas.")] = None,
     times_file: Annotated[str | None, typer.Option(
         metavar="FILE", help="The same, one a line.")] = None,
+    attributes: Annotated[list[str] | None, typer.Option(
+        metavar="NAME=VALUE", help="Instead of a user or a history, for somebody new: what is "
+                                   "popular among users who have it by --users. May be "
+                                   "repeated.")] = None,
+    users: Annotated[str | None, typer.Option(
+        metavar="FILE", help="With --attributes: CSV, TSV or Parquet with their columns.")] = None,
+    user_id: Annotated[str, typer.Option(
+        metavar="COLUMN", help="With --attributes: column of user ids.")] = "user_id",
     k: Annotated[int, typer.Option("--k", "-k", help="How many items.")] = 10,
     keep_seen: Annotated[bool | None, typer.Option(
         "--keep-seen/--filter-seen", help="Whether items of the history may come again; as the "
                                           "run is evaluated by default.")] = None,
     popularity_bias: Popularity = None,
+    cold: Cold = None,
+    cold_vectors: ColdVectors = None,
+    cold_bias: ColdBias = None,
     step: Step = None,
     data: Data = None,
     mesh: OnMesh = None,
@@ -143,18 +164,24 @@ def recommend(
     as_json: Json = False,
 ) -> None:
     """Recommend items to a user, or after a history."""
+    from rec_jax import api
     from rec_jax.inference import bias, retrieve, typed
-    from rec_jax.inference.served import load_served
-    from rec_jax.mesh import parse_mesh
-    from rec_jax.run import Run
 
+    fill = read_fill(cold, cold_vectors, cold_bias)
+    if attributes or users:
+        summary.recommendations(api.recommend(
+            run, user=user, history=history or history_file, times=times or times_file,  # type: ignore[arg-type]
+            attributes=_pairs(attributes) if attributes else None, users=users, user_id=user_id,
+            k=k, filter_seen=keep_seen, bias=popularity_bias,  # type: ignore[arg-type]
+            cold=fill, step=step, data=data, mesh=mesh, trust_code=trust_code), as_json)
+        return
     if (history and history_file) or (times and times_file):
         raise InputError("ids and times come from options or from a file, not from both")
     when = typed.read_times(typed.read_lines(times_file) if times_file else times or [])
     items = typed.read_lines(history_file) if history_file else None
     first = join_processes(coordinator, processes, process, multihost)
-    served = load_served(Run(Path(run), trust_code), step=step, dataset_path=data,
-                         mesh=None if mesh is None else parse_mesh(mesh), tell=say)
+    served = api.load(run, cold=fill, step=step, data=data, mesh=mesh, trust_code=trust_code,
+                      tell=say).served
     if history:
         items = typed.read_ids(served.dataset, history)
     found = retrieve.recommend(
@@ -164,6 +191,17 @@ def recommend(
     if not first:
         return
     summary.recommendations(found, as_json)
+
+
+def _pairs(lines: list[str]) -> dict[str, str]:
+    """NAME=VALUE by name."""
+    found = {}
+    for line in lines:
+        name, equals, value = line.partition("=")
+        if not (name and equals and value):
+            raise InputError(f"--attributes {line!r} is no NAME=VALUE, such as gender=F")
+        found[name] = value
+    return found
 
 
 def _baselines(baseline: str | None) -> bool | str:

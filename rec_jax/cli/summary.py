@@ -92,6 +92,28 @@ def evaluation(result: Mapping[str, Any]) -> None:
                     [number(other), f"{value / other:.1f}x" if other else ""])
     print_table(columns, rows, numbers=("model", *others, "popularity", "ratio"))
     how_measured(result["protocol"], f"checkpoint of step {number(result['step'])}.")
+    if "cold" in result:
+        withheld_items(result["cold"])
+
+
+def withheld_items(result: Mapping[str, Any]) -> None:
+    """Metrics of withheld items, among themselves and among all."""
+    among_cold, protocol = result["among_cold"], result["protocol"]
+    k = min((int(name.partition("@")[2]) for name in among_cold), key=lambda k: abs(k - 10))
+    columns = [("cold", f"recall@{k}"), ("cold", f"ndcg@{k}"), ("warm", f"hr@{k}"),
+               ("warm", f"ndcg@{k}"), ("both", f"ndcg@{k}")]
+    names = [f"{kind} {name}" for kind, name in columns]
+    ways = {"among cold": {"cold": among_cold}, **{
+        f"among all, {way.replace('_', ' ')}": found
+        for way, found in result["among_all"].items()}}
+    console().print()
+    print_table(["withheld items", *names], [
+        [way, *(_figure(found.get(kind, {}).get(name)) for kind, name in columns)]
+        for way, found in ways.items()], numbers=names)
+    console().print(f"{number(protocol['users_among_cold'])} users met withheld items, of which "
+                    f"{number(protocol['filled'])} have rows from content; calibrated with a bias "
+                    f"of {result['bias']:.4g}, chosen on {number(protocol['users_validating'])} "
+                    "users and tested on the others.")
 
 
 def how_measured(protocol: Mapping[str, Any], last: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,6 +28,15 @@ Popularity = Annotated[float | None, typer.Option(
     "--popularity-bias", metavar="STRENGTH",
     help="Add STRENGTH times the log of an item's share of the training labels to its score; below "
          "0 rare items come earlier.")]
+Cold = Annotated[str | None, typer.Option(
+    "--cold", metavar="FILL", help="Give items that the training part does not have rows from "
+                                   "their content: neighbours, projection or both.")]
+ColdVectors = Annotated[list[str] | None, typer.Option(
+    "--cold-vectors", metavar="NAME", help="Item vectors that are this content; by default the "
+                                           "run's, or the dataset's only ones. May be repeated.")]
+ColdBias = Annotated[float | None, typer.Option(
+    "--cold-bias", metavar="BIAS", help="Added to the scores of cold items, as `rec-jax evaluate "
+                                        "--cold` calibrates it; 0 by default.")]
 Coordinator = Annotated[str | None, typer.Option(
     metavar="HOST:PORT", envvar="JAX_COORDINATOR_ADDRESS",
     help="Address of process 0 of a multi-host run.")]
@@ -43,3 +52,16 @@ def check_split(split: str) -> None:
     """Raises InputError for a split that nobody can be evaluated on."""
     if split not in ("valid", "test"):
         raise InputError(f"--split is {split!r}; expected valid or test")
+
+
+def read_fill(cold: str | None, vectors: list[str] | None, bias: float | None) -> Any:
+    """What the options of cold items ask for: a `ColdFill`, or None."""
+    from rec_jax.inference.cold import ColdFill
+    from rec_jax.inference.cold_rule import ColdRule
+
+    if cold is None:
+        if vectors or bias is not None:
+            raise InputError("--cold-vectors and --cold-bias are of items that --cold fills; "
+                             "expected --cold neighbours, projection or both")
+        return None
+    return ColdFill(ColdRule(cold), tuple(vectors or ()), bias or 0.0)  # type: ignore[arg-type]

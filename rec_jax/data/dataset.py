@@ -162,10 +162,14 @@ class Dataset:
         """Count of each item in the training part: int64 [V], falling."""
         return self._item_vocab("train_count")["train_count"].to_numpy()
 
+    @property
+    def num_trained(self) -> int:
+        """Items that a model may be trained on: all but those that are withheld, the last ones."""
+        return self.num_items - (self.meta["withheld"] or {"items": 0})["items"]
+
     def is_withheld(self) -> npt.NDArray[np.bool_]:
-        """Whether each item is one that training never sees on purpose: bool [V], the last ones."""
-        about = self.meta["withheld"]
-        return np.arange(self.num_items) >= self.num_items - (about["items"] if about else 0)
+        """Whether each item is one that training never sees on purpose: bool [V]."""
+        return np.arange(self.num_items) >= self.num_trained
 
     def item_ids(self) -> pl.Series:
         """The ids of the source as text, by item index: [V]."""

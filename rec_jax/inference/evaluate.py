@@ -182,13 +182,14 @@ def evaluate_served(served: Served, *, split: Split = "test",
     added = given_bias(served, bias)
     settings = settings or served.config.evaluate
     dataset = served.dataset
-    panel = choose_panel(dataset, split, settings)
+    panel = choose_panel(dataset, split, settings, filled=served.filled)
     users, targets, ends = panel.users, panel.targets, panel.ends
     popularity = dataset.popularity()
     k = max(settings.ks)
     coverage = Coverage(popularity)
     ranker = make_ranker(served.encoder, dataset.num_items, served.mesh,
-                         filter_seen=settings.filter_seen, cold=cold_items(dataset, settings),
+                         filter_seen=settings.filter_seen,
+                         cold=cold_items(dataset, settings, served.filled),
                          list_length=min(k, dataset.num_items), over=served.over)
     ranks = rank_users(ranker, served.params, served.rows, dataset, users, targets, ends,
                        reading=served.reading, batch=settings.batch, devices=served.mesh.size,
@@ -196,7 +197,7 @@ def evaluate_served(served: Served, *, split: Split = "test",
     result: dict[str, Any] = {
         "metrics": {**rank_metrics(ranks, settings.ks), **nan_to_none(coverage.result(k))},
         "protocol": protocol(dataset, split, settings, panel,
-                             None if added is None else added.about),
+                             None if added is None else added.about, served.cold),
         "run": served.run.folder.name, "step": served.step, "seed": served.config.seed,
     }
     objective = served.config.objective

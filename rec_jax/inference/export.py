@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -25,18 +24,17 @@ from rec_jax import files
 from rec_jax.checkpoint import ordered_blocks, read_blocks
 from rec_jax.errors import InputError, first_line
 from rec_jax.inference.asking import map_rounds, tile_queries
+from rec_jax.inference.blocks import BLOCK, host_rows, row_blocks
 from rec_jax.inference.export_formats import READERS, WRITERS, Blocks
 from rec_jax.inference.histories import Tiles, iterate_tiles
 from rec_jax.inference.served import Served, StoredRows
 from rec_jax.jsons import dumps
-from rec_jax.mesh import is_first, replicated
+from rec_jax.mesh import is_first
 from rec_jax.processes import barrier, run_on_all
 from rec_jax.progress import Reporter, Silent
 from rec_jax.tables import INPUTS, Table
-from rec_jax.tables.tiles import rows_of
 
 What = Literal["items", "users", "inputs"]
-BLOCK = 65536  # rows
 
 
 @dataclass(frozen=True)
@@ -152,7 +150,7 @@ def _item_blocks(served: Served | StoredRows, what: What) -> Blocks:
         raise InputError("an export of inputs needs untied tables (table.tied = false); expected "
                          "what = 'items'")
     compose = served.encoder.source.compose if what == "items" else None
-    yield from _blocks_of(served, rows, compose)
+    yield from row_blocks(served, rows, compose)
 
 
 def _item_bias(served: Served | StoredRows) -> np.ndarray | None:
@@ -161,27 +159,7 @@ def _item_bias(served: Served | StoredRows) -> np.ndarray | None:
         return served.bias
     if served.bias is None:
         return None
-    return np.concatenate(list(_blocks_of(served, served.bias[:, None])))[:, 0]
-
-
-def _blocks_of(served: Served, rows: jax.Array,
-               compose: Callable[[Any, jax.Array], jax.Array] | None = None) -> Blocks:
-    """The items' rows of an array `[V_padded, d]` that is cut as the model's.
-
-    compose: (parameters, stored rows) -> vectors; None: the rows are the vectors.
-    """
-    total, mesh, over = served.dataset.num_items, served.mesh, served.over
-
-    @jax.jit
-    def fetch(params: Any, rows: jax.Array, ids: jax.Array) -> jax.Array:
-        found = rows_of(mesh, Table(rows, (), total, over), ids)
-        found = found if compose is None else compose(params, found)
-        return jax.lax.with_sharding_constraint(found, replicated(mesh))
-
-    size = -(-min(BLOCK, total) // mesh.size) * mesh.size
-    for first in range(0, total, size):
-        ids = np.minimum(np.arange(first, first + size, dtype=np.int32), total - 1)
-        yield np.asarray(fetch(served.params, rows, ids))[:total - first]
+    return host_rows(served, served.bias[:, None])[:, 0]
 
 
 def _user_blocks(served: Served) -> Blocks:

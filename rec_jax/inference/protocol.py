@@ -42,13 +42,16 @@ class Panel:
 
 
 def choose_panel(dataset: Dataset, split: Split, settings: EvaluateConfig,
-                 limit: int | None = None, seed: int = 0) -> Panel:
+                 limit: int | None = None, seed: int = 0,
+                 filled: np.ndarray | None = None) -> Panel:
     """The users of a split that `settings` evaluate; `limit` of them by a seeded shuffle.
+
+    filled: as `cold_items` takes it.
 
     Raises:
       InputError: nobody has a target in the split, or everybody is left out.
     """
-    cold = cold_items(dataset, settings)
+    cold = cold_items(dataset, settings, filled)
     everybody = dataset.targets(split)
     users, targets, ends = everybody if cold is None else _take(everybody, ~cold[everybody[1]])
     if not len(everybody[0]):
@@ -88,9 +91,20 @@ def choose_users(dataset: Dataset, split: Split, limit: int | None, seed: int,
                    limit, seed)
 
 
-def cold_items(dataset: Dataset, settings: EvaluateConfig) -> np.ndarray | None:
-    """Items that never occur in the training part, bool `[V]`, if they are not to compete."""
-    return dataset.popularity() == 0 if settings.filter_cold else None
+def cold_items(dataset: Dataset, settings: EvaluateConfig, filled: np.ndarray | None = None
+               ) -> np.ndarray | None:
+    """Items that do not compete, bool `[V]`, or None: withheld ones, of which a model knows
+    nothing, and with `evaluate.filter_cold` all that never occur in the training part.
+
+    filled: bool `[V]`, items that compete in any case, since content gave them rows.
+    """
+    if settings.filter_cold:
+        cold = dataset.popularity() == 0
+    elif dataset.withheld is not None:
+        cold = dataset.is_withheld()
+    else:
+        return None
+    return cold if filled is None else cold & ~filled
 
 
 def seen_targets(dataset: Dataset, users: np.ndarray, targets: np.ndarray,
@@ -111,11 +125,13 @@ def seen_targets(dataset: Dataset, users: np.ndarray, targets: np.ndarray,
 
 
 def protocol(dataset: Dataset, split: Split, settings: EvaluateConfig, panel: Panel,
-             bias: dict[str, Any] | None = None) -> dict[str, Any]:
+             bias: dict[str, Any] | None = None, filled: dict[str, Any] | None = None
+             ) -> dict[str, Any]:
     """What somebody needs to know to compare a number with another one.
 
     `users` are those in the mean; `users_missed_seen` of them are misses by `seen_targets`.
-    bias: what is said of numbers that were added to the model's scores; nothing where none were.
+    bias: what is said of numbers that were added to the model's scores; filled: of the rows that
+      cold items got; nothing where none were.
     """
     return {
         "split": split, "split_rule": dataset.meta["split"], "split_hash": dataset.split_hash,
@@ -126,8 +142,10 @@ def protocol(dataset: Dataset, split: Split, settings: EvaluateConfig, panel: Pa
         "users_missed_seen": int(panel.seen.sum()) if settings.filter_seen else 0,
         "users_left_out_seen": panel.left_out_seen,
         "cold_items_filtered": settings.filter_cold,
+        **({} if dataset.withheld is None else {"withheld": dataset.meta["withheld"]}),
         "users_left_out_cold": panel.left_out_cold, "ties": "against the target",
         "ranking": "full catalogue", **({} if bias is None else {"item_bias": bias}),
+        **({} if filled is None else {"cold_items": filled}),
     }
 
 

@@ -145,7 +145,7 @@ def recommend(served: Served, *, user: str | None = None, history: Sequence[str]
                        users=None if user is None else np.array([index]))
     settings = served.config.evaluate
     filter_seen = settings.filter_seen if filter_seen is None else filter_seen
-    cold = cold_items(dataset, settings)
+    cold = cold_items(dataset, settings, served.filled)
     scores, best = _first(served, program or _program(served), tiles, min(k, dataset.num_items),
                           filter_seen, bias_of_rows(served, added, cold))
     if tell is not None and np.sum(best >= 0) < k:

@@ -70,6 +70,8 @@ class Served:
       `dataset.num_items` on are padding.
     mesh: where all of it is; over: its axes that cut the rows, and the others hold copies.
     bias: f32 `[V_padded]`, cut as the rows, what the model adds to `query . row`; None: nothing.
+    filled: bool `[V]`, items that were not trained and got their rows from content; None: none;
+      cold: what the protocol of numbers says of that.
     """
 
     run: Run
@@ -82,6 +84,8 @@ class Served:
     mesh: Mesh = field(default_factory=lambda: make_mesh(MeshConfig()))
     over: Axes = (ITEMS_AXIS,)
     bias: jax.Array | None = None
+    filled: np.ndarray | None = None
+    cold: dict[str, Any] | None = None
 
     @property
     def reading(self) -> Reading:
@@ -149,7 +153,7 @@ def _open_rows(folder: Run, step: int | None, dataset_path: str | None,
     if source is None or source.shape[1:] != (width,) or source.shape[0] < dataset.num_items:
         raise InputError(f"checkpoint of step {opened.info.step} in {folder.folder} has no item "
                          f"rows of {dataset.num_items} x {width}")
-    row_map = row_map_in(opened, dataset.num_items)
+    row_map = row_map_in(opened, dataset.num_trained)
     matrices = {path: matrix.read(0, matrix.shape[0]).astype(np.float32)
                 for path, matrix in _matrices(opened, config).items()}
     return StoredRows(folder, config, dataset, source, opened.info.step, opened, row_map, inputs,
@@ -266,7 +270,7 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=replicated(chosen)), params)
     tables = tables_of(config)
-    row_map, moved = row_map_in(opened, dataset.num_items), {}
+    row_map, moved = row_map_in(opened, dataset.num_trained), {}
     if not row_map.identity:
         items = row_map.ids(np.arange(dataset.num_items))
         moved = {f"['tables']['{table}']": items for table in tables if table != USERS}
@@ -325,6 +329,8 @@ def _open(folder: Run, step: int | None) -> CheckpointReader:
 
 def row_map_in(opened: CheckpointReader, num_items: int) -> RowMap:
     """From ids of items to rows of a checkpoint; the identity where it is older than row maps.
+
+    num_items: that were trained; the others have rows of their own numbers.
 
     Raises:
       Damaged: it says nothing usable.

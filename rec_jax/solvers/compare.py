@@ -12,12 +12,14 @@ from typing import Any, cast
 from rec_jax import config as configs
 from rec_jax.data.dataset import Dataset
 from rec_jax.errors import InputError, did_you_mean
+from rec_jax.inference.cold import ColdFill
 from rec_jax.inference.protocol import Panel, Split, choose_panel, protocol
 from rec_jax.mesh import MeshConfig, make_mesh
 from rec_jax.metrics import Coverage, nan_to_none, rank_metrics
 from rec_jax.run import EvaluateConfig
 from rec_jax.solvers import SOLVERS, ease, ials, itemknn, popularity, userknn
 from rec_jax.solvers.base import Fitted, Solver, Training
+from rec_jax.solvers.cold import evaluate_cold_solver
 from rec_jax.solvers.interactions import Part, training_matrix
 from rec_jax.solvers.ranking import rank_panel
 
@@ -60,11 +62,12 @@ def check_names(names: str | Sequence[str]) -> list[str]:
 
 
 def compare(dataset: Dataset, names: str | Sequence[str], settings: BaselineConfig | None = None,
-            *, split: Split = "test", tune: bool = False, say: Say | None = None
-            ) -> dict[str, Any]:
+            *, split: Split = "test", tune: bool = False, cold: ColdFill | None = None,
+            say: Say | None = None) -> dict[str, Any]:
     """Metrics of each solver, fitted on the training part, with the protocol of all of them.
 
     tune: choose settings of each on the validation split, by `evaluate.metric`, from its `grid`.
+    cold: how withheld items get columns; `cold` of each model then says how well these do.
 
     Raises:
       InputError: an unknown name, nobody to evaluate, no room, or data that a solver cannot use.
@@ -84,7 +87,9 @@ def compare(dataset: Dataset, names: str | Sequence[str], settings: BaselineConf
             "metrics": metrics, "settings": configs.to_mapping(settings.solver(name)),
             "fit_seconds": round(between - began, 3),
             "rank_seconds": round(time.perf_counter() - between, 3),
-            **({} if tuned is None else {"tuned": tuned})}
+            **({} if tuned is None else {"tuned": tuned}),
+            **({} if cold is None else {"cold": evaluate_cold_solver(
+                fitted, dataset, cold, split=split, settings=settings.evaluate)})}
     return {"models": models, "protocol": protocol(dataset, split, settings.evaluate, panel),
             "fitted_on": "training part", "histories": "everything before the target"}
 

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 from scipy.linalg import get_lapack_funcs
 
 from rec_jax.errors import InputError
+from rec_jax.inference.cold_rule import ColdRule, Floats, Known, cold_vectors
 from rec_jax.ranges import above, check
 from rec_jax.solvers.base import Fitted, Matrix, Training, Values
 from rec_jax.solvers.interactions import binary
@@ -54,16 +56,32 @@ class Config:
                    dtype.itemsize * items**2 + CELL_BYTES * max(CELLS, items)
                    + 40 * training.matrix.nnz)
         gram = _gram(binary(training.matrix), self.ridge, dtype)
-        return _EASE(_zero_diagonal(_inverse(gram, self)))
+        return EASE(_zero_diagonal(_inverse(gram, self)))
 
 
-class _EASE:
+class EASE:
+    """Fitted: B `[V, V]`."""
+
     def __init__(self, weights: np.ndarray) -> None:
         self._weights = weights  # [V, V], row by row
 
     def scores(self, histories: Matrix, own: np.ndarray | None = None) -> np.ndarray:
         del own
         return binary(histories).astype(self._weights.dtype) @ self._weights
+
+    def with_cold(self, rule: ColdRule, content: Floats, warm: npt.NDArray[np.int64],
+                  cold: npt.NDArray[np.int64]) -> EASE:
+        """The same with columns of B for `cold` items, made of those of `warm` ones by a rule:
+        a column says how much each item of a history speaks for its item.
+
+        content: f32 `[V, c]`.
+        """
+        columns, nothing = self._weights.T, np.zeros((len(self._weights), 1), np.float32)
+        made = cold_vectors(rule, Known(columns[warm], nothing[warm], content[warm]),
+                            nothing[cold], content[cold])
+        weights = self._weights.copy()
+        weights[:, cold] = made.T
+        return EASE(weights)
 
 
 def _gram(taken: Matrix, ridge: float, dtype: np.dtype[Any]) -> np.ndarray:

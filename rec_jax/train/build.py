@@ -67,6 +67,7 @@ class Built:
 
     tiers: what of its tables does not lie on the devices; placements: where each lies, and why.
     log_share: f32 `[V]`, log of each item's share of all labels, where the objective needs it.
+    encoder: what `state.encoder` has the parameters of.
     """
 
     dataset: Dataset
@@ -81,6 +82,7 @@ class Built:
     validator: Validator
     log_share: npt.NDArray[np.float32] | None
     config: RunConfig
+    encoder: Encoder
 
 
 def build(config: RunConfig) -> Built:
@@ -122,7 +124,7 @@ def build(config: RunConfig) -> Built:
     tiered: dict[str, TieredTable] = {}
     for name, table in tables.items():
         row_map = (RowMap(counts[name]) if name == USERS else
-                   row_map_of(choice.mode, counts[name]))
+                   row_map_of(choice.mode, dataset.num_trained))
         if placements[name].where == "device":
             new[name] = init_table(
                 table, counts[name], config.seed, mesh, name=name, over=over, row_map=row_map,
@@ -131,6 +133,8 @@ def build(config: RunConfig) -> Built:
             new[name], tiered[name] = tiered_table(
                 table, counts[name], config.seed, mesh, name=name, over=over, row_map=row_map,
                 slots=placements[name].slots, where=placements[name].where)
+    # Withheld items have rows, and are in no softmax and among no negatives.
+    new[ITEMS] = new[ITEMS].replace(num_items=dataset.num_trained)
     new[ITEMS] = with_content(new[ITEMS], content, mesh)
     new[ITEMS] = _with_bias(new[ITEMS], config, dataset, mesh, dense=choice.mode == "dense")
     state = init_state(
@@ -140,10 +144,10 @@ def build(config: RunConfig) -> Built:
         encoder, config.objective, optimizer, precision=settings.precision, ema=settings.ema,
         tables=tables, modes=modes, mesh=mesh, rate=schedule(config.optimizer, horizon.total))
     tiers = Tiers(tiered, Setting(encoder, config.objective, tables, modes, mesh,
-                                  DTYPES[settings.precision]), dataset.num_items)
+                                  DTYPES[settings.precision]), dataset.num_trained)
     return Built(dataset, stream, mesh, horizon, choice, placements, step, state, tiers,
                  Validator(config, dataset, encoder, mesh, state.items.over),
-                 _log_share(config, dataset), config)
+                 _log_share(config, dataset), config, encoder)
 
 
 def with_content(table: Table, content: OpenContent, mesh: Mesh) -> Table:

@@ -2,9 +2,10 @@
 
 Items are matched by the ids of their source. Those that both catalogues have keep their rows
 (and, if asked, their optimizer state); new ones start from the hash of their index, as in any
-new table; retired ones are listed. f32 rows may become bf16 and back, as the new run's config
-says. Rows travel from disk to device in blocks, and each from the place
-that its item had to the one that it has now (`tables/row_map.py`).
+new table, or in a run with content from what it says beside the items that were kept
+(`rec_jax.inference.cold_rule`); retired ones are listed. f32 rows may become bf16 and back, as the
+new run's config says. Rows travel from disk to device in blocks, and each from the place that its
+item had to the one that it has now (`tables/row_map.py`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from rec_jax.data.dataset import Dataset
 from rec_jax.data.features import find_features, vocabularies
 from rec_jax.errors import InputError
 from rec_jax.files import write_atomic
+from rec_jax.inference.blocks import set_rows, table_blocks
+from rec_jax.inference.cold import own_values, read_content_of
+from rec_jax.inference.cold_rule import ColdRule
 from rec_jax.inference.served import check_dataset, row_map_in
 from rec_jax.progress import Reporter
 from rec_jax.run import Run, RunConfig
@@ -86,7 +90,7 @@ def start_from(start: Start, built: Built, target: Run, reporter: Reporter) -> T
     matched = match_items(old.item_ids(), built.dataset.item_ids())
     fresh = to_items(built.state)
     wanted = ("model", "training") if start.keep_state else ("model",)
-    before, after = row_map_in(opened, old.num_items), built.state.items.row_map
+    before, after = row_map_in(opened, old.num_trained), built.state.items.row_map
     by_item = after.rows(matched.new_of_old[before.ids(np.arange(old.num_items))])
     moved = {name: by_item for name in built.state.tables}
     if USERS in moved:
@@ -102,8 +106,40 @@ def start_from(start: Start, built: Built, target: Run, reporter: Reporter) -> T
         write_atomic(target.folder / "retired_items.txt", "\n".join(matched.retired) + "\n")
     state = from_items({**fresh, **taken}, built.state.tables)
     # Items have the content of the new dataset, also those that are new in it.
-    return state._replace(tables={**state.tables, ITEMS: with_content(
+    state = state._replace(tables={**state.tables, ITEMS: with_content(
         state.items, open_content(built.config.content, built.dataset), built.mesh)})
+    if not built.config.content or built.encoder.source.drop == 1 or not matched.added:
+        return state
+    return _filled(state, built, matched.new_of_old)
+
+
+def _filled(state: TrainState, built: Built, kept: np.ndarray) -> TrainState:
+    """The state in which items that are not `kept` int64 `[V_old]` have the values of the rule.
+
+    The rows of all items are on the host for it.
+    """
+    content, has = read_content_of(built.dataset, [part.name for part in built.config.content])
+    numbers = np.arange(built.dataset.num_items)
+    there = np.isin(numbers, kept)
+    warm, new = np.flatnonzero(there & has), np.flatnonzero(~there & has)
+    if not len(warm):
+        return state
+    source, order = built.encoder.source, state.items.row_map
+
+    def filled(encoder: Any, rows: jax.Array) -> jax.Array:
+        table = state.items.replace(rows=rows, num_items=len(numbers))
+        stored = np.concatenate(list(table_blocks(built.mesh, table)))
+        matrices = {part.path: np.asarray(encoder[part.path]) for part in source.content}
+        values, _ = own_values(ColdRule(), source, matrices, stored, None, content, warm, new)
+        values = np.concatenate([values, stored[new, source.dim:]], axis=1)
+        return set_rows(rows, order.rows(new), values)
+
+    items = state.items.replace(rows=filled(state.encoder, state.items.rows))
+    average = state.average
+    if average is not None:
+        average = average._replace(tables={**average.tables, ITEMS: filled(
+            average.encoder, average.tables[ITEMS])})
+    return state._replace(tables={**state.tables, ITEMS: items}, average=average)
 
 
 def _check_meanings(config: RunConfig, old: Dataset, new: Dataset) -> None:

@@ -76,7 +76,7 @@ def resume(checkpoints: Checkpoints, built: Built, config: RunConfig, reporter: 
         opened = with_named_tables(checkpoints.open(step))
         there = {name: tree for name, tree in like.items()
                  if name != "rest" or name in opened.items}
-        row_map = row_map_in(opened, built.dataset.num_items)
+        row_map = row_map_in(opened, built.dataset.num_trained)
         built.tiers.begin(row_map)
         return opened.restore(there, widen=True), position, row_map
 

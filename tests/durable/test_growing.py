@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from rec_jax import config
+from rec_jax import api, config
 from rec_jax.checkpoint import Checkpoints
+from rec_jax.data.dataset import Dataset
 from rec_jax.data.prepare import prepare
 from rec_jax.data.prepare_config import Columns, PrepareConfig
 from rec_jax.errors import InputError
+from rec_jax.inference.cold_rule import ColdRule, Known, cold_vectors
 from rec_jax.progress import Silent
 from rec_jax.run import Run, RunConfig
 from rec_jax.train.build import build
@@ -135,3 +138,54 @@ def test_another_encoder_is_refused_in_one_line(
     settings = config.build(RunConfig, tiny_mapping("encoder.layers=2"))
     with pytest.raises(InputError, match=r"does not fit: .* encoder and optimizer must be"):
         start_from(Start(old[0]), build(settings), Run(tmp_path), Told())
+
+
+@pytest.mark.parametrize(("items", "lines"), [
+    (2, ("train.ema=0.5",)),
+    pytest.param(4, ('table.update="sparse"', 'objective.kind="sampled_softmax"',
+                     "objective.count=32"), marks=pytest.mark.slow)])
+def test_new_items_start_from_their_content(
+        items: int, lines: tuple[str, ...], tiny_mapping: Callable[..., dict[str, Any]],
+        tiny_dataset: Path, grown: Path, tmp_path: Path) -> None:
+    random, folders, vectors = np.random.default_rng(2), [], []
+    for name, source in (("before", tiny_dataset), ("after", grown)):
+        folder = shutil.copytree(source, tmp_path / name)
+        ids = Dataset.open(folder).item_ids()
+        np.save(tmp_path / "v.npy", random.standard_normal((len(ids), 3)).astype(np.float32))
+        (tmp_path / "ids.txt").write_text("\n".join(ids) + "\n")
+        api.embed(folder, name="text", vectors=tmp_path / "v.npy", ids=tmp_path / "ids.txt")
+        folders.append(folder)
+        vectors.append(np.load(folder / "item_vectors" / "text.npy"))
+
+    def settings(folder: Path) -> RunConfig:
+        mapping = tiny_mapping(f"data.path='{folder}'", f"mesh.items={items}", *lines)
+        return config.build(RunConfig, {**mapping, "content": [{"name": "text"}]})
+
+    first = build(settings(folders[0]))
+    run, target = Run(tmp_path / "old"), Run(tmp_path / "new")
+    run.create(settings(folders[0]))
+    target.folder.mkdir()
+    with Checkpoints(run.checkpoints) as checkpoints:
+        checkpoints.save(9, to_items(first.state), {
+            "dataset": first.dataset.split_hash, "tables": ["items"],
+            "row_map": first.state.items.row_map.to_json()})
+    built = build(settings(folders[1]))
+    state = start_from(Start(run), built, target, Silent())
+    old_ids, ids = (each.dataset.item_ids().to_list() for each in (first, built))
+    kept = np.array([name in old_ids for name in ids])
+    matrix = np.asarray(state.encoder["content/text"])
+    alone = vectors[1] @ matrix
+    tables = [state.items.rows] if state.average is None else [
+        state.items.rows, state.average.tables["items"]]
+    assert len(tables) == 1 + ("train.ema=0.5" in lines)
+    for rows in tables:
+        stored = np.asarray(rows)[state.items.row_map.rows(np.arange(len(ids)))]
+        found = stored[:, :16] + alone
+        wanted = cold_vectors(ColdRule(), Known(found[kept], alone[kept], vectors[1][kept]),
+                              alone[~kept], vectors[1][~kept])
+        np.testing.assert_allclose(found[~kept], wanted, atol=1e-5)
+        before = np.asarray(first.state.items.rows)[first.state.items.row_map.rows(
+            np.array([old_ids.index(name) for name in ids if name in old_ids]))]
+        np.testing.assert_array_equal(stored[kept, :16], before[:, :16])
+    np.testing.assert_array_equal(np.asarray(state.items.rows)[
+        state.items.row_map.rows(np.arange(len(ids)))][:, 16:], vectors[1])

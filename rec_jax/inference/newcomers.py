@@ -1,0 +1,142 @@
+"""What to recommend to somebody without a history: what is popular among people like them.
+
+With n_i the interactions of item i, n_gi those of users of a group g, p = (n + 1) / sum(n + 1):
+
+    p_g(i) = (n_gi + s p(i)) / (sum_j n_gj + s)           shrunk to p by s interactions
+    score(i) = log p(i) + mean over attributes of log(p_g(i) / p(i))
+
+so that a small group, or one that nobody knows, says little or nothing beyond popularity. The mean
+and not the sum: attributes of a person go together, and their sum counts the same thing twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from rec_jax.data.arrays import chunks
+from rec_jax.data.dataset import Dataset
+from rec_jax.data.item_files import read_items
+from rec_jax.data.prepare_config import ItemFile
+from rec_jax.errors import InputError, did_you_mean
+from rec_jax.inference.protocol import cold_items
+from rec_jax.inference.retrieve import Recommendation, listed
+from rec_jax.run import EvaluateConfig
+
+SHRINKAGE = 1000.0
+Counts = npt.NDArray[np.int64]
+
+
+def group_scores(total: Counts, groups: Sequence[Counts], shrinkage: float = SHRINKAGE
+                 ) -> npt.NDArray[np.float64]:
+    """The score `[V]` of every item; see the formulas above.
+
+    total: int64 `[V]`, interactions of each item; groups: the same of the users of each group.
+    """
+    shares = (total + 1) / np.sum(total + 1)
+    found = np.log(shares)
+    if not groups:
+        return found
+    ratios = [np.log((counts + shrinkage * shares) / (counts.sum() + shrinkage) / shares)
+              for counts in groups]
+    return found + np.mean(ratios, axis=0)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """Who has which attributes, and what they took.
+
+    dataset: whose interactions count; values: by attribute text `[U]`, null where it is not known;
+    known: bool `[U]`, whose interactions count; None: everybody's. whole: not those of the training
+    part alone, but all.
+    """
+
+    dataset: Dataset
+    values: Mapping[str, pl.Series]
+    known: npt.NDArray[np.bool_] | None = None
+    whole: bool = False
+    _counts: dict[tuple[str, str] | None, Counts] = field(default_factory=dict)
+
+    def scores(self, given: Mapping[str, str], shrinkage: float = SHRINKAGE
+               ) -> npt.NDArray[np.float64]:
+        """The score `[V]` of every item for a person with these attributes.
+
+        Raises:
+          InputError: an attribute is not known, or no user has its value.
+        """
+        for name, value in given.items():
+            if name not in self.values:
+                hint = did_you_mean(name, self.values, form="{} ")
+                raise InputError(f"attribute {name!r} is unknown; {hint}expected one or more of "
+                                 f"{', '.join(self.values)}")
+            there = self.values[name].drop_nulls().unique(maintain_order=True)
+            if value not in there:
+                shown = ", ".join(sorted(there.to_list())[:20])
+                raise InputError(f"no user has {name} = {value!r}; expected one of {shown}"
+                                 f"{' ..' if len(there) > 20 else ''}")
+        return group_scores(self._count(None), [self._count(pair) for pair in given.items()],
+                            shrinkage)
+
+    def _count(self, pair: tuple[str, str] | None) -> Counts:
+        """Interactions of each item `[V]` by the users with a value of an attribute, or by all."""
+        if pair not in self._counts:
+            users = (np.ones(self.dataset.num_users, bool) if self.known is None
+                     else self.known.copy())
+            if pair is not None:
+                users &= (self.values[pair[0]] == pair[1]).fill_null(False).to_numpy()
+            self._counts[pair] = self._of(users)
+        return self._counts[pair]
+
+    def _of(self, users: npt.NDArray[np.bool_]) -> Counts:
+        data, found = self.dataset, np.zeros(self.dataset.num_items, np.int64)
+        ends = data.offsets[1:] if self.whole else data.train_end
+        for first, last in chunks(data.num_users):
+            start, stop = int(data.offsets[first]), int(data.offsets[last])
+            owner = np.repeat(np.arange(first, last), np.diff(data.offsets[first:last + 1]))
+            counted = users[owner] & (np.arange(start, stop) < np.asarray(ends)[owner])
+            found += np.bincount(data.items[start:stop][counted], minlength=len(found))
+        return found
+
+
+def read_attributes(dataset: Dataset, table: Path | str, columns: Sequence[str],
+                    id: str = "user_id") -> Attributes:
+    """The attributes of a dataset's users from the columns of a CSV, TSV or Parquet `table`.
+
+    Raises:
+      InputError: the table cannot be read, lacks a column, or names no user of the dataset.
+    """
+    roles = {"id": id, **{f"a{number}": name for number, name in enumerate(columns)}}
+    frames, _ = read_items(ItemFile(str(table)), roles)
+    known = pl.DataFrame({"id": dataset.user_ids()}, schema={"id": pl.String})
+    found = pl.concat([known.clear().with_columns(
+        pl.lit(None, pl.String).alias(role) for role in roles if role != "id"), *frames])
+    found = found.unique("id", keep="first", maintain_order=True)
+    if not len(found.join(known, on="id", how="semi")):
+        raise InputError(f"{table} has no user of {dataset.folder} in its column {id!r}; expected "
+                         "ids as those of the interactions")
+    joined = known.join(found, on="id", how="left", maintain_order="left")
+    return Attributes(dataset, {name: joined[f"a{number}"] for number, name in enumerate(columns)})
+
+
+def recommend_newcomer(attributes: Attributes, given: Mapping[str, str], k: int,
+                       settings: EvaluateConfig) -> list[Recommendation]:
+    """The k best items for a person with the attributes `given`, best first.
+
+    settings: items that do not compete there (`evaluate.filter_cold`) are left out.
+
+    Raises:
+      InputError: as `Attributes.scores`, or k below 1.
+    """
+    dataset = attributes.dataset
+    if k < 1:
+        raise InputError(f"k is {k}; expected 1 to {dataset.num_items} (the catalogue)")
+    scores = attributes.scores(given)
+    cold = cold_items(dataset, settings)
+    order = np.argsort(-scores, kind="stable")
+    order = order[:k] if cold is None else order[~cold[order]][:k]
+    return listed(dataset, order, scores[order])

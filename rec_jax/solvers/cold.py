@@ -1,0 +1,73 @@
+"""Cold items of solved models: the columns that content gives them, and how well these do.
+
+The rule is that of trained models (`rec_jax.inference.cold_rule`), and so is the protocol
+(`rec_jax.inference.cold_evaluate`). EASE alone has something of its own for each item to make a
+column of.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from rec_jax.data.dataset import Dataset
+from rec_jax.errors import InputError
+from rec_jax.inference.cold import ColdFill, only_vectors, read_content_of
+from rec_jax.inference.cold_evaluate import (
+    Asked,
+    People,
+    check_withheld,
+    measure_cold,
+    nothing_yet,
+)
+from rec_jax.inference.protocol import Split
+from rec_jax.progress import Reporter
+from rec_jax.run import EvaluateConfig
+from rec_jax.solvers.base import Fitted
+from rec_jax.solvers.ease import EASE
+from rec_jax.solvers.interactions import history_matrix
+from rec_jax.solvers.neighbours import blocks
+from rec_jax.solvers.ranking import allowed
+
+
+def evaluate_cold_solver(fitted: Fitted, dataset: Dataset, fill: ColdFill, *, split: Split,
+                         settings: EvaluateConfig) -> dict[str, Any]:
+    """As `rec_jax.inference.cold_evaluate.evaluate_cold`, of a solver.
+
+    Raises:
+      InputError: also where it is not EASE, or there is no content.
+    """
+    check_withheld(dataset)
+    if not isinstance(fitted, EASE):
+        raise InputError("of the models that are solved, ease alone has columns for cold items; "
+                         "expected --model ease")
+    content, has = read_content_of(dataset, fill.vectors or only_vectors(dataset))
+    met, out = dataset.popularity() > 0, dataset.is_withheld()
+    filled = fitted.with_cold(fill.rule, content, np.flatnonzero(met & has),
+                              np.flatnonzero(out & has))
+    length, first = min(max(settings.ks), dataset.num_trained), dataset.num_trained
+
+    def ask(people: People, reporter: Reporter) -> Asked:
+        count = len(people.users)
+        reporter.begin(count)
+        found = nothing_yet(people, length, dataset.num_items - first)
+        for block in blocks(count, dataset.num_items):
+            users = people.users[block]
+            histories = history_matrix(dataset, users, people.ends[block])
+            scores = filled.scores(histories, users).astype(np.float32)
+            found.tell(np.arange(count)[block], scores[:, first:], people)
+            warm = scores[:, :first]
+            found.score[block] = warm[np.arange(len(users)), np.maximum(people.warm[block], 0)]
+            warm = allowed(warm, None, histories if settings.filter_seen else None)
+            found.best[block] = -np.sort(-warm, axis=1)[:, :length]
+            # A target is ranked though it was seen; whether that is a miss, the protocol says.
+            better = np.sum(~(warm < found.score[block][:, None]), axis=1)
+            own = np.isneginf(warm[np.arange(len(users)), np.maximum(people.warm[block], 0)])
+            found.ranks[block] = better + own
+            reporter.advance(len(users))
+        return found
+
+    return measure_cold(dataset, ask, split, settings,
+                        about={"cold_items": {**fill.about(), "bias": 0.0},
+                               "filled": int((out & has).sum())})
