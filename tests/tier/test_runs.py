@@ -65,36 +65,56 @@ def on_devices(tiny_mapping: Mapping, tmp_path_factory: pytest.TempPathFactory) 
     return run
 
 
-def test_a_run_on_the_host_is_the_run_on_the_devices(
+def same(run: Run, other: Run) -> None:
+    found, expected = arrays(run), arrays(other)
+    assert found.keys() == expected.keys() and len(expected) > 20
+    for path, value in expected.items():
+        assert found[path] == value, path
+    assert figures(run) == figures(other)
+
+
+def test_a_run_that_goes_from_the_host_to_the_disk_is_the_run_on_the_devices(
         tiny_mapping: Mapping, tmp_path: Path, on_devices: Run) -> None:
-    run, said = Run(tmp_path / "run"), StopAfter()
-    settings = config.build(RunConfig, tiny_mapping(*SPARSE, *HOST))
-    run_training(run, settings, said)
-    assert arrays(run) == arrays(on_devices)
-    assert figures(run) == figures(on_devices)
+    """A stop between, and validations and checkpoints in both parts."""
+    run, said = Run(tmp_path / "run"), StopAfter(8)
+    with pytest.raises(Stopped):
+        run_training(run, config.build(RunConfig, tiny_mapping(*SPARSE, *HOST)), said)
     assert any("rows of table 'items': on the host, table.placement asks for it; a shard's "
                "cache has 30 of them" in line for line in said.lines)
+    run_training(run, config.build(RunConfig, tiny_mapping(
+        *SPARSE, "table.placement=disk", "table.cache=0.7", "train.lookahead=0")))
+    same(run, on_devices)
+    assert sorted(path.name for path in run.folder.iterdir()) == sorted(
+        path.name for path in on_devices.folder.iterdir())
 
 
-def test_a_stopped_run_goes_on_with_another_placement_to_the_same_bits(
+@pytest.mark.slow
+def test_a_run_may_change_its_placement_again_and_again(
         tiny_mapping: Mapping, tmp_path: Path, on_devices: Run) -> None:
     run = Run(tmp_path / "run")
-    host = config.build(RunConfig, tiny_mapping(*SPARSE, *HOST))
-    less = config.build(RunConfig, tiny_mapping(*SPARSE, "table.placement=disk", "table.cache=0.7",
-                                                "train.lookahead=0"))
-    device = config.build(RunConfig, tiny_mapping(*SPARSE))
-    for settings, steps in ((host, 5), (device, 7)):
+    for lines, steps in ((HOST, 5), ((), 4), (("table.placement=disk", "table.cache=30"), 6)):
         with pytest.raises(Stopped):
-            run_training(run, settings, StopAfter(steps))
-    run_training(run, less)
-    assert arrays(run) == arrays(on_devices)
-    assert figures(run) == figures(on_devices)
+            run_training(run, config.build(RunConfig, tiny_mapping(*SPARSE, *lines)),
+                         StopAfter(steps))
+    run_training(run, config.build(RunConfig, tiny_mapping(*SPARSE, *HOST)))
+    same(run, on_devices)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", ["host", "disk"])
+def test_users_and_inputs_may_lie_elsewhere_too(
+        tiny_mapping: Mapping, tmp_path: Path, placement: str) -> None:
+    lines = ("table.tied=false", "table.update=sparse", "objective.kind=bce", "objective.count=2",
+             "train.rows=2", "data.length=5", "train.steps=8", "train.evaluate_every=1")
+    run, other = Run(tmp_path / "run"), Run(tmp_path / "other")
+    run_training(run, config.build(RunConfig, tiny_mapping(*lines)))
+    run_training(other, config.build(RunConfig, tiny_mapping(
+        *lines, f"table.placement={placement}", "table.cache=50")))
+    same(other, run)
 
 
 REFUSED = {
     "a dense table": (("table.update=dense",), "the table trains dense, and a step reads all of"),
-    "mined negatives": (("objective.kind=hard_negatives", "objective.queries=4",
-                         "objective.hard=2", "objective.uniform=4"), "searches all rows"),
     "a small cache": (("table.cache=20",), r"table.cache = 20 is 20 rows a shard, and a step may "
                                            r"read 28 of one shard; expected at least 28"),
     "an average": (("train.ema=0.9",), "train.ema would touch every row in every step"),
@@ -109,6 +129,13 @@ def test_what_cannot_be_is_refused_in_one_line(
         run_training(Run(tmp_path / "run"), config.build(
             RunConfig, tiny_mapping(*SPARSE, *HOST, *lines)))
     assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def test_mined_negatives_are_refused(tiny_mapping: Mapping, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"objective 'hard_negatives' searches all rows, so the ids"
+                                         r" of a step are not known ahead; expected 'device'"):
+        run_training(Run(tmp_path / "run"), config.build(RunConfig, tiny_mapping(
+            "objective.kind=hard_negatives", "table.update=sparse", *HOST)))
 
 
 def test_the_full_softmax_is_refused(tiny_mapping: Mapping, tmp_path: Path) -> None:
