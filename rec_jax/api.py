@@ -76,7 +76,7 @@ def train(config: RunConfig | AgentConfig | PathLike | None = None, *, run: Path
     Raises:
       InputError: the config, the data or the run folder are not as they should be.
     """
-    if plays(config, run, resume):
+    if plays(config, resume):
         return _train_agent(config, run, overrides, resume, force=force, trust_code=trust_code,
                             start_from=start_from, progress=progress)
     start = (None if start_from is None
@@ -94,15 +94,13 @@ def train(config: RunConfig | AgentConfig | PathLike | None = None, *, run: Path
     return summary
 
 
-def plays(config: RunConfig | AgentConfig | PathLike | None, run: PathLike | None,
-          resume: PathLike | None) -> bool:
+def plays(config: RunConfig | AgentConfig | PathLike | None, resume: PathLike | None) -> bool:
     """Whether a run learns in an environment: its config has `[environment]`."""
     if isinstance(config, RunConfig | AgentConfig):
         return isinstance(config, AgentConfig)
     if config is not None:
         return "environment" in configs.read_mapping(shipped.locate(config))
-    folder = run if resume == AUTO else resume
-    return folder is not None and "environment" in Run(Path(folder)).saved_config()
+    return resume not in (None, AUTO) and "environment" in Run(Path(str(resume))).saved_config()
 
 
 def _train_agent(config: Any, run: PathLike | None, overrides: Sequence[str],

@@ -45,7 +45,9 @@ class Case(NamedTuple):
         def best(queries: Any, k: int, exclude: Any) -> Any:
             return top_k(queries, jnp.asarray(self.table), k, exclude=exclude)
 
-        return Search(len(self.table), lambda: jnp.asarray(self.queries)[None], best)
+        return Search(len(self.table), lambda: jnp.asarray(self.queries)[None], best,
+                      lambda queries, ids: jnp.sum(queries * jnp.asarray(self.table)[ids], -1),
+                      lambda name, queries: queries)
 
 
 def make_case(seed: int, *, positions: int = 13, items: int = 31, dim: int = 6,
