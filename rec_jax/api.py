@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,22 +26,20 @@ from rec_jax.inference.newcomers import read_attributes, recommend_newcomer
 from rec_jax.inference.protocol import Split
 from rec_jax.inference.retrieve import Recommendation, Recommender
 from rec_jax.inference.served import Served, StoredRows, Tell, load_served, open_rows, warn
-from rec_jax.mesh import MeshConfig, is_first, parse_mesh
+from rec_jax.mesh import is_first, parse_mesh
 from rec_jax.plan.compile import compile_step
 from rec_jax.plan.estimate import make_plan, nearest_fit
 from rec_jax.processes import broadcast_text, run_on_all
-from rec_jax.progress import Reporter, Silent, progress_bar
+from rec_jax.progress import reporter_of
 from rec_jax.run import Run, RunConfig
 from rec_jax.simulate.agent_config import AgentConfig
-from rec_jax.simulate.agent_report import compare_policies, write_agent_report
-from rec_jax.simulate.judge import JudgeConfig
-from rec_jax.simulate.judge_log import judge_log
-from rec_jax.simulate.log_files import LogColumns, LogSource
+from rec_jax.simulate.agent_report import write_agent_report
 from rec_jax.simulate.train_agent import run_agent
+from rec_jax.simulate.verbs import off_policy as off_policy
+from rec_jax.simulate.verbs import simulate as simulate
 from rec_jax.solvers.compare import BaselineConfig, check_names, compare
-from rec_jax.solvers.compare import fit as fit_solver
-from rec_jax.solvers.interactions import Part
-from rec_jax.solvers.recommend import FittedBaseline
+from rec_jax.solvers.verbs import baseline as baseline
+from rec_jax.solvers.verbs import fit_baseline as fit_baseline
 from rec_jax.text.embed_items import EmbedConfig, embed_items
 from rec_jax.text.encoder import TextConfig
 from rec_jax.train.growing import Start
@@ -79,7 +76,7 @@ def train(config: RunConfig | AgentConfig | PathLike | None = None, *, run: Path
     Raises:
       InputError: the config, the data or the run folder are not as they should be.
     """
-    if plays(config, run, resume):
+    if plays(config, resume):
         return _train_agent(config, run, overrides, resume, force=force, trust_code=trust_code,
                             start_from=start_from, progress=progress)
     start = (None if start_from is None
@@ -88,7 +85,7 @@ def train(config: RunConfig | AgentConfig | PathLike | None = None, *, run: Path
                                                  trust_code=trust_code))
     target = replace(target, folder=Path(broadcast_text(str(target.folder))))  # its name has a time
 
-    with _reporter("train", progress) as reporter:
+    with reporter_of("train", progress) as reporter:
         summary = {"run": str(target.folder), **run_training(
             target, resolved, reporter, force=force, start=start, new=resume is None,
             since=since)}
@@ -97,15 +94,13 @@ def train(config: RunConfig | AgentConfig | PathLike | None = None, *, run: Path
     return summary
 
 
-def plays(config: RunConfig | AgentConfig | PathLike | None, run: PathLike | None,
-          resume: PathLike | None) -> bool:
+def plays(config: RunConfig | AgentConfig | PathLike | None, resume: PathLike | None) -> bool:
     """Whether a run learns in an environment: its config has `[environment]`."""
     if isinstance(config, RunConfig | AgentConfig):
         return isinstance(config, AgentConfig)
     if config is not None:
         return "environment" in configs.read_mapping(shipped.locate(config))
-    folder = run if resume == AUTO else resume
-    return folder is not None and "environment" in Run(Path(folder)).saved_config()
+    return resume not in (None, AUTO) and "environment" in Run(Path(str(resume))).saved_config()
 
 
 def _train_agent(config: Any, run: PathLike | None, overrides: Sequence[str],
@@ -115,27 +110,11 @@ def _train_agent(config: Any, run: PathLike | None, overrides: Sequence[str],
         raise InputError("a run in an environment starts from nothing; expected no --start-from")
     target, resolved = open_run(config, run, overrides, resume, force=force,
                                 trust_code=trust_code, of=AgentConfig)
-    with _reporter("train", progress) as reporter:
+    with reporter_of("train", progress) as reporter:
         summary = {"run": str(target.folder), **run_agent(
             target, resolved, reporter, force=force, new=resume is None)}
     write_agent_report(target, summary)
     return summary
-
-
-def simulate(run: PathLike, *, against: Sequence[PathLike] = (), users: int = 1024,
-             step: int | None = None, confidence: float = 0.95, seed: int = 0,
-             trust_code: bool = False) -> dict[str, Any]:
-    """Returns of simulated users who meet a run's best checkpoint (or that of `step`), with
-    intervals, beside other policies; see `rec_jax.simulate.agent_report.compare_policies`.
-
-    against: other runs in an environment with the same catalogue. seed: of users and their chance.
-
-    Raises:
-      InputError: no such run or step, or one that learnt from a dataset.
-    """
-    return compare_policies(Run(Path(run), trust_code), step=step, users=users, seed=seed,
-                            confidence=confidence,
-                            against=[Run(Path(other), trust_code) for other in against])
 
 
 def load(run: PathLike, *, cold: ColdFill | str | None = None, step: int | None = None,
@@ -187,7 +166,7 @@ def evaluate(run: Loadable, *, split: Split = "test", step: int | None = None,
                              "batch": batch}
     settings = replace(served.config.evaluate, **{
         name: value for name, value in given.items() if value is not None})
-    with _reporter("evaluate", progress and is_first()) as reporter:
+    with reporter_of("evaluate", progress and is_first()) as reporter:
         result = evaluate_served(served, split=split, settings=settings,
                                  baseline=baseline is True or "popularity" in others,
                                  bias=bias, reporter=reporter)
@@ -219,53 +198,6 @@ def popularity_bias(model: Recommender | Served, strength: float, prior: float =
     return made_popularity_bias(_loaded(model), strength, prior)
 
 
-def baseline(dataset: PathLike, *, models: str | Sequence[str] = ("popularity", "itemknn", "ease"),
-             settings: BaselineConfig | PathLike | None = None, overrides: Sequence[str] = (),
-             split: Split = "test", tune: bool = False, cold: ColdFill | None = None,
-             progress: bool = False) -> dict[str, Any]:
-    """Metrics of models that are solved, not trained, by the protocol of `evaluate`.
-
-    dataset: a folder that `prepare` made.
-    models: of popularity, itemknn, userknn, ease and ials; names, or one text with commas.
-    settings: a `BaselineConfig` or the path of a TOML file; overrides: lines of TOML over it,
-      such as `ease.ridge=200` or `evaluate.filter_seen=false`.
-    tune: choose settings from small grids on the validation split, by `evaluate.metric`.
-    cold: also how well withheld items are recommended, by ease alone; see `evaluate`.
-
-    Returns models by name (metrics, settings, seconds), and their protocol.
-
-    Raises:
-      InputError: also where a model would not fit into memory.
-    """
-    names = check_names(models)
-    resolved = _baseline_config(settings, overrides)
-    with _reporter("baseline", progress) as reporter:
-        return compare(Dataset.open(dataset), names, resolved, split=split, tune=tune, cold=cold,
-                       say=reporter.say)
-
-
-def fit_baseline(dataset: PathLike, model: str, *,
-                 settings: BaselineConfig | PathLike | None = None, overrides: Sequence[str] = (),
-                 part: Part = "train", progress: bool = False) -> FittedBaseline:
-    """One of the models of `baseline`, with `recommend(history, k)` for ids of the source.
-
-    part: what it is fitted on: the training part, as for `baseline`, or "all" interactions.
-    settings, overrides: see `baseline`.
-    """
-    (name,) = check_names([model])
-    opened, resolved = Dataset.open(dataset), _baseline_config(settings, overrides)
-    with _reporter("baseline", progress) as reporter:
-        fitted = fit_solver(opened, name, resolved, part=part, say=reporter.say)
-    return FittedBaseline(opened, fitted, resolved.solver(name).values, resolved.evaluate)
-
-
-def _baseline_config(settings: BaselineConfig | PathLike | None,
-                     overrides: Sequence[str]) -> BaselineConfig:
-    given = configs.to_mapping(settings) if isinstance(settings, BaselineConfig) else {}
-    path = None if isinstance(settings, BaselineConfig) else settings
-    return configs.read(BaselineConfig, path, given, overrides)
-
-
 def export(run: Loadable, *, out: PathLike, what: What = "items", format: str = "npy",
            cold: ColdFill | str | None = None, step: int | None = None, data: str | None = None,
            mesh: str | None = None, trust_code: bool = False, progress: bool = False,
@@ -285,7 +217,7 @@ def export(run: Loadable, *, out: PathLike, what: What = "items", format: str = 
     else:
         served = open_rows(Run(Path(run), trust_code), step=step, dataset_path=data,
                            inputs=what == "inputs")
-    with _reporter("export", progress and is_first()) as reporter:
+    with reporter_of("export", progress and is_first()) as reporter:
         return export_served(served, out, what=what, format=format, reporter=reporter)
 
 
@@ -367,37 +299,12 @@ def embed(dataset: PathLike, *, name: str = "text", model: PathLike | None = Non
         vectors=None if vectors is None else VectorFile(
             str(vectors), None if ids is None else str(ids), id, _names(columns)),
         pca=pca, whiten=whiten, overwrite=overwrite)
-    with _reporter("embed", progress) as reporter:
+    with reporter_of("embed", progress) as reporter:
         return embed_items(Dataset.open(dataset), config, reporter)
 
 
 def _names(columns: Sequence[str]) -> tuple[str, ...]:
     return (columns,) if isinstance(columns, str) else tuple(columns)
-
-
-def off_policy(log: LogSource, columns: LogColumns | None = None, *,
-               settings: JudgeConfig | None = None, run: PathLike | None = None,
-               temperature: float = 1.0, step: int | None = None, data: str | None = None,
-               trust_code: bool = False, progress: bool = False) -> dict[str, Any]:
-    """The value of a policy, estimated from the log of another one, with intervals and whether to
-    believe them; see `rec_jax.simulate.judge.judge` for what is returned.
-
-    log: a file (CSV, TSV, Parquet; also compressed, a folder of
-      parts, or a glob), or columns in memory by name.
-    columns: what the log's columns are called. settings: confidence, caps, the bootstrap.
-    run: the policy to evaluate is the softmax of this run's scores, divided by `temperature`, over
-      the whole catalogue; without it `columns.probability` names the policy's probabilities. The
-      model lies on one device.
-    step, data, trust_code: see `evaluate`.
-
-    Raises:
-      InputError: the log, its columns or the run are not as they should be.
-    """
-    served = None if run is None else load_served(Run(Path(run), trust_code), step=step,
-                                                  dataset_path=data, mesh=MeshConfig())
-    with _reporter("off-policy", progress and run is not None) as reporter:
-        return judge_log(log, columns or LogColumns(), settings or JudgeConfig(), served=served,
-                         temperature=temperature, reporter=reporter)
 
 
 def _loaded(run: Loadable, cold: ColdFill | str | None = None, **how: Any) -> Served:
@@ -444,7 +351,3 @@ def plan(config: RunConfig | PathLike, *, items: float, devices: str = "cpu",
                              "table.placement = 'device', or no --compile")
         result["compiled"] = asdict(compile_step(config, int(items), machine, found.mesh))
     return result
-
-
-def _reporter(title: str, show: bool) -> AbstractContextManager[Reporter]:
-    return progress_bar(title) if show else nullcontext(Silent())

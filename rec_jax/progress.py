@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 from rich.console import Console
@@ -115,3 +115,8 @@ def progress_bar(title: str, *, show: bool = True, unit: str = "") -> Iterator[R
     finally:
         if progress.live.is_started:
             progress.stop()
+
+
+def reporter_of(title: str, show: bool) -> AbstractContextManager[Reporter]:
+    """A bar for people, or silence."""
+    return progress_bar(title) if show else nullcontext(Silent())

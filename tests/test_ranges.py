@@ -21,6 +21,8 @@ from rec_jax.model.encoders import ENCODERS
 from rec_jax.objectives import OBJECTIVES
 from rec_jax.ranges import at_least, check
 from rec_jax.run import DataConfig, RunConfig
+from rec_jax.simulate.agent_config import AgentConfig
+from rec_jax.simulate.environments import ENVIRONMENTS
 from rec_jax.simulate.judge import JudgeConfig
 from rec_jax.solvers.compare import BaselineConfig
 
@@ -37,6 +39,10 @@ ANY_FINITE = {"BiasConfig.strength": "rare items may be preferred",
               "Filters.min_rating": "ratings may be of any sign",
               **{f"rating.{name}": "ratings may be of any sign"
                  for name in ("low", "high", "mean")},
+              "policy_gradient.constant": "rewards may be of any sign",
+              "choc_kale.choc_mean": "of the logarithm of a reward",
+              "choc_kale.kale_mean": "of the logarithm of a reward",
+              "interest.nothing": "utilities may be of any sign",
               "SplitConfig.valid_time": "instants before 1970 are negative",
               "SplitConfig.test_time": "instants before 1970 are negative"}
 """Fields that take negative numbers, and why."""
@@ -48,6 +54,7 @@ FREE_NAMES = {
     "rating": "of a column", "column": "of a column", "name": "of a feature",
     "separator": "between fields", "encoding": "of files: Python knows them, the reader asks it",
     "time_format": "of dates", "text": "of columns", "names": "of columns", "flags": "of columns",
+    "reward": "of numbers of the dataset",
 }
 """Text fields that may be anything, and why."""
 
@@ -66,9 +73,9 @@ def classes() -> dict[str, type]:
                 if dataclasses.is_dataclass(part):
                     visit(typing.cast(type, part))
 
-    for cls in (RunConfig, PrepareConfig, SynthConfig, JudgeConfig, BaselineConfig):
+    for cls in (RunConfig, PrepareConfig, SynthConfig, JudgeConfig, BaselineConfig, AgentConfig):
         visit(cls)
-    for modules in (OBJECTIVES, ENCODERS):
+    for modules in (OBJECTIVES, ENCODERS, ENVIRONMENTS):
         for kind in modules:
             visit(config.component_config(modules, kind))
     return found
@@ -102,6 +109,7 @@ def fields_of(*kinds: Any) -> list[tuple[str, str, Any]]:
 
 
 NUMBERS = fields_of(int, float)
+PROTOCOLS = ("EncoderConfig", "EnvironmentConfig")
 
 
 def test_all_configs_are_walked() -> None:
@@ -113,7 +121,7 @@ def test_all_configs_are_walked() -> None:
             if (isinstance(cls, type) and dataclasses.is_dataclass(cls)
                     and cls.__name__.endswith("Config")
                     and not cls.__module__.startswith("rec_jax.text.")):
-                assert cls in CLASSES.values() or cls.__name__ == "EncoderConfig", cls
+                assert cls in CLASSES.values() or cls.__name__ in PROTOCOLS, cls
     assert len(NUMBERS) > 60 and {name for name, _, _ in NUMBERS} >= {
         "OptimizerConfig", "RowOptimizerConfig", "TableConfig", "MeshConfig", "TrainConfig",
         "CheckpointConfig", "EvaluateConfig", "hstu", "transformer", *OBJECTIVES}

@@ -53,7 +53,7 @@ class Config:
     discount: of the rewards that follow in the same history; 0: an action's own alone.
     baseline: what is taken from a return: `constant`, the mean of the step's returns, or their mean
       at the same place of a history.
-    constant: the constant.
+    constant: the constant baseline.
     behaviour: the policy that wrote the log: the model's own (no weight), `values/propensity.npy`,
       or popularity, the share of each item among all labels.
     cap: largest weight w; none: as large as it comes.

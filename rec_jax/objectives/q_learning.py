@@ -44,7 +44,8 @@ class Config:
 
     reward: name of the interactions' rewards, `values/NAME.npy` of the dataset (or rating).
     reward_scale: factor on them, so that values are of a size that weights reach soon.
-    discount: g. steps: n, rewards that are counted before a value is believed.
+    discount: g, the weight of what comes a place later.
+    steps: n, rewards that are counted before a value is believed.
     double: the current weights choose the best item, and the average says its value.
     huber: error from which on the loss grows linearly; none: it is half the square.
     conservative: weight of the conservative term.

@@ -41,7 +41,8 @@ HEAD = "value"
 class Config:
     """Settings of the objective.
 
-    form: see the top of the file. value_weight: of the second part.
+    form: values shape the encoder alone (sqn), or are the factor on a label's loss, too (sac).
+    value_weight: of the loss of values.
     cap: largest factor on a label's loss (sac).
     reward, reward_scale, discount, steps, double, huber: as in `q_learning`.
     scale, softcap, backend: of the softmax, as in `next_item`.

@@ -35,7 +35,8 @@ class ActingConfig:
       of the draws), its best items, or any items.
     episodes: users that are played to their end in a step of the run.
     explore: share of places of slates that any item is put in, besides.
-    explore_from, explore_steps: the share that it falls from, evenly, in so many steps.
+    explore_from: share that it falls from, evenly; none: it stays the same.
+    explore_steps: steps of the run in which it falls.
     """
 
     policy: Policy = "sample"

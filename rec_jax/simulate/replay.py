@@ -29,8 +29,10 @@ class ReplayConfig:
     capacity: episodes that it holds; 0: there is none, and a step takes the episodes that were
       just played.
     begin: episodes of any items, before the first step.
-    rows: episodes that an update draws; updates: how many a step of the run makes.
-    priority, correction: a and b; with a = 0 draws are even.
+    rows: episodes that an update draws.
+    updates: how many updates a step of the run makes.
+    priority: a, the power of errors by which episodes are drawn; with 0 draws are even.
+    correction: b, how far weights correct for that, from 0 to 1.
     """
 
     capacity: int = 0

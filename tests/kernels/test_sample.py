@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from rec_jax.kernels import sample
 from rec_jax.kernels.sampling import gumbel
+from rec_jax.mesh import MeshConfig, make_mesh
 
 V, PADDED, D, MANY = 11, 16, 4, 40_000
 
@@ -51,7 +52,7 @@ def test_tiles_and_shards_draw_what_one_piece_does(monkeypatch: pytest.MonkeyPat
     whole = sample(queries, rows, 3, jnp.uint32(3), num_items=1590)
     monkeypatch.setattr("rec_jax.kernels.sampling._ROWS", 128)
     np.testing.assert_array_equal(sample(queries, rows, 3, jnp.uint32(3), num_items=1590), whole)
-    mesh = jax.make_mesh((8,), ("items",))
+    mesh = make_mesh(MeshConfig(1, 8))
 
     def body(queries: Any, rows: Any) -> Any:
         return sample(queries, rows, 3, jnp.uint32(3), num_items=1590, axis_name="items")

@@ -45,10 +45,9 @@ class Case(NamedTuple):
         def best(queries: Any, k: int, exclude: Any) -> Any:
             return top_k(queries, jnp.asarray(self.table), k, exclude=exclude)
 
-        def scores(queries: Any, ids: Any) -> Any:
-            return jnp.sum(queries * jnp.asarray(self.table)[ids], axis=-1)
-
-        return Search(len(self.table), lambda: jnp.asarray(self.queries)[None], best, scores)
+        return Search(len(self.table), lambda: jnp.asarray(self.queries)[None], best,
+                      lambda queries, ids: jnp.sum(queries * jnp.asarray(self.table)[ids], -1),
+                      lambda name, queries: queries)
 
 
 def make_case(seed: int, *, positions: int = 13, items: int = 31, dim: int = 6,

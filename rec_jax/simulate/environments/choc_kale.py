@@ -28,8 +28,14 @@ from rec_jax.simulate.environments.base import Array, Outcome
 class Config:
     """Settings of the environment.
 
-    items: V; horizon: items that a user takes; seed: of the catalogue.
-    Others: see the top of the file.
+    items: V, how many there are.
+    horizon: items that a user takes.
+    seed: of the catalogue.
+    memory: share of the exposure to kale that stays from turn to turn.
+    sensitivity: factor from exposure to satisfaction, within the sigmoid.
+    innovation: deviation of the noise on the exposure.
+    choc_mean, choc_deviation: of the log reward of pure chocolate at full satisfaction.
+    kale_mean, kale_deviation: of that of pure kale.
     """
 
     kind: str = "choc_kale"

@@ -31,14 +31,21 @@ from rec_jax.simulate.environments.choices import cascade, multinomial
 class Config:
     """Settings of the environment.
 
-    items, topics: V, and topics, of which `trashy` have a quality from -3 to 0 and the others from
-      0 to 3.
-    slate, horizon: items that are shown at once; most slates that a user sees.
+    items: V, how many there are.
+    topics: each item belongs to one of so many.
+    trashy: topics with a quality from -3 to 0; that of the others is from 0 to 3.
+    slate: items that are shown at once.
+    horizon: most slates that a user sees.
     seed: of the catalogue.
     choice: multinomial logit, or a cascade from the first item on.
-    sharpness: factor from interest to liking; nothing: the liking of taking none.
+    sharpness: factor from interest to liking.
+    nothing: the liking of taking none.
     patience: of a cascade, probability of looking at the next item.
-    budget, length, bonus, idle, drift: see the top of the file.
+    budget: time that a user has.
+    length: time that an item takes, which is the reward.
+    bonus: share of that time, for each point of quality, that the user gains.
+    idle: time that a slate takes of which nothing is taken.
+    drift: how far the interest in a topic moves when an item of it is taken.
     """
 
     kind: str = "interest"

@@ -1,0 +1,59 @@
+"""The verbs of decisions as Python functions, which `rec_jax.api` offers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rec_jax.inference.served import load_served
+from rec_jax.mesh import MeshConfig
+from rec_jax.progress import reporter_of
+from rec_jax.run import Run
+from rec_jax.simulate.agent_report import compare_policies
+from rec_jax.simulate.judge import JudgeConfig
+from rec_jax.simulate.judge_log import judge_log
+from rec_jax.simulate.log_files import LogColumns, LogSource
+
+PathLike = Path | str
+
+
+def simulate(run: PathLike, *, against: Sequence[PathLike] = (), users: int = 1024,
+             step: int | None = None, confidence: float = 0.95, seed: int = 0,
+             trust_code: bool = False) -> dict[str, Any]:
+    """Returns of simulated users who meet a run's best checkpoint (or that of `step`), with
+    intervals, beside other policies; see `rec_jax.simulate.agent_report.compare_policies`.
+
+    against: other runs in an environment with the same catalogue. seed: of users and their chance.
+
+    Raises:
+      InputError: no such run or step, or one that learnt from a dataset.
+    """
+    return compare_policies(Run(Path(run), trust_code), step=step, users=users, seed=seed,
+                            confidence=confidence,
+                            against=[Run(Path(other), trust_code) for other in against])
+
+
+def off_policy(log: LogSource, columns: LogColumns | None = None, *,
+               settings: JudgeConfig | None = None, run: PathLike | None = None,
+               temperature: float = 1.0, step: int | None = None, data: str | None = None,
+               trust_code: bool = False, progress: bool = False) -> dict[str, Any]:
+    """The value of a policy, estimated from the log of another one, with intervals and whether to
+    believe them; see `rec_jax.simulate.judge.judge` for what is returned.
+
+    log: a file (CSV, TSV, Parquet; also compressed, a folder of
+      parts, or a glob), or columns in memory by name.
+    columns: what the log's columns are called. settings: confidence, caps, the bootstrap.
+    run: the policy to evaluate is the softmax of this run's scores, divided by `temperature`, over
+      the whole catalogue; without it `columns.probability` names the policy's probabilities. The
+      model lies on one device.
+    step, data, trust_code: see `evaluate`.
+
+    Raises:
+      InputError: the log, its columns or the run are not as they should be.
+    """
+    served = None if run is None else load_served(Run(Path(run), trust_code), step=step,
+                                                  dataset_path=data, mesh=MeshConfig())
+    with reporter_of("off-policy", progress and run is not None) as reporter:
+        return judge_log(log, columns or LogColumns(), settings or JudgeConfig(), served=served,
+                         temperature=temperature, reporter=reporter)
