@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from marks import OTHER_LOOPS
-
 # Before the first import of jax, which reads them once. Compiling is most of the work here, and a
 # third of that is LLVM's optimization, of programs that then run for milliseconds.
-# Half of the rest is the emitter of fused loops, where this version of XLA has another one.
 # Eight devices on two busy cores may wait for each other longer than XLA expects (40 seconds).
 os.environ.setdefault("XLA_FLAGS", " ".join([
     "--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0",
     "--xla_cpu_collective_call_terminate_timeout_seconds=300",
-    "--xla_cpu_collective_timeout_seconds=300",
-    *[OTHER_LOOPS] * version("jaxlib").startswith("0.10.")]))
+    "--xla_cpu_collective_timeout_seconds=300"]))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # What "auto" takes is measured on a machine once; here it is the same on all.
 os.environ.setdefault("REC_JAX_AUTO", "native")

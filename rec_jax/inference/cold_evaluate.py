@@ -276,7 +276,11 @@ def calibrate(asked: Asked, people: People, missed: npt.NDArray[np.bool_], weigh
     def quality(bias: float) -> float:
         return float(_among_all(asked, people, bias, missed, (k,), weight)["both"][f"ndcg@{k}"])
 
-    return max(np.quantile(margin, _SHARES).tolist(), key=quality)
+    # Between two margins: no rounding decides who sees an item.
+    ordered = np.sort(margin)
+    place = (_SHARES * (len(ordered) - 1)).astype(int)
+    between = (ordered[place] + ordered[np.minimum(place + 1, len(ordered) - 1)]) / 2
+    return max(between.tolist(), key=quality)
 
 
 def _among_all(asked: Asked, people: People, bias: float, missed: npt.NDArray[np.bool_],

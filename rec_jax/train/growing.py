@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import polars as pl
 
@@ -106,8 +107,14 @@ def start_from(start: Start, built: Built, target: Run, reporter: Reporter) -> T
         write_atomic(target.folder / "retired_items.txt", "\n".join(matched.retired) + "\n")
     state = from_items({**fresh, **taken}, built.state.tables)
     # Items have the content of the new dataset, also those that are new in it.
-    state = state._replace(tables={**state.tables, ITEMS: with_content(
-        state.items, open_content(built.config.content, built.dataset), built.mesh)})
+    items = with_content(state.items, open_content(built.config.content, built.dataset),
+                         built.mesh)
+    state = state._replace(tables={**state.tables, ITEMS: items})
+    if state.average is not None and items.fixed:
+        own = items.rows.shape[1] - items.fixed
+        state = _with_average(state, jax.jit(lambda average, rows: jnp.concatenate(
+            [average[:, :own], rows[:, own:].astype(average.dtype)], axis=1),
+            out_shardings=items.rows.sharding)(state.average.tables[ITEMS], items.rows))
     if not built.config.content or built.encoder.source.drop == 1 or not matched.added:
         return state
     return _filled(state, built, matched.new_of_old)
@@ -135,11 +142,17 @@ def _filled(state: TrainState, built: Built, kept: np.ndarray) -> TrainState:
         return set_rows(rows, order.rows(new), values)
 
     items = state.items.replace(rows=filled(state.encoder, state.items.rows))
-    average = state.average
-    if average is not None:
-        average = average._replace(tables={**average.tables, ITEMS: filled(
-            average.encoder, average.tables[ITEMS])})
-    return state._replace(tables={**state.tables, ITEMS: items}, average=average)
+    state = state._replace(tables={**state.tables, ITEMS: items})
+    if state.average is None:
+        return state
+    return _with_average(state, filled(state.average.encoder, state.average.tables[ITEMS]))
+
+
+def _with_average(state: TrainState, rows: jax.Array) -> TrainState:
+    """The state with other averages of the items' rows."""
+    assert state.average is not None
+    return state._replace(average=state.average._replace(
+        tables={**state.average.tables, ITEMS: rows}))
 
 
 def _check_meanings(config: RunConfig, old: Dataset, new: Dataset) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command import Command, refused
 
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.prepare import (
@@ -119,3 +120,12 @@ def test_the_hash_knows_what_is_withheld_and_damage_is_found(log: Path, tmp_path
     (folder / "meta.json").write_text(json.dumps(meta))
     with pytest.raises(InputError, match=r"withheld\.npy has values from .* to 1000000"):
         Dataset.open(folder)
+
+
+def test_the_command_line_withholds(log: Path, tmp_path: Path, rec_jax: Command) -> None:
+    ended = rec_jax("prepare", log, "--time", "time", "--withhold", "0.2", "--set",
+                    "withheld.seed=3", "--set", "filters.item_core=2", "--out", tmp_path / "d")
+    assert ended.code == 0
+    assert Dataset.open(tmp_path / "d").split_hash == made(log, tmp_path / "e", seed=3).split_hash
+    assert "withheld.share" in refused(
+        rec_jax("prepare", log, "--withhold", "1.5", "--out", tmp_path / "f"))

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from marks import bits_of_rows
 from signalled import SignalAfter
 
 from rec_jax import api, config
@@ -72,7 +71,6 @@ def test_checkpoints_say_how_their_rows_are_ordered(runs: tuple[Run, Run]) -> No
     assert orders == [spread(50).to_json(), None] and spread(50).stripes > 1
 
 
-@bits_of_rows
 def test_every_metric_vector_and_recommendation_is_the_same(
         runs: tuple[Run, Run], tmp_path: Path) -> None:
     def seen(run: Run) -> list[Any]:

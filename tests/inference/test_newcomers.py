@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from command import Command, one_object, refused
 
 from rec_jax import api
 from rec_jax.data.dataset import Dataset
@@ -80,6 +81,18 @@ def test_recommend_by_attributes_needs_no_history(tiny_run: Path, tiny_dataset: 
         str(dataset.item_ids()[int(item)]) for item in np.argsort(-scores, kind="stable")[:5]]
     assert found[0].title and found[0].score == pytest.approx(scores.max())
     assert len(api.recommend(tiny_run, attributes={}, users=table, k=10**6)) == dataset.num_items
+
+
+def test_the_command_line_asks_by_attributes(tiny_run: Path, table: Path, rec_jax: Command
+                                             ) -> None:
+    found = one_object(rec_jax("recommend", tiny_run, "--attributes", "sex=F", "--attributes",
+                               "age=20", "--users", table, "--k", "3", "--json"))
+    wanted = api.recommend(tiny_run, attributes={"sex": "F", "age": "20"}, users=table, k=3)
+    assert [row["item"] for row in found["recommendations"]] == [row.item for row in wanted]
+    assert "is no NAME=VALUE" in refused(
+        rec_jax("recommend", tiny_run, "--attributes", "F", "--users", table))
+    assert "of no use without attributes" in refused(
+        rec_jax("recommend", tiny_run, "--users", table, "--user", "u5"))
 
 
 def test_what_is_not_known_says_so(tiny_run: Path, tiny_dataset: Path, table: Path,

@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from marks import OTHER_LOOPS
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = " ".join(["--xla_force_host_platform_device_count=8",
@@ -30,15 +29,6 @@ FILES = {
     "runs": ["tests/durable/test_untied_run.py::test_a_run_that_is_resumed_on_the_way_ends_with_"
              "the_same_bits"],
 }
-
-
-MOVED = ["tests/train/test_spread_rows.py::test_spread_rows_train_to_the_same_numbers",
-         "tests/durable/test_spread_run.py::test_every_metric_vector_and_recommendation_is_the_same"]
-
-
-@pytest.mark.skipif(OTHER_LOOPS not in os.environ["XLA_FLAGS"], reason="they run by themselves")
-def test_bits_of_a_row_do_not_depend_on_where_it_lies() -> None:
-    run("-m", "not slow", *MOVED, flags=os.environ["XLA_FLAGS"].replace(OTHER_LOOPS, ""))
 
 
 @pytest.mark.slow

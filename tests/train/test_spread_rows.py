@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from marks import bits_of_rows
 from steps import make_step, new_state
 
 from rec_jax.mesh import MeshConfig, make_mesh
@@ -77,7 +76,6 @@ FAST = [("sparse", 2, 4), ("sparse bf16", 2, 4), ("streamed", 1, 8)]
 @pytest.mark.parametrize(("case", "data", "items"), [
     pytest.param(case, *mesh, marks=() if (case, *mesh) in FAST else pytest.mark.slow)
     for case in CASES for mesh in MESHES])
-@bits_of_rows
 def test_spread_rows_train_to_the_same_numbers(case, data, items):
     losses, leaves = train(case, data, items, True)
     expected, plain = train(case, data, items, False)
