@@ -17,7 +17,7 @@ its content learns to stand alone (DropoutNet, Volkovs et al., NeurIPS 2017): se
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -88,3 +88,8 @@ class RowSource(NamedTuple):
         return {part.path: scale * jax.random.normal(jax.random.fold_in(key, number),
                                                      (part.columns, self.dim))
                 for number, part in enumerate(self.content)}
+
+
+def drop_of(source: Any) -> float:
+    """`RowSource.drop` of any source; one without it always has its items' own values."""
+    return float(getattr(source, "drop", 0.0))

@@ -32,6 +32,7 @@ from rec_jax.inference.blocks import set_rows, table_blocks
 from rec_jax.inference.cold import own_values, read_content_of
 from rec_jax.inference.cold_rule import ColdRule
 from rec_jax.inference.served import check_dataset, row_map_in
+from rec_jax.model.rows import drop_of
 from rec_jax.progress import Reporter
 from rec_jax.run import Run, RunConfig
 from rec_jax.tables import ITEMS, USERS, Table
@@ -115,7 +116,7 @@ def start_from(start: Start, built: Built, target: Run, reporter: Reporter) -> T
         state = _with_average(state, jax.jit(lambda average, rows: jnp.concatenate(
             [average[:, :own], rows[:, own:].astype(average.dtype)], axis=1),
             out_shardings=items.rows.sharding)(state.average.tables[ITEMS], items.rows))
-    if not built.config.content or built.encoder.source.drop == 1 or not matched.added:
+    if not built.config.content or drop_of(built.encoder.source) == 1 or not matched.added:
         return state
     return _filled(state, built, matched.new_of_old)
 

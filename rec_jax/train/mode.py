@@ -19,7 +19,7 @@ from rec_jax.errors import InputError
 from rec_jax.mesh import replicated
 from rec_jax.model.encoder import Encoder, Params
 from rec_jax.model.encoders import Inputs
-from rec_jax.model.rows import RowSource
+from rec_jax.model.rows import RowSource, drop_of
 from rec_jax.objectives.base import Catalogue, Ids, Task
 from rec_jax.tables import INPUTS, ITEMS, Hyper, Table, TableConfig
 from rec_jax.tables.choose import Mode as ModeName
@@ -106,7 +106,8 @@ def composed(source: RowSource, params: Params, key: Array) -> Composed:
     """The functions of `source` with their parameters. key: of the step's `streams.ROWS`."""
     return Composed(functools.partial(source.compose, params),
                     functools.partial(source.expand, params),
-                    functools.partial(source.without_own, key))
+                    functools.partial(source.without_own, key) if drop_of(source)
+                    else STORED.in_step)
 
 
 STORED = Composed(lambda rows: rows, lambda queries: queries, lambda rows, ids: rows)

@@ -23,6 +23,7 @@ from rec_jax.kernels.compat import materialise
 from rec_jax.mesh import MeshConfig, batch_sharding, make_mesh
 from rec_jax.model.encoder import Encoder
 from rec_jax.model.heads import apply_head
+from rec_jax.model.rows import drop_of
 from rec_jax.objectives import Objective, Task
 from rec_jax.objectives.base import Keys
 from rec_jax.tables import ITEMS, USERS, Table, TableConfig, table_stream
@@ -96,7 +97,7 @@ def make_train_step(encoder: Encoder, objective: Objective,
     modes = modes or dict.fromkeys(tables, "dense")
     mesh = mesh or make_mesh(MeshConfig())
     check_modes(objective, tables, modes, ema, rate)
-    check_drop(encoder.source.drop, modes[ITEMS])
+    check_drop(drop_of(encoder.source), modes[ITEMS])
     setting = Setting(encoder, objective, tables, modes, mesh, DTYPES[precision])
 
     def step(state: TrainState, batch: Batch, places: Mapping[str, Places] | None = None

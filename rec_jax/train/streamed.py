@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from rec_jax.errors import InputError
 from rec_jax.kernels.entropy import EntropySide
+from rec_jax.model.rows import drop_of
 from rec_jax.objectives.base import Ids
 from rec_jax.tables import Table, row_optimizer
 from rec_jax.tables.bias import update_bias
@@ -136,7 +137,7 @@ def open_table(setting: Setting, name: str, table: Table, request: Request) -> O
             to_zeros["lse"])))
         own = row_optimizer(setting.tables[name].optimizer).update
         update = trained_only(own, table.fixed)
-        if setting.encoder.source.drop == 1:  # items have no values of their own
+        if drop_of(setting.encoder.source) == 1:  # items have no values of their own
             update = leave_rows
         if asked.entropy:
             side = EntropySide(scored.queries, scored.lse, to_zeros["entropy"].reshape(-1))

@@ -57,7 +57,7 @@ def test_an_export_from_disk_equals_one_from_memory(run: Path, tmp_path: Path, f
 
 def test_the_verb_reads_items_without_loading_a_model(
         run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rec_jax.checkpoint.reader.load_array", None)  # nothing goes on a device
+    monkeypatch.setattr("rec_jax.checkpoint.load.load_array", None)  # nothing goes on a device
     found = load_embeddings(api.export(run, out=tmp_path / "out", format="zarr"))
     assert found.about["step"] == 5  # the best one
     assert len(found.vectors) == found.about["count"] == 50

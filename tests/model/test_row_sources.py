@@ -12,7 +12,7 @@ from dense_step import LENGTH, D, Trained, V, log_softmax
 from examples import example
 
 from rec_jax import streams
-from rec_jax.data.content import Content, ContentConfig, check_different
+from rec_jax.data.content import Content, ContentConfig, check_content
 from rec_jax.errors import InputError
 from rec_jax.model.rows import RowSource
 from rec_jax.objectives import next_item, sampled_softmax
@@ -131,6 +131,6 @@ def test_a_streamed_table_that_cannot_leave_values_out_says_so() -> None:
 
 def test_entries_with_different_rates_are_refused() -> None:
     with pytest.raises(InputError, match=r"drop is 0 in one entry, 0.5 in another"):
-        check_different([ContentConfig("a"), ContentConfig("b", drop=0.5)])
+        check_content([ContentConfig("a"), ContentConfig("b", drop=0.5)])
     with pytest.raises(InputError, match=r"content\.drop"):
         ContentConfig("a", drop=1.5)
