@@ -69,7 +69,7 @@ def fill_cold(served: Served, fill: ColdFill | str) -> Served:
     biases = (None if served.bias is None
               else host_rows(served, served.bias[:, None]))
     source = served.encoder.source
-    values, bias = own_values(fill.rule, source, _matrices(source, served.params), stored, biases,
+    values, bias = own_values(fill.rule, source, matrices_of(source, served.params), stored, biases,
                               content, warm, cold)
     rows = set_rows(served.rows, cold, np.concatenate([values, stored[cold, source.dim:]], axis=1))
     return replace(served, rows=rows, filled=~met & has, cold=fill.about(),
@@ -85,10 +85,9 @@ def own_values(rule: ColdRule, source: RowSource, matrices: Mapping[str, Any], s
     stored: f32 `[V, w]`; biases: f32 `[V, 1]` or None; content: f32 `[V, c]`, by which items are
     similar.
     """
-    alone, start = np.zeros((len(stored), source.dim), np.float32), source.dim
-    for part in source.content:
-        alone += stored[:, start:start + part.columns] @ matrices[part.path]
-        start += part.columns
+    by_content = stored.copy()
+    by_content[:, :source.dim] = 0
+    alone: Any = source.compose(matrices, by_content)[:, :source.dim]  # type: ignore[arg-type]
     vectors = stored[:, :source.dim] + alone
     if biases is not None:
         vectors = np.concatenate([vectors, biases], axis=1)
@@ -121,7 +120,8 @@ def only_vectors(dataset: Dataset) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _matrices(source: RowSource, params: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+def matrices_of(source: RowSource, params: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+    """Those of the content, f32 `[c, d]` by path, on the host."""
     return {part.path: np.asarray(params[part.path], np.float32) for part in source.content}
 
 

@@ -28,7 +28,7 @@ from rec_jax.inference.protocol import (
     protocol,
     seen_targets,
 )
-from rec_jax.inference.ratings import RatingPredictor, rated
+from rec_jax.inference.ratings import RatingPredictor
 from rec_jax.inference.served import Served
 from rec_jax.mesh import ITEMS, Axes
 from rec_jax.metrics import MISSED, Coverage, nan_to_none, rank_metrics
@@ -206,7 +206,7 @@ def evaluate_served(served: Served, *, split: Split = "test",
                                     reading=served.reading, batch=settings.batch,
                                     over=served.over)
         result["metrics"] = {**predictor(served.params, served.rows, split), **result["metrics"]}
-        result["protocol"]["ratings"] = len(rated(dataset, split).items)
+        result["protocol"]["ratings"] = len(predictor.rated(split).items)
     if baseline:
         result["popularity_baseline"] = rank_metrics(
             popularity_ranks(dataset, users, targets, ends, settings.filter_seen), settings.ks)

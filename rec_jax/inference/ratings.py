@@ -8,6 +8,7 @@ Unlike ranks these need the rows of the rated items alone.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -41,7 +42,10 @@ class Rated(NamedTuple):
 
 
 class RatingPredictor:
-    """Ratings of a model on a mesh; build it once, it is traced once for each shape."""
+    """Ratings of a model on a mesh; build it once, it is traced once for each shape.
+
+    rated: (split) -> its interactions, which are read once.
+    """
 
     def __init__(self, objective: Rating, encoder: Encoder, dataset: Dataset, mesh: Mesh, *,
                  reading: Reading, batch: int, over: Axes, row_map: RowMap | None = None) -> None:
@@ -53,6 +57,7 @@ class RatingPredictor:
         check_range(objective, dataset)
         self._objective, self._dataset, self._mesh = objective, dataset, mesh
         self._reading, self._batch = reading, batch
+        self.rated = functools.cache(functools.partial(rated, dataset))
         order = RowMap(dataset.num_items) if row_map is None else row_map
 
         def table_of(rows: jax.Array) -> Table:
@@ -93,7 +98,7 @@ class RatingPredictor:
 
     def __call__(self, params: Params, rows: jax.Array, split: Split) -> dict[str, float]:
         """RMSE, MAE and, of two ratings, AUC over all interactions of a split."""
-        pairs = rated(self._dataset, split)
+        pairs = self.rated(split)
         users = np.unique(pairs.users)
         train_end, valid_end, _ = self._dataset.split_bounds(users)
         ends = train_end if split == "valid" else valid_end

@@ -234,6 +234,19 @@ class Objective(Protocol):
         ...
 
 
+class WholeCatalogue:
+    """What a step costs whose positions each meet every item: a base of such objectives."""
+
+    def drawn(self, positions: int) -> int:
+        """No row but those of the whole catalogue."""
+        del positions
+        return 0
+
+    def pairs(self, positions: int, num_items: int) -> int:
+        """Every position is scored against every item."""
+        return positions * num_items
+
+
 class Searching(Objective, Protocol):
     """An objective with `needs.search`: some of its ids follow from the step's queries."""
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from rec_jax.errors import InputError
-from rec_jax.objectives.base import Catalogue, Labels, Needs, Task, check_backend
+from rec_jax.objectives.base import Catalogue, Labels, Needs, Task, WholeCatalogue, check_backend
 from rec_jax.ranges import above, at_least, below, check
 
 Array = jax.Array
@@ -25,7 +25,7 @@ LABELS = "labels"
 
 
 @dataclass(frozen=True)
-class FullSoftmax:
+class FullSoftmax(WholeCatalogue):
     """What objectives with this loss share; each adds `causal` and `plan`.
 
     z_loss: weight of lse^2.
@@ -54,15 +54,6 @@ class FullSoftmax:
     def needs(self) -> Needs:
         """The log-normaliser; label smoothing scores the uniform distribution by the mean row."""
         return Needs(normaliser=True, mean_row=self.label_smoothing > 0)
-
-    def drawn(self, positions: int) -> int:
-        """No row but those of the whole catalogue."""
-        del positions
-        return 0
-
-    def pairs(self, positions: int, num_items: int) -> int:
-        """Every position is scored against every item."""
-        return positions * num_items
 
     def loss(self, queries: Array, task: Task, catalogue: Catalogue) -> Array:
         """f32 `[N]`: the softmax's loss with label smoothing and z-loss.

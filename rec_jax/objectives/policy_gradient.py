@@ -34,6 +34,7 @@ from rec_jax.objectives.base import (
     Keys,
     Needs,
     Task,
+    WholeCatalogue,
     check_backend,
     next_items,
 )
@@ -46,7 +47,7 @@ PROPENSITY = "propensity"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(WholeCatalogue):
     """Settings of the objective.
 
     reward: name of the interactions' rewards, `values/NAME.npy` of the dataset (or rating).
@@ -132,15 +133,6 @@ class Config:
         if self.slate > 1:
             factor *= self.slate * (-jnp.expm1(-loss)) ** (self.slate - 1)
         return factor
-
-    def drawn(self, positions: int) -> int:
-        """No row but those of the whole catalogue."""
-        del positions
-        return 0
-
-    def pairs(self, positions: int, num_items: int) -> int:
-        """Every position is scored against every item."""
-        return positions * num_items
 
     def _baseline(self, returns: Array, present: Array, positions: Array) -> Array:
         """What is taken from each of the returns `[A, B, L]`."""

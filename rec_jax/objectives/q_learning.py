@@ -29,6 +29,7 @@ from rec_jax.objectives.base import (
     Needs,
     Search,
     Task,
+    WholeCatalogue,
     check_backend,
     next_items,
 )
@@ -39,7 +40,7 @@ Array = jax.Array
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(WholeCatalogue):
     """Settings of the objective.
 
     reward: name of the interactions' rewards, `values/NAME.npy` of the dataset (or rating).
@@ -137,12 +138,3 @@ class Config:
             return square
         size = jnp.abs(difference)
         return jnp.where(size <= self.huber, square, self.huber * (size - 0.5 * self.huber))
-
-    def drawn(self, positions: int) -> int:
-        """No row but those of the actions."""
-        del positions
-        return 0
-
-    def pairs(self, positions: int, num_items: int) -> int:
-        """Every state is scored against every item."""
-        return positions * num_items

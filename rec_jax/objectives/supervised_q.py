@@ -26,6 +26,7 @@ from rec_jax.objectives.base import (
     Needs,
     Search,
     Task,
+    WholeCatalogue,
     check_backend,
     next_items,
 )
@@ -38,7 +39,7 @@ HEAD = "value"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(WholeCatalogue):
     """Settings of the objective.
 
     form: values shape the encoder alone (sqn), or are the factor on a label's loss, too (sac).
@@ -99,15 +100,6 @@ class Config:
         if self.form == "sac":
             label *= jax.lax.stop_gradient(jnp.clip(value, 0.0, self.cap))
         return label + self.value_weight * self._q.error(value - task.values["target"])
-
-    def drawn(self, positions: int) -> int:
-        """No row but those of the whole catalogue."""
-        del positions
-        return 0
-
-    def pairs(self, positions: int, num_items: int) -> int:
-        """Every position is scored against every item."""
-        return positions * num_items
 
     @property
     def _q(self) -> QLearning:

@@ -6,9 +6,7 @@ the returns themselves.
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import NormalDist
@@ -30,6 +28,7 @@ from rec_jax.simulate.agent_config import AgentConfig
 from rec_jax.simulate.rollout import play, watch
 from rec_jax.simulate.train_agent import restored
 from rec_jax.train.log import read_metrics
+from rec_jax.train.report import image, png_of, two_axes
 from rec_jax.train.state import TrainState
 
 Floats = np.ndarray
@@ -44,13 +43,13 @@ def load_agent(run: Run, step: int | None = None) -> tuple[Agent, TrainState, in
     if "environment" not in run.saved_config():
         raise InputError(f"{run.folder} is a run on a dataset; expected one with [environment]")
     config = load_config(AgentConfig, run.config_path, trust_code=run.trust_code)
-    checkpoints = Checkpoints(run.checkpoints, read_only=True)
-    chosen = checkpoints.best() if step is None else step
-    if chosen is None or chosen not in checkpoints.steps():
-        raise InputError(f"{run.folder} has no checkpoint{'' if step is None else f' {step}'}; it "
-                         f"has {', '.join(map(str, checkpoints.steps())) or 'none'}")
-    agent = build_agent(config)
-    return agent, evaluated(restored(agent, checkpoints.open(chosen)).training), chosen
+    with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
+        chosen = checkpoints.best() if step is None else step
+        if chosen is None or chosen not in checkpoints.steps():
+            raise InputError(f"{run.folder} has no checkpoint{'' if step is None else f' {step}'}; "
+                             f"it has {', '.join(map(str, checkpoints.steps())) or 'none'}")
+        agent = build_agent(config)
+        return agent, evaluated(restored(agent, checkpoints.open(chosen)).training), chosen
 
 
 def compare_policies(run: Run, *, step: int | None = None, against: Sequence[Run] = (),
@@ -120,7 +119,6 @@ def write_agent_report(run: Run, summary: Mapping[str, Any]) -> None:
     turns = trajectory(agent, state, streams.of_run(agent.config.seed, streams.PLAY))
     picture = curves(run.metrics_path)
     write_atomic(run.curves_path, picture)
-    source = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
     rows = [[html.escape(_shown(value)) for value in turn.values()] for turn in turns]
     head = "".join(f"<th>{html.escape(name)}" for name in turns[0]) if turns else ""
     facts = "".join(f"<tr><th>{html.escape(name.replace('_', ' '))}<td>"
@@ -131,7 +129,7 @@ def write_agent_report(run: Run, summary: Mapping[str, Any]) -> None:
         "<style>body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem}"
         "td,th{padding:.1rem .8rem .1rem 0;text-align:left}img{max-width:100%}</style>",
         f"<h1>{title}</h1><table>{facts}</table>",
-        f'<p><img alt="returns and loss by episodes played" src="{source}">',
+        f"<p>{image('returns and loss by episodes played', picture)}",
         "<h2>One user who meets the best items</h2>",
         f"<table><tr>{head}", *("<tr><td>" + "<td>".join(row) for row in rows), "</table>",
         f"<h2>Config</h2><pre>{html.escape(run.config_path.read_text())}</pre></html>\n"])
@@ -140,13 +138,8 @@ def write_agent_report(run: Run, summary: Mapping[str, Any]) -> None:
 
 def curves(metrics: Path) -> bytes:
     """Learning curves as PNG: returns, and loss, by episodes played."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     lines = read_metrics(metrics)
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
+    figure, left, right = two_axes()
     for axis, kind, name, label in (
             (left, "train", "earned", "while it learns"), (left, "valid", "return", "best items"),
             (left, "valid", "return_sampled", "draws"), (right, "train", "loss", "loss")):
@@ -158,9 +151,7 @@ def curves(metrics: Path) -> bytes:
     right.set(xlabel="episodes", ylabel="loss")
     if left.lines:
         left.legend(frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
+    return png_of(figure)
 
 
 def _interval(values: Floats, confidence: float) -> list[float]:

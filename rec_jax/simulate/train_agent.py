@@ -44,7 +44,7 @@ from rec_jax.train.log import MetricsLog
 from rec_jax.train.preemption import Preemption
 from rec_jax.train.resume import changes
 from rec_jax.train.saving import growth_bytes
-from rec_jax.train.step import check_ids
+from rec_jax.train.step import check_finite, check_ids
 
 METRIC = "return"
 """Mean return of users who meet the best items: what decides the best checkpoint."""
@@ -193,11 +193,7 @@ class _Loop:
 
     def _log_train(self, done: int, figures: dict[str, float]) -> None:
         check_ids(int(figures.pop("bad_ids")))
-        for name in ("loss", "gradient_norm"):
-            if not np.isfinite(figures[name]):
-                raise TrainingError(f"the {name.replace('_', ' ')} is {figures[name]} at step "
-                                    f"{done}; the last checkpoint stands (try a smaller "
-                                    "optimizer.rate or a clip)")
+        check_finite(figures, done)
         self.log.write("train", done, {"episodes": done * self.agent.config.acting.episodes,
                                        "seconds": self.position.seconds, **figures})
         self.reporter.advance(0, f"loss {figures['loss']:.4f}  earned {figures['earned']:,.1f}")

@@ -29,7 +29,7 @@ from rec_jax.data.features import find_features, vocabularies
 from rec_jax.errors import InputError
 from rec_jax.files import write_atomic
 from rec_jax.inference.blocks import set_rows, table_blocks
-from rec_jax.inference.cold import own_values, read_content_of
+from rec_jax.inference.cold import matrices_of, own_values, read_content_of
 from rec_jax.inference.cold_rule import ColdRule
 from rec_jax.inference.served import check_dataset, row_map_in
 from rec_jax.model.rows import drop_of
@@ -137,8 +137,8 @@ def _filled(state: TrainState, built: Built, kept: np.ndarray) -> TrainState:
     def filled(encoder: Any, rows: jax.Array) -> jax.Array:
         table = state.items.replace(rows=rows, num_items=len(numbers))
         stored = np.concatenate(list(table_blocks(built.mesh, table)))
-        matrices = {part.path: np.asarray(encoder[part.path]) for part in source.content}
-        values, _ = own_values(ColdRule(), source, matrices, stored, None, content, warm, new)
+        values, _ = own_values(ColdRule(), source, matrices_of(source, encoder), stored, None,
+                               content, warm, new)
         values = np.concatenate([values, stored[new, source.dim:]], axis=1)
         return set_rows(rows, order.rows(new), values)
 

@@ -44,7 +44,7 @@ from rec_jax.train.resume import Position, resume
 from rec_jax.train.saving import Saver, growth_bytes, make_saver, moving_share
 from rec_jax.train.starting import StartClock
 from rec_jax.train.state import TrainState
-from rec_jax.train.step import StepMetrics, check_ids, place_batch
+from rec_jax.train.step import StepMetrics, check_finite, check_ids, place_batch
 
 
 def run_training(run: Run, config: RunConfig, reporter: Reporter | None = None, *,
@@ -244,11 +244,7 @@ class _Loop:
 
     def _log_train(self, done: int, figures: dict[str, float], seconds: float) -> None:
         check_ids(int(figures.pop("bad_ids")))
-        for name in ("loss", "gradient_norm"):
-            if not np.isfinite(figures[name]):
-                raise TrainingError(f"the {name.replace('_', ' ')} is {figures[name]} at step "
-                                    f"{done}; the last checkpoint stands (try a smaller "
-                                    "optimizer.rate or a clip)")
+        check_finite(figures, done)
         positions, sequences = figures.pop("positions"), figures.pop("sequences")
         figures["positions_per_second"] = positions / seconds
         figures["sequences_per_second"] = sequences / seconds

@@ -34,8 +34,7 @@ def write_report(run: Run, summary: Mapping[str, Any]) -> None:
     if train:
         picture = _picture(train, valid, str(summary["metric"]))
         write_atomic(run.curves_path, picture)
-        source = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
-        parts.append(f'<p><img alt="training loss and validation metrics" src="{source}">')
+        parts.append(f"<p>{image('training loss and validation metrics', picture)}")
     if valid:
         metric = str(summary["metric"])
         best = max(valid, key=lambda line: signed(metric, line[metric]))
@@ -63,13 +62,7 @@ def _show(value: Any) -> str:
 
 def _picture(train: Sequence[Mapping[str, Any]], valid: Sequence[Mapping[str, Any]],
              metric: str) -> bytes:
-    # Object-oriented matplotlib: no global figure, no display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
+    figure, left, right = two_axes()
     left.plot([line["epoch"] for line in train], [line["loss"] for line in train], lw=1)
     left.set(xlabel="epoch", ylabel="training loss")
     names = sorted({name for line in valid for name in line if "@10" in name} | {metric})
@@ -80,6 +73,28 @@ def _picture(train: Sequence[Mapping[str, Any]], valid: Sequence[Mapping[str, An
     right.set(xlabel="epoch", ylabel="validation")
     if right.lines:
         right.legend(frameon=False)
+    return png_of(figure)
+
+
+def two_axes() -> tuple[Any, Any, Any]:
+    """A figure, and two axes side by side in it."""
+    # Object-oriented matplotlib: no global figure, no display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, *figure.subplots(1, 2)
+
+
+def png_of(figure: Any) -> bytes:
+    """The figure as PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()
+
+
+def image(alt: str, picture: bytes) -> str:
+    """An element of a page that holds the PNG itself."""
+    source = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+    return f'<img alt="{alt}" src="{source}">'

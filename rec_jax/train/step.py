@@ -8,6 +8,7 @@ dropout and masks are those of one device. Only where rows meet the mesh are the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -18,7 +19,7 @@ from jax.sharding import Mesh
 
 from rec_jax import streams
 from rec_jax.dtypes import DTYPES
-from rec_jax.errors import InputError
+from rec_jax.errors import InputError, TrainingError
 from rec_jax.kernels.compat import materialise
 from rec_jax.mesh import MeshConfig, batch_sharding, make_mesh
 from rec_jax.model.encoder import Encoder
@@ -198,6 +199,15 @@ def check_ids(bad: int) -> None:
     if bad:
         raise InputError(f"{bad} item ids of a batch are no rows of the table; expected ids from "
                          f"0 to num_items - 1 (dataset and table do not belong together?)")
+
+
+def check_finite(figures: Mapping[str, float], step: int) -> None:
+    """Raises TrainingError where loss or gradient norm of the steps up to `step` is no number."""
+    for name in ("loss", "gradient_norm"):
+        if not math.isfinite(figures[name]):
+            raise TrainingError(f"the {name.replace('_', ' ')} is {figures[name]} at step {step}; "
+                                "the last checkpoint stands (try a smaller optimizer.rate or a "
+                                "clip)")
 
 
 def _micro_batches(batch: Batch, mesh: Mesh) -> int:
