@@ -88,6 +88,12 @@ def unusable(choices: Mapping[str, str]) -> str | None:
     return native_build.problem() if "native" in choices.values() else None
 
 
+def asked_for() -> tuple[str | None, tuple[tuple[str, str], ...] | None]:
+    """What decides here beside the measurement: programs of one answer compute alike."""
+    pins = _PINS.get()
+    return decided(), None if pins is None else tuple(sorted(pins.items()))
+
+
 @contextlib.contextmanager
 def pinned(choices: Mapping[str, str] | None) -> Iterator[None]:
     """What is traced in this context computes each fold by the backend that `choices` names.

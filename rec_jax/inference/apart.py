@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rec_jax.inference.asking import map_rounds, tile_queries
+from rec_jax.inference.asking import made_once, map_rounds, tile_queries
 from rec_jax.inference.evaluate import Ranked, Ranker, target_seen
 from rec_jax.inference.histories import Tiles
 from rec_jax.mesh import ITEMS, Axes, row_sharding
@@ -127,6 +127,7 @@ def _parts(rows: RowsApart, added: np.ndarray | None, size: int, placed: Callabl
             None if added is None else placed(added[numbers], size))
 
 
+@made_once
 def _jitted(encoder: Encoder, num_items: int, mesh: Mesh, filter_seen: bool, over: Axes
             ) -> tuple[Callable[..., Any], ...]:
     """What `make_apart_ranker` calls: for queries, for scores of targets, and for each part."""

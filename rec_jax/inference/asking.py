@@ -7,6 +7,7 @@ anywhere, and on one device it is one tile.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -15,14 +16,38 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from rec_jax.inference.histories import Tiles
-from rec_jax.mesh import BOTH, replicated
+from rec_jax.kernels import auto
+from rec_jax.mesh import BOTH, Axes, replicated
 from rec_jax.model.encoder import Encoder, Params
 from rec_jax.model.encoders import Inputs
-from rec_jax.tables import INPUTS, USERS, Table
+from rec_jax.tables import INPUTS, USERS, RowMap, Table
 from rec_jax.tables.on_mesh import island
 from rec_jax.tables.tiles import map_used, rows_of
 
 Answer = TypeVar("Answer")
+Program = TypeVar("Program")
+
+_KEPT = 16
+
+
+def made_once(make: Callable[..., Program]) -> Callable[..., Program]:
+    """`make`, which jits functions, and whose results are kept and found again.
+
+    What is asked of one model again and again, or of models that differ in their weights alone, is
+    compiled once. A jitted function that is made anew is compiled anew, whatever it is.
+    Arguments that cannot be hashed, as an encoder of one's own may have, are never found again.
+    """
+    kept = functools.lru_cache(_KEPT)(lambda backends, *arguments: make(*arguments))
+
+    @functools.wraps(make)
+    def find(*arguments: Any) -> Program:
+        try:
+            hash(arguments)
+        except TypeError:
+            return make(*arguments)
+        return kept(auto.asked_for(), *arguments)
+
+    return find
 
 
 def map_rounds(mesh: Mesh, one: Callable[[Any], Answer], tiles: Any) -> Answer:
@@ -79,3 +104,19 @@ def tile_queries(mesh: Mesh, encoder: Encoder, params: Params, table: Table,
     queries: jax.Array = island(body, mesh, (PartitionSpec(), cut, cut, cut), cut)(
         params, tiles, vectors, askers)
     return queries
+
+
+@made_once
+def jitted_queries(encoder: Encoder, num_items: int, mesh: Mesh, over: Axes,
+                   row_map: RowMap | None = None) -> Callable[..., jax.Array]:
+    """`(params, rows, tiles)` -> queries f32 `[G, T, d]`, in the space of the items' vectors."""
+
+    @jax.jit
+    def encode(params: Params, rows: jax.Array, tiles: Tiles) -> jax.Array:
+        table = Table(rows, (), num_items, over)
+        if row_map is not None:
+            tiles = tiles._replace(items=row_map.rows(tiles.items))
+        return map_rounds(mesh, lambda each: tile_queries(
+            mesh, encoder, params, table, each, expanded=False), tiles)
+
+    return encode

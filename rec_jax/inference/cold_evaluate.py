@@ -24,16 +24,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
+from jax.sharding import Mesh
 
 from rec_jax.data.dataset import Dataset
 from rec_jax.errors import InputError
-from rec_jax.inference.asking import map_rounds, tile_queries
+from rec_jax.inference.asking import made_once, map_rounds, tile_queries
 from rec_jax.inference.blocks import host_rows
 from rec_jax.inference.evaluate import popularity_ranks
 from rec_jax.inference.histories import Tiles, iterate_tiles
 from rec_jax.inference.protocol import Split, seen_targets
 from rec_jax.inference.served import Served
+from rec_jax.mesh import Axes
 from rec_jax.metrics import MISSED, rank_metrics
+from rec_jax.model.encoder import Encoder
 from rec_jax.progress import Reporter, Silent
 from rec_jax.run import EvaluateConfig
 from rec_jax.tables import Table
@@ -194,7 +197,7 @@ def people_of(dataset: Dataset, split: Split) -> People:
 
 
 def _asker(served: Served, settings: EvaluateConfig) -> Ask:
-    dataset, encoder, mesh, over = served.dataset, served.encoder, served.mesh, served.over
+    dataset, mesh, over = served.dataset, served.mesh, served.over
     length = min(max(settings.ks), dataset.num_trained)
     total = served.rows.shape[0]
     barred = place_bias(total, mesh, barred=dataset.is_withheld(), over=over)
@@ -204,19 +207,7 @@ def _asker(served: Served, settings: EvaluateConfig) -> Ask:
     cold_bias = (np.zeros(len(cold_rows), np.float32) if served.bias is None
                  else host_rows(served, served.bias[:, None])[first:, 0])
 
-    @jax.jit
-    def answers(params: Any, rows: jax.Array, tiles: Tiles, bias: jax.Array) -> Any:
-        table = Table(rows, (), dataset.num_items, over)
-
-        def one(tiles: Tiles) -> Any:
-            queries = tile_queries(mesh, encoder, params, table, tiles)
-            seen = (tiles.seen_offsets, tiles.seen_items) if settings.filter_seen else None
-            ranks = rank_tiles(mesh, queries, table, tiles.targets, seen, tiles.used, bias=bias)
-            best, _ = top_k_tiles(mesh, queries, table, length, seen, tiles.used, bias=bias)
-            score = jnp.sum(queries * rows_of(mesh, table, tiles.targets), axis=-1)
-            return queries, best, ranks, score + bias_of(mesh, bias, tiles.targets, table)
-
-        return map_rounds(mesh, one, tiles)
+    answers = _jitted(served.encoder, dataset.num_items, mesh, over, settings.filter_seen, length)
 
     def ask(people: People, reporter: Reporter) -> Asked:
         reporter.begin(len(people.users))
@@ -233,6 +224,29 @@ def _asker(served: Served, settings: EvaluateConfig) -> Ask:
         return found
 
     return ask
+
+
+@made_once
+def _jitted(encoder: Encoder, num_items: int, mesh: Mesh, over: Axes, filter_seen: bool,
+            length: int) -> Callable[..., Any]:
+    """`(params, rows, tiles, bias)` -> queries, the scores of the best `length` warm items, and
+    ranks and scores of targets among them."""
+
+    @jax.jit
+    def answers(params: Any, rows: jax.Array, tiles: Tiles, bias: jax.Array) -> Any:
+        table = Table(rows, (), num_items, over)
+
+        def one(tiles: Tiles) -> Any:
+            queries = tile_queries(mesh, encoder, params, table, tiles)
+            seen = (tiles.seen_offsets, tiles.seen_items) if filter_seen else None
+            ranks = rank_tiles(mesh, queries, table, tiles.targets, seen, tiles.used, bias=bias)
+            best, _ = top_k_tiles(mesh, queries, table, length, seen, tiles.used, bias=bias)
+            score = jnp.sum(queries * rows_of(mesh, table, tiles.targets), axis=-1)
+            return queries, best, ranks, score + bias_of(mesh, bias, tiles.targets, table)
+
+        return map_rounds(mesh, one, tiles)
+
+    return answers
 
 
 def _missed(dataset: Dataset, people: People, settings: EvaluateConfig

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rec_jax.data.dataset import Dataset
-from rec_jax.inference.asking import map_rounds, tile_queries
+from rec_jax.inference.asking import made_once, map_rounds, tile_queries
 from rec_jax.inference.bias import Given, bias_of_rows, given_bias
 from rec_jax.inference.histories import Reading, Tiles, iterate_tiles
 from rec_jax.inference.protocol import (
@@ -65,8 +65,8 @@ def make_ranker(encoder: Encoder, num_items: int, mesh: Mesh, *, filter_seen: bo
                 over: Axes = (ITEMS,), row_map: RowMap | None = None) -> Ranker:
     """A jitted `Ranker`; with `list_length` k it recommends k items.
 
-    Build it once: it is traced once for each shape and number of tiles. A target has a rank if
-    and only if a list that is long enough would hold it: one whose score is NaN is missed too.
+    It is traced once for each shape and number of tiles. A target has a rank if and only if a list
+    that is long enough would hold it: one whose score is NaN is missed too.
 
     filter_seen: items of the history may not be recommended; a target that is one is missed.
     cold: bool `[num_items]`, items that do not compete; over: mesh axes that cut the rows; row_map:
@@ -85,6 +85,7 @@ def make_ranker(encoder: Encoder, num_items: int, mesh: Mesh, *, filter_seen: bo
     return rank
 
 
+@made_once
 def _jitted(encoder: Encoder, num_items: int, mesh: Mesh, filter_seen: bool, list_length: int,
             over: Axes, row_map: RowMap) -> Callable[..., Ranked]:
     """What `make_ranker` calls, also with the targets that are cold, bool `[G, T]`, and what is

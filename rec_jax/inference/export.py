@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import jax
 import numpy as np
 import polars as pl
 import pyarrow as pa
@@ -23,16 +22,16 @@ import pyarrow as pa
 from rec_jax import files
 from rec_jax.checkpoint import ordered_blocks, read_blocks
 from rec_jax.errors import InputError, first_line
-from rec_jax.inference.asking import map_rounds, tile_queries
+from rec_jax.inference.asking import jitted_queries
 from rec_jax.inference.blocks import BLOCK, host_rows, row_blocks
 from rec_jax.inference.export_formats import READERS, WRITERS, Blocks
-from rec_jax.inference.histories import Tiles, iterate_tiles
+from rec_jax.inference.histories import iterate_tiles
 from rec_jax.inference.served import Served, StoredRows
 from rec_jax.jsons import dumps
 from rec_jax.mesh import is_first
 from rec_jax.processes import barrier, run_on_all
 from rec_jax.progress import Reporter, Silent
-from rec_jax.tables import INPUTS, Table
+from rec_jax.tables import INPUTS
 
 What = Literal["items", "users", "inputs"]
 
@@ -163,17 +162,10 @@ def _item_bias(served: Served | StoredRows) -> np.ndarray | None:
 
 
 def _user_blocks(served: Served) -> Blocks:
-    dataset, encoder, mesh, over = served.dataset, served.encoder, served.mesh, served.over
+    dataset, mesh = served.dataset, served.mesh
     users = np.arange(dataset.num_users)
     ends = np.asarray(dataset.offsets)[1:]
-
-    @jax.jit
-    def encode(params: Any, rows: jax.Array, tiles: Tiles) -> jax.Array:
-        table = Table(rows, (), dataset.num_items, over)
-        return map_rounds(
-            mesh, lambda each: tile_queries(mesh, encoder, params, table, each, expanded=False),
-            tiles)
-
+    encode = jitted_queries(served.encoder, dataset.num_items, mesh, served.over)
     for first in range(0, len(users), BLOCK):
         part = slice(first, first + BLOCK)
         block = np.zeros((len(users[part]), served.config.table.dim), np.float32)

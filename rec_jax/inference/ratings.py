@@ -9,7 +9,7 @@ Unlike ranks these need the rows of the rated items alone.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -20,8 +20,8 @@ from rec_jax.data.arrays import chunks, counting
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.values import RATING, Reader, open_values
 from rec_jax.errors import InputError
-from rec_jax.inference.asking import map_rounds, tile_queries
-from rec_jax.inference.histories import Reading, Tiles, iterate_tiles
+from rec_jax.inference.asking import jitted_queries, made_once
+from rec_jax.inference.histories import Reading, iterate_tiles
 from rec_jax.inference.protocol import Split
 from rec_jax.mesh import Axes, replicated
 from rec_jax.metrics import rating_metrics
@@ -60,22 +60,8 @@ class RatingPredictor:
         self.rated = functools.cache(functools.partial(rated, dataset))
         order = RowMap(dataset.num_items) if row_map is None else row_map
 
-        def table_of(rows: jax.Array) -> Table:
-            return Table(rows, (), dataset.num_items, over)
-
-        @jax.jit
-        def encode(params: Params, rows: jax.Array, tiles: Tiles) -> jax.Array:
-            tiles = tiles._replace(items=order.rows(tiles.items))
-            return map_rounds(mesh, lambda each: tile_queries(
-                mesh, encoder, params, table_of(rows), each, expanded=False), tiles)
-
-        @jax.jit
-        def vectors(params: Params, rows: jax.Array, items: jax.Array) -> jax.Array:
-            found = rows_of(mesh, table_of(rows), order.rows(items))
-            return jax.lax.with_sharding_constraint(
-                encoder.source.compose(params, found), replicated(mesh))
-
-        self._encode, self._vectors = encode, vectors
+        self._encode = jitted_queries(encoder, dataset.num_items, mesh, over, order)
+        self._vectors = _jitted_vectors(encoder, dataset.num_items, mesh, over, order)
 
     def predict(self, params: Params, rows: jax.Array, users: np.ndarray, ends: np.ndarray,
                 pairs: Rated) -> np.ndarray:
@@ -158,3 +144,17 @@ def _rated(dataset: Dataset, split: Split, ratings: Reader) -> Iterator[Rated]:
         number = np.where(first > np.asarray(dataset.offsets)[start:stop], last - first, 0)
         places = np.repeat(first, number) + counting(number)
         yield Rated(np.repeat(people, number), dataset.items[places], ratings(places))
+
+
+@made_once
+def _jitted_vectors(encoder: Encoder, num_items: int, mesh: Mesh, over: Axes, row_map: RowMap
+                    ) -> Callable[..., jax.Array]:
+    """`(params, rows, items)` -> their vectors f32 `[n, d]`."""
+
+    @jax.jit
+    def vectors(params: Params, rows: jax.Array, items: jax.Array) -> jax.Array:
+        found = rows_of(mesh, Table(rows, (), num_items, over), row_map.rows(items))
+        return jax.lax.with_sharding_constraint(
+            encoder.source.compose(params, found), replicated(mesh))
+
+    return vectors

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from rec_jax.data.dataset import Dataset
 from rec_jax.errors import InputError
-from rec_jax.inference.asking import map_rounds, tile_queries
+from rec_jax.inference.asking import made_once, map_rounds, tile_queries
 from rec_jax.inference.bias import Given, bias_of_rows, given_bias
 from rec_jax.inference.histories import (
     choose_shapes,
@@ -23,6 +24,8 @@ from rec_jax.inference.histories import (
 )
 from rec_jax.inference.protocol import cold_items
 from rec_jax.inference.served import Served
+from rec_jax.mesh import Axes
+from rec_jax.model.encoder import Encoder
 from rec_jax.tables import Table
 from rec_jax.tables.tiles import top_k_tiles
 
@@ -50,7 +53,7 @@ class Recommender:
     """A trained model in memory: it compiles at its first calls, and answers at once afterwards.
 
     How often it compiles depends on the lengths of histories, of which there are six classes, and
-    on the powers of two that hold k.
+    on the powers of two that hold k. Models that differ in their weights alone share programs.
     """
 
     served: Served
@@ -61,11 +64,7 @@ class Recommender:
                   bias: Given | None = None) -> list[Recommendation]:
         """The k best items for a user or after a history; see `rec_jax.recommend`."""
         return recommend(self.served, user=user, history=history, times=times, k=k,
-                         filter_seen=filter_seen, bias=bias, program=self._program)
-
-    @cached_property
-    def _program(self) -> Best:
-        return _program(self.served)
+                         filter_seen=filter_seen, bias=bias)
 
 
 def check_question(user: str | None, history: Sequence[str] | None, k: int,
@@ -94,8 +93,8 @@ def listed(dataset: Dataset, items: np.ndarray, scores: np.ndarray) -> list[Reco
 
 def recommend(served: Served, *, user: str | None = None, history: Sequence[str] | None = None,
               times: Sequence[int] | None = None, k: int = 10, filter_seen: bool | None = None,
-              bias: Given | None = None, tell: Callable[[str], None] | None = None,
-              program: Best | None = None) -> list[Recommendation]:
+              bias: Given | None = None, tell: Callable[[str], None] | None = None
+              ) -> list[Recommendation]:
     """The k best items after a history, best first; fewer where no more may be recommended.
 
     What may be recommended is what the run's evaluation measures: see `evaluate.filter_seen`,
@@ -107,7 +106,6 @@ def recommend(served: Served, *, user: str | None = None, history: Sequence[str]
       a history are unknown to a model that reads them.
     bias: added to the scores of the items, see `rec_jax.inference.bias`; -inf takes one out.
     tell: is told in one line why there are fewer than k items.
-    program: of `Recommender`, which keeps it from call to call.
 
     Raises:
       InputError: unknown user or item, an empty history, times that are missing, fall, or are not
@@ -146,8 +144,8 @@ def recommend(served: Served, *, user: str | None = None, history: Sequence[str]
     settings = served.config.evaluate
     filter_seen = settings.filter_seen if filter_seen is None else filter_seen
     cold = cold_items(dataset, settings, served.filled)
-    scores, best = _first(served, program or _program(served), tiles, min(k, dataset.num_items),
-                          filter_seen, bias_of_rows(served, added, cold))
+    scores, best = _first(served, tiles, min(k, dataset.num_items), filter_seen,
+                          bias_of_rows(served, added, cold))
     if tell is not None and np.sum(best >= 0) < k:
         tell(_shortfall(int(np.sum(best >= 0)), k, dataset.num_items,
                         items if filter_seen else items[:0], cold))
@@ -186,13 +184,9 @@ def _shortfall(found: int, k: int, num_items: int, seen: np.ndarray,
             + (f", of which {listed}" if listed else ""))
 
 
-def _program(served: Served) -> Best:
-    """A jitted function, compiled once for each shape of tiles and each number of items.
-
-    Make it once and keep it: another one compiles again.
-    """
-    num_items, encoder, mesh, over = (
-        served.dataset.num_items, served.encoder, served.mesh, served.over)
+@made_once
+def _jitted(encoder: Encoder, num_items: int, mesh: Mesh, over: Axes) -> Best:
+    """Compiled once for each shape of tiles and each number of items."""
 
     @partial(jax.jit, static_argnames=("k", "filter_seen"))
     def best(params: Any, rows: jax.Array, tiles: Any, bias: Any, *, k: int, filter_seen: bool
@@ -209,11 +203,12 @@ def _program(served: Served) -> Best:
     return best
 
 
-def _first(served: Served, program: Best, tiles: Any, k: int, filter_seen: bool,
+def _first(served: Served, tiles: Any, k: int, filter_seen: bool,
            bias: jax.Array | None) -> tuple[np.ndarray, np.ndarray]:
     """Scores f32 `[k]` and items int32 `[k]` of the first user of the first tile."""
     # One program serves many k: a longer list begins with the shorter one.
     room = min(max(_LEAST, 1 << (k - 1).bit_length()), served.dataset.num_items)
+    program = _jitted(served.encoder, served.dataset.num_items, served.mesh, served.over)
     scores, items = program(served.params, served.rows, tiles, bias, k=room,
                             filter_seen=filter_seen)
     return np.asarray(scores)[0, 0, :k], np.asarray(items)[0, 0, :k]

@@ -45,7 +45,7 @@ class Encoder(NamedTuple):
     """
 
     graph: nnx.GraphDef
-    template: Any  # nnx.State of shapes, in the order of `paths`
+    structure: Any  # of the module's state, whose leaves are in the order of `paths`
     paths: tuple[str, ...]
     features: tuple[Feature, ...] = ()
     takes_places: bool = True
@@ -66,8 +66,7 @@ class Encoder(NamedTuple):
         if hidden is not None and inputs.times is not None:
             inputs = inputs._replace(times=visible_times(inputs, hidden))
         leaves = [params[path] for path in self.paths]
-        state = jax.tree.unflatten(jax.tree.structure(self.template), leaves)
-        module = nnx.merge(self.graph, state)
+        module = nnx.merge(self.graph, jax.tree.unflatten(self.structure, leaves))
         inputs = inputs._replace(features=None)
         if self.takes_places:
             return module(vectors, inputs, key, at)
@@ -108,7 +107,6 @@ def build_encoder(config: EncoderConfig, *, dim: int, length: int, causal: bool,
     graph, state = nnx.split(module)
     flat = jax.tree.leaves_with_path(state)
     paths = tuple(_name(path) for path, _ in flat)
-    template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
     for path in paths:
         if path in (MASK, *TABLES) or path.startswith(("features/", "content/", FOLDER)):
             raise InputError(f"encoder {config.kind!r} has a parameter {path!r}, which is the name "
@@ -121,7 +119,8 @@ def build_encoder(config: EncoderConfig, *, dim: int, length: int, causal: bool,
     source = RowSource(dim, tuple(content))
     params |= source.init_parameters(seed, scale) | init_heads(heads, dim, seed)
     takes_places = "at" in inspect.signature(module.__call__).parameters
-    return Encoder(graph, template, paths, tuple(features), takes_places, source), params
+    return Encoder(graph, jax.tree.structure(state), paths, tuple(features), takes_places,
+                   source), params
 
 
 def with_tables(params: Params, tables: Mapping[str, jax.Array]) -> Params:

@@ -20,6 +20,7 @@ row, a d-th of Adam's.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -87,6 +88,7 @@ Direction = Callable[[Array, Any, RowOptimizerConfig], tuple[Array, Any]]
 """`direction(grads [T, d], state, config) -> (step [T, d] to subtract at rate 1, state)`."""
 
 
+@functools.cache
 def row_optimizer(config: RowOptimizerConfig) -> RowOptimizer:
     """The optimizer of `config`; its `update` takes a `Hyper`."""
     init, direction = ROW_OPTIMIZERS[config.kind]

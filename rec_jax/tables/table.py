@@ -8,14 +8,16 @@ own rows, on any device count and in any order the same bits.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from rec_jax.dtypes import DTYPES
 from rec_jax.errors import InputError
@@ -186,7 +188,6 @@ def init_table(config: TableConfig, num_items: int, seed: int, mesh: Mesh | None
       InputError: `num_items` is out of range, or the device count does not divide the rows.
     """
     total = padded_size(num_items)
-    dtype = DTYPES[config.dtype]
     order = RowMap(num_items) if row_map is None else row_map
     shards = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in over)
     if total % shards:
@@ -194,13 +195,24 @@ def init_table(config: TableConfig, num_items: int, seed: int, mesh: Mesh | None
         raise InputError(f"{names} = {shards} does not divide the {total} allocated "
                          f"rows; expected 2^a or 3 * 2^a, at most 256")
 
+    sharding = None if mesh is None else row_sharding(mesh, over)
+    make = _maker(config.dim, config.init_scale, config.dtype, num_items, optimizer, name, order,
+                  sharding)
+    rows, state = make(jnp.uint32(seed % 2**32))
+    return Table(rows, state, num_items, over, order)
+
+
+@functools.lru_cache(32)
+def _maker(dim: int, scale: float, dtype: str, num_items: int, optimizer: RowOptimizer | None,
+           name: str, order: RowMap, sharding: NamedSharding | None
+           ) -> Callable[[Array], tuple[Array, Any]]:
+    """What makes rows and state of a seed, compiled once for all tables of the same settings."""
+    total = padded_size(num_items)
+
     def make(seed: Array) -> tuple[Array, Any]:
         ids = order.ids(jax.lax.iota(jnp.int32, total))
-        seed = table_stream(seed, name)
-        rows = first_rows(seed, ids, dim=config.dim, scale=config.init_scale,
-                          num_items=num_items).astype(dtype)
-        return rows, () if optimizer is None else optimizer.init((total, config.dim))
+        rows = first_rows(table_stream(seed, name), ids, dim=dim, scale=scale,
+                          num_items=num_items).astype(DTYPES[dtype])
+        return rows, () if optimizer is None else optimizer.init((total, dim))
 
-    sharding = None if mesh is None else row_sharding(mesh, over)
-    rows, state = jax.jit(make, out_shardings=sharding)(jnp.uint32(seed % 2**32))
-    return Table(rows, state, num_items, over, order)
+    return jax.jit(make, out_shardings=sharding)

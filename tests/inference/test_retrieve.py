@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -12,9 +14,11 @@ import pytest
 
 import rec_jax
 from rec_jax.errors import InputError
+from rec_jax.inference import asking
 from rec_jax.inference.histories import tile_shapes
-from rec_jax.inference.retrieve import Recommendation, recommend
+from rec_jax.inference.retrieve import Recommendation, Recommender, recommend
 from rec_jax.inference.served import Served, load_served
+from rec_jax.kernels import auto
 from rec_jax.model.encoder import encode
 from rec_jax.model.encoders import Inputs
 from rec_jax.run import Run
@@ -160,29 +164,52 @@ def test_a_dataset_without_titles_has_none(trained: Served) -> None:
 
 
 def test_a_loaded_model_compiles_once_for_a_class_of_lengths(tiny_run: Path) -> None:
-    """Whatever the lengths are and however often it is asked; and it answers as `recommend`."""
+    """Whatever the lengths are, however often it is asked, and however often it is loaded."""
     model = rec_jax.load(tiny_run)
+    ids = model.served.dataset.item_ids().to_list()
+
+    def ask(model: Recommender) -> list[list[Recommendation]]:
+        return [model.recommend(history=ids[:length], k=k)
+                for length in (1, 2, 5, 12, 30) for k in (1, 4, 10)]
+
+    with compilations() as compiled:
+        first = ask(model)
+    assert len(compiled) <= len(tile_shapes(model.served.config.data.length)) + 2
+    again = rec_jax.load(tiny_run)
+    with compilations() as compiled:
+        assert ask(model) == ask(again) == first
+        assert model.recommend(user="u9", k=3) == again.recommend(user="u9", k=7)[:3]
+    assert compiled == []
+    # The cache of programs is asked by what decides their bits.
+    with auto.pinned({"rank": "xla"}), compilations() as compiled:
+        recommend(again.served, history=ids[:5])
+    assert compiled
+
+
+def test_equal_questions_share_a_program_and_others_do_not(tiny_run: Path) -> None:
+    served = [rec_jax.load(tiny_run).served for _ in range(2)]
+    made = [asking.jitted_queries(each.encoder, each.dataset.num_items, each.mesh, each.over)
+            for each in served]
+    assert made[0] is made[1]
+    other = asking.jitted_queries(served[0].encoder, 7, served[0].mesh, served[0].over)
+    assert other is not made[0]
+    # An encoder with a part that cannot be hashed has programs of its own.
+    odd = served[0].encoder._replace(source=[])  # type: ignore[arg-type]
+    mine = [asking.jitted_queries(odd, 7, served[0].mesh, served[0].over) for _ in range(2)]
+    assert mine[0] is not mine[1]
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[float]]:
+    """The seconds of each program that XLA compiles meanwhile."""
     compiled: list[float] = []
 
     def count(name: str, seconds: float, **_: object) -> None:
         if name.endswith("backend_compile_duration"):
             compiled.append(seconds)
 
-    def ask() -> list[list[Recommendation]]:
-        return [model.recommend(history=ids[:length], k=k)
-                for length in (1, 2, 5, 12, 30) for k in (1, 4, 10)]
-
-    ids = model.served.dataset.item_ids().to_list()
     jax.monitoring.register_event_duration_secs_listener(count)
     try:
-        first = ask()
-        assert 0 < len(compiled) <= len(tile_shapes(model.served.config.data.length)) + 2
-        compiled.clear()
-        assert ask() == first
-        assert model.recommend(user="u9", k=3) == model.recommend(user="u9", k=7)[:3]
-        assert compiled == []
+        yield compiled
     finally:
         jax.monitoring.unregister_event_duration_listener(count)
-    served = model.served
-    assert first == [recommend(served, history=ids[:length], k=k)
-                     for length in (1, 2, 5, 12, 30) for k in (1, 4, 10)]
