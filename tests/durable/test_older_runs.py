@@ -73,7 +73,8 @@ def arrays(run: Run, step: int) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module", params=[
-    "dense", pytest.param("streamed untied", marks=pytest.mark.slow), "sparse untied"])
+    pytest.param("dense", marks=pytest.mark.slow),
+    pytest.param("streamed untied", marks=pytest.mark.slow), "sparse untied"])
 def pair(request: pytest.FixtureRequest, tiny_mapping: Mapping,
          tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
     """A finished run, and the same one as an older program would have left it."""

@@ -13,6 +13,7 @@ import pytest
 from dense_step import LENGTH, ROWS, D, Trained, U, V, log_softmax
 from examples import FOLDER, example
 from flax import nnx
+from marks import alone_or_cut, fast_where
 
 from rec_jax.kernels import target_rank
 from rec_jax.model.encoder import Encoder, build_encoder
@@ -27,8 +28,8 @@ def test_every_example_is_tried_here() -> None:
 MESHES = [(1, 1), (2, 4)]
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
-@pytest.mark.parametrize("mode", ["dense", "streamed"])
+@pytest.mark.parametrize(("mode", "mesh"), fast_where(
+    alone_or_cut, ["dense", "streamed"], MESHES), ids=str)
 def test_the_divergence_from_a_distribution_of_ratings(mode: str, mesh: tuple[int, int]) -> None:
     trained = Trained(example("rating_distribution").Config(backend="xla"),
                       example("weighted_history").Config(), mode, mesh)
@@ -50,8 +51,8 @@ def test_the_divergence_from_a_distribution_of_ratings(mode: str, mesh: tuple[in
     trained.check(loss)
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
-@pytest.mark.parametrize("mode", ["dense", "streamed"])
+@pytest.mark.parametrize(("mode", "mesh"), fast_where(
+    alone_or_cut, ["dense", "streamed"], MESHES), ids=str)
 def test_a_policy_gradient_follows_signed_rewards(mode: str, mesh: tuple[int, int]) -> None:
     trained = Trained(example("policy_gradient").Config(baseline=0.2, backend="xla"),
                       example("weighted_history").Config(), mode, mesh)
@@ -68,8 +69,8 @@ def test_a_policy_gradient_follows_signed_rewards(mode: str, mesh: tuple[int, in
     trained.check(loss)
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
-@pytest.mark.parametrize("mode", ["dense", "sparse"])
+@pytest.mark.parametrize(("mode", "mesh"), fast_where(
+    alone_or_cut, ["dense", "sparse"], MESHES), ids=str)
 def test_a_value_is_pulled_to_reward_and_best_next_value(mode: str, mesh: tuple[int, int]) -> None:
     trained = Trained(example("q_learning").Config(gamma=0.8),
                       example("weighted_history").Config(), mode, mesh)
@@ -91,8 +92,8 @@ def test_a_value_is_pulled_to_reward_and_best_next_value(mode: str, mesh: tuple[
     trained.check(loss)
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
-@pytest.mark.parametrize("mode", ["dense", "streamed"])
+@pytest.mark.parametrize(("mode", "mesh"), fast_where(
+    alone_or_cut, ["dense", "streamed"], MESHES), ids=str)
 def test_users_have_a_table_of_their_own(mode: str, mesh: tuple[int, int]) -> None:
     from rec_jax.objectives import next_item
 
@@ -111,8 +112,8 @@ def test_users_have_a_table_of_their_own(mode: str, mesh: tuple[int, int]) -> No
         np.testing.assert_array_equal(trained.after.parts[2][user], trained.before.parts[2][user])
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
-@pytest.mark.parametrize("mode", ["dense", "streamed", "sparse"])
+@pytest.mark.parametrize(("mode", "mesh"), fast_where(
+    alone_or_cut, ["dense", "streamed", "sparse"], MESHES), ids=str)
 def test_a_row_source_of_ones_own(mode: str, mesh: tuple[int, int]) -> None:
     from rec_jax.objectives import next_item, sampled_softmax
 

@@ -12,6 +12,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from marks import slow_but
 
 from rec_jax.kernels import reference, rounding
 from rec_jax.kernels.exclusion import excluded_pairs
@@ -215,7 +216,7 @@ def test_a_score_that_is_nan_counts_against_the_target() -> None:
     np.testing.assert_array_equal(count, np.ones(40))
 
 
-@pytest.mark.parametrize("k", [1, 130])
+@pytest.mark.parametrize("k", slow_but([130], [1, 130]))
 @cases
 def test_top_k_is_that_of_the_reference(shape: str, rule_name: str, dtype: Any, k: int) -> None:
     data = Data(SHAPES[shape], rule_name, dtype)

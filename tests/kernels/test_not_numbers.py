@@ -273,7 +273,9 @@ def rule_of(backend: str, kind: str) -> Rule:
 
 
 every = pytest.mark.parametrize(
-    ("backend", "kind"), [(backend, kind) for backend, kinds in RUNS.items() for kind in kinds])
+    ("backend", "kind"), [pytest.param(
+        backend, kind, marks=pytest.mark.slow if kind in ("plain", "bias") else ())
+        for backend, kinds in RUNS.items() for kind in kinds])
 
 
 COUNTS = {"mosaic_tpu": 10, "mosaic_gpu": 2}

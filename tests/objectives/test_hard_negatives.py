@@ -22,8 +22,9 @@ def hard_ids(task: Task) -> set[int]:
 
 
 @pytest.mark.parametrize("config", [
-    Config(queries=3, hard=2, uniform=6), Config(queries=99, hard=3, uniform=0, scale=0.7),
-    Config(queries=1, hard=1, uniform=30)], ids=repr)
+    Config(queries=3, hard=2, uniform=6),
+    pytest.param(Config(queries=99, hard=3, uniform=0, scale=0.7), marks=pytest.mark.slow),
+    pytest.param(Config(queries=1, hard=1, uniform=30), marks=pytest.mark.slow)], ids=repr)
 def test_the_loss_is_its_definition(config: Config) -> None:
     case = make_case(config.uniform)
     task = case.task(config, KEY)
@@ -49,8 +50,8 @@ def test_a_uniform_item_that_is_hard_as_well_counts_once() -> None:
 
 @pytest.mark.parametrize("config", [
     Config(queries=99, hard=30, uniform=0),  # V - 1: all but the label, and labels differ
-    Config(queries=2, hard=3, uniform=31),
-    Config(queries=99, hard=99, uniform=0),
+    pytest.param(Config(queries=2, hard=3, uniform=31), marks=pytest.mark.slow),
+    pytest.param(Config(queries=99, hard=99, uniform=0), marks=pytest.mark.slow),
 ], ids=repr)
 def test_with_every_item_it_is_the_full_softmax(config: Config) -> None:
     case = make_case(3)

@@ -182,8 +182,11 @@ def dense_steps(kind: str, softcap: float | None):
     return items, bias
 
 
-@pytest.mark.parametrize(("kind", "softcap"), [("sgd", None), ("row_adam", 2.5)])
-@pytest.mark.parametrize("placement", quick(ALONE, ITEMS_8, BOTH_8))
+@pytest.mark.parametrize(("kind", "softcap", "placement"), [
+    ("sgd", None, ALONE), ("row_adam", 2.5, ALONE), ("row_adam", 2.5, BOTH_8),
+    *(pytest.param("sgd", None, placement, marks=pytest.mark.slow) for placement in MESHES[1:]),
+    *(pytest.param("row_adam", 2.5, placement, marks=pytest.mark.slow)
+      for placement in MESHES[1:4])], ids=str)
 def test_a_trained_bias_takes_the_dense_step_in_streamed_mode(placement, kind, softcap):
     given, optimizer = case(), row_optimizer(RowOptimizerConfig(kind=kind))
     mesh, rows, bias, targets = placed(*placement, given)

@@ -56,7 +56,9 @@ def test_entries_of_a_bias_come_to_who_names_them(placed):
 
 
 @pytest.mark.parametrize(("filtered", "barred", "biased"), [
-    (False, False, False), (True, False, True), (False, True, False), (True, True, True)])
+    (False, False, False), (True, True, True),
+    pytest.param(True, False, True, marks=pytest.mark.slow),
+    pytest.param(False, True, False, marks=pytest.mark.slow)])
 def test_ranks_and_lists_are_those_of_all_scores(placed, barred, biased, filtered):
     mesh, table = placed
     rng = np.random.default_rng(1)

@@ -145,8 +145,9 @@ MODES = {"dense": ("train.ema=0.9",), "streamed": ("table.update='streamed'",),
 
 
 @pytest.mark.parametrize(("mode", "mesh"), [
-    ("dense", ()), ("sparse", ()), ("streamed", ()),
-    ("streamed", ("mesh.data=2", "mesh.items=2")), ("sparse", ("mesh.data=4",))])
+    ("dense", ()), ("streamed", ("mesh.data=2", "mesh.items=2")), ("sparse", ("mesh.data=4",)),
+    pytest.param("sparse", (), marks=pytest.mark.slow),
+    pytest.param("streamed", (), marks=pytest.mark.slow)])
 def test_a_step_is_compiled_once(mode: str, mesh: tuple[str, ...], tiny_mapping: Mapping) -> None:
     """The first state is placed as every later one is."""
     built, batch = built_of(tiny_mapping("train.steps=10", *MODES[mode], *mesh))

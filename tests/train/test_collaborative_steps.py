@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from dense_step import ROWS, Trained, V, log_softmax, make_batch
+from marks import alone_or_cut, fast_where
 
 from rec_jax.model.encoders import bag, user
 from rec_jax.objectives import bpr, rating_distribution
@@ -23,9 +24,11 @@ def flat(trained: Trained) -> dict[str, np.ndarray]:
     return {name: value.reshape(-1, value.shape[-1]) for name, value in trained.batch.items()}
 
 
-@pytest.mark.parametrize(("power", "mesh"), [
-    (1.0, (1, 1)), (1.0, (2, 4)), (0.0, (1, 1)), (2.5, (1, 1))], ids=str)
-@pytest.mark.parametrize("mode", ["dense", "streamed"])
+@pytest.mark.parametrize(("power", "mode", "mesh"), [
+    (1.0, "dense", (1, 1)), (1.0, "streamed", (2, 4)), (0.0, "dense", (1, 1)),
+    (2.5, "streamed", (1, 1)), *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        (1.0, "dense", (2, 4)), (1.0, "streamed", (1, 1)), (0.0, "streamed", (1, 1)),
+        (2.5, "dense", (1, 1))))], ids=str)
 def test_the_divergence_from_a_users_ratings(power: float, mode: str,
                                              mesh: tuple[int, int]) -> None:
     """Each user's ratings give a distribution, by powers, and with it a loss."""
@@ -95,9 +98,9 @@ def test_ratings_that_are_none_or_huge_stay_numbers(power: float) -> None:
     assert float(task.divisor) == 1 and np.isfinite(task.values["negative_entropy"]).all()
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
-@pytest.mark.parametrize("mode", ["dense", "sparse"])
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("shared", "mode", "mesh"), fast_where(
+    lambda shared, mode, mesh: alone_or_cut(mode, mesh), [False, True], ["dense", "sparse"],
+    MESHES), ids=str)
 def test_a_label_is_ranked_above_what_was_drawn(shared: bool, mode: str,
                                                 mesh: tuple[int, int]) -> None:
     trained = Trained(bpr.Config(count=5, shared=shared, scale=1.3), user.Config(), mode, mesh)

@@ -70,8 +70,10 @@ def definition(config: Config, batch: dict[str, np.ndarray], scores: Any) -> Any
 @pytest.mark.parametrize(("name", "mode", "mesh"), [
     ("plain", "dense", (1, 1)), ("returns", "streamed", (1, 1)),
     ("popularity", "streamed", (1, 1)), ("slate", "dense", (1, 1)),
-    ("capped entropy", "streamed", (1, 1)), ("capped entropy", "dense", (1, 1)),
-    ("log", "streamed", (2, 4)), ("entropy", "dense", (2, 4)), ("entropy", "streamed", (2, 4))],
+    ("capped entropy", "dense", (1, 1)), ("entropy", "streamed", (2, 4)),
+    pytest.param("log", "streamed", (2, 4), marks=pytest.mark.slow),
+    pytest.param("capped entropy", "streamed", (1, 1), marks=pytest.mark.slow),
+    pytest.param("entropy", "dense", (2, 4), marks=pytest.mark.slow)],
     ids=str)
 def test_a_step_is_the_descent_of_its_definition(name: str, mode: str,
                                                  mesh: tuple[int, int]) -> None:

@@ -38,9 +38,13 @@ def written_out(config: Config, queries: Any, rows: Any, rating: Any) -> Any:
     return loss + config.penalty * (jnp.sum(queries**2, -1) + jnp.sum(rows**2, -1))
 
 
-@pytest.mark.parametrize(("name", "mesh"), [
-    *((name, (1, 1)) for name in CONFIGS), ("linear", (2, 4))], ids=str)
-@pytest.mark.parametrize("mode", ["dense", "sparse"])
+@pytest.mark.parametrize(("name", "mode", "mesh"), [
+    ("linear", "dense", (1, 1)), ("linear", "sparse", (2, 4)), ("no user bias", "sparse", (1, 1)),
+    ("sigmoid", "sparse", (1, 1)), ("logistic", "dense", (1, 1)),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ("linear", "sparse", (1, 1)), ("linear", "dense", (2, 4)),
+        ("no user bias", "dense", (1, 1)), ("sigmoid", "dense", (1, 1)),
+        ("logistic", "sparse", (1, 1))))], ids=str)
 def test_a_step_is_the_descent_of_its_definition(name: str, mode: str,
                                                  mesh: tuple[int, int]) -> None:
     config = CONFIGS[name]

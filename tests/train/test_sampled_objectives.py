@@ -85,7 +85,8 @@ def test_steps_learn_and_give_the_same_losses_and_rows_on_a_mesh(name: str) -> N
     np.testing.assert_allclose(rows, expected_rows, atol=2e-3)
 
 
-@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "sce"])
+@pytest.mark.parametrize("name", slow_but(("bce", "gbce", "in_batch"), [
+    name for name in OBJECTIVES if name != "sce"]))
 def test_a_dense_table_and_micro_batches_change_nothing(name: str) -> None:
     """Negatives are of the whole step; only the positions of `sce` are of a micro-batch."""
     losses, _ = train(name, "dense", 2, 1, accumulate=2, steps=1)

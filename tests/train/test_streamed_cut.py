@@ -11,6 +11,7 @@ import functools
 import numpy as np
 import optax
 import pytest
+from marks import slow_but
 from steps import make_step, new_state
 
 from rec_jax.mesh import MeshConfig, make_mesh
@@ -51,7 +52,7 @@ def test_operations_of_a_device_do_not_depend_on_the_shape_of_the_mesh() -> None
     assert 0.9 * products <= min(counts) <= 1.5 * products
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mesh", slow_but([(2, 4)], MESHES))
 def test_what_is_sent_does_not_depend_on_the_rows(mesh: tuple[int, int]) -> None:
     small, large = (compiled(*mesh, count)[1] for count in (24_000, 48_000))
     assert 0 < small == large
