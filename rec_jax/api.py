@@ -42,6 +42,7 @@ from rec_jax.solvers.verbs import baseline as baseline
 from rec_jax.solvers.verbs import fit_baseline as fit_baseline
 from rec_jax.text.embed_items import EmbedConfig, embed_items
 from rec_jax.text.encoder import TextConfig
+from rec_jax.train.continuing import going_on
 from rec_jax.train.growing import Start
 from rec_jax.train.loop import run_training
 from rec_jax.train.opening import AUTO, open_run
@@ -54,6 +55,7 @@ Loadable = PathLike | Recommender | Served
 def train(config: RunConfig | AgentConfig | PathLike | None = None, *, run: PathLike | None = None,
           overrides: Sequence[str] = (), resume: PathLike | None = None, force: bool = False,
           start_from: PathLike | None = None, keep_state: bool = False,
+          continue_from: PathLike | None = None, data: PathLike | None = None,
           trust_code: bool = False, progress: bool = False,
           since: float | None = None) -> dict[str, Any]:
     """Train a run to its end and write its report; see `RunConfig` for what can be set.
@@ -68,6 +70,9 @@ def train(config: RunConfig | AgentConfig | PathLike | None = None, *, run: Path
     force: go on although config or dataset changed; what differs is said.
     start_from: folder of a run whose rows and encoder a new run starts with; items are matched
       by id, so the catalogue may have grown. keep_state: its optimizer state too.
+    continue_from: folder of a run that a new one goes on from with its config, now that its dataset
+      was appended to in `data`: tested on what is new there, and then trained on it; see
+      `rec_jax.train.continuing`.
     trust_code: a config may name modules of third parties (a dotted `kind`), which then run.
     since: `time.perf_counter()` when the program began, for the seconds before the first step.
 
@@ -76,6 +81,17 @@ def train(config: RunConfig | AgentConfig | PathLike | None = None, *, run: Path
     Raises:
       InputError: the config, the data or the run folder are not as they should be.
     """
+    if continue_from is not None:
+        if config is not None or data is None or start_from is not None:
+            raise InputError("a run that goes on from another one has the config of that one; "
+                             "expected the dataset that was appended to, and no config or "
+                             "start_from")
+        source = Run(Path(continue_from), trust_code)
+        config = run_on_all(lambda: going_on(source, str(data), overrides))
+        overrides = ()
+    elif data is not None:
+        raise InputError("data is the dataset of a run that goes on from another one; expected "
+                         "continue_from, or data.path in the config")
     if plays(config, resume):
         return _train_agent(config, run, overrides, resume, force=force, trust_code=trust_code,
                             start_from=start_from, progress=progress)

@@ -70,9 +70,11 @@ def load(cls: type[T], path: Path | str, overrides: Iterable[str] = (), *,
 
 
 def read(cls: type[T], path: Path | str | None, values: Mapping[str, Any],
-         overrides: Iterable[str] = (), *, trust_code: bool = False) -> T:
-    """`cls` from a TOML file (if any), with nested `values` and then `a.b=c` lines over it."""
-    mapping = {} if path is None else read_mapping(path)
+         overrides: Iterable[str] = (), *, base: Mapping[str, Any] | None = None,
+         trust_code: bool = False) -> T:
+    """`cls` from a TOML file (if any), with nested `values` and then `a.b=c` lines over it, and
+    `base` below it."""
+    mapping = _merge(base or {}, {} if path is None else read_mapping(path))
     return build(cls, override(_merge(mapping, values), overrides), str(path or "settings"),
                  trust_code=trust_code)
 

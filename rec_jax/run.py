@@ -19,6 +19,7 @@ from rec_jax import config, locks
 from rec_jax.data.content import ContentConfig, check_content
 from rec_jax.data.dataset_files import META
 from rec_jax.data.features import FeatureConfig
+from rec_jax.data.fresh import ContinualConfig
 from rec_jax.data.segments import Targets
 from rec_jax.errors import InputError
 from rec_jax.mesh import MeshConfig
@@ -170,8 +171,8 @@ class RunConfig:
     features: side features whose vectors are added to the items', each once.
     content: vectors of the items that are a part of their rows, each once.
     bias: what is added to the score of each item, in the loss and where it is ranked.
-    inputs, users: settings of the table that feeds the encoder where tables are untied, and of that
-      of the users where the encoder reads them; by default those of `table`.
+    inputs, users: of the tables of an untied encoder's inputs, and of users; `table`'s by default.
+    continual: the run that this one goes on from, see `rec_jax.train.continuing`.
     """
 
     data: DataConfig
@@ -187,6 +188,7 @@ class RunConfig:
     bias: BiasConfig = field(default_factory=BiasConfig)
     inputs: TableConfig | None = None
     users: TableConfig | None = None
+    continual: ContinualConfig | None = None
     mesh: MeshConfig = field(default_factory=MeshConfig)
     seed: int = 0
 

@@ -13,6 +13,7 @@ from rec_jax.cli import bench as cli_bench
 from rec_jax.cli import checkpoint as cli_checkpoint
 from rec_jax.cli import config as cli_config
 from rec_jax.cli import data as cli_data
+from rec_jax.cli import deltas as cli_deltas
 from rec_jax.cli.embed import app as embed_app
 from rec_jax.cli.inference import EvaluateVerb, evaluate, export, recommend
 from rec_jax.cli.ope import ope
@@ -33,6 +34,7 @@ app.add_typer(cli_config.app, name="config")
 app.add_typer(cli_checkpoint.app, name="checkpoint")
 app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_deltas.app, name="deltas")
 app.add_typer(cli_baseline.app)
 app.add_typer(embed_app)
 

@@ -20,6 +20,7 @@ from rec_jax.errors import InputError
 _KEYS: Mapping[str, Mapping[str, str]] = {
     "prepare": {
         "source": "source", "out": "out", "format": "format", "overwrite": "overwrite",
+        "append": "append",
         "columns.user": "user", "columns.item": "item", "columns.time": "time",
         "columns.rating": "rating", "filters.min_rating": "min_rating",
         "filters.user_core": "core", "filters.item_core": "core",
@@ -51,6 +52,11 @@ _PROCESSES = {
 _PHRASES: Mapping[str, Mapping[str, str]] = {
     "train": {"leave `run` out": "leave --run out",
               "train needs a config, or the run to resume": "train needs CONFIG or --resume RUN",
+              "expected the dataset that was appended to, and no config or start_from":
+                  "expected --data DATASET, and no CONFIG or --start-from",
+              "data is the dataset of": "--data is the dataset of",
+              "expected continue_from, or data.path in the config":
+                  "expected --continue RUN, or data.path in the config",
               **_PROCESSES},
     "embed": {"from a model, or from a file of vectors": "from --model or from --vectors",
               "or set pooling": "or --pooling", "(or set pooling, which": "(or --pooling, which",

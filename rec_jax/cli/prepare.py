@@ -103,6 +103,10 @@ def prepare(
     withhold: Annotated[float | None, typer.Option(
         metavar="SHARE", help="Share of the items that training never sees, to measure what is "
                               "recommended of new ones (rec-jax evaluate --cold).")] = None,
+    append: Annotated[str | None, typer.Option(
+        metavar="DATASET", help="Add the interactions to those of a dataset, into a new one: ids "
+                                "keep their numbers, new ones come behind; columns, filters and "
+                                "split are the dataset's by default.")] = None,
     overwrite: Annotated[bool, typer.Option(
         "--overwrite", help="Replace the output folder.")] = False,
     settings: Set = None,
@@ -110,6 +114,7 @@ def prepare(
 ) -> None:
     """Turn interactions into a memory-mapped dataset folder."""
     from rec_jax import config
+    from rec_jax.data.appended import settings_of
     from rec_jax.data.prepare import prepare as run
     from rec_jax.data.prepare_config import PrepareConfig
     from rec_jax.progress import progress_bar
@@ -124,8 +129,10 @@ def prepare(
                                   "duplicates": duplicates}),
         "split": _without_none({"kind": split}),
         "withheld": _without_none({"share": withhold}), "overwrite": overwrite or None,
+        "append": append,
         "item_features": [{"column": name} for name in item_feature] if item_feature else None})
-    job = config.read(PrepareConfig, config_path, flags, settings or ())
+    job = config.read(PrepareConfig, config_path, flags, settings or (),
+                      base=None if append is None else settings_of(append))
     with progress_bar("prepare", show=not as_json, unit="rows") as progress:
         report = run(job, progress)
     if as_json:

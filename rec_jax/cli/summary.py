@@ -62,6 +62,11 @@ def training(summary: Mapping[str, Any]) -> None:
         steps, per_epoch = summary["steps"], summary["steps_per_epoch"]
         epochs = f" ({steps / per_epoch:.3g} epochs)" if per_epoch else ""
         yield "steps", f"{number(steps)}{epochs}"
+        for kind, line in (summary.get("before") or {}).items():
+            if summary["metric"] in line:
+                asked = {"new": "of what is new", "valid": "on validation"}[kind]
+                yield f"before training {asked}", (f"{summary['metric']} "
+                                                   f"{number(line[summary['metric']])}")
         if summary["best"] is not None:
             yield "best on validation", (f"{summary['metric']} {number(summary['best'])} "
                                          f"after step {number(summary['best_step'])}")
@@ -70,7 +75,7 @@ def training(summary: Mapping[str, Any]) -> None:
         yield "training time", duration(summary["train_seconds"])
         yield from _others(summary, {"run", "steps", "steps_per_epoch", "best", "best_step",
                                      "metric", "stopped", "train_seconds", "table_update",
-                                     "protocol", "start_seconds"})
+                                     "protocol", "start_seconds", "before"})
         yield "curves", f"{summary['run']}/report.html"
 
     print_facts(f"Run {summary['run']}", facts())

@@ -28,6 +28,12 @@ def train(
                             "matched by id.")] = None,
     keep_state: Annotated[bool, typer.Option(
         "--keep-state", help="With --start-from: take the optimizer state too.")] = False,
+    continue_from: Annotated[str | None, typer.Option(
+        "--continue", metavar="RUN", help="Go on from a run with its config when its dataset has "
+                                          "grown: test on what is new in --data, then train on "
+                                          "it, in a new run.")] = None,
+    data: Annotated[str | None, typer.Option(
+        metavar="DATASET", help="With --continue: made by `rec-jax prepare --append`.")] = None,
     coordinator: Coordinator = None,
     processes: Processes = None,
     process: Process = None,
@@ -45,7 +51,8 @@ def train(
 
     join_processes(coordinator, processes, process, multihost)
     summary = api.train(config, run=run, overrides=settings or (), resume=resume, force=force,
-                        start_from=start_from, keep_state=keep_state, trust_code=trust_code,
+                        start_from=start_from, keep_state=keep_state,
+                        continue_from=continue_from, data=data, trust_code=trust_code,
                         progress=not as_json and not process, since=process_began())
     if as_json:
         print_json(summary)

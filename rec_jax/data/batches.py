@@ -8,6 +8,7 @@ and each of several processes makes only its own rows of the same batch.
 
 from __future__ import annotations
 
+import hashlib
 import queue
 import threading
 from collections.abc import Generator, Iterator, Sequence
@@ -65,7 +66,8 @@ class BatchStream(Iterator[Batch]):
                  split: Part = "train", share: tuple[int, int] = (0, 1),
                  times: bool = False, targets: Targets = "next",
                  features: Sequence[FeatureConfig] = (), users: bool = False,
-                 values: Sequence[str] = (), histories: bool = False) -> None:
+                 values: Sequence[str] = (), histories: bool = False,
+                 first: npt.NDArray[np.int64] | None = None) -> None:
         """Settings; nothing large is read before the first batch.
 
         length: positions in a row, L.
@@ -83,6 +85,8 @@ class BatchStream(Iterator[Batch]):
         users: batches say whose an input is.
         values: numbers of the interactions that are targets, see `rec_jax.data.values`.
         histories: batches say where each history ends.
+        first: int64 [U], absolute position of each user's first target: older ones are inputs, and
+          no targets (-1); a user without a target is left out. None: all are targets.
 
         Raises:
           InputError: impossible settings, or a dataset without any target or such a feature.
@@ -108,15 +112,19 @@ class BatchStream(Iterator[Batch]):
             "shuffle": shuffle, "split": split, "dataset": dataset.split_hash}
         if targets != "next":
             self._settings["targets"] = targets
+        if first is not None:
+            self._settings["first"] = hashlib.sha256(first.tobytes()).hexdigest()[:16]
+        self._first = first
         self._share, self._times, self._step = share, times, 0
         self._features, self._users = tuple(features), users
         self._values = open_values(values, dataset)
         self._targets, self._shift = targets, int(targets == "next")
         self._histories = histories
-        self._histogram = count_lengths(dataset, length, window, split, targets)
+        self._histogram = count_lengths(dataset, length, window, split, targets, first)
         self._packing = _pack(self._histogram, length, pack)
         if not self.rows_per_epoch:
-            raise InputError(f"{dataset.folder} has no user with two items in its {split} part")
+            raise InputError(f"{dataset.folder} has no user with two items in its {split} part"
+                             + ("" if first is None else ", one of which is new there"))
 
     @property
     def rows_per_epoch(self) -> int:
@@ -135,6 +143,7 @@ class BatchStream(Iterator[Batch]):
 
     @property
     def targets_per_epoch(self) -> int:
+        """Places of segments; with `first` also of those that only are read."""
         return int(self._histogram @ np.arange(self.length + 1))
 
     @property
@@ -189,9 +198,12 @@ class BatchStream(Iterator[Batch]):
         position = np.repeat(begin, size) + within
         at = np.repeat(row * self.length + self._packing.columns[place], size) + within
         rank = np.arange(len(row)) - np.searchsorted(row, row) + 1
+        wanted = position + self._shift
+        counts = (np.ones(len(wanted), bool) if self._first is None
+                  else wanted >= np.repeat(self._first[user], size))
         filled: dict[str, tuple[int, Any, npt.NDArray[Any]]] = {
             "items": (0, np.int32, self.dataset.items[position]),
-            "targets": (-1, np.int32, self.dataset.items[position + self._shift]),
+            "targets": (-1, np.int32, np.where(counts, self.dataset.items[wanted], -1)),
             "segments": (0, np.int32, np.repeat(rank, size)),
             "positions": (0, np.int32, within),
         }
@@ -201,7 +213,7 @@ class BatchStream(Iterator[Batch]):
         if self._users:
             filled["users"] = (0, np.int32, np.repeat(user, size))
         for name, read in self._values.items():
-            filled[f"values/{name}"] = (0, np.float32, read(position + self._shift))
+            filled[f"values/{name}"] = (0, np.float32, np.where(counts, read(wanted), 0))
         codes = read_codes(self._features, self.dataset, filled["items"][2], position)
         filled |= {path: (0, np.int32, values) for path, values in codes.items()}
         batch: Batch = {}
@@ -219,7 +231,7 @@ class BatchStream(Iterator[Batch]):
     def _segments(self) -> Segments:
         settings = self._settings
         return find_segments(self.dataset, self.length, settings["window"], settings["split"],
-                             self._targets)
+                             self._targets, self._first)
 
     def _segments_of(self, number: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], ...]:
         """Segments in rows `number` (counted over all epochs).

@@ -7,6 +7,8 @@
                                        where the source has ratings, of at most 255 values
     withheld.npy, withheld_offsets.npy  interactions of withheld items, in no part of the split;
                                        only where some are (see `rec_jax.data.withheld`)
+    old_train_end.npy, old_end.npy  int64 [U]; only of a dataset that was appended to another one
+                                       (see `rec_jax.data.appended`)
     item_features/*.npy   int32 [V, K] codes of an item's categories, 0: none; only those asked
                                        for (see `rec_jax.data.item_features`)
     train_end.npy         int64 [U]    absolute position at which user u's training part ends
@@ -19,7 +21,9 @@
                           its own (`rec_jax.data.dataset_files`)
 
 Items are numbered by falling count in the training part (ties: first seen first), so that a
-small index means a popular item; users in the order in which the source first names them.
+small index means a popular item; users in the order in which the source first names them. What is
+appended to a dataset leaves the numbers as they are, and new items and users come behind, in this
+order.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from rec_jax.data.arrays import counting
 from rec_jax.data.dataset_arrays import open_arrays, read_vocabulary
 from rec_jax.data.dataset_check import check
 from rec_jax.data.dataset_files import read_meta
@@ -55,6 +60,7 @@ class Dataset:
     train_end, valid_end: int64 [U], absolute positions in `items`.
     ratings: uint8 [N] or None; entry i of `rating_values` has code i + 1.
     item_features: name -> int32 [V, K], codes of each item's categories, 0 where it has none.
+    old_train_end, old_end: int64 [U], or None; see `rec_jax.data.appended`.
     withheld: int32 [M], and withheld_offsets: int64 [U+1], or None; see `rec_jax.data.withheld`.
     """
 
@@ -69,6 +75,8 @@ class Dataset:
     item_features: Mapping[str, Int32s] = field(default_factory=dict)
     withheld: Int32s | None = None
     withheld_offsets: Int64s | None = None
+    old_train_end: Int64s | None = None
+    old_end: Int64s | None = None
 
     @classmethod
     def open(cls, folder: Path | str) -> Dataset:
@@ -96,6 +104,8 @@ class Dataset:
             item_features={name: arrays[f"{FOLDER}/{name}"] for name in meta["item_features"]},
             withheld=arrays.get("withheld"),
             withheld_offsets=arrays.get("withheld_offsets"),
+            old_train_end=arrays.get("old_train_end"),
+            old_end=arrays.get("old_end"),
         )
 
     @property
@@ -142,14 +152,17 @@ class Dataset:
         index = np.asarray(users, np.int64)
         return self.train_end[index], self.valid_end[index], self.offsets[index + 1]
 
-    def targets(self, which: Period) -> tuple[Int64s, Int32s, Int64s]:
+    def targets(self, which: Period | Literal["new"]) -> tuple[Int64s, Int32s, Int64s]:
         """Who is evaluated in a period, and on what.
 
         Returns:
           users int64 [M] in rising order; the item each meets first in the period, int32 [M];
           and history_end int64 [M]: the history is `items[offsets[user]:history_end]`, that is
-          everything before the target. Users without anything before it are left out.
+          everything before the target. Users without anything before it are left out. Of "new",
+          the period that was appended, all interactions are targets, so that a user may come again.
         """
+        if which == "new":
+            return self._new_targets()
         if which not in ("valid", "test"):
             raise InputError(f"period {which!r} is not one of 'valid', 'test'")
         begin, end = ((self.train_end, self.valid_end) if which == "valid"
@@ -158,8 +171,20 @@ class Dataset:
         position = np.asarray(begin[users])
         return users, np.asarray(self.items[position]), position
 
+    def _new_targets(self) -> tuple[Int64s, Int32s, Int64s]:
+        if self.old_end is None:
+            raise InputError(f"{self.folder} was not appended to a dataset, so nothing in it is "
+                             "new; expected one made by `rec-jax prepare --append`")
+        # What has nothing before it is a user's first interaction.
+        begin = np.maximum(self.old_end, self.offsets[:-1] + 1)
+        number = np.maximum(self.offsets[1:] - begin, 0)
+        users = np.repeat(np.arange(self.num_users), number)
+        position = np.repeat(begin, number) + counting(number)
+        return users, np.asarray(self.items[position]), position
+
     def popularity(self) -> Int64s:
-        """Count of each item in the training part: int64 [V], falling."""
+        """Count of each item in the training part: int64 [V], falling where nothing was
+        appended."""
         return self._item_vocab("train_count")["train_count"].to_numpy()
 
     @property

@@ -45,6 +45,9 @@ def open_arrays(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
         count = int(meta["withheld"]["interactions"])
         arrays["withheld"] = _open_array(folder, "withheld", np.int32, count)
         arrays["withheld_offsets"] = _open_array(folder, "withheld_offsets", np.int64, users + 1)
+    if meta["appended"]:
+        for name in ("old_train_end", "old_end"):
+            arrays[name] = _open_array(folder, name, np.int64, users)
     for feature, about in meta["item_features"].items():
         name = f"{FOLDER}/{feature}"
         arrays[name] = _open_array(folder, name, np.int32, items, int(about["values"]))

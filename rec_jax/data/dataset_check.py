@@ -95,6 +95,14 @@ def out_of_bounds(meta: Mapping[str, Any], arrays: Arrays, folder: Path) -> Iter
             yield ("train_end.npy and valid_end.npy leave the users' interactions; expected "
                    "offsets <= train_end <= valid_end <= next offsets")
             return
+        if "old_end" in arrays:
+            old_train_end, old_end = (arrays[name][start:stop]
+                                      for name in ("old_train_end", "old_end"))
+            if ((old_train_end < begin).any() or (old_end < old_train_end).any()
+                    or (end < old_end).any()):
+                yield ("old_train_end.npy and old_end.npy leave the users' interactions; expected "
+                       "offsets <= old_train_end <= old_end <= next offsets")
+                return
     if "withheld" in arrays and not _cuts(arrays["withheld_offsets"], len(arrays["withheld"])):
         yield "withheld_offsets.npy does not rise from 0 to the end of withheld.npy"
         return

@@ -28,10 +28,10 @@ _PLAIN_NAME = re.compile(r"\w[\w-]*")
 _META_TYPES = {"num_users": int, "num_items": int, "num_interactions": int, "has_times": bool,
                "split_hash": str, "item_columns": list, "ratings": list | None,
                "item_features": dict, "hashes": dict, "files": dict | None, "withheld": dict | None,
-               "checksum": str | None}
+               "checksum": str | None, "appended": dict | None}
 # Folders of before these were kept lack them.
 _LATER: dict[str, Any] = {"ratings": None, "item_features": {}, "hashes": {}, "files": None,
-                          "checksum": None, "withheld": None}
+                          "checksum": None, "withheld": None, "appended": None}
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
@@ -70,6 +70,7 @@ def file_names(meta: Mapping[str, Any]) -> list[str]:
     names += ["times.npy"] if meta["has_times"] else []
     names += ["ratings.npy"] if meta["ratings"] else []
     names += ["withheld.npy", "withheld_offsets.npy"] if meta["withheld"] else []
+    names += ["old_train_end.npy", "old_end.npy"] if meta["appended"] else []
     return names + [f"{FOLDER}/{name}.{end}" for name in meta["item_features"]
                     for end in ("npy", "parquet")]
 
@@ -131,6 +132,11 @@ def _check_types(meta: Mapping[str, Any]) -> None:
     if meta["withheld"] is not None and not all(
             _is_count(meta["withheld"][key]) for key in ("items", "interactions")):
         raise ValueError(f"withheld is {str(meta['withheld'])[:40]!r}")
+    if meta["appended"] is not None and (
+            not isinstance(meta["appended"]["to"], str) or not all(
+                _is_count(meta["appended"][key])
+                for key in ("users", "items", "interactions", "late"))):
+        raise ValueError(f"appended is {str(meta['appended'])[:40]!r}")
     for name, about in (meta["files"] or {}).items():
         if not _is_count(about["bytes"]) or not isinstance(about["sha256"], str):
             raise ValueError(f"the checksum of {name[:40]!r} is {str(about)[:40]!r}")

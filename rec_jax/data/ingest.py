@@ -12,7 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from rec_jax.data.arrays import InteractionFiles, chunks, open_flat, read_flat, write_flat
+from rec_jax.data.arrays import (
+    NEW,
+    InteractionFiles,
+    Interactions,
+    chunks,
+    open_flat,
+    read_flat,
+    write_flat,
+)
 from rec_jax.data.file_layout import Layout
 from rec_jax.data.prepare_config import PrepareConfig
 from rec_jax.data.readers import guess_format, read
@@ -27,6 +35,17 @@ from rec_jax.progress import Reporter, Silent
 _EARLY_STOP_ROWS = 1_000_000
 MOST_RATINGS = 255
 """Different ratings that are kept: one byte an interaction, and 0 for an unknown one."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What rows are appended to. users, items: ids as text, by code; rows: interactions with what
+    they were; rated: they have ratings."""
+
+    users: pl.Series
+    items: pl.Series
+    rows: Iterator[Interactions]
+    rated: bool
 
 
 @dataclass(frozen=True)
@@ -88,8 +107,11 @@ class RatingValues:
         return self._values if self._values is not None and len(self._values) else None
 
 
-def ingest(config: PrepareConfig, folder: Path, reporter: Reporter | None = None) -> Ingested:
+def ingest(config: PrepareConfig, folder: Path, reporter: Reporter | None = None,
+           known: Known | None = None) -> Ingested:
     """Read all sources of `config`; the rows go to flat files in `folder`.
+
+    known: what the rows are appended to; its rows come first, and its ids have the first codes.
 
     Raises:
       InputError: an unreadable source, a missing column, too large a share of bad rows.
@@ -97,19 +119,29 @@ def ingest(config: PrepareConfig, folder: Path, reporter: Reporter | None = None
     columns = config.columns
     reporter = reporter or Silent()
     reporter.begin(None)
-    users, items, counts = Vocabulary("user"), Vocabulary("item"), RowCounts()
+    users = Vocabulary("user", known.users if known else None)
+    items = Vocabulary("item", known.items if known else None)
+    counts = RowCounts()
     ratings = RatingValues()
     times = Times(TimeReader(columns)) if columns.time is not None else None
-    rows = InteractionFiles.named(folder, "read", times=columns.time is not None,
-                      ratings=columns.rating is not None)
+    rows = InteractionFiles.named(
+        folder, "read", times=columns.time is not None, news=known is not None,
+        ratings=columns.rating is not None and (known is None or known.rated))
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(open_flat(path)) for path in rows.paths]
+        for old in known.rows if known else ():
+            if old.times is not None and times and rows.times:
+                times.add(pl.Series(old.times), rows.times, before=1)
+            if old.ratings is not None:
+                ratings.add(old.ratings)
+            for part, file in zip([part for part in old if part is not None], files, strict=True):
+                write_flat(file, part)
         for source in (file for name in config.sources for file in source_files(name)):
             reporter.advance(0, f"reading {source.name}")
             if times:
                 times.reader.next_file()
             for frame in _frames(config, source):
-                before = times.reader.per_second if times else 1
+                coarser = times.reader.per_second if times else 1
                 good = parse_rows(frame, config, counts, source, times.reader if times else None)
                 if counts.rows >= _EARLY_STOP_ROWS:
                     check_bad_share(counts, config)
@@ -117,13 +149,15 @@ def ingest(config: PrepareConfig, folder: Path, reporter: Reporter | None = None
                          items.encode(good["item"], source.name)]
                 if times and rows.times:
                     files[2].flush()
-                    times.add(good["time"], rows.times, before)
+                    times.add(good["time"], rows.times, coarser)
                     files[2].seek(0, io.SEEK_END)
                     parts.append(good["time"].to_numpy())
                 if rows.ratings:
                     found = good["rating"].cast(pl.Float32).to_numpy()
                     ratings.add(found)
                     parts.append(found)
+                if rows.news:
+                    parts.append(np.full(len(good), NEW, np.uint8))
                 for part, file in zip(parts, files, strict=True):
                     write_flat(file, part)
                 reporter.advance(frame.height)

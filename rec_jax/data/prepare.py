@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from rec_jax.data.appended import Before, open_before, write_marks
 from rec_jax.data.arrays import NpyWriter
 from rec_jax.data.dataset_check import ids_hash
 from rec_jax.data.dataset_files import FORMAT_VERSION, check_ours, write_meta
@@ -64,6 +65,8 @@ class Report:
     `bad_lines` where the first few are ("file:line: reason").
     first_time, last_time: of the rows, as dates in UTC; time_unit: how times were read.
     repeat_share, repeat_targets: see `rec_jax.data.repeats`. notes: what should be looked at.
+    appended: interactions that were added to those of another dataset, and of them `appended_late`
+      before an older one of their user; None: nothing was appended to.
     """
 
     out: str
@@ -89,6 +92,8 @@ class Report:
     repeat_targets: dict[str, float] = dataclasses.field(default_factory=dict)
     titled_items: int | None = None
     notes: tuple[str, ...] = ()
+    appended: int | None = None
+    appended_late: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -107,12 +112,13 @@ def prepare(config: PrepareConfig, reporter: Reporter | None = None) -> Report:
     out = Path(config.out)
     _check_free(out, config.overwrite)
     with atomic_folder(out, replace=config.overwrite, check=check_ours) as folder:
-        notes = unused_times(config)
+        before = open_before(config) if config.append is not None else None
+        notes = unused_times(config) + (before.notes() if before else [])
         work = folder / "work"
         work.mkdir()
-        found = ingest(config, work, reporter)
+        found = ingest(config, work, reporter, before.known() if before else None)
         counts = found.counts
-        if not found.users.size:
+        if found.rows.count() == (before.dataset.num_interactions if before else 0):
             raise InputError(f"{', '.join(config.sources)}: no interactions "
                              f"({counts.rows} rows, {counts.bad} bad, "
                              f"{counts.below_min_rating} below min_rating)")
@@ -126,7 +132,7 @@ def prepare(config: PrepareConfig, reporter: Reporter | None = None) -> Report:
                              f"({config.filters.user_core}, {config.filters.item_core})-core of "
                              f"{rows.count()} interactions is empty")
         reporter.advance(0, "writing")
-        meta = _write(config, found, kept, folder)
+        meta = _write(config, found, kept, folder, before)
         meta["notes"] = notes + (found.times.reader.notes if found.times else []) + meta["notes"]
         meta["bad_rows"] = {"count": counts.bad, "reasons": counts.reasons,
                             "first": counts.bad_lines}
@@ -136,7 +142,8 @@ def prepare(config: PrepareConfig, reporter: Reporter | None = None) -> Report:
     return _report(out, meta, counts, duplicates, outside_core, time.monotonic() - began)
 
 
-def _write(config: PrepareConfig, found: Ingested, kept: Filtered, folder: Path) -> dict[str, Any]:
+def _write(config: PrepareConfig, found: Ingested, kept: Filtered, folder: Path,
+           before: Before | None) -> dict[str, Any]:
     """All files but `meta.json`, whose content is returned."""
     by_item, taken = kept.counts()[1], None
     items = np.flatnonzero(kept.items)
@@ -150,7 +157,10 @@ def _write(config: PrepareConfig, found: Ingested, kept: Filtered, folder: Path)
                                                folder / "work")
     in_training = _training_counts(kept, users, offsets, train_end)
     last = 0 if taken is None else taken.items[items]  # withheld items come behind all others
-    items = items[np.lexsort((np.broadcast_to(last, items.shape), -in_training[items]))]
+    rank = -in_training[items]
+    if before is not None:  # items that have a number keep it
+        rank = np.where(items < before.dataset.num_items, np.iinfo(np.int64).min, rank)
+    items = items[np.lexsort((np.broadcast_to(last, items.shape), rank))]
 
     ratings = found.ratings.values
     index = np.zeros(len(kept.items), np.int32)
@@ -160,12 +170,18 @@ def _write(config: PrepareConfig, found: Ingested, kept: Filtered, folder: Path)
     if taken is not None:
         withheld, more = write_withheld(taken, users, index, config.withheld, folder)
         hashes |= more
+    appended = None
+    if before is not None:
+        appended, more = write_marks(before, kept, users, offsets, folder)
+        hashes |= more
     user_ids, ids = found.users.ids().gather(users), found.items.ids().gather(items)
     hashes |= {"user_ids": ids_hash(user_ids), "item_ids": ids_hash(ids)}
     _write_vocab(folder / "user_vocab.parquet", user_ids)
     columns = {"count": by_item[items], "train_count": in_training[items]}
     text, notes = (read_item_text(config.item_file, ids) if config.item_file
                    else (pl.DataFrame(), []))
+    if before is not None:
+        text = before.with_text(text, len(ids))
     vocab = _write_vocab(folder / "item_vocab.parquet", ids, columns, text)
     features, feature_hashes = write_item_features(config, ids, folder)
     hashes |= feature_hashes | {f"categories of {name}": about["hash"]
@@ -188,14 +204,17 @@ def _write(config: PrepareConfig, found: Ingested, kept: Filtered, folder: Path)
         "item_columns": vocab.columns,
         "split": split,
         "withheld": withheld,
+        "appended": appended,
         "split_hash": _split_hash(hashes),
         "hashes": hashes,
         "filters": dataclasses.asdict(config.filters),
         "columns": dataclasses.asdict(config.columns),
-        "sources": [{"name": file.name, "bytes": file.path.stat().st_size,
+        "sources": (before.dataset.meta.get("sources", []) if before else []) + [{
+                     "name": file.name, "bytes": file.path.stat().st_size,
                      "sha256": file_hash(file.path)}
                     for source in config.sources for file in source_files(source)],
-        "item_order": "falling count in the training part, then first appearance",
+        "item_order": ("" if before is None else "as they were, and then new ones by ")
+        + "falling count in the training part, then first appearance",
     }
 
 
@@ -294,4 +313,7 @@ def _report(out: Path, meta: dict[str, Any], counts: RowCounts, duplicates: int,
         **{f"{name}_time" if name != "unit" else "time_unit": value
            for name, value in (meta["times"] or {}).items()},
         repeat_share=meta["repeat_share"], repeat_targets=meta["repeat_targets"],
-        titled_items=meta["titled_items"], notes=tuple(meta["notes"]))
+        titled_items=meta["titled_items"], notes=tuple(meta["notes"]),
+        **({} if meta["appended"] is None else {
+            "appended": meta["appended"]["interactions"],
+            "appended_late": meta["appended"]["late"]}))

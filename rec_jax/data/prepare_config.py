@@ -208,6 +208,8 @@ class PrepareConfig:
     max_bad_share: rows that cannot be read (a field missing, a number unparsable) are counted
       and skipped; more than this share of them stops the job.
     memory_rows: rows sorted in memory at once; it bounds memory, not the result.
+    append: a dataset to which the interactions are added in a new one: ids of users and items keep
+      their numbers there, and new ones come behind them; see `rec_jax.data.appended`.
     """
 
     source: str | tuple[str, ...]
@@ -227,6 +229,7 @@ class PrepareConfig:
     max_bad_share: float = 0.01
     memory_rows: int = 8_000_000
     overwrite: bool = False
+    append: str | None = None
 
     def __post_init__(self) -> None:
         if not self.sources:

@@ -47,10 +47,14 @@ def part_end(dataset: Dataset, part: Part) -> Int64s:
 
 
 def count_lengths(dataset: Dataset, length: int, window: Window, part: Part,
-                  kind: Targets = "next") -> Int64s:
-    """Number of segments of each length: int64 [length+1]."""
+                  kind: Targets = "next", first: Int64s | None = None) -> Int64s:
+    """Number of segments of each length: int64 [length+1].
+
+    first: int64 [U], absolute position of each user's first target that counts; segments without
+      one are left out. None: all count.
+    """
     counts = np.zeros(length + 1, np.int64)
-    for _, targets in _targets(dataset, part, kind):
+    for _, targets in _targets(dataset, part, kind, first, length):
         if window == "last":
             counts += np.bincount(np.minimum(targets, length), minlength=length + 1)
         else:
@@ -61,14 +65,17 @@ def count_lengths(dataset: Dataset, length: int, window: Window, part: Part,
 
 
 def find_segments(dataset: Dataset, length: int, window: Window, part: Part,
-                  kind: Targets = "next") -> Segments:
-    """Group all segments by length: a counting sort, four bytes a user (eight with chunks)."""
-    counts = count_lengths(dataset, length, window, part, kind)
+                  kind: Targets = "next", first: Int64s | None = None) -> Segments:
+    """Group all segments by length: a counting sort, four bytes a user (eight with chunks).
+
+    first: as in `count_lengths`.
+    """
+    counts = count_lengths(dataset, length, window, part, kind, first)
     begin = np.concatenate([[0], np.cumsum(counts)])
     user = np.empty(begin[-1], np.uint32)
     chunk = np.empty(begin[-1], np.uint32) if window == "chunks" else None
     cursor = begin[:-1].copy()
-    for first, targets in _targets(dataset, part, kind):
+    for start, targets in _targets(dataset, part, kind, first, length):
         number = np.ones_like(targets) if window == "last" else -(-targets // length)
         number[targets == 0] = 0
         owner = np.repeat(np.arange(len(targets)), number)
@@ -77,20 +84,26 @@ def find_segments(dataset: Dataset, length: int, window: Window, part: Part,
         order = np.argsort(size.astype(np.uint16) if length < 1 << 16 else size, kind="stable")
         found = np.bincount(size, minlength=length + 1)
         place = np.repeat(cursor, found) + counting(found)
-        user[place] = first + owner[order]
+        user[place] = start + owner[order]
         if chunk is not None:
             chunk[place] = after[order]
         cursor += found
     return Segments(begin, user, chunk)
 
 
-def _targets(dataset: Dataset, part: Part, kind: Targets) -> Iterator[tuple[int, Int64s]]:
+def _targets(dataset: Dataset, part: Part, kind: Targets, first: Int64s | None,
+             length: int) -> Iterator[tuple[int, Int64s]]:
     """(first user, number of targets of each user), a chunk of users at a time.
 
     A user needs two items where they are predicted from each other: one item alone can be
-    predicted from nothing but the catalogue.
+    predicted from nothing but the catalogue. first: of a user's windows of `length` targets,
+    counted from the end, those without a target from there on are left out.
     """
     end = part_end(dataset, part)
     for start, stop in chunks(dataset.num_users):
         items = end[start:stop] - dataset.offsets[start:stop]
-        yield start, np.where(items > (kind != "all"), items - (kind == "next"), 0)
+        targets = np.where(items > (kind != "all"), items - (kind == "next"), 0)
+        if first is not None:
+            counted = np.clip(end[start:stop] - first[start:stop], 0, targets)
+            targets = np.minimum(targets, -(-counted // length) * length)
+        yield start, targets

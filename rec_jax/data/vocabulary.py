@@ -18,14 +18,18 @@ class Vocabulary:
     cost is the size of the vocabulary, so that blocks should be large.
     """
 
-    def __init__(self, kind: str) -> None:
-        """kind: "user" or "item", for messages."""
+    def __init__(self, kind: str, known: pl.Series | None = None) -> None:
+        """kind: "user" or "item", for messages. known: ids as text, which have the first codes;
+        all ids are taken as text then."""
         self.kind = kind
+        self._as_text = known is not None
         self.size = 0
         self._dtype: pl.DataType | None = None
         self._parts: list[pl.Series] = []
         self._table: npt.NDArray[np.int32] | None = np.zeros(1 << 16, np.int32)  # code + 1
         self._known: pl.DataFrame | None = None
+        if known is not None:
+            self.encode(known)
 
     def encode(self, ids: pl.Series, source: str = "another") -> npt.NDArray[np.int32]:
         """Codes of `ids` (Int64, Int128 or String, no nulls): int32 [n]. source: their file.
@@ -35,6 +39,8 @@ class Vocabulary:
         """
         if not len(ids):
             return np.zeros(0, np.int32)
+        if self._as_text:
+            ids = ids.cast(pl.String)
         if self._dtype is None:
             self._dtype = ids.dtype
         if ids.dtype != self._dtype and {ids.dtype, self._dtype} == {pl.Int64, pl.Int128}:

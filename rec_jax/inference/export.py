@@ -9,6 +9,7 @@ Vectors pass through in blocks of rows, so memory does not grow with their width
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import deque
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from rec_jax.processes import barrier, run_on_all
 from rec_jax.progress import Reporter, Silent
 from rec_jax.tables import INPUTS
 
+ABOUT = "export.json"
 What = Literal["items", "users", "inputs"]
 
 
@@ -70,12 +72,12 @@ def export(served: Served | StoredRows, out: Path | str, *, what: What = "items"
     run_on_all(lambda: _check_out(out, what, format) if is_first() else None)
     ids = served.dataset.user_ids() if what == "users" else served.dataset.item_ids()
     if what != "users":
-        blocks = _item_blocks(served, what)
+        blocks = item_blocks(served, what)
     elif isinstance(served, Served):
         blocks = _user_blocks(served)
     else:
         raise InputError("an export of users needs the model; expected what = 'items'")
-    bias = _item_bias(served) if what == "items" else None
+    bias = item_bias_of(served) if what == "items" else None
     reporter = reporter or Silent()
     if is_first():
         reporter.begin(len(ids))
@@ -86,7 +88,7 @@ def export(served: Served | StoredRows, out: Path | str, *, what: What = "items"
                      "dtype": "f32", "run": served.run.folder.name, "step": served.step,
                      "dataset": served.dataset.split_hash,
                      **({} if bias is None else {"item_bias": True})}
-            (folder / "export.json").write_text(dumps(about, indent=1) + "\n")
+            (folder / ABOUT).write_text(dumps(about, indent=1) + "\n")
     elif isinstance(served, Served):  # its blocks are made by all processes of the mesh
         deque(blocks, maxlen=0)
     barrier("export")
@@ -116,10 +118,24 @@ def load_embeddings(folder: Path | str) -> Embeddings:
       InputError: the folder is no export, or it is damaged.
     """
     folder = Path(folder)
-    if not (folder / "export.json").is_file():
+    while True:
+        found = _load(folder)
+        # A delta that is applied exchanges the folder for one of the next version.
+        if found.about == _load_about(folder):
+            return found
+
+
+def _load_about(folder: Path) -> Any:
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads((folder / ABOUT).read_text())
+    return None
+
+
+def _load(folder: Path) -> Embeddings:
+    if not (folder / ABOUT).is_file():
         raise InputError(f"{folder} is not an export: export.json is missing")
     try:
-        about = json.loads((folder / "export.json").read_text())
+        about = json.loads((folder / ABOUT).read_text())
         ids, vectors, bias = READERS[about["format"]](folder, bool(about.get("item_bias")))
         if vectors.shape != (about["count"], about["dim"]) or len(ids) != about["count"]:
             raise ValueError(f"found {vectors.shape}, expected {about['count']} x {about['dim']}")
@@ -133,7 +149,8 @@ def load_embeddings(folder: Path | str) -> Embeddings:
     return Embeddings(ids, vectors, about, bias)
 
 
-def _item_blocks(served: Served | StoredRows, what: What) -> Blocks:
+def item_blocks(served: Served | StoredRows, what: What) -> Blocks:
+    """Vectors of all items in their order, in blocks f32 `[n, d]`."""
     total = served.dataset.num_items
     if isinstance(served, StoredRows):
         if served.inputs != (what == "inputs"):
@@ -152,7 +169,7 @@ def _item_blocks(served: Served | StoredRows, what: What) -> Blocks:
     yield from row_blocks(served, rows, compose)
 
 
-def _item_bias(served: Served | StoredRows) -> np.ndarray | None:
+def item_bias_of(served: Served | StoredRows) -> np.ndarray | None:
     """f32 `[V]` by item, on every process; None where the model has none."""
     if isinstance(served, StoredRows):
         return served.bias

@@ -18,6 +18,8 @@ from rec_jax.errors import InputError
 from rec_jax.run import EvaluateConfig
 
 Split = Literal["valid", "test"]
+AnySplit = Literal["valid", "test", "new"]
+"""`new`: what was appended to the dataset before, of which every interaction is a target."""
 
 _MOST = 1 << 20  # interactions that are looked at together
 
@@ -41,7 +43,7 @@ class Panel:
     left_out_cold: int = 0
 
 
-def choose_panel(dataset: Dataset, split: Split, settings: EvaluateConfig,
+def choose_panel(dataset: Dataset, split: AnySplit, settings: EvaluateConfig,
                  limit: int | None = None, seed: int = 0,
                  filled: np.ndarray | None = None) -> Panel:
     """The users of a split that `settings` evaluate; `limit` of them by a seeded shuffle.
@@ -75,7 +77,9 @@ def choose_panel(dataset: Dataset, split: Split, settings: EvaluateConfig,
     return Panel(users, targets, ends, seen, left_out_seen, left_out_cold)
 
 
-_VERB = {"valid": "validate", "test": "test"}
+_VERB = {"valid": "validate", "test": "test", "new": "evaluate"}
+_TARGET = {"valid": "first item of the split", "test": "first item of the split",
+           "new": "every new interaction, asked after all before it"}
 _Columns = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -124,7 +128,7 @@ def seen_targets(dataset: Dataset, users: np.ndarray, targets: np.ndarray,
     return seen
 
 
-def protocol(dataset: Dataset, split: Split, settings: EvaluateConfig, panel: Panel,
+def protocol(dataset: Dataset, split: AnySplit, settings: EvaluateConfig, panel: Panel,
              bias: dict[str, Any] | None = None, filled: dict[str, Any] | None = None
              ) -> dict[str, Any]:
     """What somebody needs to know to compare a number with another one.
@@ -136,7 +140,7 @@ def protocol(dataset: Dataset, split: Split, settings: EvaluateConfig, panel: Pa
     return {
         "split": split, "split_rule": dataset.meta["split"], "split_hash": dataset.split_hash,
         "candidates": dataset.num_items, "users": len(panel.users),
-        "target": "first item of the split",
+        "target": _TARGET[split],
         "seen_items_filtered": settings.filter_seen,
         "seen_targets": settings.seen_targets if settings.filter_seen else "kept",
         "users_missed_seen": int(panel.seen.sum()) if settings.filter_seen else 0,

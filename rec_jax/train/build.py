@@ -16,6 +16,7 @@ from rec_jax.data.batches import BatchStream
 from rec_jax.data.content import OpenContent, open_content
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.features import find_features
+from rec_jax.data.fresh import first_targets
 from rec_jax.data.label_frequency import log_shares
 from rec_jax.dtypes import DTYPES
 from rec_jax.errors import InputError
@@ -104,7 +105,9 @@ def build(config: RunConfig) -> Built:
                          times=reading_of(config).times, features=config.features,
                          targets=targets_of(config), users=uses_users(config.encoder),
                          values=config.objective.needs.values,
-                         histories=config.objective.needs.histories)
+                         histories=config.objective.needs.histories,
+                         first=None if config.continual is None else first_targets(
+                             dataset, config.continual, config.seed))
     horizon = steps_of(config, stream.rows_per_epoch)
     content = open_content(config.content, dataset)
     encoder, params = build_encoder(
@@ -234,8 +237,16 @@ class Validator:
     def __call__(self, state: TrainState, away: Mapping[str, RowsApart] | None = None
                  ) -> dict[str, float]:
         """Metrics of the weights of `state`; away: rows that lie elsewhere, by table."""
+        metrics = self.ranked(state, self.panel, away)
+        if self._predictor is None:
+            return metrics
+        return {**self._predictor(state.items.row_map)(*served(state), "valid"), **metrics}
+
+    def ranked(self, state: TrainState, panel: Panel,
+               away: Mapping[str, RowsApart] | None = None) -> dict[str, float]:
+        """Metrics of the ranks of a panel's targets; see `__call__`."""
         params, rows = served(state)
-        panel, items = self.panel, state.items
+        items = state.items
         ranker, shown, asked = self._ranker, cast(Any, rows), dict(params)
         if away:
             ranker, shown = self._apart_ranker, away.get(ITEMS) or apart(rows)
@@ -245,7 +256,4 @@ class Validator:
         ranks = rank_users(ranker(items.row_map), asked, shown, self._dataset,
                            panel.users, panel.targets, panel.ends, reading=reading_of(self._config),
                            batch=self._config.evaluate.batch, devices=self._mesh.size, bias=bias)
-        metrics = rank_metrics(ranks, self._config.evaluate.ks)
-        if self._predictor is None:
-            return metrics
-        return {**self._predictor(state.items.row_map)(params, rows, "valid"), **metrics}
+        return rank_metrics(ranks, self._config.evaluate.ks)

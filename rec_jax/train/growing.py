@@ -45,8 +45,9 @@ class Start:
     """Where a new run starts.
 
     run: whose best checkpoint is taken, or that of `step`.
-    keep_state: take optimizer state and counts as well, so that the learning rate goes on where
-      the other run stood; otherwise rows and encoder only, with an optimizer that starts anew.
+    keep_state: take optimizer state and counts as well, and what rounding took from an average, so
+      that the learning rate goes on where the other run stood; otherwise rows and encoder only,
+      with an optimizer that starts anew.
     """
 
     run: Run
@@ -101,6 +102,8 @@ def start_from(start: Start, built: Built, target: Run, reporter: Reporter) -> T
     if "average" in fresh:
         name = "average" if "average" in opened.items else "model"
         taken["average"] = _take(name, opened, fresh["average"], built.state.tables, moved)
+        if start.keep_state and "rest" in opened.items:
+            taken["rest"] = _take("rest", opened, fresh["rest"], built.state.tables, moved)
     kept = int(np.count_nonzero(matched.new_of_old >= 0))
     reporter.say(f"started from step {step} of {start.run.folder}: {kept} items kept, "
                  f"{matched.added} new, {len(matched.retired)} retired")

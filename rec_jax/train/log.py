@@ -1,8 +1,9 @@
 """What a run writes while it trains: `metrics.jsonl` and TensorBoard events.
 
 A line of `metrics.jsonl` is one JSON object with `kind` ("train" or "valid"), `step`, `epoch`,
-`seconds` (of training so far, over all starts of the run) and the figures; "valid" lines have the
-`protocol` that they were measured under, too. A resumed run drops
+`seconds` (of training so far, over all starts of the run) and the figures; "valid" lines, and the
+"new" one of a run that goes on from another (`rec_jax.train.continuing`), have the `protocol` that
+they were measured under, too. A resumed run drops
 the lines past the checkpoint that it goes on from, so the file reads as if it never stopped.
 """
 
@@ -28,6 +29,7 @@ class MetricsLog:
         """first_step: updates done before this start; later lines of an earlier start go.
         primary: whether this process is the one that writes."""
         self._primary = primary
+        self.path = run.metrics_path
         if primary:
             keep_until(run.metrics_path, first_step)
             self._file = run.metrics_path.open("a")

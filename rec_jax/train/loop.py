@@ -36,6 +36,7 @@ from rec_jax.tables.choose import optimizer_of, trained_by
 from rec_jax.tables.placement import placement_lines
 from rec_jax.train import backends
 from rec_jax.train.build import Built, build
+from rec_jax.train.continuing import found_before, measure_before, start_of
 from rec_jax.train.feed import whole_batches
 from rec_jax.train.growing import Start, start_from
 from rec_jax.train.log import MetricsLog
@@ -74,8 +75,11 @@ def run_training(run: Run, config: RunConfig, reporter: Reporter | None = None, 
         # A second start is refused before it takes memory for a table; a new run's folder is
         # made only when all else is known to fit.
         run_on_all(lambda: lock.take() if run.config_path.exists() else None)
+        begun = run.config_path.exists()
         built = build(config)
-        if start is not None:
+        if start is None and not begun:
+            start = start_of(config, run, built)
+        if start is not None or config.continual is not None:
             built.tiers.check_alone("a run that starts from the rows of another one")
         clock.mark("data and model")
         run_on_all(lambda: lock.take(new=new))
@@ -124,12 +128,16 @@ def _train(run: Run, config: RunConfig, built: Built, reporter: Reporter, force:
         clock.mark("data and model")
         position.backends = backends.agree(position.backends, reporter)
         clock.mark("library")
+        if start is None and done == 0:  # it was killed before its first checkpoint
+            start = start_of(config, run, built)
         if start is not None and done == 0:
             state = start_from(start, built, run, reporter)
         if jax.process_index() == 0 and run.saved_config() != to_mapping(config):
             save_config(config, run.config_path)  # what a resumed run was allowed to change
         reporter.begin(built.horizon.total, done)
         with MetricsLog(run, first_step=done, primary=jax.process_index() == 0) as log:
+            if start is not None and done == 0 and config.continual is not None:
+                measure_before(state, built, run, log, reporter)
             saver = make_saver(checkpoints, settings, built.choice.mode, built.tiers, reporter)
             state = saver.begin(state, done or None)
             loop = _Loop(config, built, saver, log, reporter, position, preemption, clock)
@@ -208,6 +216,7 @@ class _Loop:
                 "best": None if position.best is None else signed(
                     self.config.evaluate.metric, position.best),
                 "protocol": self._protocol,
+                **found_before(self.log.path, self.config),
                 "table_update": self.built.choice.mode,
                 "stopped": stopped,
                 "table_optimizer": optimizer_of(self.config.table, self.built.choice.mode),

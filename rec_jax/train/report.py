@@ -37,7 +37,8 @@ def write_report(run: Run, summary: Mapping[str, Any]) -> None:
         parts.append(f"<p>{image('training loss and validation metrics', picture)}")
     if valid:
         metric = str(summary["metric"])
-        best = max(valid, key=lambda line: signed(metric, line[metric]))
+        after = [line for line in valid if line["step"]] or valid  # not before training
+        best = max(after, key=lambda line: signed(metric, line[metric]))
         parts += [f"<h2>Validation at the best step, {best['step']}</h2>",
                   _table({name: value for name, value in best.items()
                           if name not in ("kind", "step", "seconds", "protocol")})]
