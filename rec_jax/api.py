@@ -44,6 +44,7 @@ from rec_jax.text.embed_items import EmbedConfig, embed_items
 from rec_jax.text.encoder import TextConfig
 from rec_jax.train.growing import Start
 from rec_jax.train.loop import run_training
+from rec_jax.train.merging import merge_adapters as merge_run
 from rec_jax.train.opening import AUTO, open_run
 from rec_jax.train.report import write_report
 
@@ -53,7 +54,7 @@ Loadable = PathLike | Recommender | Served
 
 def train(config: RunConfig | AgentConfig | PathLike | None = None, *, run: PathLike | None = None,
           overrides: Sequence[str] = (), resume: PathLike | None = None, force: bool = False,
-          start_from: PathLike | None = None, keep_state: bool = False,
+          start_from: PathLike | None = None, keep_state: bool = False, encoder_only: bool = False,
           trust_code: bool = False, progress: bool = False,
           since: float | None = None) -> dict[str, Any]:
     """Train a run to its end and write its report; see `RunConfig` for what can be set.
@@ -67,7 +68,8 @@ def train(config: RunConfig | AgentConfig | PathLike | None = None, *, run: Path
       of this config, or else a new one.
     force: go on although config or dataset changed; what differs is said.
     start_from: folder of a run whose rows and encoder a new run starts with; items are matched
-      by id, so the catalogue may have grown. keep_state: its optimizer state too.
+      by id, so the catalogue may have grown. keep_state: its optimizer state too. encoder_only:
+      no rows, for another catalogue, whose ids mean other items.
     trust_code: a config may name modules of third parties (a dotted `kind`), which then run.
     since: `time.perf_counter()` when the program began, for the seconds before the first step.
 
@@ -80,7 +82,8 @@ def train(config: RunConfig | AgentConfig | PathLike | None = None, *, run: Path
         return _train_agent(config, run, overrides, resume, force=force, trust_code=trust_code,
                             start_from=start_from, progress=progress)
     start = (None if start_from is None
-             else Start(Run(Path(start_from), trust_code), keep_state=keep_state))
+             else Start(Run(Path(start_from), trust_code), keep_state=keep_state,
+                        encoder_only=encoder_only))
     target, resolved = run_on_all(lambda: open_run(config, run, overrides, resume, force=force,
                                                  trust_code=trust_code))
     target = replace(target, folder=Path(broadcast_text(str(target.folder))))  # its name has a time
@@ -92,6 +95,17 @@ def train(config: RunConfig | AgentConfig | PathLike | None = None, *, run: Path
     if jax.process_index() == 0:
         write_report(target, summary)
     return summary
+
+
+def merge_adapters(run: PathLike, *, out: PathLike, step: int | None = None,
+                   trust_code: bool = False) -> dict[str, Any]:
+    """Write run `out`, an ordinary one, with the weights of a run with `[[lora]]`: those of its best
+    checkpoint, or of that of `step`, with what LoRA adds to its matrices in these.
+
+    Raises:
+      InputError: the run has no adapters, no such checkpoint, or there is a run in `out`.
+    """
+    return merge_run(Run(Path(run), trust_code), Path(out), step)
 
 
 def plays(config: RunConfig | AgentConfig | PathLike | None, resume: PathLike | None) -> bool:

@@ -28,6 +28,9 @@ def train(
                             "matched by id.")] = None,
     keep_state: Annotated[bool, typer.Option(
         "--keep-state", help="With --start-from: take the optimizer state too.")] = False,
+    encoder_only: Annotated[bool, typer.Option(
+        "--encoder-only", help="With --start-from: take no rows, for another catalogue, whose ids "
+                                "mean other items.")] = False,
     coordinator: Coordinator = None,
     processes: Processes = None,
     process: Process = None,
@@ -45,7 +48,8 @@ def train(
 
     join_processes(coordinator, processes, process, multihost)
     summary = api.train(config, run=run, overrides=settings or (), resume=resume, force=force,
-                        start_from=start_from, keep_state=keep_state, trust_code=trust_code,
+                        start_from=start_from, keep_state=keep_state, encoder_only=encoder_only,
+                        trust_code=trust_code,
                         progress=not as_json and not process, since=process_began())
     if as_json:
         print_json(summary)
