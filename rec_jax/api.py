@@ -99,8 +99,8 @@ def train(config: RunConfig | AgentConfig | PathLike | None = None, *, run: Path
 
 def merge_adapters(run: PathLike, *, out: PathLike, step: int | None = None,
                    trust_code: bool = False) -> dict[str, Any]:
-    """Write run `out`, an ordinary one, with the weights of a run with `[[lora]]`: those of its best
-    checkpoint, or of that of `step`, with what LoRA adds to its matrices in these.
+    """Write run `out`, an ordinary one, with the weights of a run with `[[lora]]`, whose products
+    are in its matrices then: of the best checkpoint, or that of `step`. trust_code: see `train`.
 
     Raises:
       InputError: the run has no adapters, no such checkpoint, or there is a run in `out`.

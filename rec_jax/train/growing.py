@@ -100,7 +100,8 @@ def start_from(start: Start, built: Built, target: Run, reporter: Reporter) -> T
         if step is None:
             raise InputError(f"run {start.run.folder} has no checkpoint yet")
         opened = with_named_tables(checkpoints.open(step))
-    matched, moved = Matched(np.empty(0, np.int64), [], built.dataset.num_items), None
+    matched = Matched(np.empty(0, np.int64), [], built.dataset.num_items)
+    moved: dict[str, np.ndarray] | None = None
     if config.features or not start.encoder_only:
         old = Dataset.open(config.data.path)
         check_dataset(old, str(opened.info.extra.get("dataset")))
