@@ -81,6 +81,8 @@ def train(config: RunConfig | AgentConfig | PathLike | None = None, *, run: Path
     if plays(config, resume):
         return _train_agent(config, run, overrides, resume, force=force, trust_code=trust_code,
                             start_from=start_from, progress=progress)
+    if encoder_only and start_from is None:
+        raise InputError("encoder_only is of a run that starts from another; expected start_from")
     start = (None if start_from is None
              else Start(Run(Path(start_from), trust_code), keep_state=keep_state,
                         encoder_only=encoder_only))

@@ -51,6 +51,9 @@ _PROCESSES = {
 _PHRASES: Mapping[str, Mapping[str, str]] = {
     "train": {"leave `run` out": "leave --run out",
               "train needs a config, or the run to resume": "train needs CONFIG or --resume RUN",
+              "encoder_only is of a run that starts from another; expected start_from":
+                  "--encoder-only is of a run that starts from another; expected --start-from",
+              "expected keep_state or encoder_only": "expected --keep-state or --encoder-only",
               **_PROCESSES},
     "embed": {"from a model, or from a file of vectors": "from --model or from --vectors",
               "or set pooling": "or --pooling", "(or set pooling, which": "(or --pooling, which",

@@ -66,6 +66,7 @@ def test_a_checkpoint_has_state_of_what_trains_alone(run: Path, settings: RunCon
     assert not any("['tables']" in path for path in found if path.startswith("training"))
 
 
+@pytest.mark.slow
 def test_an_adapted_run_goes_on_to_the_same_bits(run: Path, tmp_path: Path) -> None:
     half = shutil.copytree(run, tmp_path / "half")
     shutil.rmtree(half / "checkpoints" / "step_6")
@@ -168,6 +169,8 @@ def saved(folder: Path, built_config: RunConfig) -> tuple[Run, TrainState]:
     built = build(built_config)
     encoder = {path: leaf + 1 for path, leaf in built.state.encoder.items()}
     run, state = Run(folder), built.state._replace(encoder=encoder)
+    if state.average is not None:
+        state = state._replace(average=state.average._replace(encoder=encoder))
     run.create(built_config)
     with Checkpoints(run.checkpoints) as checkpoints:
         checkpoints.save(9, to_items(state), {
@@ -207,6 +210,8 @@ def test_a_transfer_takes_encoder_and_content_map_and_no_row(
     assert not (tmp_path / "new" / "retired_items.txt").exists()
     with pytest.raises(InputError, match="expected keep_state or encoder_only"):
         Start(run, keep_state=True, encoder_only=True)
+    with pytest.raises(InputError, match="encoder_only is of a run that starts from another"):
+        api.train(of("new"), run=tmp_path / "x", encoder_only=True)
 
 
 def test_an_adapted_run_is_merged_before_another_starts_from_it(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,9 +87,9 @@ def test_merged_is_the_matrix_plus_the_scaled_product() -> None:
 
 
 def test_first_values_of_a_matrix_do_not_depend_on_what_else_is_adapted() -> None:
-    shapes = {"a": (64, 32), "b": (64, 32)}
-    alone = init_lora([Adapted("b", 16, 1.0)], shapes, 3)
-    both = init_lora([Adapted("a", 16, 1.0), Adapted("b", 16, 1.0)], shapes, 3)
+    shapes = {"a": (64, 64), "b": (64, 64)}
+    alone = init_lora([Adapted("b", 64, 1.0)], shapes, 3)
+    both = init_lora([Adapted("a", 64, 1.0), Adapted("b", 64, 1.0)], shapes, 3)
     for path, leaf in alone.items():
         np.testing.assert_array_equal(leaf, both[path])
     assert not np.array_equal(both["lora/a/a"], both["lora/b/a"])
@@ -98,12 +100,14 @@ def test_first_values_of_a_matrix_do_not_depend_on_what_else_is_adapted() -> Non
 DIM, LENGTH = 8, 5
 
 
-def queries(encoder: Encoder, params: dict[str, jax.Array]) -> np.ndarray:
+def queries_of(encoder: Encoder) -> Callable[[dict[str, jax.Array]], np.ndarray]:
+    """From parameters to queries, compiled once."""
     random = np.random.default_rng(1)
     inputs = Inputs(jnp.asarray([[1, 1, 2, 2, 0], [1] * 5], jnp.int32),
                     jnp.asarray([[0, 1, 0, 1, 2], range(5)], jnp.int32))
     vectors = jnp.asarray(random.standard_normal((2, LENGTH, DIM)), jnp.float32)
-    return np.asarray(jax.jit(lambda params: encoder(params, vectors, inputs))(params))
+    compiled = jax.jit(lambda params: encoder(params, vectors, inputs))
+    return lambda params: np.asarray(compiled(params))
 
 
 @pytest.mark.parametrize("precision", ["f32", pytest.param("bf16", marks=pytest.mark.slow)])
@@ -119,14 +123,15 @@ def test_lora_begins_as_the_encoder_itself_and_merged_is_what_it_becomes(
         **settings)  # type: ignore[arg-type]
     assert len(encoder.lora) >= 2 and adapted.keys() - params.keys() == {
         path for each in encoder.lora for path in (each.left, each.right)}
-    before = queries(base, params)
-    assert queries(encoder, adapted).tobytes() == before.tobytes()
+    plain, tuned = queries_of(base), queries_of(encoder)
+    before = plain(params)
+    assert tuned(adapted).tobytes() == before.tobytes()
     random = np.random.default_rng(2)
     moved = {path: leaf if path in params else jnp.asarray(
         0.1 * random.standard_normal(leaf.shape), jnp.float32) for path, leaf in adapted.items()}
-    after = queries(encoder, moved)
+    after = tuned(moved)
     assert np.abs(after.astype(np.float32) - before.astype(np.float32)).max() > 1e-2
-    np.testing.assert_allclose(queries(base, merged(encoder.lora, moved)).astype(np.float32),
+    np.testing.assert_allclose(plain(merged(encoder.lora, moved)).astype(np.float32),
                                after.astype(np.float32), atol=1e-6)
 
 
