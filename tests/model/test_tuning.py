@@ -112,8 +112,8 @@ def queries_of(encoder: Encoder) -> Callable[[dict[str, jax.Array]], np.ndarray]
 
 @pytest.mark.parametrize("precision", ["f32", pytest.param("bf16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("config", [
-    transformer.Config(layers=1, heads=2, hidden=2), hstu.Config(layers=1, heads=2)],
-    ids=["transformer", "hstu"])
+    pytest.param(transformer.Config(layers=1, heads=2, hidden=2), id="transformer"),
+    pytest.param(hstu.Config(layers=1, heads=2), id="hstu", marks=pytest.mark.slow)])
 def test_lora_begins_as_the_encoder_itself_and_merged_is_what_it_becomes(
         config: transformer.Config | hstu.Config, precision: str) -> None:
     settings = {"dim": DIM, "length": LENGTH, "causal": True, "precision": precision, "seed": 4}

@@ -76,9 +76,8 @@ def bits(tree: Any) -> list[bytes]:
 
 
 @pytest.mark.parametrize(("mode", "tied"), [
-    ("dense", True), ("sparse", True), ("streamed", True),
-    pytest.param("dense", False, marks=pytest.mark.slow),
-    pytest.param("streamed", False, marks=pytest.mark.slow)])
+    ("sparse", True), *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ("dense", True), ("streamed", True), ("dense", False), ("streamed", False)))])
 def test_what_is_frozen_keeps_its_bits_and_has_no_state(mode: str, tied: bool) -> None:
     step, start = step_of(mode, "held", tied)
     state = start()
