@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         export,
         fit_baseline,
         load,
+        merge_adapters,
         off_policy,
         popularity_bias,
         recommend,
@@ -45,7 +46,7 @@ _VERBS = ("train",)  # also names of packages in this one
 _HOMES = {
     "baseline": "api", "fit_baseline": "api", "recommend": "api", "load": "api",
     "off_policy": "api", "embed": "api", "popularity_bias": "api", "evaluate": "api",
-    "export": "api",
+    "export": "api", "merge_adapters": "api",
     "doctor": "bench.machine", "BaselineConfig": "solvers.compare",
     "Dataset": "data.dataset", "fetch": "data.fetch", "prepare": "data.prepare",
     "PrepareConfig": "data.prepare_config", "SynthConfig": "data.synth", "synth": "data.synth",
@@ -57,9 +58,8 @@ _HOMES = {
 __all__ = [
     "BaselineConfig", "Dataset", "Embeddings", "InputError", "JudgeConfig", "LogColumns",
     "PrepareConfig", "RunConfig", "SynthConfig", "TrainingError", "baseline", "doctor", "embed",
-    "evaluate", "export", "fetch", "fit_baseline", "load", "load_embeddings", "off_policy",
-    "popularity_bias",
-    "prepare", "recommend", "synth", "train",
+    "evaluate", "export", "fetch", "fit_baseline", "load", "load_embeddings",
+    "merge_adapters", "off_policy", "popularity_bias", "prepare", "recommend", "synth", "train",
 ]
 
 

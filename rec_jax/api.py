@@ -45,6 +45,7 @@ from rec_jax.text.encoder import TextConfig
 from rec_jax.train.continuing import going_on
 from rec_jax.train.growing import Start
 from rec_jax.train.loop import run_training
+from rec_jax.train.merging import merge_adapters as merge_run
 from rec_jax.train.opening import AUTO, open_run
 from rec_jax.train.report import write_report
 
@@ -54,7 +55,7 @@ Loadable = PathLike | Recommender | Served
 
 def train(config: RunConfig | AgentConfig | PathLike | None = None, *, run: PathLike | None = None,
           overrides: Sequence[str] = (), resume: PathLike | None = None, force: bool = False,
-          start_from: PathLike | None = None, keep_state: bool = False,
+          start_from: PathLike | None = None, keep_state: bool = False, encoder_only: bool = False,
           continue_from: PathLike | None = None, data: PathLike | None = None,
           trust_code: bool = False, progress: bool = False,
           since: float | None = None) -> dict[str, Any]:
@@ -69,7 +70,8 @@ def train(config: RunConfig | AgentConfig | PathLike | None = None, *, run: Path
       of this config, or else a new one.
     force: go on although config or dataset changed; what differs is said.
     start_from: folder of a run whose rows and encoder a new run starts with; items are matched
-      by id, so the catalogue may have grown. keep_state: its optimizer state too.
+      by id, so the catalogue may have grown. keep_state: its optimizer state too. encoder_only:
+      no rows, for another catalogue, whose ids mean other items.
     continue_from: folder of a run that a new one goes on from with its config, now that its dataset
       was appended to in `data`: tested on what is new there, and then trained on it; see
       `rec_jax.train.continuing`.
@@ -95,8 +97,11 @@ def train(config: RunConfig | AgentConfig | PathLike | None = None, *, run: Path
     if plays(config, resume):
         return _train_agent(config, run, overrides, resume, force=force, trust_code=trust_code,
                             start_from=start_from, progress=progress)
+    if encoder_only and start_from is None:
+        raise InputError("encoder_only is of a run that starts from another; expected start_from")
     start = (None if start_from is None
-             else Start(Run(Path(start_from), trust_code), keep_state=keep_state))
+             else Start(Run(Path(start_from), trust_code), keep_state=keep_state,
+                        encoder_only=encoder_only))
     target, resolved = run_on_all(lambda: open_run(config, run, overrides, resume, force=force,
                                                  trust_code=trust_code))
     target = replace(target, folder=Path(broadcast_text(str(target.folder))))  # its name has a time
@@ -108,6 +113,17 @@ def train(config: RunConfig | AgentConfig | PathLike | None = None, *, run: Path
     if jax.process_index() == 0:
         write_report(target, summary)
     return summary
+
+
+def merge_adapters(run: PathLike, *, out: PathLike, step: int | None = None,
+                   trust_code: bool = False) -> dict[str, Any]:
+    """Write run `out`, an ordinary one, with the weights of a run with `[[lora]]`, whose products
+    are in its matrices then: of the best checkpoint, or that of `step`. trust_code: see `train`.
+
+    Raises:
+      InputError: the run has no adapters, no such checkpoint, or there is a run in `out`.
+    """
+    return merge_run(Run(Path(run), trust_code), Path(out), step)
 
 
 def plays(config: RunConfig | AgentConfig | PathLike | None, resume: PathLike | None) -> bool:

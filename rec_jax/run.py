@@ -25,7 +25,9 @@ from rec_jax.errors import InputError
 from rec_jax.mesh import MeshConfig
 from rec_jax.metrics import RATING_METRICS, metric_names
 from rec_jax.model.encoders import ENCODERS, reads_history, uses_users
+from rec_jax.model.lora import LoraConfig
 from rec_jax.model.optimizer import OptimizerConfig
+from rec_jax.model.tuning import TuneConfig
 from rec_jax.objectives import OBJECTIVES
 from rec_jax.objectives.rating import Config as Rating
 from rec_jax.ranges import above, at_least, between, check, check_different
@@ -171,6 +173,7 @@ class RunConfig:
     features: side features whose vectors are added to the items', each once.
     content: vectors of the items that are a part of their rows, each once.
     bias: what is added to the score of each item, in the loss and where it is ranked.
+    tune: which parameters are frozen, or train slower or faster; lora: thin products beside them.
     inputs, users: of the tables of an untied encoder's inputs, and of users; `table`'s by default.
     continual: the run that this one goes on from, see `rec_jax.train.continuing`.
     """
@@ -186,6 +189,8 @@ class RunConfig:
     features: tuple[FeatureConfig, ...] = ()
     content: tuple[ContentConfig, ...] = ()
     bias: BiasConfig = field(default_factory=BiasConfig)
+    tune: tuple[TuneConfig, ...] = ()
+    lora: tuple[LoraConfig, ...] = ()
     inputs: TableConfig | None = None
     users: TableConfig | None = None
     continual: ContinualConfig | None = None
@@ -206,8 +211,7 @@ class RunConfig:
                              f"objective {self.objective.kind!r} does not predict; expected a "
                              "metric of ranks such as ndcg@10")
         if self.bias.when_served and isinstance(self.objective, Rating):
-            raise InputError("bias: a rating has no popularity added; expected "
-                             "bias.serve_strength = 0")
+            raise InputError("bias: a rating adds no popularity; expected bias.serve_strength = 0")
         if self.bias.in_loss and self.objective.needs.mean_row:
             raise InputError("bias: label smoothing scores the mean row, which has no bias; "
                              "expected objective.label_smoothing = 0")
@@ -317,10 +321,8 @@ def _bound(config: RunConfig, name: str, modes: Mapping[str, Mode], processes: i
 
 @dataclass(frozen=True)
 class Run:
-    """Paths of a run folder.
-
-    trust_code: its config may name modules of third parties, which run when it is read.
-    """
+    """Paths of a run folder. trust_code: its config may name modules of third parties, which run
+    when it is read."""
 
     folder: Path
     trust_code: bool = False

@@ -1,6 +1,6 @@
 """Every random number of a run by its name: which key it comes from.
 
-    seed -> parameters, mask, features, content, heads            before the first step
+    seed -> parameters, mask, features, content, heads, lora      before the first step
          -> agent, replay, play (of simulated users)              while it plays, before, evaluated
          -> steps -> step k -> negatives, rounding, content       in step k
                             -> micro-batch i -> dropout, task     in micro-batch i of it
@@ -19,6 +19,7 @@ Array = jax.Array
 
 PARAMETERS, MASK, FEATURES, STEPS, CONTENT, HEADS = 1, 2, 3, 4, 5, 6  # of a run
 AGENT, REPLAY, PLAY = 7, 8, 9  # of a run that plays
+LORA = 10  # of a run
 # Of a step, past the number of any micro-batch. From that of ROWS a key is folded for each item.
 NEGATIVES, ROUNDING, ROWS = 2**31, 2**31 + 1, 2**31 + 2
 DROPOUT, TASK = 0, 1  # of a micro-batch

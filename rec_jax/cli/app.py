@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from rec_jax.allocator import restart_with_tuned_malloc
+from rec_jax.cli import adapt as cli_adapt
 from rec_jax.cli import baseline as cli_baseline
 from rec_jax.cli import bench as cli_bench
 from rec_jax.cli import checkpoint as cli_checkpoint
@@ -32,6 +33,7 @@ app = App(no_args_is_help=True, pretty_exceptions_enable=False,
 app.add_typer(embed_app)
 app.add_typer(cli_config.app, name="config")
 app.add_typer(cli_checkpoint.app, name="checkpoint")
+app.add_typer(cli_adapt.app, name="adapt")
 app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_deltas.app, name="deltas")

@@ -57,6 +57,9 @@ _PHRASES: Mapping[str, Mapping[str, str]] = {
               "data is the dataset of": "--data is the dataset of",
               "expected continue_from, or data.path in the config":
                   "expected --continue RUN, or data.path in the config",
+              "encoder_only is of a run that starts from another; expected start_from":
+                  "--encoder-only is of a run that starts from another; expected --start-from",
+              "expected keep_state or encoder_only": "expected --keep-state or --encoder-only",
               **_PROCESSES},
     "embed": {"from a model, or from a file of vectors": "from --model or from --vectors",
               "or set pooling": "or --pooling", "(or set pooling, which": "(or --pooling, which",

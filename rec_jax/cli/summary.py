@@ -72,10 +72,14 @@ def training(summary: Mapping[str, Any]) -> None:
                                          f"after step {number(summary['best_step'])}")
         if summary.get("stopped"):
             yield "ended", summary["stopped"]
+        trained, frozen = ((summary.get("parameters") or {}).get(name, 0)
+                           for name in ("trained", "frozen"))
+        if frozen:
+            yield "parameters that train", f"{number(trained)} of {number(trained + frozen)}"
         yield "training time", duration(summary["train_seconds"])
         yield from _others(summary, {"run", "steps", "steps_per_epoch", "best", "best_step",
                                      "metric", "stopped", "train_seconds", "table_update",
-                                     "protocol", "start_seconds", "before"})
+                                     "protocol", "start_seconds", "before", "parameters"})
         yield "curves", f"{summary['run']}/report.html"
 
     print_facts(f"Run {summary['run']}", facts())

@@ -34,6 +34,9 @@ def train(
                                           "it, in a new run.")] = None,
     data: Annotated[str | None, typer.Option(
         metavar="DATASET", help="With --continue: made by `rec-jax prepare --append`.")] = None,
+    encoder_only: Annotated[bool, typer.Option(
+        "--encoder-only", help="With --start-from: take no rows, for another catalogue, whose ids "
+                                "mean other items.")] = False,
     coordinator: Coordinator = None,
     processes: Processes = None,
     process: Process = None,
@@ -51,7 +54,7 @@ def train(
 
     join_processes(coordinator, processes, process, multihost)
     summary = api.train(config, run=run, overrides=settings or (), resume=resume, force=force,
-                        start_from=start_from, keep_state=keep_state,
+                        start_from=start_from, keep_state=keep_state, encoder_only=encoder_only,
                         continue_from=continue_from, data=data, trust_code=trust_code,
                         progress=not as_json and not process, since=process_began())
     if as_json:

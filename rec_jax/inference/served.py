@@ -255,7 +255,7 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
         config.encoder, dim=config.table.dim, length=config.data.length,
         causal=config.objective.causal, precision=config.train.precision, seed=config.seed,
         features=find_features(config.features, dataset), content=_content(opened, config),
-        heads=config.objective.needs.heads)
+        heads=config.objective.needs.heads, lora=config.lora)
     total, name = padded_size(dataset.num_items), _weights_in(config)
 
     def stored(table: str, settings: TableConfig) -> jax.ShapeDtypeStruct:

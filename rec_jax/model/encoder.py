@@ -23,7 +23,10 @@ from rec_jax.errors import InputError
 from rec_jax.model.encoders import EncoderConfig, Inputs
 from rec_jax.model.encoders.base import at_places
 from rec_jax.model.features import add_features, init_tables
-from rec_jax.model.heads import FOLDER, init_heads
+from rec_jax.model.heads import FOLDER as HEADS
+from rec_jax.model.heads import init_heads
+from rec_jax.model.lora import FOLDER as LORA
+from rec_jax.model.lora import Adapted, LoraConfig, find_adapted, init_lora, merged
 from rec_jax.model.rows import RowSource
 from rec_jax.tables import INPUTS, USERS
 
@@ -50,6 +53,7 @@ class Encoder(NamedTuple):
     features: tuple[Feature, ...] = ()
     takes_places: bool = True
     source: RowSource = RowSource(0)
+    lora: tuple[Adapted, ...] = ()
 
     def __call__(self, params: Params, vectors: jax.Array, inputs: Inputs,
                  key: jax.Array | None = None, hidden: jax.Array | None = None,
@@ -65,6 +69,7 @@ class Encoder(NamedTuple):
         vectors = add_features(self.features, params, vectors, inputs, hidden)
         if hidden is not None and inputs.times is not None:
             inputs = inputs._replace(times=visible_times(inputs, hidden))
+        params = merged(self.lora, params)
         leaves = [params[path] for path in self.paths]
         module = nnx.merge(self.graph, jax.tree.unflatten(self.structure, leaves))
         inputs = inputs._replace(features=None)
@@ -95,12 +100,14 @@ def visible_times(inputs: Inputs, hidden: jax.Array) -> jax.Array:
 
 def build_encoder(config: EncoderConfig, *, dim: int, length: int, causal: bool, precision: str,
                   seed: int, features: Sequence[Feature] = (), content: Sequence[Content] = (),
-                  scale: float = 0.02, heads: Sequence[str] = ()) -> tuple[Encoder, Params]:
+                  scale: float = 0.02, heads: Sequence[str] = (),
+                  lora: Sequence[LoraConfig] = ()) -> tuple[Encoder, Params]:
     """The encoder of `config` and its initial parameters (f32), drawn from `seed`.
 
     One that is not causal has a parameter `mask` more, for the places that are hidden from it;
     there is one table more for each of `features`, one matrix for each of `content`, which
-    begins with deviation `scale`, and one for each of `heads`.
+    begins with deviation `scale`, and one for each of `heads`, and two for each matrix of the
+    encoder that `lora` adapts.
     """
     module = config.build(dim=dim, length=length, causal=causal, dtype=DTYPES[precision],
                           rngs=nnx.Rngs(streams.of_run(seed, streams.PARAMETERS)))
@@ -108,7 +115,8 @@ def build_encoder(config: EncoderConfig, *, dim: int, length: int, causal: bool,
     flat = jax.tree.leaves_with_path(state)
     paths = tuple(_name(path) for path, _ in flat)
     for path in paths:
-        if path in (MASK, *TABLES) or path.startswith(("features/", "content/", FOLDER)):
+        if path in (MASK, *TABLES) or path.startswith(
+                ("features/", "content/", "tables/", HEADS, LORA)):
             raise InputError(f"encoder {config.kind!r} has a parameter {path!r}, which is the name "
                              "of something beside an encoder; expected another name")
     params = dict(zip(paths, (leaf for _, leaf in flat), strict=True))
@@ -118,9 +126,12 @@ def build_encoder(config: EncoderConfig, *, dim: int, length: int, causal: bool,
     params |= init_tables(features, dim, seed)
     source = RowSource(dim, tuple(content))
     params |= source.init_parameters(seed, scale) | init_heads(heads, dim, seed)
+    shapes = {path: params[path].shape for path in paths}
+    adapted = find_adapted(lora, shapes)
+    params |= init_lora(adapted, shapes, seed)
     takes_places = "at" in inspect.signature(module.__call__).parameters
-    return Encoder(graph, jax.tree.structure(state), paths, tuple(features), takes_places,
-                   source), params
+    return Encoder(graph, jax.tree.structure(state), paths, tuple(features), takes_places, source,
+                   adapted), params
 
 
 def with_tables(params: Params, tables: Mapping[str, jax.Array]) -> Params:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 import optax
 
+from rec_jax.model.tuning import EVERYTHING, Tuning, scale_by_path
 from rec_jax.ranges import above, at_least, below, check
 
 LEAST_EPS = 1e-30
@@ -58,11 +59,13 @@ def schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     return optax.join_schedules([ramp, after], [config.warmup])
 
 
-def dense_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
+def dense_optimizer(config: OptimizerConfig, total_steps: int, tuning: Tuning = EVERYTHING
+                    ) -> optax.GradientTransformation:
     """Adam(W) over a pytree of parameters.
 
     Weight decay touches arrays of two and more dimensions, never the rows of tables (which are in
-    the tree under `tables` when they train densely) and never norms or biases.
+    the tree under `tables` when they train densely) and never norms or biases. It is a part of the
+    update, on which `tuning` has its factors; what is frozen is not in the tree.
     """
     rate = schedule(config, total_steps)
     steps = [optax.clip_by_global_norm(config.clip)] if config.clip is not None else []
@@ -70,6 +73,8 @@ def dense_optimizer(config: OptimizerConfig, total_steps: int) -> optax.Gradient
     if config.weight_decay:
         steps.append(optax.add_decayed_weights(config.weight_decay, mask=_matrices))
     steps.append(optax.scale_by_learning_rate(rate))
+    if tuning.rates:
+        steps.append(scale_by_path(tuning))
     return optax.chain(*steps)
 
 

@@ -30,7 +30,9 @@ from rec_jax.kernels import Backend
 from rec_jax.kernels.dispatch import load
 from rec_jax.mesh import BOTH, batch_sharding
 from rec_jax.model.encoder import build_encoder
+from rec_jax.model.lora import adapted_in
 from rec_jax.model.optimizer import dense_optimizer, schedule
+from rec_jax.model.tuning import find_tuning
 from rec_jax.plan.shapes import batch_shapes
 from rec_jax.run import RunConfig, modes_of, tables_of, update_of
 from rec_jax.tables import ITEMS, Table, row_optimizer, rows_over
@@ -176,10 +178,11 @@ def lower_step(config: RunConfig, num_items: int, mesh: Mesh) -> Any:
         encoder_config, dim=table_config.dim, length=config.data.length,
         causal=objective.causal, precision=settings.precision, seed=config.seed,
         features=planned_features(config.features), content=planned_content(config.content),
-        heads=objective.needs.heads)
+        heads=objective.needs.heads, lora=config.lora)
     mode = update_of(config, num_items).mode
     configs, modes = tables_of(config), modes_of(config, mode)
-    optimizer = dense_optimizer(config.optimizer, _TOTAL_STEPS)
+    tuning = find_tuning(config.tune, params, configs, adapted_in(params))
+    optimizer = dense_optimizer(config.optimizer, _TOTAL_STEPS, tuning)
     shape = (padded_size(num_items), table_config.dim)
 
     numbers = jax.ShapeDtypeStruct(shape[:1], jnp.float32)
@@ -187,21 +190,21 @@ def lower_step(config: RunConfig, num_items: int, mesh: Mesh) -> Any:
         "bias": numbers, "trains_bias": config.bias.trained,
         "bias_state": jax.eval_shape(
             lambda: bias_state(row_optimizer(table_config.optimizer), shape[0]))
-        if config.bias.trained and mode != "dense" else ()}
+        if config.bias.trained and mode != "dense" and not tuning.freezes_table(ITEMS) else ()}
 
     def table_of(name: str) -> Table:
         fixed = encoder.source.columns if name == ITEMS else 0
         rows: Any = jax.ShapeDtypeStruct((shape[0], shape[1] + fixed),
                                          DTYPES[configs[name].dtype])
-        state = () if modes[name] == "dense" else jax.eval_shape(
+        state = () if modes[name] == "dense" or tuning.freezes_table(name) else jax.eval_shape(
             lambda: row_optimizer(configs[name].optimizer).init(shape))
         return Table(rows, state, num_items, rows_over(mode), row_map_of(mode, num_items), fixed,
                      **(bias if name == ITEMS and config.bias.in_loss else {}))
 
     tables = {name: table_of(name) for name in configs}
     average = None if settings.ema is None else jax.eval_shape(weights, params, tables)
-    moments = jax.eval_shape(lambda *parts: optimizer.init(trained(*parts, modes=modes)),
-                             params, tables)
+    moments = jax.eval_shape(lambda *parts: optimizer.init(
+        trained(*parts, modes=modes, tuning=tuning)), params, tables)
     counter: Any = jax.ShapeDtypeStruct((), jnp.int32)
     key: Any = jax.ShapeDtypeStruct((2,), jnp.uint32)
     state = TrainState(counter, params, tables, moments, average, key, average)
@@ -218,7 +221,8 @@ def lower_step(config: RunConfig, num_items: int, mesh: Mesh) -> Any:
              for name, leaf in batch.items()}
     step = make_train_step(
         encoder, objective, optimizer, precision=settings.precision, ema=settings.ema,
-        tables=configs, modes=modes, mesh=mesh, rate=schedule(config.optimizer, _TOTAL_STEPS))
+        tables=configs, modes=modes, mesh=mesh, rate=schedule(config.optimizer, _TOTAL_STEPS),
+        tuning=tuning)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # not this host's devices
         return step.lower(state, batch)  # type: ignore[attr-defined]
 

@@ -23,6 +23,8 @@ from rec_jax.devices import (
 )
 from rec_jax.errors import InputError
 from rec_jax.model.encoder import build_encoder
+from rec_jax.model.lora import adapted_in
+from rec_jax.model.tuning import find_tuning
 from rec_jax.plan.messages import Cut, Sizes, messages
 from rec_jax.plan.shapes import drawn_rows, task_shapes
 from rec_jax.run import RunConfig, modes_of, placements_of, tables_of, update_of
@@ -100,7 +102,7 @@ def make_plan(config: RunConfig, num_items: int, devices: Devices) -> Plan:
     task = task_shapes(config, num_items)
     predicted = math.prod(task.targets.shape)
     micro = positions / settings.accumulate / count
-    parameters = _encoder_parameters(config)
+    parameters, trained, moving = _encoder_parameters(config)
     objective = config.objective
     sampled = not objective.needs.normaliser
     drawn, alike = drawn_rows(task)
@@ -119,6 +121,7 @@ def make_plan(config: RunConfig, num_items: int, devices: Devices) -> Plan:
     away = [name for name in tables if placements[name].where != "device"]
     kept_rows = local_rows * (len(tables) - len(away)) + sum(
         placements[name].slots for name in away)
+    moved_rows = kept_rows * len(moving) / len(tables)  # frozen ones have no gradient, no state
     averages = 2 if settings.ema is not None else 0  # itself and what rounding took from it
     # Rows in bf16 are f32 as long as a dense step lasts.
     widened = 4 if mode == "dense" and table.dtype == "bf16" else 0
@@ -126,9 +129,9 @@ def make_plan(config: RunConfig, num_items: int, devices: Devices) -> Plan:
     shared = drawn if alike and mode != "dense" else 0  # and what all of them bring together
     memory = {
         "rows": kept_rows * dim * (width + 4 * averages),
-        "row optimizer": kept_rows * (8 * dim if mode == "dense" else per_row * dim + constant),
-        "row gradient": kept_rows * dim * (4 + widened) if mode == "dense" else 0.0,
-        "encoder and its optimizer": parameters * 4 * (4 + averages),
+        "row optimizer": moved_rows * (8 * dim if mode == "dense" else per_row * dim + constant),
+        "row gradient": moved_rows * dim * (4 + widened) if mode == "dense" else 0.0,
+        "encoder and its optimizer": 4 * (parameters * (1 + averages) + 3 * trained),
         "activations": micro * _activation_bytes(config, compute),
         "gathered rows": 0.0 if mode == "dense" else (fetched * 3 + shared * 2) * dim * 4,
         "queries and expected rows": predicted / (count if sampled else groups) * dim
@@ -225,14 +228,20 @@ def nearest_fit(config: RunConfig, num_items: int, devices: Devices) -> list[str
     return list(found.values())
 
 
-def _encoder_parameters(config: RunConfig) -> int:
-    """Number of encoder parameters, from shapes alone."""
+def _encoder_parameters(config: RunConfig) -> tuple[int, int, list[str]]:
+    """Number of encoder parameters, and of those that train, from shapes alone; and the tables that
+    train."""
     shapes = jax.eval_shape(lambda: build_encoder(
         config.encoder, dim=config.table.dim, length=config.data.length,
         causal=config.objective.causal, precision=config.train.precision, seed=0,
         features=planned_features(config.features), content=planned_content(config.content),
-        heads=config.objective.needs.heads)[1])
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+        heads=config.objective.needs.heads, lora=config.lora)[1])
+    tables = tables_of(config)
+    tuning = find_tuning(config.tune, shapes, tables, adapted_in(shapes))
+    sizes = {path: math.prod(leaf.shape) for path, leaf in shapes.items()}
+    return (sum(sizes.values()),
+            sum(size for path, size in sizes.items() if not tuning.frozen(path)),
+            [name for name in tables if not tuning.freezes_table(name)])
 
 
 def _activation_bytes(config: RunConfig, compute: int) -> float:

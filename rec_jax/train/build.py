@@ -30,13 +30,15 @@ from rec_jax.mesh import Axes, device_memory, make_mesh, row_sharding
 from rec_jax.metrics import rank_metrics
 from rec_jax.model.encoder import TABLES, Encoder, build_encoder
 from rec_jax.model.encoders import uses_users
+from rec_jax.model.lora import adapted_in
 from rec_jax.model.optimizer import dense_optimizer, schedule
 from rec_jax.model.rows import RowSource
+from rec_jax.model.tuning import Tuning, find_tuning
 from rec_jax.objectives.rating import Config as Rating
 from rec_jax.run import RunConfig, modes_of, placements_of, tables_of, targets_of, update_of
 from rec_jax.tables import ITEMS, USERS, RowMap, Table, init_table, row_optimizer, rows_over
 from rec_jax.tables.bias import bias_state, first_bias, place_bias
-from rec_jax.tables.choose import Choice
+from rec_jax.tables.choose import Choice, Mode
 from rec_jax.tables.fixed import with_fixed
 from rec_jax.tables.on_mesh import shards_of
 from rec_jax.tables.placement import Placement
@@ -68,7 +70,8 @@ class Built:
 
     tiers: what of its tables does not lie on the devices; placements: where each lies, and why.
     log_share: f32 `[V]`, log of each item's share of all labels, where the objective needs it.
-    encoder: what `state.encoder` has the parameters of.
+    encoder: what `state.encoder` has the parameters of; modes: how each table trains; tuning: what
+      of all that trains.
     """
 
     dataset: Dataset
@@ -84,6 +87,8 @@ class Built:
     log_share: npt.NDArray[np.float32] | None
     config: RunConfig
     encoder: Encoder
+    modes: dict[str, Mode]
+    tuning: Tuning
 
 
 def build(config: RunConfig) -> Built:
@@ -115,10 +120,11 @@ def build(config: RunConfig) -> Built:
         causal=config.objective.causal, precision=settings.precision, seed=config.seed,
         features=find_features(config.features, dataset),
         content=content.parts, scale=config.table.init_scale,
-        heads=config.objective.needs.heads)
+        heads=config.objective.needs.heads, lora=config.lora)
     choice = update_of(config, dataset.num_items)
-    optimizer = dense_optimizer(config.optimizer, horizon.total)
     tables, modes = tables_of(config), modes_of(config, choice.mode)
+    tuning = find_tuning(config.tune, params, tables, adapted_in(params))
+    optimizer = dense_optimizer(config.optimizer, horizon.total, tuning)
     counts = {name: dataset.num_users if name == USERS else dataset.num_items for name in tables}
     over = rows_over(choice.mode)
     placements = placements_of(config, modes, counts, shards=shards_of(mesh, over).pieces,
@@ -131,7 +137,8 @@ def build(config: RunConfig) -> Built:
         if placements[name].where == "device":
             new[name] = init_table(
                 table, counts[name], config.seed, mesh, name=name, over=over, row_map=row_map,
-                optimizer=None if modes[name] == "dense" else row_optimizer(table.optimizer))
+                optimizer=None if modes[name] == "dense" or tuning.freezes_table(name) else
+                row_optimizer(table.optimizer))
         else:
             new[name], tiered[name] = tiered_table(
                 table, counts[name], config.seed, mesh, name=name, over=over, row_map=row_map,
@@ -139,18 +146,20 @@ def build(config: RunConfig) -> Built:
     # Withheld items have rows, and are in no softmax and among no negatives.
     new[ITEMS] = new[ITEMS].replace(num_items=dataset.num_trained)
     new[ITEMS] = with_content(new[ITEMS], content, mesh)
-    new[ITEMS] = _with_bias(new[ITEMS], config, dataset, mesh, dense=choice.mode == "dense")
+    new[ITEMS] = _with_bias(new[ITEMS], config, dataset, mesh, stateless=(
+        choice.mode == "dense" or tuning.freezes_table(ITEMS)))
     state = init_state(
         params, new, optimizer, average=settings.ema is not None, seed=config.seed, modes=modes,
-        mesh=mesh)
+        mesh=mesh, tuning=tuning)
     step = make_train_step(
         encoder, config.objective, optimizer, precision=settings.precision, ema=settings.ema,
-        tables=tables, modes=modes, mesh=mesh, rate=schedule(config.optimizer, horizon.total))
+        tables=tables, modes=modes, mesh=mesh, rate=schedule(config.optimizer, horizon.total),
+        tuning=tuning)
     tiers = Tiers(tiered, Setting(encoder, config.objective, tables, modes, mesh,
-                                  DTYPES[settings.precision]), dataset.num_trained)
+                                  DTYPES[settings.precision], tuning), dataset.num_trained)
     return Built(dataset, stream, mesh, horizon, choice, placements, step, state, tiers,
                  Validator(config, dataset, encoder, mesh, state.items.over),
-                 _log_share(config, dataset), config, encoder)
+                 _log_share(config, dataset), config, encoder, modes, tuning)
 
 
 def with_content(table: Table, content: OpenContent, mesh: Mesh) -> Table:
@@ -163,14 +172,15 @@ def with_content(table: Table, content: OpenContent, mesh: Mesh) -> Table:
 
 
 def _with_bias(table: Table, config: RunConfig, dataset: Dataset, mesh: Mesh, *,
-               dense: bool) -> Table:
-    """The table of the items with the bias that the loss adds, where it adds one."""
+               stateless: bool) -> Table:
+    """The table of the items with the bias that the loss adds, where it adds one. stateless: no row
+    optimizer moves it."""
     if not config.bias.in_loss:
         return table
     total = table.rows.shape[0]
     bias = place_bias(total, mesh, values=first_bias(config.bias, counts_of(config, dataset)),
                       over=table.over, row_map=table.row_map)
-    state = () if dense or not config.bias.trained else jax.tree.map(
+    state = () if stateless or not config.bias.trained else jax.tree.map(
         lambda leaf: jax.device_put(leaf, row_sharding(mesh, table.over)),
         bias_state(row_optimizer(config.table.optimizer), total))
     return table.replace(bias=bias, bias_state=state, trains_bias=config.bias.trained)

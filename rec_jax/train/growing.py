@@ -3,9 +3,11 @@
 Items are matched by the ids of their source. Those that both catalogues have keep their rows
 (and, if asked, their optimizer state); new ones start from the hash of their index, as in any
 new table, or in a run with content from what it says beside the items that were kept
-(`rec_jax.inference.cold_rule`); retired ones are listed. f32 rows may become bf16 and back, as the
-new run's config says. Rows travel from disk to device in blocks, and each from the place that its
-item had to the one that it has now (`tables/row_map.py`).
+(`rec_jax.inference.cold_rule`); retired ones are listed. Where no item is kept, which is a transfer
+to another catalogue, content alone says what the new ones are. What adapts the encoder starts anew
+where the other run does not have it (`rec_jax.model.lora`). f32 rows may become bf16 and back, as
+the new run's config says. Rows travel from disk to device in blocks, and each from the place that
+its item had to the one that it has now (`tables/row_map.py`).
 """
 
 from __future__ import annotations
@@ -32,12 +34,16 @@ from rec_jax.inference.blocks import set_rows, table_blocks
 from rec_jax.inference.cold import matrices_of, own_values, read_content_of
 from rec_jax.inference.cold_rule import ColdRule
 from rec_jax.inference.served import check_dataset, row_map_in
+from rec_jax.model.lora import FOLDER as LORA
 from rec_jax.model.rows import drop_of
 from rec_jax.progress import Reporter
 from rec_jax.run import Run, RunConfig
 from rec_jax.tables import ITEMS, USERS, Table
 from rec_jax.train.build import Built, with_content
 from rec_jax.train.state import TrainState, from_items, has_rows, table_of, to_items
+
+_ADAPTS = f"['encoder']['{LORA}"
+"""In the path of a leaf that adapts a matrix of the encoder."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +54,19 @@ class Start:
     keep_state: take optimizer state and counts as well, and what rounding took from an average, so
       that the learning rate goes on where the other run stood; otherwise rows and encoder only,
       with an optimizer that starts anew.
+    encoder_only: take no rows, whatever ids two catalogues have in common: the encoder, and what
+      reads content. The other run's dataset need not be there.
     """
 
     run: Run
     step: int | None = None
     keep_state: bool = False
+    encoder_only: bool = False
+
+    def __post_init__(self) -> None:
+        if self.keep_state and self.encoder_only:
+            raise InputError("the optimizer's state belongs to the rows that it moved; expected "
+                             "keep_state or encoder_only")
 
 
 class Matched(NamedTuple):
@@ -82,22 +96,21 @@ def start_from(start: Start, built: Built, target: Run, reporter: Reporter) -> T
       InputError: no such checkpoint, its dataset changed or is gone, or shapes do not fit.
     """
     config = start.run.config()
-    old = Dataset.open(config.data.path)
     with Checkpoints(start.run.checkpoints, read_only=True) as checkpoints:
         step = checkpoints.best() if start.step is None else start.step
         if step is None:
             raise InputError(f"run {start.run.folder} has no checkpoint yet")
         opened = with_named_tables(checkpoints.open(step))
-    check_dataset(old, str(opened.info.extra.get("dataset")))
-    _check_meanings(config, old, built.dataset)
-    matched = match_items(old.item_ids(), built.dataset.item_ids())
+    matched = Matched(np.empty(0, np.int64), [], built.dataset.num_items)
+    moved: dict[str, np.ndarray] | None = None
+    if config.features or not start.encoder_only:
+        old = Dataset.open(config.data.path)
+        check_dataset(old, str(opened.info.extra.get("dataset")))
+        _check_meanings(config, old, built.dataset)
+        if not start.encoder_only:
+            matched, moved = _matched(opened, old, built)
     fresh = to_items(built.state)
     wanted = ("model", "training") if start.keep_state else ("model",)
-    before, after = row_map_in(opened, old.num_trained), built.state.items.row_map
-    by_item = after.rows(matched.new_of_old[before.ids(np.arange(old.num_items))])
-    moved = {name: by_item for name in built.state.tables}
-    if USERS in moved:
-        moved[USERS] = match_items(old.user_ids(), built.dataset.user_ids()).new_of_old
     taken = {name: _take(name, opened, fresh[name], built.state.tables, moved) for name in wanted}
     if "average" in fresh:
         name = "average" if "average" in opened.items else "model"
@@ -124,24 +137,37 @@ def start_from(start: Start, built: Built, target: Run, reporter: Reporter) -> T
     return _filled(state, built, matched.new_of_old)
 
 
+def _matched(opened: CheckpointReader, old: Dataset, built: Built
+             ) -> tuple[Matched, dict[str, np.ndarray]]:
+    """The items of two catalogues, and by table the new row of each old one, -1: it has none."""
+    matched = match_items(old.item_ids(), built.dataset.item_ids())
+    before, after = row_map_in(opened, old.num_trained), built.state.items.row_map
+    by_item = after.rows(matched.new_of_old[before.ids(np.arange(old.num_items))])
+    moved = {name: by_item for name in built.state.tables}
+    if USERS in moved:
+        moved[USERS] = match_items(old.user_ids(), built.dataset.user_ids()).new_of_old
+    return matched, moved
+
+
 def _filled(state: TrainState, built: Built, kept: np.ndarray) -> TrainState:
     """The state in which items that are not `kept` int64 `[V_old]` have the values of the rule.
 
-    The rows of all items are on the host for it.
+    Where none is kept that says anything of content, a new item is what its content says: it has
+    no values of its own. The rows of all items are on the host for it.
     """
     content, has = read_content_of(built.dataset, [part.name for part in built.config.content])
     numbers = np.arange(built.dataset.num_items)
     there = np.isin(numbers, kept)
     warm, new = np.flatnonzero(there & has), np.flatnonzero(~there & has)
-    if not len(warm):
-        return state
     source, order = built.encoder.source, state.items.row_map
 
     def filled(encoder: Any, rows: jax.Array) -> jax.Array:
         table = state.items.replace(rows=rows, num_items=len(numbers))
         stored = np.concatenate(list(table_blocks(built.mesh, table)))
-        values, _ = own_values(ColdRule(), source, matrices_of(source, encoder), stored, None,
-                               content, warm, new)
+        values = np.zeros((len(new), source.dim), np.float32)
+        if len(warm):
+            values, _ = own_values(ColdRule(), source, matrices_of(source, encoder), stored, None,
+                                   content, warm, new)
         values = np.concatenate([values, stored[new, source.dim:]], axis=1)
         return set_rows(rows, order.rows(new), values)
 
@@ -171,22 +197,37 @@ def _check_meanings(config: RunConfig, old: Dataset, new: Dataset) -> None:
 
 
 def _take(name: str, opened: CheckpointReader, fresh: Any, tables: Mapping[str, Table],
-          moved: Mapping[str, np.ndarray]) -> Any:
+          moved: Mapping[str, np.ndarray] | None) -> Any:
     """Leaves of one part of the checkpoint: by row where they are of a table, else whole.
 
-    moved: by table int64 `[V_old]`, new row of each old one, -1 where it is a retired item's.
+    moved: by table int64 `[V_old]`, new row of each old one, -1 where it is a retired item's; None:
+      no row is taken, and tables are as in `fresh`.
     """
-    sources, leaves = opened.items.get(name, {}), named_leaves(fresh)
+    sources, leaves = dict(opened.items.get(name, {})), named_leaves(fresh)
     by_row = {name: table_of(path) if has_rows(path, leaf, tables) else None
               for name, (path, leaf) in zip(leaves, jax.tree.leaves_with_path(fresh), strict=True)}
-    if sources.keys() != leaves.keys():
-        other = min(sources.keys() ^ leaves.keys())
+    kept = {path for path in leaves if path not in sources and _ADAPTS in path
+            and name != "training"}
+    if moved is None:
+        sources = {path: source for path, source in sources.items() if not _of_table(path)}
+        kept |= {path for path in leaves if _of_table(path)}
+    if sources.keys() != leaves.keys() - kept:
+        other = min(sources.keys() ^ (leaves.keys() - kept))
+        more = ("; a run with adapters is merged first, see `rec-jax adapt merge`"
+                if _ADAPTS in other and name != "training" else "")
         raise InputError(f"checkpoint {opened.name} does not fit: {name}{other} is in one of the "
-                         f"two only; encoder and optimizer must be the same, and table.tied")
-    _check_shapes(name, opened, sources, leaves, by_row)
-    found = [load_array(sources[path], leaf) if (table := by_row[path]) is None
+                         f"two only; encoder and optimizer must be the same, and table.tied{more}")
+    taken = {path: leaf for path, leaf in leaves.items() if path not in kept}
+    _check_shapes(name, opened, sources, taken, by_row)
+    found = [leaf if path in kept else load_array(sources[path], leaf)
+             if (table := by_row[path]) is None or moved is None
              else scatter_rows(leaf, sources[path], moved[table]) for path, leaf in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(fresh), found)
+
+
+def _of_table(path: str) -> bool:
+    """Whether a leaf of weights belongs to a table."""
+    return path.startswith(("['tables']", "['bias']"))
 
 
 def _check_shapes(name: str, opened: CheckpointReader, sources: Mapping[str, ArraySource],

@@ -37,6 +37,7 @@ from rec_jax.tables.placement import placement_lines
 from rec_jax.train import backends
 from rec_jax.train.build import Built, build
 from rec_jax.train.continuing import found_before, measure_before, start_of
+from rec_jax.train.counts import Counts, count_parameters
 from rec_jax.train.feed import whole_batches
 from rec_jax.train.growing import Start, start_from
 from rec_jax.train.log import MetricsLog
@@ -114,6 +115,9 @@ def _train(run: Run, config: RunConfig, built: Built, reporter: Reporter, force:
     reporter.say(f"{tables}: {mode}, {built.choice.reason}; {trained_by(config.table, mode)}")
     for line in placement_lines(built.placements):
         reporter.say(line)
+    counts = count_parameters(built.state, built.tuning)
+    if built.tuning.rates:
+        reporter.say(counts.line())
     repeats = repeats_line(built.dataset, config.evaluate, built.validator.panel)
     if repeats:
         reporter.say(repeats)
@@ -140,7 +144,8 @@ def _train(run: Run, config: RunConfig, built: Built, reporter: Reporter, force:
                 measure_before(state, built, run, log, reporter)
             saver = make_saver(checkpoints, settings, built.choice.mode, built.tiers, reporter)
             state = saver.begin(state, done or None)
-            loop = _Loop(config, built, saver, log, reporter, position, preemption, clock)
+            loop = _Loop(config, built, saver, log, reporter, position, preemption, clock,
+                         counts)
             try:
                 with pinned(position.backends):
                     return loop.run(state, done)
@@ -161,6 +166,7 @@ class _Loop:
     position: Position
     preemption: Preemption
     clock: StartClock
+    counts: Counts
 
     def run(self, state: TrainState, done: int) -> dict[str, Any]:
         settings, horizon = self.config.train, self.built.horizon
@@ -217,6 +223,7 @@ class _Loop:
                     self.config.evaluate.metric, position.best),
                 "protocol": self._protocol,
                 **found_before(self.log.path, self.config),
+                "parameters": self.counts._asdict(),
                 "table_update": self.built.choice.mode,
                 "stopped": stopped,
                 "table_optimizer": optimizer_of(self.config.table, self.built.choice.mode),

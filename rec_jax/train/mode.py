@@ -20,6 +20,7 @@ from rec_jax.mesh import replicated
 from rec_jax.model.encoder import Encoder, Params
 from rec_jax.model.encoders import Inputs
 from rec_jax.model.rows import RowSource, drop_of
+from rec_jax.model.tuning import EVERYTHING, Tuning
 from rec_jax.objectives.base import Catalogue, Ids, Task
 from rec_jax.tables import INPUTS, ITEMS, Hyper, Table, TableConfig
 from rec_jax.tables.choose import Mode as ModeName
@@ -40,7 +41,7 @@ READ = "inputs"
 
 class Setting(NamedTuple):
     """What a step is made for; static. tables: settings by name, modes: how each trains; compute:
-    dtype of encoder and scores."""
+    dtype of encoder and scores; tuning: what trains at which share of the learning rate."""
 
     encoder: Encoder
     objective: Any
@@ -48,6 +49,7 @@ class Setting(NamedTuple):
     modes: Mapping[str, ModeName]
     mesh: Mesh
     compute: Any
+    tuning: Tuning = EVERYTHING
 
     @property
     def reads(self) -> str:

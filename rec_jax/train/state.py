@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from rec_jax import streams
 from rec_jax.mesh import MeshConfig, make_mesh, replicated, row_sharding
 from rec_jax.model.encoder import Params, with_tables
+from rec_jax.model.tuning import EVERYTHING, Tuning
 from rec_jax.tables import ITEMS, Table, rows_over
 
 KeyPath = tuple[Any, ...]
@@ -58,17 +59,18 @@ class TrainState(NamedTuple):
 def init_state(encoder: Params, tables: Mapping[str, Table],
                optimizer: optax.GradientTransformation, *, seed: int,
                modes: Mapping[str, str], average: bool = False,
-               mesh: Mesh | None = None) -> TrainState:
+               mesh: Mesh | None = None, tuning: Tuning = EVERYTHING) -> TrainState:
     """The state before the first step, placed on the mesh: rows cut, all else replicated.
 
-    tables: with row-optimizer state unless their mode is dense, see `init_table`; modes: how each
-      trains.
+    tables: with row-optimizer state unless their mode is dense or they are frozen, see
+      `init_table`; modes: how each trains; tuning: which parameters train.
     """
     mesh = mesh or make_mesh(MeshConfig())
     tables = {name: table.replace(over=rows_over(modes[ITEMS])) for name, table in tables.items()}
     # Donated buffers must be distinct, so the average starts as a copy.
     copy = jax.tree.map(jnp.copy, weights(encoder, tables)) if average else None
-    moments = jax.jit(lambda *parts: optimizer.init(trained(*parts, modes=modes)))
+    moments = jax.jit(lambda *parts: optimizer.init(
+        trained(*parts, modes=modes, tuning=tuning)))
     state = TrainState(jnp.zeros((), jnp.int32), encoder, tables, moments(encoder, tables),
                        copy, jax.random.key_data(streams.of_steps(seed)),
                        None if copy is None else jax.tree.map(jnp.zeros_like, copy))
@@ -76,16 +78,24 @@ def init_state(encoder: Params, tables: Mapping[str, Table],
 
 
 def trained(encoder: Params, tables: Mapping[str, Table], *,
-            modes: Mapping[str, str]) -> dict[str, Any]:
+            modes: Mapping[str, str], tuning: Tuning = EVERYTHING) -> dict[str, Any]:
     """The f32 parameters that optax trains: the encoder's, and the rows of dense tables."""
     return dense_part({"encoder": encoder, "tables": {
-        name: table.parameters for name, table in tables.items() if modes[name] == "dense"}}, modes)
+        name: table.parameters for name, table in tables.items() if modes[name] == "dense"}},
+                      modes, tuning)
 
 
-def dense_part(tree: Mapping[str, Any], modes: Mapping[str, str]) -> dict[str, Any]:
+def dense_part(tree: Mapping[str, Any], modes: Mapping[str, str],
+               tuning: Tuning = EVERYTHING) -> dict[str, Any]:
     """The part of a tree of encoder and tables, by name, that optax trains."""
-    rows = {name: part for name, part in tree["tables"].items() if modes[name] == "dense"}
-    return {"encoder": tree["encoder"], **({"tables": rows} if rows else {})}
+    rows = {name: part for name, part in tree["tables"].items()
+            if modes[name] == "dense" and not tuning.freezes_table(name)}
+    return {"encoder": moving(tree["encoder"], tuning), **({"tables": rows} if rows else {})}
+
+
+def moving(params: Params, tuning: Tuning) -> Params:
+    """Parameters of the encoder that train."""
+    return {path: leaf for path, leaf in params.items() if not tuning.frozen(path)}
 
 
 def state_shardings(state: TrainState, mesh: Mesh) -> Any:

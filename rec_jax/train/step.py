@@ -25,6 +25,7 @@ from rec_jax.mesh import MeshConfig, batch_sharding, make_mesh
 from rec_jax.model.encoder import Encoder
 from rec_jax.model.heads import apply_head
 from rec_jax.model.rows import drop_of
+from rec_jax.model.tuning import EVERYTHING, Tuning
 from rec_jax.objectives import Objective, Task
 from rec_jax.objectives.base import Keys
 from rec_jax.tables import ITEMS, USERS, Table, TableConfig, table_stream
@@ -41,7 +42,7 @@ from rec_jax.train.mode import (
     queries_of,
     weighted,
 )
-from rec_jax.train.state import TrainState, averaged, dense_part, state_shardings, weights
+from rec_jax.train.state import TrainState, averaged, dense_part, moving, state_shardings, weights
 from rec_jax.train.tables import check_drop, check_modes, hyper_of, open_tables
 
 
@@ -78,17 +79,20 @@ def make_train_step(encoder: Encoder, objective: Objective,
                     tables: Mapping[str, TableConfig] | None = None,
                     modes: Mapping[str, ModeName] | None = None, precision: str = "f32",
                     ema: float | None = None, mesh: Mesh | None = None,
-                    rate: optax.Schedule | None = None, losses: bool = False) -> Step:
+                    rate: optax.Schedule | None = None, losses: bool = False,
+                    tuning: Tuning = EVERYTHING) -> Step:
     """One update on `mesh` (default: one device), jitted, with the state donated.
 
     The gradient of the mean over all micro-batches is exact: sums of weighted losses and of
     divisors are accumulated, and divided once.
 
-    optimizer: of the encoder, and of the rows of dense tables.
+    optimizer: of the encoder, and of the rows of dense tables; it has the factors of `tuning` on
+      these.
     tables: settings by name; in the other modes their `optimizer` is that of the rows, where
       `rate` gives its learning rate by step unless it has its own. By default one, of items.
     modes: how each table trains; by default dense.
     losses: give those of all positions, too.
+    tuning: what is frozen, and factors on the learning rate; as `init_state` had it.
 
     Raises:
       InputError: objective or average do not fit a mode, or (when traced) the batch not the
@@ -99,7 +103,7 @@ def make_train_step(encoder: Encoder, objective: Objective,
     mesh = mesh or make_mesh(MeshConfig())
     check_modes(objective, tables, modes, ema, rate)
     check_drop(drop_of(encoder.source), modes[ITEMS])
-    setting = Setting(encoder, objective, tables, modes, mesh, DTYPES[precision])
+    setting = Setting(encoder, objective, tables, modes, mesh, DTYPES[precision], tuning)
 
     def step(state: TrainState, batch: Batch, places: Mapping[str, Places] | None = None
              ) -> tuple[TrainState, StepMetrics]:
@@ -125,7 +129,7 @@ def make_train_step(encoder: Encoder, objective: Objective,
 
         def loss_of(shared: Any, slices: Any, micro: Batch, task: Task, ids: Any, key: Array
                     ) -> tuple[Array, Any]:
-            params = shared["encoder"]
+            params = {**state.encoder, **shared["encoder"]}
             answers = {name: table.catalogue(
                 shared["tables"][name], slices[name], ids[name],
                 composed(encoder.source, params, rows_key) if name == ITEMS else STORED)
@@ -141,7 +145,7 @@ def make_train_step(encoder: Encoder, objective: Objective,
             return weighted(loss, task.weights), (asked, loss if losses else None)
 
         gradient = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
-        shared = {"encoder": state.encoder,
+        shared = {"encoder": moving(state.encoder, tuning),
                   "tables": {name: table.parameters for name, table in opened.items()}}
         slices = {name: table.slices for name, table in opened.items()}
 
@@ -162,14 +166,17 @@ def make_train_step(encoder: Encoder, objective: Objective,
             # before the update, and where it may come after it XLA copies the whole table.
             to_slices, asked = materialise((to_slices, asked), now)
 
-        parameters, grads = (dense_part(tree, modes) for tree in (shared, to_shared))
+        parameters, grads = (dense_part(tree, modes, tuning)
+                             for tree in (shared, to_shared))
         updates, opt_state = optimizer.update(grads, state.optimizer, parameters)
         seed = jax.random.bits(streams.of_step(run, now, streams.ROUNDING), (), jnp.uint32)
         new_tables = {name: opened[name].close(Gradients(
             to_shared["tables"][name], to_slices[name], asked[name],
-            updates.get("tables", {}).get(name), hyper_of(tables[name], rate, now),
+            updates.get("tables", {}).get(name), hyper_of(
+                tables[name], rate, now, tuning.table_rate(name)),
             table_stream(seed, name))).replace(places=None) for name in tables}
-        new_encoder = optax.apply_updates(state.encoder, updates["encoder"])
+        new_encoder = {**state.encoder, **optax.apply_updates(
+            shared["encoder"], updates["encoder"])}
         average, rest = state.average, state.rest
         if average is not None and rest is not None and ema is not None:
             average, rest = averaged(average, rest, weights(new_encoder, new_tables), ema)

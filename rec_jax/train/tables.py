@@ -11,10 +11,11 @@ import optax
 from rec_jax.errors import InputError
 from rec_jax.objectives import Objective, Task
 from rec_jax.objectives.base import Ids, Search, Searching
-from rec_jax.tables import ITEMS, USERS, Hyper, TableConfig
+from rec_jax.tables import ITEMS, USERS, Hyper, Table, TableConfig
 from rec_jax.tables.choose import Mode as ModeName
 from rec_jax.train import dense, sparse, streamed
 from rec_jax.train.fetched import fetch_rows
+from rec_jax.train.frozen import held
 from rec_jax.train.mode import READ, Array, Batch, Opener, OpenTable, Request, Setting
 from rec_jax.train.search import search_in
 from rec_jax.train.state import TrainState
@@ -44,8 +45,7 @@ def open_tables(setting: Setting, state: TrainState, batch: Batch, tasks: Task, 
     """
     ids = _read(setting, batch)
     inputs = ids[setting.reads][READ]
-    opened = {name: MODES[setting.modes[name]](setting, name, state.tables[name],
-                                               Request(ids[name]))
+    opened = {name: _open(setting, name, state.tables[name], Request(ids[name]))
               for name in ids if name != ITEMS}
     if setting.objective.needs.search:
         search = search_in(setting, state.items, state.encoder, batch, tasks,
@@ -54,10 +54,14 @@ def open_tables(setting: Setting, state: TrainState, batch: Batch, tasks: Task, 
         tasks = cast(Searching, setting.objective).mine(
             tasks, key, search._replace(average=average))
     ids[ITEMS] |= _scored(setting, tasks)
-    opened[ITEMS] = MODES[setting.modes[ITEMS]](
-        setting, ITEMS, state.items,
-        Request(ids[ITEMS], dict(tasks.shared), tasks.targets.shape))
+    opened[ITEMS] = _open(setting, ITEMS, state.items,
+                          Request(ids[ITEMS], dict(tasks.shared), tasks.targets.shape))
     return Opened(opened, ids, tasks)
+
+
+def _open(setting: Setting, name: str, table: Table, request: Request) -> OpenTable:
+    opened = MODES[setting.modes[name]](setting, name, table, request)
+    return held(opened, table) if setting.tuning.freezes_table(name) else opened
 
 
 def _average_search(setting: Setting, state: TrainState, batch: Batch, tasks: Task, inputs: Ids
@@ -145,8 +149,10 @@ def check_drop(drop: float, mode: ModeName) -> None:
                          "0 or 1, or table.update = 'dense'")
 
 
-def hyper_of(table: TableConfig, rate: optax.Schedule | None, now: Array) -> Hyper:
-    """The scalars of a table's row optimizer: its own rate, or that of the schedule."""
+def hyper_of(table: TableConfig, rate: optax.Schedule | None, now: Array, factor: float = 1.0
+             ) -> Hyper:
+    """The scalars of a table's row optimizer: its own rate, or that of the schedule, times
+    `factor`."""
     own = table.optimizer.rate
     rates = rate if own is None else optax.constant_schedule(own)
-    return Hyper(jnp.asarray(0.0 if rates is None else rates(now), jnp.float32))
+    return Hyper(jnp.asarray(0.0 if rates is None else rates(now), jnp.float32) * factor)

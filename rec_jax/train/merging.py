@@ -1,0 +1,63 @@
+"""Make an adapted run an ordinary one: the thin products of LoRA go into the matrices beneath.
+
+    W + (alpha / r) A B    ->    W
+
+The new run has the weights of one checkpoint and a config without `lora` and `tune`; it is
+evaluated, exported and started from as any other. Its optimizer has seen nothing yet.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from rec_jax.checkpoint import Checkpoints
+from rec_jax.checkpoint.older import with_named_tables
+from rec_jax.config import to_mapping
+from rec_jax.errors import InputError
+from rec_jax.inference.served import check_dataset
+from rec_jax.model.lora import merged
+from rec_jax.run import Run
+from rec_jax.train.build import build
+from rec_jax.train.state import to_items
+
+WEIGHTS = ("model", "average")
+"""Parts of a checkpoint that are weights."""
+
+
+def merge_adapters(run: Run, out: Path, step: int | None = None) -> dict[str, Any]:
+    """Write run `out` with the weights of the best checkpoint of `run`, or of that of `step`.
+
+    Returns the folder, the step and the paths of the matrices that were merged.
+
+    Raises:
+      InputError: `run` has no adapters or no such checkpoint, or there is a run in `out`.
+    """
+    config, target = run.config(), Run(out)
+    if not config.lora:
+        raise InputError(f"run {run.folder} has no adapters to merge; expected a run with [[lora]]")
+    target.check_free()
+    ordinary = dataclasses.replace(config, lora=(), tune=())
+    adapted, built = build(config), build(ordinary)
+    adapted.tiers.check_alone("merging adapters")
+    with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
+        chosen = checkpoints.best() if step is None else step
+        if chosen is None:
+            raise InputError(f"run {run.folder} has no checkpoint yet")
+        opened = with_named_tables(checkpoints.open(chosen))
+    check_dataset(built.dataset, str(opened.info.extra.get("dataset")))
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=leaf.sharding), to_items(adapted.state))
+    found = opened.restore({part: like[part] for part in WEIGHTS if part in like}, widen=True)
+    items = to_items(built.state)
+    items["training"]["step"] += chosen
+    for part, weights in found.items():
+        items[part] = {**weights, "encoder": merged(adapted.encoder.lora, weights["encoder"])}
+    target.create(ordinary)
+    with Checkpoints(target.checkpoints) as checkpoints:
+        checkpoints.save(chosen, items, {**opened.info.extra, "config": to_mapping(ordinary)},
+                         opened.info.metric)
+    return {"run": str(out), "step": chosen, "merged": [each.path for each in adapted.encoder.lora]}
