@@ -91,6 +91,9 @@ def _toml(path: Path) -> dict[str, Any]:
         raise InputError(f"config {path} does not exist; expected a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
         raise InputError(f"config {path} is not readable TOML: {error}") from None
+    except RecursionError:
+        raise InputError(f"config {path} is not readable TOML: too many brackets in brackets"
+                         ) from None
 
 
 def override(mapping: Mapping[str, Any], lines: Iterable[str]) -> dict[str, Any]:
@@ -106,6 +109,8 @@ def override(mapping: Mapping[str, Any], lines: Iterable[str]) -> dict[str, Any]
             raise InputError(f"override {line!r} has no '='; expected key.subkey=value")
         try:
             parsed = tomllib.loads(line)
+        except RecursionError:
+            raise InputError(f"override {line[:40]!r} has too many brackets in brackets") from None
         except tomllib.TOMLDecodeError:
             parsed = _nested(key.strip().split("."), value.strip())
         merged = _merge(merged, parsed)

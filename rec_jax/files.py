@@ -15,6 +15,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,10 +47,12 @@ def atomic_writer(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     Missing folders on the way are made. Another file of that name is replaced at once.
 
     Raises:
+      InputError: `path` is a device, a pipe or a socket, which a file must not replace.
       OSError: as the system says, naming `path`; nothing stands under `path` that did not stand
         there before.
     """
     path = check_path(path)
+    _check_file(path)
     with _errors_name(path), _parents(path):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         temporary = Path(name)
@@ -158,6 +161,17 @@ def check_path(path: Path | str) -> Path:
     if not is_unicode(str(path)):
         raise InputError(f"{str(path)!r} is no name in UTF-8; expected such a name of what is made")
     return Path(os.path.abspath(path)) if not Path(path).name else Path(path)
+
+
+def _check_file(path: Path) -> None:
+    """Refuse a name that is no file's: who may rename onto /dev/null takes it from all others."""
+    try:
+        kind = path.stat().st_mode
+    except OSError:
+        kind = stat.S_IFREG  # nothing, or a link to nothing
+    special = not (stat.S_ISREG(kind) or stat.S_ISDIR(kind))
+    if special or os.path.realpath(path.parent) == "/dev":  # where /dev/stdout may be a file
+        raise InputError(f"{path} is a device, a pipe or a socket; expected the name of a file")
 
 
 def _check_absent(out: Path, replace: bool, check: Callable[[Path], None] | None = None) -> None:

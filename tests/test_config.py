@@ -119,6 +119,8 @@ def test_the_last_override_wins() -> None:
 def test_an_override_without_a_value_is_refused() -> None:
     with pytest.raises(InputError, match=r"'train\.rows' has no '='"):
         config.override({}, ["train.rows"])
+    with pytest.raises(InputError, match=r"'a=\[+' has too many brackets in brackets"):
+        config.override({}, ["a=" + "[" * 5000])
 
 
 def test_an_override_can_replace_a_component(tmp_path: Path) -> None:
@@ -219,6 +221,7 @@ def test_a_dotted_kind_that_cannot_be_imported_says_so() -> None:
 
 @pytest.mark.parametrize(("content", "expected"), [
     (None, "does not exist"), (b"a = = 1", "not readable TOML"), (b"\xff\xfe", "not readable"),
+    (b"a = " + b"[" * 5000, "too many brackets in brackets"),
 ])
 def test_an_unreadable_file_is_named(tmp_path: Path, content: bytes | None,
                                      expected: str) -> None:

@@ -40,6 +40,17 @@ def test_a_file_is_replaced_at_once_and_an_error_leaves_the_old_one(tmp_path: Pa
     assert os.listdir(path.parent) == ["name.txt"]
 
 
+def test_devices_and_pipes_are_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "link").symlink_to(pipe)
+    for path in (pipe, tmp_path / "link", Path("/dev/name"), Path("/dev/../dev/null")):
+        with pytest.raises(InputError, match=r"is a device, a pipe or a socket; expected the name"):
+            files.write_atomic(path, "new")
+    assert sorted(os.listdir(tmp_path)) == ["link", "pipe"]
+    assert pipe.is_fifo() and Path("/dev/null").is_char_device()
+
+
 def test_a_file_beside_it_with_a_temporary_looking_name_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "name.txt.tmp").write_text("somebody's")
     (tmp_path / "out.tmp").mkdir()

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rec_jax.files import write_atomic
+from rec_jax.errors import InputError
+from rec_jax.files import check_path, write_atomic
 from rec_jax.jsons import dumps
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "polars", "torch")
@@ -87,6 +88,21 @@ def command_line() -> str:
 def without_folders(argument: str) -> str:
     """`argument` with absolute paths cut to their last part: a record names no machine."""
     return re.sub(r"(^|=|=['\"])/(?:[^/\s='\"]+/)+", r"\1", argument)
+
+
+def json_path(out: Path | str) -> Path:
+    """Where a record goes, asked before it is measured; a table and a plot may go beside it.
+
+    Raises:
+      InputError: the name is that of the table or of the plot, which would replace it.
+    """
+    path = check_path(out)
+    if path.is_dir():
+        raise InputError(f"--out is {path}, which is a folder; expected the name of a JSON file")
+    if path.suffix in (".md", ".png"):
+        raise InputError(f"--out is {path}; expected a name such as {path.with_suffix('.json')}, "
+                         "beside which a table (.md) and a plot (.png) go")
+    return path
 
 
 def record(path: Path | str, payload: Mapping[str, Any], *,

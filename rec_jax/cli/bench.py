@@ -103,6 +103,7 @@ def peers(
 
     if not as_json:
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    bench_record.json_path(out)
     shapes = config.build(bench_peers.Shapes,
                           config.override({"threads": threads}, settings or ()))
     result = bench_peers.run(

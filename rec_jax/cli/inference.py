@@ -200,6 +200,8 @@ def _pairs(lines: list[str]) -> dict[str, str]:
         name, equals, value = line.partition("=")
         if not (name and equals and value):
             raise InputError(f"--attributes {line!r} is no NAME=VALUE, such as gender=F")
+        if name in found:
+            raise InputError(f"--attributes says {name!r} twice; expected one value of each")
         found[name] = value
     return found
 

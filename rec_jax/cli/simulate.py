@@ -9,6 +9,7 @@ import typer
 
 from rec_jax.cli.show import number, print_json, print_table, say
 from rec_jax.cli.types import Json, Trust
+from rec_jax.errors import InputError
 
 
 def simulate(
@@ -29,6 +30,8 @@ def simulate(
     """Play with simulated users. Returns by policy with intervals, and one user's trajectory."""
     from rec_jax import api
 
+    if turns < 0:
+        raise InputError(f"turns is {turns}; expected at least 0")
     result = api.simulate(run, against=against or (), users=users, step=step,
                           confidence=confidence, seed=seed, trust_code=trust_code)
     if as_json:

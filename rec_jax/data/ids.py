@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from rec_jax.errors import InputError
 
 _EXACT_BITS: dict[type[pl.DataType], int] = {pl.Float64: 53, pl.Float32: 24}
 """Floats are exact for whole numbers of up to so many bits."""
+_MISSING = ("NA", "N/A", "#N/A", "<NA>", "NULL", "null", "Null", "(null)", "None", "none", "NaN",
+            "nan", "\\N")
 
 
 def parse_ids(values: pl.Series, role: str, file: str) -> pl.Series:
@@ -48,6 +52,17 @@ def id_text(values: pl.Series, file: str) -> pl.Series:
       InputError: ids of a type that none have.
     """
     return parse_ids(values, "item", file).cast(pl.String)
+
+
+def missing_ids(ids: pl.Series, role: str, counts: npt.NDArray[np.int64]) -> list[str]:
+    """Lines of ids that look like a missing value as R, pandas or a database writes it: all such
+    rows are those of one user or item.
+
+    ids: text `[n]`; counts: interactions of each, `[n]`.
+    """
+    places = ids.is_in(list(_MISSING)).arg_true().to_list()
+    return [f"{role} {ids[place]!r} has {counts[place]} interactions: where that stands for a "
+            "missing id, they are not those of one " + role for place in places]
 
 
 def _smallest_int(whole: pl.Series, role: str, file: str) -> pl.Series:

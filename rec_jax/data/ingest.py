@@ -25,7 +25,7 @@ from rec_jax.data.file_layout import Layout
 from rec_jax.data.prepare_config import PrepareConfig
 from rec_jax.data.readers import guess_format, read
 from rec_jax.data.row_parsing import RowCounts, check_bad_share, parse_rows
-from rec_jax.data.source_files import SourceFile, source_files
+from rec_jax.data.source_files import SourceFile, files_of
 from rec_jax.data.time_units import instant, rescaled
 from rec_jax.data.times import TimeReader
 from rec_jax.data.vocabulary import Vocabulary
@@ -136,7 +136,7 @@ def ingest(config: PrepareConfig, folder: Path, reporter: Reporter | None = None
                 ratings.add(old.ratings)
             for part, file in zip([part for part in old if part is not None], files, strict=True):
                 write_flat(file, part)
-        for source in (file for name in config.sources for file in source_files(name)):
+        for source in files_of(config.sources):
             reporter.advance(0, f"reading {source.name}")
             if times:
                 times.reader.next_file()

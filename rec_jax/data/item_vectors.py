@@ -86,7 +86,7 @@ def read_about(folder: Path, name: str) -> dict[str, Any] | None:
                 raise ValueError(f"the checksum of a file is {str(each)[:40]!r}")
     except InputError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error}); embed the items again") from None
     return dict(about)
 
@@ -166,7 +166,7 @@ def write_item_vectors(dataset: Dataset, name: str, blocks: Iterable[np.ndarray]
                 size += len(piece)
         written[path.name] = {"bytes": size, "sha256": digest.hexdigest()}
 
-    put("npy", _npy(np.float32, (count, dim), _checked(dataset, blocks, has)))
+    put("npy", _npy(np.float32, (count, dim), finite(dataset, blocks, has)))
     put("mask.npy", _npy(np.bool_, (count,), [has]))
     if projection is None:
         file_of(folder, name, "projection.safetensors").unlink(missing_ok=True)
@@ -179,8 +179,13 @@ def write_item_vectors(dataset: Dataset, name: str, blocks: Iterable[np.ndarray]
     return made
 
 
-def _checked(dataset: Dataset, blocks: Iterable[np.ndarray], has: np.ndarray
-             ) -> Iterator[np.ndarray]:
+def finite(dataset: Dataset, blocks: Iterable[np.ndarray], has: np.ndarray
+           ) -> Iterator[np.ndarray]:
+    """The blocks `[b, d]` of all items, with 0 for those that have no vector.
+
+    Raises:
+      InputError: a vector has values that are not finite.
+    """
     first = 0
     for block in blocks:
         part = has[first:first + len(block)]

@@ -27,6 +27,7 @@ from rec_jax.data.arrays import NpyWriter
 from rec_jax.data.dataset_check import ids_hash
 from rec_jax.data.dataset_files import FORMAT_VERSION, check_ours, write_meta
 from rec_jax.data.filters import Filtered, add_counts, k_core
+from rec_jax.data.ids import missing_ids
 from rec_jax.data.ingest import Ingested, ingest
 from rec_jax.data.item_features import write_item_features
 from rec_jax.data.item_text import read_item_text
@@ -43,7 +44,7 @@ from rec_jax.data.random_split import at_random
 from rec_jax.data.repeats import repeats
 from rec_jax.data.row_parsing import RowCounts
 from rec_jax.data.sorting import sort_rows
-from rec_jax.data.source_files import source_files
+from rec_jax.data.source_files import files_of
 from rec_jax.data.split import by_time, leave_one_out, split_instants
 from rec_jax.data.unused_times import unused_times
 from rec_jax.data.withheld import withhold, write_withheld
@@ -198,7 +199,8 @@ def _write(config: PrepareConfig, found: Ingested, kept: Filtered, folder: Path,
         **repeats(kept, offsets, train_end, valid_end),
         "titled_items": (len(text) - text["title"].null_count() if "title" in text.columns
                          else None),
-        "notes": notes,
+        "notes": [*missing_ids(user_ids, "user", by_user[users]),
+                  *missing_ids(ids, "item", by_item[items]), *notes],
         "ratings": None if ratings is None else ratings.tolist(),
         "item_features": features,
         "item_columns": vocab.columns,
@@ -212,7 +214,7 @@ def _write(config: PrepareConfig, found: Ingested, kept: Filtered, folder: Path,
         "sources": (before.dataset.meta.get("sources", []) if before else []) + [{
                      "name": file.name, "bytes": file.path.stat().st_size,
                      "sha256": file_hash(file.path)}
-                    for source in config.sources for file in source_files(source)],
+                    for file in files_of(config.sources)],
         "item_order": ("" if before is None else "as they were, and then new ones by ")
         + "falling count in the training part, then first appearance",
     }

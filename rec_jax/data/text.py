@@ -103,6 +103,7 @@ def _open(path: Path) -> Any:
         return bz2.open(path, "rb")
     if mark.startswith(b"\xfd7zXZ\x00"):
         return lzma.open(path, "rb")
-    if mark.startswith(b"\x28\xb5\x2f\xfd"):
+    # pzstd and others write a frame without data before the first one with data.
+    if mark.startswith(b"\x28\xb5\x2f\xfd") or mark[1:4] == b"\x2a\x4d\x18":
         return pa.input_stream(str(path), compression="zstd", buffer_size=1 << 20)
     return path.open("rb")

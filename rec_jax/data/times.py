@@ -59,7 +59,7 @@ class TimeReader:
 
     def _ticks(self, values: pl.Series, file: str) -> tuple[pl.Series, int]:
         kind = values.dtype
-        if kind == pl.Float32 and not self.notes:
+        if kind.is_float() and not self.notes:
             self._note_coarse(values, file)
         if isinstance(kind, pl.Categorical | pl.Enum | pl.Decimal):
             values = values.cast(pl.String)
@@ -82,13 +82,14 @@ class TimeReader:
                          "dates, numbers or text")
 
     def _note_coarse(self, values: pl.Series, file: str) -> None:
-        """32-bit floats of times of today are minutes apart: what was closer has no order."""
+        """32-bit floats of seconds of today are minutes apart, and 64-bit ones of nanoseconds 256
+        of them: what was closer has no order."""
         numbers = values.set(~values.is_finite(), None).drop_nulls().abs().to_numpy()
-        if len(numbers) and numbers.max() >= 2**24:
+        if len(numbers) and (apart := np.spacing(numbers.max())) > 1:
             self.notes.append(
-                f"{file}: {self._columns.time} is of 32-bit floats, which tell such numbers "
-                f"apart by {np.spacing(numbers.max()):g}; what came closer together is in the "
-                "order of the file")
+                f"{file}: {self._columns.time} is of {numbers.dtype.itemsize * 8}-bit floats, "
+                f"which tell such numbers apart by {apart:g}; what came closer together is in "
+                "the order of the file")
 
     def _text(self, values: pl.Series, file: str) -> tuple[pl.Series, int]:
         usual = parse_plain_iso(values)

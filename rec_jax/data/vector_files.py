@@ -156,7 +156,9 @@ def _ids_file(source: VectorFile, rows: int) -> pl.Series:
         ids = id_text(pl.Series("id", found), path.name)
     elif path.suffix in (".txt", ".ids", ""):
         try:
-            ids = pl.Series("id", path.read_text(encoding="utf-8").splitlines(), pl.String)
+            # Other characters that Python ends a line at may stand in an id.
+            lines = path.read_bytes().decode("utf-8-sig").removesuffix("\n").split("\n")
+            ids = pl.Series("id", [line.removesuffix("\r") for line in lines], pl.String)
         except UnicodeDecodeError as error:
             raise InputError(f"{path} is not utf-8 ({error}); expected an id a line") from None
     else:

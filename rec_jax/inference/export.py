@@ -142,7 +142,7 @@ def _load(folder: Path) -> Embeddings:
         if bias is not None and (bias.shape != vectors.shape[:1] or bias.dtype != np.float32):
             raise ValueError(f"item_bias is {bias.dtype} {bias.shape}, expected float32 "
                              f"({about['count']},)")
-    except (ValueError, KeyError, TypeError, EOFError, OSError, pa.ArrowException,
+    except (ValueError, KeyError, TypeError, EOFError, OSError, RecursionError, pa.ArrowException,
             pl.exceptions.PolarsError) as error:
         first = first_line(error)
         raise InputError(f"export {folder} is damaged: {first}") from None

@@ -18,6 +18,8 @@ from rec_jax.data.features import Codes, FeatureConfig, find_features, read_code
 from rec_jax.errors import InputError
 
 TILE = 32
+_MOST_SPARE = 4096
+"""Users that a batch has room for at most where there are fewer."""
 _EIGHTHS, _SHORTEST = (8, 6, 4, 3, 2, 1), 16
 
 Array = Any  # numpy on the host, JAX inside a jitted function
@@ -115,6 +117,7 @@ def iterate_tiles(dataset: Dataset, users: np.ndarray, ends: np.ndarray,
         raise InputError(f"{dataset.folder} has no times; prepare it with columns.time")
     starts, items = np.asarray(dataset.offsets)[users], np.asarray(dataset.items)
     fitting = choose_shapes(reading, ends - starts)
+    batch = min(batch, max(_MOST_SPARE, len(users)))
     for number, shape in enumerate(tile_shapes(reading.length)):
         own = np.flatnonzero(fitting == number)
         capacity = seen_capacity((ends - starts)[own], shape.users)

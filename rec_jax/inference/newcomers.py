@@ -111,10 +111,13 @@ def read_attributes(dataset: Dataset, table: Path | str, columns: Sequence[str],
       InputError: the table cannot be read, lacks a column, or names no user of the dataset.
     """
     roles = {"id": id, **{f"a{number}": name for number, name in enumerate(columns)}}
-    frames, _ = read_items(ItemFile(str(table)), roles)
+    frames, faults = read_items(ItemFile(str(table)), roles)
     known = pl.DataFrame({"id": dataset.user_ids()}, schema={"id": pl.String})
     found = pl.concat([known.clear().with_columns(
         pl.lit(None, pl.String).alias(role) for role in roles if role != "id"), *frames])
+    if faults.count:
+        raise InputError(f"{table} has {faults.count} rows that cannot be read: the first is "
+                         f"{faults.first}")
     found = found.unique("id", keep="first", maintain_order=True)
     if not len(found.join(known, on="id", how="semi")):
         raise InputError(f"{table} has no user of {dataset.folder} in its column {id!r}; expected "

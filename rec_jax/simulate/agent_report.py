@@ -7,7 +7,7 @@ the returns themselves.
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -60,9 +60,12 @@ def compare_policies(run: Run, *, step: int | None = None, against: Sequence[Run
     Policies: the run's best items, draws from it, any items, the items that are taken most where
     any are shown, and the best items of the runs `against`, which must know the same catalogue.
     """
-    if users < 2 or not 0 < confidence < 1:
-        raise InputError(f"{users} users and confidence {confidence:g}; expected two or more, and "
-                         "a number between 0 and 1")
+    if users < 2:
+        raise InputError(f"users is {users}; expected at least 2")
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence is {confidence:g}; expected more than 0 and less than 1")
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed is {seed}; expected at least 0 and at most {2**32 - 1}")
     agent, state, chosen = load_agent(run, step)
     environment, slate = agent.environment, agent.environment.slate
     key = streams.of_run(seed, streams.PLAY)
@@ -87,7 +90,7 @@ def compare_policies(run: Run, *, step: int | None = None, against: Sequence[Run
         if rival.environment.num_items != environment.num_items:
             raise InputError(f"{other.folder} knows {rival.environment.num_items} items, and "
                              f"{run.folder} {environment.num_items}; expected one catalogue")
-        found[other.folder.name] = returns(
+        found[name_of(other.folder, found)] = returns(
             chooser(make_act(rival.setting, "greedy", slate), weights))
     own = found["best items"]
     policies = {name: {
@@ -97,6 +100,18 @@ def compare_policies(run: Run, *, step: int | None = None, against: Sequence[Run
         for name, values in found.items()}
     return {"run": str(run.folder), "step": chosen, "users": users, "confidence": confidence,
             "policies": policies, "trajectory": trajectory(agent, state, key)}
+
+
+def name_of(folder: Path, taken: Collection[str]) -> str:
+    """What a rival is called: by its folder, with the folders above where that is taken.
+
+    Raises:
+      InputError: both are taken.
+    """
+    for name in (folder.name, str(folder)):
+        if name not in taken:
+            return name
+    raise InputError(f"run {folder} is given twice; expected each once")
 
 
 def trajectory(agent: Agent, state: TrainState, key: jax.Array) -> list[dict[str, Any]]:

@@ -23,6 +23,8 @@ Floats = npt.NDArray[np.float64]
 Int64s = npt.NDArray[np.int64]
 ROUNDING = 1e-6
 """What a probability may be above 1: sums of f32 are not exact."""
+MOST = 1e60
+"""Size of rewards and weights: squares of their products, and sums of these, are f64."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +99,15 @@ def make_feedback(reward: npt.ArrayLike, propensity: npt.ArrayLike, probability:
         raise InputError("the log has no rows; expected at least one")
     for name, values in columns.items():
         _refuse(~np.isfinite(values), name, values, "a finite number", where)
+        _refuse(np.abs(values) > MOST, name, values, f"at most {MOST:g} in size", where)
     behaviour, evaluated = columns["propensity"], columns["probability"]
     _refuse((behaviour <= 0) | (behaviour > 1 + ROUNDING), "propensity", behaviour,
             "more than 0 and at most 1", where)
     _refuse((evaluated < 0) | (evaluated > 1 + ROUNDING), "probability", evaluated,
             "0 to 1", where)
+    with np.errstate(over="ignore"):
+        _refuse(evaluated / behaviour > MOST, "propensity", behaviour,
+                f"more, as probability / propensity is above {MOST:g}", where)
     if "expected_logged" in columns and "expected_policy" not in columns:
         raise InputError("expected_logged is given without expected_policy; doubly robust "
                          "estimators need the expected reward of the logged action and of the "

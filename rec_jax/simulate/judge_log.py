@@ -54,9 +54,9 @@ def judge_log(source: LogSource, columns: LogColumns, settings: JudgeConfig, *,
 def _with_defaults(columns: LogColumns, served: Served | None) -> LogColumns:
     """The columns that this kind of policy needs, by their usual names where none are given."""
     if served is None:
-        if columns.time is not None or columns.history is not None:
-            raise InputError("columns of histories and times belong to a run's policy; expected "
-                             "a run")
+        if {"item", "user", "history", "time"} & columns.roles.keys():
+            raise InputError("columns of items, users, histories and times belong to a run's "
+                             "policy; expected a run")
         return replace(columns, probability=columns.probability or "probability")
     if columns.probability is not None:
         raise InputError("a run's probabilities are computed; expected a column of probabilities "
@@ -91,10 +91,10 @@ def _feedback(log: Log, columns: LogColumns, policy: _Policy, *, left_out_ok: bo
 def _run_policy(served: Served, log: Log, columns: LogColumns, temperature: float,
                 reporter: Reporter | None) -> _Policy:
     dataset = served.dataset
-    items = codes(dataset.item_ids(), log.labels("item"))
+    items = codes(dataset.item_ids(), log.ids("item"))
     if columns.user is not None:
         before = log.seconds("time") if columns.time is not None else None
-        histories = user_histories(dataset, log.labels("user"), before)
+        histories = user_histories(dataset, log.ids("user"), before)
     else:
         histories = given_histories(dataset, log.frame["history"])
     found = probabilities(served, histories, items, temperature=temperature, reporter=reporter)

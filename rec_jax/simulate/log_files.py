@@ -17,9 +17,10 @@ import numpy as np
 import polars as pl
 
 from rec_jax.data.file_layout import BLANK, Layout, find_column
+from rec_jax.data.ids import parse_ids
 from rec_jax.data.prepare_config import Columns
 from rec_jax.data.readers import guess_format, read
-from rec_jax.data.source_files import source_files
+from rec_jax.data.source_files import files_of
 from rec_jax.data.times import TimeReader
 from rec_jax.errors import InputError
 from rec_jax.files import file_hash
@@ -100,8 +101,25 @@ class Log:
         return values.to_numpy()
 
     def labels(self, role: str) -> pl.Series:
-        """Text `[n]`; null where the log has nothing."""
-        return self.frame[role].cast(pl.String)
+        """Text `[n]`; null where the log has nothing.
+
+        Raises:
+          InputError: values of a type that has no text.
+        """
+        try:
+            return self.frame[role].cast(pl.String)
+        except pl.exceptions.PolarsError:
+            raise InputError(f"{role} is a column of {self.frame[role].dtype}; expected numbers or "
+                             "text") from None
+
+    def ids(self, role: str) -> pl.Series:
+        """Ids of items or users as text `[n]`, equal to a dataset's where they are the same; null
+        where the log has nothing.
+
+        Raises:
+          InputError: values of a type that no id has.
+        """
+        return parse_ids(self.frame[role], role, "the log").cast(pl.String)
 
     def seconds(self, role: str) -> Int64s:
         """Whole seconds since 1970, rounded down: int64 `[n]`."""
@@ -132,7 +150,7 @@ def read_log(source: LogSource, columns: LogColumns) -> Log:
     begins: list[tuple[str, int]] = []
     hashes: list[str] = []
     rows = 0
-    for file in source_files(str(source)):
+    for file in files_of([str(source)]):
         begins.append((f"{file.name} line", rows))
         hashes.append(file_hash(file.path))
         form = guess_format(file.path, "csv")

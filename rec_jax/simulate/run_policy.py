@@ -21,6 +21,7 @@ import numpy.typing as npt
 import polars as pl
 
 from rec_jax.data.dataset import Dataset, places_of
+from rec_jax.data.ids import parse_ids
 from rec_jax.errors import InputError
 from rec_jax.inference.asking import map_rounds, tile_queries
 from rec_jax.inference.histories import Tiles, iterate_tiles
@@ -87,15 +88,17 @@ def given_histories(dataset: Dataset, histories: pl.Series) -> Histories:
     if kind == pl.String:
         lists = histories.str.split(" ").list.eval(
             pl.element().filter(pl.element().str.len_bytes() > 0))
-    elif isinstance(kind, pl.List | pl.Array):
-        lists = histories.cast(pl.List(pl.String))
+    elif isinstance(kind, pl.List):
+        lists = histories
+    elif isinstance(kind, pl.Array):
+        lists = histories.arr.to_list()
     elif kind.is_integer():  # a column of histories of one item
-        lists = histories.cast(pl.String).reshape((len(histories), 1)).cast(pl.List(pl.String))
+        lists = histories.reshape((len(histories), 1)).arr.to_list()
     else:
         raise InputError(f"history is a column of {kind}; expected lists of item ids, or text "
                          "with blanks between them")
     lengths = lists.list.len().fill_null(0).to_numpy().astype(np.int64)
-    flat = lists.filter(pl.Series(lengths > 0)).explode()
+    flat = parse_ids(lists.filter(pl.Series(lengths > 0)).explode(), "history", "the log")
     items = codes(dataset.item_ids(), flat)
     owner = np.repeat(np.arange(len(lengths)), lengths)
     known = items >= 0

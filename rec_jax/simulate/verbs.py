@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rec_jax.errors import InputError
 from rec_jax.inference.served import load_served
 from rec_jax.mesh import MeshConfig
 from rec_jax.progress import reporter_of
@@ -52,6 +53,8 @@ def off_policy(log: LogSource, columns: LogColumns | None = None, *,
     Raises:
       InputError: the log, its columns or the run are not as they should be.
     """
+    if run is None and (step is not None or data is not None or temperature != 1):
+        raise InputError("temperature, step and data are of a run's policy; expected a run")
     served = None if run is None else load_served(Run(Path(run), trust_code), step=step,
                                                   dataset_path=data, mesh=MeshConfig())
     with reporter_of("off-policy", progress and run is not None) as reporter:

@@ -108,7 +108,7 @@ class _Fields:
 
     def activation(self, name: str, default: str) -> str:
         value = self.found.get(name, default)
-        if value not in ACTIVATIONS:
+        if not isinstance(value, str) or value not in ACTIVATIONS:
             raise InputError(f"{self.path}: {name} is {value!r}; expected one of "
                              f"{', '.join(ACTIVATIONS)}")
         return ACTIVATIONS[value]

@@ -16,6 +16,7 @@ from rec_jax.data.dataset_check import ids_hash
 from rec_jax.data.item_vectors import (
     FOLDER,
     check_name,
+    finite,
     problems_of,
     read_about,
     write_item_vectors,
@@ -215,6 +216,8 @@ def _write(dataset: Dataset, config: EmbedConfig, source: Source, identity: Mapp
     if config.pca is None and not config.whiten:
         return write_item_vectors(dataset, config.name, (block for block, _ in blocks()), has,
                                   source.dim, about)
+    for _ in finite(dataset, (block for block, _ in blocks()), has):
+        pass  # one number that is none would spoil the components of all
     projection = fit(blocks, source.dim, config.pca, config.whiten)
     return write_item_vectors(
         dataset, config.name, (projection(block) for block, _ in blocks()), has,

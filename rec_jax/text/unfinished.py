@@ -57,5 +57,5 @@ class Unfinished:
     def _job(self) -> Any:
         try:
             return json.loads((self.folder / _JOB).read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None

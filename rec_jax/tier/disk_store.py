@@ -162,7 +162,10 @@ class DiskStore:
                 self._segments[number] = segment
                 self._next += 1
             part = records[done:done + self._most - segment.count]
-            _write(segment.handle, part, segment.count * self._record)
+            try:
+                _write(segment.handle, part, segment.count * self._record)
+            except OSError as error:  # the file has no name, so the system names none
+                raise OSError(error.errno, error.strerror, str(self._folder)) from None
             own = rows[done:done + len(part)]
             self._forget(self._place[own])
             self._place[own] = number * self._most + segment.count + np.arange(len(part)) + 1

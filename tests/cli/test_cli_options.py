@@ -37,6 +37,10 @@ def log(rec_jax: Command) -> Command:
     (("synth", "s.parquet", "--users", "0"), "--users is 0; expected at least 1"),
     (("synth", "s.parquet", "--seed", "-1"), "--seed is -1"),
     (("bench", "softmax", "--rounds", "0"), "--rounds is 0; expected at least 1"),
+    (("simulate", "r", "--turns", "-1"), "--turns is -1; expected at least 0"),
+    (("simulate", "r", "--users", "1"), "--users is 1; expected at least 2"),
+    (("recommend", "r", "--cold", "both", "--cold-bias", "nan"), "--cold-bias is nan"),
+    ((*USUAL, "--withhold", "1"), "--withhold is 1.0; expected at least 0 and less than 1"),
     (("train",), "train needs CONFIG or --resume RUN"),
 ])
 def test_an_option_is_named(log: Command, arguments: tuple[str, ...], expected: str) -> None:

@@ -79,6 +79,8 @@ def test_times_of_floats_that_are_too_short_are_noted(tmp_path: Path) -> None:
     assert note == ("log.parquet: time is of 32-bit floats, which tell such numbers apart by 128; "
                     "what came closer together is in the order of the file")
     assert notes([1.7e9 + 50, 1.7e9], pl.Float64) == notes([2.0, 1.0], pl.Float32) == ()
+    assert "64-bit floats, which tell such numbers apart by 256;" in notes(
+        [1.7e18 + 512, 1.7e18], pl.Float64)[0]
 
 
 @pytest.mark.parametrize(("rule", "wanted"), [("first", ["x", "y"]), ("last", ["y", "x"])])

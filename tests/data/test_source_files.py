@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import os
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +77,53 @@ def test_globs_and_several_sources(tmp_path: Path) -> None:
     assert found == {"a": ["other.csv", "log-1.csv", "log-2.csv"]}
 
 
+def test_a_file_that_would_be_read_twice_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "log" / "a.csv", "user,item\na,x\n")
+    write(tmp_path / "log" / "b.csv", "user,item\na,y\n")
+    for again in ("log/a.csv", "log/../log/*.csv", "log"):
+        with pytest.raises(InputError, match=r"a.csv is among the sources twice.*each file once"):
+            run(tmp_path, (str(tmp_path / "log" / "*.csv"), str(tmp_path / again)))
+    (tmp_path / "log" / "latest.csv").symlink_to("b.csv")
+    with pytest.raises(InputError, match=r"latest.csv is .* twice, also as .*b.csv; expected"):
+        run(tmp_path, tmp_path / "log")
+
+
+def test_ids_that_look_like_a_missing_value_are_noted(tmp_path: Path) -> None:
+    write(tmp_path / "log.csv", "user,item\nNA,x\nNA,\\N\na,x\nNAN,NULLS\n")
+    assert run(tmp_path, tmp_path / "log.csv")[0].notes == (
+        "user 'NA' has 2 interactions: where that stands for a missing id, they are not those of "
+        "one user",
+        "item '\\\\N' has 1 interactions: where that stands for a missing id, they are not those "
+        "of one item")
+
+
 @pytest.mark.parametrize("source", ["nothing.csv", "no*thing.csv", "empty"])
 def test_a_source_without_files_is_named(tmp_path: Path, source: str) -> None:
     (tmp_path / "empty").mkdir()
     write(tmp_path / "empty" / "_SUCCESS", "")
     with pytest.raises(InputError, match=f"{source.replace('*', '.')}"):
         source_files(str(tmp_path / source))
+
+
+def test_links_to_parts_are_followed_and_links_to_nothing_named(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "log", tmp_path / "elsewhere"
+    for path, item in ((folder / "2023" / "a.csv", "x"), (elsewhere / "b.csv", "y")):
+        write(path, f"user,item\na,{item}\n")
+    (folder / "2024").symlink_to(elsewhere)
+    for again in ("latest", "newest"):  # of each folder once
+        (folder / again).symlink_to("2023")
+    (folder / "all").symlink_to(".")
+    assert run(tmp_path, folder)[1] == {"a": ["x", "y"]}
+    (folder / "c.csv").symlink_to(tmp_path / "gone.csv")
+    for source in (folder, folder / "*.csv"):
+        with pytest.raises(InputError, match=r"c.csv is a link to .*gone.csv, which does not"):
+            source_files(str(source))
+
+
+def test_a_pipe_is_named_as_one(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe is a device, a pipe or a socket; expected a file"):
+        source_files(str(tmp_path / "pipe"))
 
 
 def zstandard(data: bytes) -> bytes:
@@ -100,6 +142,9 @@ def test_compressed_text(tmp_path: Path, suffix: str, compress: Any) -> None:
     assert run(tmp_path, path)[0].rows == 9_000
     write(path, compress(text) + compress(text.partition(b"\n")[2]))  # two streams, one after
     assert run(tmp_path, path)[0].rows == 18_000
+    if suffix == "zst":  # as pzstd writes it
+        write(path, b"\x50\x2a\x4d\x18\x04\x00\x00\x00abcd" + compress(text))
+        assert run(tmp_path, path)[0].rows == 9_000
     write(path, compress(text)[:-30])
     with pytest.raises(InputError, match=f"log.csv.{suffix} cannot be read as csv"):
         run(tmp_path, path)

@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from rec_jax.data.dataset import Dataset
+from rec_jax.data.prepare import Columns, PrepareConfig, prepare
 from rec_jax.data.vector_files import Matched, VectorFile, read_vectors
 from rec_jax.errors import InputError
 
@@ -54,6 +55,19 @@ def test_rows_of_npy_have_the_ids_of_a_file(name: str, items: Dataset, tmp_path:
     assert by_id(items, found) == WANTED
     assert (found.rows, found.unknown, found.repeated) == (5, 1, 1)
     assert (found.vectors[~found.has] == 0).all() and found.vectors.dtype == np.float32
+
+
+def test_lines_of_ids_end_as_lines_of_files_do(tmp_path: Path) -> None:
+    """A mark of UTF-8 is no part of the first id, and what only Python ends lines at stays."""
+    ids = ["a", "b\x85c", "d\u2028", " e"]
+    pl.DataFrame({"user": 1, "item": ids}).write_parquet(tmp_path / "log.parquet")
+    found = Dataset.open(prepare(PrepareConfig(
+        str(tmp_path / "log.parquet"), str(tmp_path / "d"), columns=Columns("user", "item"))).out)
+    np.save(tmp_path / "v.npy", np.arange(8.0).reshape(4, 2))
+    (tmp_path / "ids.txt").write_bytes("\r\n".join(ids).encode("utf-8-sig"))
+    matched = read_vectors(VectorFile(str(tmp_path / "v.npy"), str(tmp_path / "ids.txt")), found)
+    assert by_id(found, matched) == {
+        each: [2.0 * place, 2.0 * place + 1] for place, each in enumerate(ids)}
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int32])

@@ -107,7 +107,7 @@ def test_a_history_is_in_the_shortest_tile_that_holds_it(hidden: bool) -> None:
 
 
 @pytest.mark.parametrize("hidden", [False, True])
-@pytest.mark.parametrize("batch", [1, 100])
+@pytest.mark.parametrize("batch", [1, 100, 2**31 - 1])
 def test_tiles_of_all_shapes_hold_every_user_once(dataset: Dataset, hidden: bool,
                                                   batch: int) -> None:
     users, targets, ends = dataset.targets("test")

@@ -91,6 +91,8 @@ def test_the_command_line_asks_by_attributes(tiny_run: Path, table: Path, rec_ja
     assert [row["item"] for row in found["recommendations"]] == [row.item for row in wanted]
     assert "is no NAME=VALUE" in refused(
         rec_jax("recommend", tiny_run, "--attributes", "F", "--users", table))
+    assert "says 'sex' twice; expected one value" in refused(rec_jax(
+        "recommend", tiny_run, "--attributes", "sex=F", "--attributes", "sex=M", "--users", table))
     assert "of no use without attributes" in refused(
         rec_jax("recommend", tiny_run, "--users", table, "--user", "u5"))
 
@@ -115,6 +117,9 @@ def test_what_is_not_known_says_so(tiny_run: Path, tiny_dataset: Path, table: Pa
     strangers = tmp_path / "s.csv"
     strangers.write_text("user_id,sex\nnobody,F\n")
     with pytest.raises(InputError, match="has no user of"):
+        ask(attributes={"sex": "F"}, users=strangers)
+    strangers.write_text('user_id,sex\nu1,F\nu2,"F\nu3,M\n')
+    with pytest.raises(InputError, match=r"has 1 rows that cannot be read: .* s.csv:3"):
         ask(attributes={"sex": "F"}, users=strangers)
     with pytest.raises(InputError, match="attribute 'age' is unknown; expected one or more of sex"):
         read_attributes(Dataset.open(tiny_dataset), table, ["sex"]).scores({"age": "10"})

@@ -17,6 +17,7 @@ from rec_jax.errors import InputError
 from rec_jax.run import Run
 from rec_jax.simulate.agent import agent_items, build_agent, make_player
 from rec_jax.simulate.agent_config import AgentConfig
+from rec_jax.simulate.agent_report import name_of
 from rec_jax.simulate.train_agent import run_agent
 from rec_jax.train.log import read_metrics
 
@@ -82,8 +83,21 @@ def test_the_verbs_train_and_compare(tmp_path: Path) -> None:
     assert len(found["trajectory"]) == 6 and "exposure" in found["trajectory"][0]
     with pytest.raises(InputError, match="no checkpoint 7"):
         api.simulate(tmp_path / "run", step=7)
-    with pytest.raises(InputError, match="expected two or more"):
-        api.simulate(tmp_path / "run", users=1)
+    for wrong, said in (({"users": 1}, "users is 1; expected at least 2"),
+                        ({"confidence": 1.0}, "confidence is 1; expected more than 0"),
+                        ({"seed": -1}, "seed is -1; expected at least 0"),
+                        ({"seed": 2**32}, "and at most 4294967295")):
+        with pytest.raises(InputError, match=said):
+            api.simulate(tmp_path / "run", **wrong)  # type: ignore[arg-type]
+
+
+def test_rivals_of_one_name_are_told_apart() -> None:
+    taken = {"best items", "run"}
+    assert name_of(Path("a/other"), taken) == "other"
+    assert name_of(Path("a/run"), taken) == "a/run"
+    assert name_of(Path("b/best items"), taken) == "b/best items"
+    with pytest.raises(InputError, match="run run is given twice"):
+        name_of(Path("run"), taken)
 
 
 def returns(agent: Any, state: Any, policy: str) -> float:

@@ -135,6 +135,9 @@ HEAD = "reward,propensity,probability"
     ("1,0.5,0.5\n,0.5,0.5", "log.csv line 3: reward is missing; expected a number"),
     ("1,0.5,0.5\nmuch,0.5,0.5", "log.csv line 3: reward is 'much'; expected a number"),
     ("1,0.5", "log.csv line 2: probability is missing; expected a number"),
+    ("1,1e-300,0.5", "log.csv line 2: propensity is 1e-300; expected more, as probability / prop"),
+    ("1,5e-324,1", "log.csv line 2: propensity is 4.94066e-324; expected more"),
+    ("0,1,1\n-1e99,1,1", "log.csv line 3: reward is -1e+99; expected at most 1e+60 in size"),
     ("1,0.5,0.5,7", "log.csv line 2: too many fields"),
     ("", "log.csv has no rows; expected at least one"),
 ])
@@ -200,7 +203,10 @@ def test_the_verb_prints_a_table_or_one_object(tmp_path: Path, feedback: Feedbac
     (("--cap", 0), "--cap is 0.0; expected more than 0"),
     (("--reward-low", 0), "--reward-low and --reward-high belong together"),
     (("--reward-low", 2, "--reward-high", 1), "expected the lower one first"),
-    (("--time", "q"), "expected a run"),
+    (("--time", "q"), "expected --run"),
+    (("--item", "q"), "columns of items, users, histories and times belong to a run's policy"),
+    (("--temperature", 2), "--temperature, --step and --data are of a run's policy"),
+    (("--step", 3), "are of a run's policy; expected --run"),
     (("--propensity", "nothing"), "no column 'nothing'"),
 ])
 def test_wrong_options_are_named(arguments: tuple[object, ...], said: str, tmp_path: Path,

@@ -16,11 +16,14 @@ from typer.testing import CliRunner
 
 from rec_jax import JudgeConfig, LogColumns, off_policy
 from rec_jax.cli.app import app
+from rec_jax.data.dataset import Dataset
+from rec_jax.data.prepare import Columns, PrepareConfig, prepare
 from rec_jax.errors import InputError
 from rec_jax.inference.served import Served, load_served
 from rec_jax.model.encoder import encode
 from rec_jax.model.encoders import Inputs
 from rec_jax.run import Run
+from rec_jax.simulate.log_files import read_log
 from rec_jax.simulate.run_policy import given_histories, probabilities, user_histories
 
 QUICK = JudgeConfig(resamples=20)
@@ -102,6 +105,24 @@ def test_histories_as_text_are_those_of_lists(served: Served, log: pl.DataFrame)
         found = given_histories(served.dataset, text)
         assert np.array_equal(found.dataset.items, lists.dataset.items)
         assert np.array_equal(found.ends, lists.ends)
+
+
+@pytest.mark.parametrize("kind", [pl.List(pl.Float64), pl.List(pl.Int8), pl.List(pl.String),
+                                  pl.Array(pl.Float32, 2)])
+def test_ids_of_a_log_are_those_of_the_dataset(kind: pl.DataType, tmp_path: Path) -> None:
+    """Pandas keeps whole numbers with gaps as floats: 7.0 is the item "7"."""
+    (tmp_path / "log.csv").write_text("user,item\n1,7\n1,9\n1,8\n")
+    dataset = Dataset.open(prepare(PrepareConfig(
+        str(tmp_path / "log.csv"), str(tmp_path / "d"), columns=Columns("user", "item"))).out)
+    found = given_histories(dataset, pl.Series([[7, 9], None, [9, 5]]).cast(kind))
+    assert [dataset.item_ids()[int(item)] for item in found.dataset.items] == ["7", "9", "9"]
+    assert (found.ends.tolist(), found.unknown) == ([2, 2, 3], 1)
+    log = read_log({"reward": [1, 1], "propensity": [1, 1], "i": [7.0, None], "u": [1.0, 2.0]},
+                   LogColumns(item="i", user="u"))
+    assert (log.ids("item").to_list(), log.ids("user").to_list()) == (["7", None], ["1", "2"])
+    half = read_log({"reward": [1], "propensity": [1], "i": [7.5]}, LogColumns(item="i"))
+    with pytest.raises(InputError, match="item ids are fractions"):
+        half.ids("item")
 
 
 def test_the_estimate_is_that_of_the_dense_probabilities(

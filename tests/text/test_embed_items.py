@@ -274,13 +274,14 @@ def test_principal_components_of_the_items_that_have_a_vector(dataset: Dataset,
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
-def test_what_is_not_finite_is_refused_by_its_item(bad: float, dataset: Dataset, tmp_path: Path
-                                                   ) -> None:
+@pytest.mark.parametrize("pca", [None, 2])
+def test_what_is_not_finite_is_refused_by_its_item(bad: float, pca: int | None, dataset: Dataset,
+                                                   tmp_path: Path) -> None:
     vectors = np.ones((20, 5))
     vectors[7, 2] = bad
     given = ready(tmp_path, dataset, vectors)
     with pytest.raises(InputError, match=f"the vector of item '{dataset.item_ids()[7]}' has valu"):
-        rec_jax.embed(dataset.folder, vectors=given.path, ids=given.ids)
+        rec_jax.embed(dataset.folder, vectors=given.path, ids=given.ids, pca=pca)
     assert files_of(dataset) == {}
 
 

@@ -100,6 +100,7 @@ def test_weights_of_other_types_and_under_a_prefix_are_read(kind: str, prefix: s
     ({"model_type": None}, "model_type None"),
     ({"model_type": ["bert"]}, "which is unknown here"),
     ({"hidden_act": "mish"}, "hidden_act is 'mish'; expected one of gelu"),
+    ({"hidden_act": ["gelu"]}, "hidden_act is .*; expected one of gelu"),
     ({"position_embedding_type": "relative_key"}, "'relative_key', which is unknown here"),
     ({"is_decoder": True}, "is_decoder is True"),
     ({"num_attention_heads": 5}, "5 heads do not divide the width 12"),

@@ -84,6 +84,18 @@ def test_a_log_of_rows_does_not_grow_for_ever(tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_full_disk_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = stores(tmp_path)["disk"]
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}'"):
+        store.write(np.arange(2), [np.ones((2, *leaf.shape), leaf.dtype) for leaf in LEAVES])
+    store.close()
+
+
 def test_a_row_that_changed_on_the_disk_is_not_believed(tmp_path: Path) -> None:
     store = stores(tmp_path)["disk"]
     assert isinstance(store, DiskStore)
