@@ -214,6 +214,7 @@ WEIGHTS = {
     "of which the sum is 0": ({"turn": (1.0, -1.0)}, [1, -1], None),
     "less than 1 in all": ({"turn": (0.001,)}, [0.001], None),
     "with a divisor of their own": ({"turn": (2.0, -3.0), "divided_by": 5.0}, [2, -3], 5.0),
+    "with a negative divisor": ({"turn": (2.0, -3.0), "divided_by": -5.0}, [2, -3], -5.0),
     "where some have no target": ({"turn": (2.0, -3.0, 1.0), "absent": (False, False, True)},
                                   [2, -3, 0], None)}
 
