@@ -23,7 +23,7 @@ from rec_jax.data.segments import Targets
 from rec_jax.errors import InputError
 from rec_jax.mesh import MeshConfig
 from rec_jax.metrics import RATING_METRICS, metric_names
-from rec_jax.model.encoders import ENCODERS, reads_history, uses_users
+from rec_jax.model.encoders import ENCODERS, graph_layers, reads_history, uses_users
 from rec_jax.model.optimizer import OptimizerConfig
 from rec_jax.objectives import OBJECTIVES
 from rec_jax.objectives.rating import Config as Rating
@@ -218,6 +218,8 @@ class RunConfig:
             if table is not None and table.dim != self.table.dim:
                 raise InputError(f"{name}.dim is {table.dim}, and table.dim {self.table.dim}; "
                                  "expected the same width")
+        if graph_layers(self.encoder):
+            _check_graph(self)
         check_different("features", [part.name or part.kind for part in self.features])
         check_content(self.content)
         if self.content and not self.table.tied:
@@ -232,8 +234,29 @@ def targets_of(config: RunConfig) -> Targets:
     return "next" if reads_history(config.encoder) else "all"
 
 
+def _check_graph(config: RunConfig) -> None:
+    """Raises InputError for what does not fit vectors that a graph makes of rows."""
+    kind = config.encoder.kind
+    for name, table in (("table", config.table), ("users", config.users)):
+        if table is not None and table.update not in ("auto", "dense"):
+            raise InputError(f"{name}.update = {table.update!r}: encoder {kind!r} reads and trains "
+                             f"every row in every step; expected {name}.update = 'dense'")
+    if config.content:
+        raise InputError(f"content: encoder {kind!r} makes an item's vector of its neighbours' "
+                         "rows, without content; expected no [[content]]")
+    if config.bias.trained:
+        raise InputError(f"bias.trained: encoder {kind!r} trains rows alone; expected "
+                         "bias.trained = false (a bias.strength may be given)")
+    if config.objective.needs.search:
+        raise InputError(f"objective {config.objective.kind!r} searches stored rows, and those of "
+                         f"encoder {kind!r} are not the vectors that it scores; expected an "
+                         "objective that does not search, such as next_item or bpr")
+
+
 def update_of(config: RunConfig, num_items: int) -> Choice:
     """How the item table of a run is updated, and why."""
+    if graph_layers(config.encoder):
+        return Choice("dense", "vectors that a graph makes of rows read every row")
     positions = config.train.rows * config.data.length
     touched = (None if config.objective.needs.normaliser
                else 2 * positions + config.objective.drawn(positions))

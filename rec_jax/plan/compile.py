@@ -31,7 +31,7 @@ from rec_jax.kernels.dispatch import load
 from rec_jax.mesh import BOTH, batch_sharding
 from rec_jax.model.encoder import build_encoder
 from rec_jax.model.optimizer import dense_optimizer, schedule
-from rec_jax.plan.shapes import batch_shapes
+from rec_jax.plan.shapes import batch_shapes, check_known
 from rec_jax.run import RunConfig, modes_of, tables_of, update_of
 from rec_jax.tables import ITEMS, Table, row_optimizer, rows_over
 from rec_jax.tables.bias import bias_state
@@ -165,6 +165,7 @@ def _topology(devices: Devices) -> np.ndarray:
 
 def lower_step(config: RunConfig, num_items: int, mesh: Mesh) -> Any:
     """The step with abstract arguments: no array of the table's size exists here."""
+    check_known(config)
     settings, table_config = config.train, config.table
     objective = config.objective
     if getattr(objective, "backend", None) == "auto":

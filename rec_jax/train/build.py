@@ -27,9 +27,10 @@ from rec_jax.inference.served import counts_of, reading_of, serving_bias, servin
 from rec_jax.mesh import ITEMS as ITEMS_AXIS
 from rec_jax.mesh import Axes, device_memory, make_mesh, row_sharding
 from rec_jax.metrics import rank_metrics
-from rec_jax.model.encoder import TABLES, Encoder, build_encoder
-from rec_jax.model.encoders import uses_users
+from rec_jax.model.encoder import TABLES, Encoder, build_encoder, with_tables
+from rec_jax.model.encoders import graph_layers, uses_users
 from rec_jax.model.optimizer import dense_optimizer, schedule
+from rec_jax.model.propagation import Graph, open_graph, propagate_now
 from rec_jax.model.rows import RowSource
 from rec_jax.objectives.rating import Config as Rating
 from rec_jax.run import RunConfig, modes_of, placements_of, tables_of, targets_of, update_of
@@ -140,13 +141,15 @@ def build(config: RunConfig) -> Built:
     state = init_state(
         params, new, optimizer, average=settings.ema is not None, seed=config.seed, modes=modes,
         mesh=mesh)
+    graph = open_graph(dataset, graph_layers(config.encoder), mesh)
     step = make_train_step(
         encoder, config.objective, optimizer, precision=settings.precision, ema=settings.ema,
-        tables=tables, modes=modes, mesh=mesh, rate=schedule(config.optimizer, horizon.total))
+        tables=tables, modes=modes, mesh=mesh, rate=schedule(config.optimizer, horizon.total),
+        graph=graph)
     tiers = Tiers(tiered, Setting(encoder, config.objective, tables, modes, mesh,
                                   DTYPES[settings.precision]), dataset.num_trained)
     return Built(dataset, stream, mesh, horizon, choice, placements, step, state, tiers,
-                 Validator(config, dataset, encoder, mesh, state.items.over),
+                 Validator(config, dataset, encoder, mesh, state.items.over, graph),
                  _log_share(config, dataset), config, encoder)
 
 
@@ -191,10 +194,10 @@ class Validator:
     """Ranks the validation users with the weights of a state."""
 
     def __init__(self, config: RunConfig, dataset: Dataset, encoder: Encoder,
-                 mesh: Mesh, over: Axes = (ITEMS_AXIS,)) -> None:
-        """over: mesh axes that cut the rows. Raises InputError where the dataset has nobody to
-        validate on."""
-        self._config, self._dataset = config, dataset
+                 mesh: Mesh, over: Axes = (ITEMS_AXIS,), graph: Graph | None = None) -> None:
+        """over: mesh axes that cut the rows; graph: what makes vectors of them. Raises InputError
+        where the dataset has nobody to validate on."""
+        self._config, self._dataset, self._graph = config, dataset, graph
         settings = config.evaluate
         self._mesh = mesh
         self.panel: Panel = choose_panel(dataset, "valid", settings, settings.users, config.seed)
@@ -235,6 +238,10 @@ class Validator:
                  ) -> dict[str, float]:
         """Metrics of the weights of `state`; away: rows that lie elsewhere, by table."""
         params, rows = served(state)
+        if self._graph is not None:
+            vectors = propagate_now(self._graph, {**params, ITEMS: rows}, self._mesh,
+                                    state.items.over)
+            params, rows = with_tables(params, vectors), vectors[ITEMS]
         panel, items = self.panel, state.items
         ranker, shown, asked = self._ranker, cast(Any, rows), dict(params)
         if away:
