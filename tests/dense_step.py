@@ -57,7 +57,7 @@ class Trained:
     def __init__(self, objective: Any, encoder: Any, mode: str, mesh: tuple[int, int],
                  accumulate: int = 1, source: Any = None,
                  fixed: Array | None = None, bias: Array | None = None,
-                 trains_bias: bool = False, init_scale: float = 0.5) -> None:
+                 trains_bias: bool = False, init_scale: float = 0.5, graph: Any = None) -> None:
         at = make_mesh(MeshConfig(*mesh))
         users = getattr(encoder, "uses_users", False)
         sgd = TableConfig(dim=D, init_scale=init_scale, optimizer=RowOptimizerConfig(
@@ -73,7 +73,7 @@ class Trained:
                        for name, value in source.init_parameters(0, 0.1).items()}
         rule = optax.sgd(RATE)
         step = make_train_step(built, objective, rule, tables=tables, modes=modes, mesh=at,  # type: ignore[arg-type]
-                               rate=optax.constant_schedule(RATE))
+                               rate=optax.constant_schedule(RATE), graph=graph)
         made = {name: init_table(
             sgd, U if name == USERS else V, 0, at, name=name, over=rows_over(mode),
             row_map=None if name == USERS else row_map_of(mode, V),

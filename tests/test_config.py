@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from rec_jax import config
 from rec_jax.errors import InputError
 from rec_jax.model.encoders.transformer import Config as Transformer
-from rec_jax.run import RunConfig, TrainConfig
+from rec_jax.run import RunConfig
+from rec_jax.run_sections import TrainConfig
 
 
 @dataclass(frozen=True)

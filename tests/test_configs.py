@@ -76,6 +76,17 @@ def test_only_data_with_times_is_read_with_times() -> None:
     assert reads == {"ml100k_hstu"}
 
 
+@pytest.mark.slow
+def test_the_config_of_a_graph_trains_and_validates(tiny_mapping: Any, tmp_path: Path) -> None:
+    own = config.to_mapping(config.load(RunConfig, CONFIGS / "gowalla_lightgcn.toml"))
+    mapping = tiny_mapping("train.steps=3", "train.log_every=1", "evaluate.users=8")
+    mapping["evaluate"] |= {name: own["evaluate"][name] for name in ("ks", "metric")}
+    found = api.train(config.build(RunConfig, mapping | {
+        name: own[name] for name in ("table", "encoder", "objective", "optimizer")}),
+        run=tmp_path / "run")
+    assert found["steps"] == 3 and found["table_update"] == "dense" and 0 <= found["best"] <= 1
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_configs_of_losses_differ_in_the_objective_alone(loss: str) -> None:
     base = config.load(RunConfig, CONFIGS / "ml100k.toml")

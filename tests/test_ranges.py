@@ -20,7 +20,8 @@ from rec_jax.errors import InputError
 from rec_jax.model.encoders import ENCODERS
 from rec_jax.objectives import OBJECTIVES
 from rec_jax.ranges import at_least, check
-from rec_jax.run import DataConfig, RunConfig
+from rec_jax.run import RunConfig
+from rec_jax.run_sections import DataConfig
 from rec_jax.simulate.agent_config import AgentConfig
 from rec_jax.simulate.environments import ENVIRONMENTS
 from rec_jax.simulate.judge import JudgeConfig

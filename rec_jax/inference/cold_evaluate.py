@@ -38,7 +38,7 @@ from rec_jax.mesh import Axes
 from rec_jax.metrics import MISSED, rank_metrics
 from rec_jax.model.encoder import Encoder
 from rec_jax.progress import Reporter, Silent
-from rec_jax.run import EvaluateConfig
+from rec_jax.run_sections import EvaluateConfig
 from rec_jax.tables import Table
 from rec_jax.tables.bias import place_bias
 from rec_jax.tables.tiles import bias_of, rank_tiles, rows_of, top_k_tiles

@@ -35,7 +35,7 @@ from rec_jax.metrics import MISSED, Coverage, nan_to_none, rank_metrics
 from rec_jax.model.encoder import Encoder, Params
 from rec_jax.objectives.rating import Config as Rating
 from rec_jax.progress import Reporter, Silent
-from rec_jax.run import EvaluateConfig
+from rec_jax.run_sections import EvaluateConfig
 from rec_jax.tables import RowMap, Table
 from rec_jax.tables.bias import place_bias
 from rec_jax.tables.tiles import bias_of, rank_tiles, rows_of, top_k_tiles

@@ -26,7 +26,7 @@ from rec_jax.data.prepare_config import ItemFile
 from rec_jax.errors import InputError, did_you_mean
 from rec_jax.inference.protocol import cold_items
 from rec_jax.inference.retrieve import Recommendation, listed
-from rec_jax.run import EvaluateConfig
+from rec_jax.run_sections import EvaluateConfig
 
 SHRINKAGE = 1000.0
 Counts = npt.NDArray[np.int64]

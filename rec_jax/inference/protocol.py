@@ -15,7 +15,7 @@ import numpy as np
 
 from rec_jax.data.dataset import Dataset
 from rec_jax.errors import InputError
-from rec_jax.run import EvaluateConfig
+from rec_jax.run_sections import EvaluateConfig
 
 Split = Literal["valid", "test"]
 AnySplit = Literal["valid", "test", "new"]

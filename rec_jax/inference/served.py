@@ -36,7 +36,8 @@ from rec_jax.mesh import (
     row_sharding,
 )
 from rec_jax.model.encoder import Encoder, Params, build_encoder, with_tables
-from rec_jax.model.encoders import uses_times, uses_users
+from rec_jax.model.encoders import graph_layers, uses_times, uses_users
+from rec_jax.model.propagation import open_graph, propagate_now
 from rec_jax.model.rows import RowSource
 from rec_jax.processes import run_on_all
 from rec_jax.run import Run, RunConfig, tables_of, targets_of, update_of
@@ -66,7 +67,8 @@ class Served:
     """Weights of one checkpoint with the dataset that they were trained on.
 
     params: of the encoder, and the rows of tables that feed it beside them.
-    rows: `[V_padded, d]`, row r that of item r, however the run kept them; the rows from
+    rows: `[V_padded, d]`, row r that of item r, however the run kept them, or where a graph makes
+      vectors of rows, the vectors (those of the users in `params` too); the rows from
       `dataset.num_items` on are padding.
     mesh: where all of it is; over: its axes that cut the rows, and the others hold copies.
     bias: f32 `[V_padded]`, cut as the rows, what the model adds to `query . row`; None: nothing.
@@ -142,6 +144,9 @@ def _open_rows(folder: Run, step: int | None, dataset_path: str | None,
     if inputs and config.table.tied:
         raise InputError(f"run {folder.folder} has one table for inputs and items (table.tied); "
                          "expected an export of items")
+    if graph_layers(config.encoder):
+        raise InputError(f"run {folder.folder} makes its item vectors of all rows and of a graph; "
+                         "expected a model that is loaded")
     dataset = Dataset.open(dataset_path or config.data.path)
     opened = _open(folder, step)
     check_dataset(dataset, str(opened.info.extra.get("dataset")))
@@ -283,9 +288,12 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
     model = opened.restore({name: like}, widen=True, moved=moved)[name]
     bias = serving_bias(config, serving_values(config, dataset),
                         model.get("bias", {}).get(ITEMS), total, chosen, over)
-    return Served(folder, config, dataset, encoder,
-                  with_tables(model["encoder"], model["tables"]), model["tables"][ITEMS],
-                  opened.info.step, chosen, over, bias)
+    found = model["tables"]
+    graph = open_graph(dataset, graph_layers(config.encoder), chosen)
+    if graph is not None:
+        found = {**found, **propagate_now(graph, found, chosen, over)}
+    return Served(folder, config, dataset, encoder, with_tables(model["encoder"], found),
+                  found[ITEMS], opened.info.step, chosen, over, bias)
 
 
 def _choose_mesh(config: RunConfig, asked: MeshConfig | None, num_items: int, over: Axes,

@@ -33,7 +33,7 @@ from rec_jax.model.encoder import build_encoder
 from rec_jax.model.lora import adapted_in
 from rec_jax.model.optimizer import dense_optimizer, schedule
 from rec_jax.model.tuning import find_tuning
-from rec_jax.plan.shapes import batch_shapes
+from rec_jax.plan.shapes import batch_shapes, check_known
 from rec_jax.run import RunConfig, modes_of, tables_of, update_of
 from rec_jax.tables import ITEMS, Table, row_optimizer, rows_over
 from rec_jax.tables.bias import bias_state
@@ -167,6 +167,7 @@ def _topology(devices: Devices) -> np.ndarray:
 
 def lower_step(config: RunConfig, num_items: int, mesh: Mesh) -> Any:
     """The step with abstract arguments: no array of the table's size exists here."""
+    check_known(config)
     settings, table_config = config.train, config.table
     objective = config.objective
     if getattr(objective, "backend", None) == "auto":

@@ -26,7 +26,7 @@ from rec_jax.model.encoder import build_encoder
 from rec_jax.model.lora import adapted_in
 from rec_jax.model.tuning import find_tuning
 from rec_jax.plan.messages import Cut, Sizes, messages
-from rec_jax.plan.shapes import drawn_rows, task_shapes
+from rec_jax.plan.shapes import check_known, drawn_rows, task_shapes
 from rec_jax.run import RunConfig, modes_of, placements_of, tables_of, update_of
 from rec_jax.tables.choose import trained_by
 from rec_jax.tables.placement import Placement
@@ -89,6 +89,7 @@ def make_plan(config: RunConfig, num_items: int, devices: Devices) -> Plan:
 
     The mesh is the config's where it uses all devices, else all of them along `items`.
     """
+    check_known(config)
     count = devices.count
     data, items = config.mesh.data, config.mesh.items
     if data * items != count:

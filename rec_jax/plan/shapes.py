@@ -8,9 +8,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rec_jax.errors import InputError
+from rec_jax.model.encoders import graph_layers
 from rec_jax.objectives.base import Keys, Search, Task
 from rec_jax.run import RunConfig, tables_of
 from rec_jax.tables import USERS
+
+
+def check_known(config: RunConfig) -> None:
+    """Raises InputError for a model whose step is not known from sizes alone."""
+    if graph_layers(config.encoder):
+        raise InputError(f"encoder {config.encoder.kind!r} propagates over the graph of a dataset, "
+                         "and a plan knows no dataset; expected an encoder without a graph")
 
 
 def batch_shapes(config: RunConfig) -> dict[str, Any]:

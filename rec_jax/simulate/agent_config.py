@@ -12,7 +12,8 @@ from rec_jax.model.encoders import ENCODERS, uses_times, uses_users
 from rec_jax.model.optimizer import OptimizerConfig
 from rec_jax.objectives import OBJECTIVES
 from rec_jax.ranges import at_least, between, check
-from rec_jax.run import CheckpointConfig, DataConfig, RunConfig, TrainConfig
+from rec_jax.run import RunConfig
+from rec_jax.run_sections import CheckpointConfig, DataConfig, TrainConfig
 from rec_jax.simulate.acting import ActingConfig
 from rec_jax.simulate.environments import ENVIRONMENTS
 from rec_jax.simulate.replay import ReplayConfig

@@ -23,7 +23,7 @@ from rec_jax.inference.cold_evaluate import (
 )
 from rec_jax.inference.protocol import Split
 from rec_jax.progress import Reporter
-from rec_jax.run import EvaluateConfig
+from rec_jax.run_sections import EvaluateConfig
 from rec_jax.solvers.base import Fitted
 from rec_jax.solvers.ease import EASE
 from rec_jax.solvers.interactions import history_matrix

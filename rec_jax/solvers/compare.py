@@ -16,7 +16,7 @@ from rec_jax.inference.cold import ColdFill
 from rec_jax.inference.protocol import Panel, Split, choose_panel, protocol
 from rec_jax.mesh import MeshConfig, make_mesh
 from rec_jax.metrics import Coverage, nan_to_none, rank_metrics
-from rec_jax.run import EvaluateConfig
+from rec_jax.run_sections import EvaluateConfig
 from rec_jax.solvers import SOLVERS, ease, ials, itemknn, popularity, userknn
 from rec_jax.solvers.base import Fitted, Solver, Training
 from rec_jax.solvers.cold import evaluate_cold_solver

@@ -11,7 +11,7 @@ import numpy as np
 from rec_jax.data.dataset import Dataset
 from rec_jax.inference.protocol import Panel, cold_items
 from rec_jax.metrics import MISSED, Coverage
-from rec_jax.run import EvaluateConfig
+from rec_jax.run_sections import EvaluateConfig
 from rec_jax.solvers.base import Fitted, Matrix, Values
 from rec_jax.solvers.interactions import history_matrix
 from rec_jax.solvers.neighbours import best, blocks

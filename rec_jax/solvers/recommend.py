@@ -10,7 +10,7 @@ from rec_jax.data.dataset import Dataset
 from rec_jax.errors import InputError
 from rec_jax.inference.protocol import cold_items
 from rec_jax.inference.retrieve import Recommendation, check_question, listed
-from rec_jax.run import EvaluateConfig
+from rec_jax.run_sections import EvaluateConfig
 from rec_jax.solvers.base import Fitted, Matrix, Values
 from rec_jax.solvers.interactions import history_matrix, matrix_of
 from rec_jax.solvers.ranking import allowed, best_items, seen_items

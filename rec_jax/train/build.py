@@ -28,10 +28,11 @@ from rec_jax.inference.served import counts_of, reading_of, serving_bias, servin
 from rec_jax.mesh import ITEMS as ITEMS_AXIS
 from rec_jax.mesh import Axes, device_memory, make_mesh, row_sharding
 from rec_jax.metrics import rank_metrics
-from rec_jax.model.encoder import TABLES, Encoder, build_encoder
-from rec_jax.model.encoders import uses_users
+from rec_jax.model.encoder import TABLES, Encoder, Params, build_encoder, with_tables
+from rec_jax.model.encoders import graph_layers, uses_users
 from rec_jax.model.lora import adapted_in
 from rec_jax.model.optimizer import dense_optimizer, schedule
+from rec_jax.model.propagation import Graph, open_graph, propagate_now
 from rec_jax.model.rows import RowSource
 from rec_jax.model.tuning import Tuning, find_tuning
 from rec_jax.objectives.rating import Config as Rating
@@ -124,6 +125,9 @@ def build(config: RunConfig) -> Built:
     choice = update_of(config, dataset.num_items)
     tables, modes = tables_of(config), modes_of(config, choice.mode)
     tuning = find_tuning(config.tune, params, tables, adapted_in(params))
+    if graph_layers(config.encoder) and any(map(tuning.freezes_table, tables)):
+        raise InputError("tune: the rows of users and items that a graph joins train together; "
+                         "expected no frozen table")
     optimizer = dense_optimizer(config.optimizer, horizon.total, tuning)
     counts = {name: dataset.num_users if name == USERS else dataset.num_items for name in tables}
     over = rows_over(choice.mode)
@@ -151,14 +155,15 @@ def build(config: RunConfig) -> Built:
     state = init_state(
         params, new, optimizer, average=settings.ema is not None, seed=config.seed, modes=modes,
         mesh=mesh, tuning=tuning)
+    graph = open_graph(dataset, graph_layers(config.encoder), mesh)
     step = make_train_step(
         encoder, config.objective, optimizer, precision=settings.precision, ema=settings.ema,
         tables=tables, modes=modes, mesh=mesh, rate=schedule(config.optimizer, horizon.total),
-        tuning=tuning)
+        tuning=tuning, graph=graph)
     tiers = Tiers(tiered, Setting(encoder, config.objective, tables, modes, mesh,
                                   DTYPES[settings.precision], tuning), dataset.num_trained)
     return Built(dataset, stream, mesh, horizon, choice, placements, step, state, tiers,
-                 Validator(config, dataset, encoder, mesh, state.items.over),
+                 Validator(config, dataset, encoder, mesh, state.items.over, graph),
                  _log_share(config, dataset), config, encoder, modes, tuning)
 
 
@@ -204,10 +209,10 @@ class Validator:
     """Ranks the validation users with the weights of a state."""
 
     def __init__(self, config: RunConfig, dataset: Dataset, encoder: Encoder,
-                 mesh: Mesh, over: Axes = (ITEMS_AXIS,)) -> None:
-        """over: mesh axes that cut the rows. Raises InputError where the dataset has nobody to
-        validate on."""
-        self._config, self._dataset = config, dataset
+                 mesh: Mesh, over: Axes = (ITEMS_AXIS,), graph: Graph | None = None) -> None:
+        """over: mesh axes that cut the rows; graph: what makes vectors of them. Raises InputError
+        where the dataset has nobody to validate on."""
+        self._config, self._dataset, self._graph = config, dataset, graph
         settings = config.evaluate
         self._mesh = mesh
         self.panel: Panel = choose_panel(dataset, "valid", settings, settings.users, config.seed)
@@ -250,13 +255,12 @@ class Validator:
         metrics = self.ranked(state, self.panel, away)
         if self._predictor is None:
             return metrics
-        return {**self._predictor(state.items.row_map)(*served(state), "valid"), **metrics}
+        return {**self._predictor(state.items.row_map)(*self._served(state), "valid"), **metrics}
 
     def ranked(self, state: TrainState, panel: Panel,
                away: Mapping[str, RowsApart] | None = None) -> dict[str, float]:
         """Metrics of the ranks of a panel's targets; see `__call__`."""
-        params, rows = served(state)
-        items = state.items
+        (params, rows), items = self._served(state), state.items
         ranker, shown, asked = self._ranker, cast(Any, rows), dict(params)
         if away:
             ranker, shown = self._apart_ranker, away.get(ITEMS) or apart(rows)
@@ -267,3 +271,11 @@ class Validator:
                            panel.users, panel.targets, panel.ends, reading=reading_of(self._config),
                            batch=self._config.evaluate.batch, devices=self._mesh.size, bias=bias)
         return rank_metrics(ranks, self._config.evaluate.ks)
+
+    def _served(self, state: TrainState) -> tuple[Params, jax.Array]:
+        """As `served`, with vectors where a graph makes them of rows."""
+        params, rows = served(state)
+        if self._graph is None:
+            return params, rows
+        vectors = propagate_now(self._graph, {**params, ITEMS: rows}, self._mesh, state.items.over)
+        return with_tables(params, vectors), vectors[ITEMS]

@@ -18,7 +18,7 @@ import jax
 from rec_jax.checkpoint import Checkpoints, updated_rows
 from rec_jax.checkpoint.older import TABLES
 from rec_jax.progress import Reporter
-from rec_jax.run import CheckpointConfig
+from rec_jax.run_sections import CheckpointConfig
 from rec_jax.tables.choose import Mode
 from rec_jax.tables.marks import mark, marked_rows, unmark
 from rec_jax.train.state import TrainState, each_table, to_items

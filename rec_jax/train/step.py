@@ -24,6 +24,7 @@ from rec_jax.kernels.compat import materialise
 from rec_jax.mesh import MeshConfig, batch_sharding, make_mesh
 from rec_jax.model.encoder import Encoder
 from rec_jax.model.heads import apply_head
+from rec_jax.model.propagation import Graph
 from rec_jax.model.rows import drop_of
 from rec_jax.model.tuning import EVERYTHING, Tuning
 from rec_jax.objectives import Objective, Task
@@ -42,6 +43,7 @@ from rec_jax.train.mode import (
     queries_of,
     weighted,
 )
+from rec_jax.train.propagated import WithGraph, closed_as_rows, propagated
 from rec_jax.train.state import TrainState, averaged, dense_part, moving, state_shardings, weights
 from rec_jax.train.tables import check_drop, check_modes, hyper_of, open_tables
 
@@ -80,7 +82,7 @@ def make_train_step(encoder: Encoder, objective: Objective,
                     modes: Mapping[str, ModeName] | None = None, precision: str = "f32",
                     ema: float | None = None, mesh: Mesh | None = None,
                     rate: optax.Schedule | None = None, losses: bool = False,
-                    tuning: Tuning = EVERYTHING) -> Step:
+                    tuning: Tuning = EVERYTHING, graph: Graph | None = None) -> Step:
     """One update on `mesh` (default: one device), jitted, with the state donated.
 
     The gradient of the mean over all micro-batches is exact: sums of weighted losses and of
@@ -93,6 +95,7 @@ def make_train_step(encoder: Encoder, objective: Objective,
     modes: how each table trains; by default dense.
     losses: give those of all positions, too.
     tuning: what is frozen, and factors on the learning rate; as `init_state` had it.
+    graph: what makes vectors of the rows of users and items, which are dense then.
 
     Raises:
       InputError: objective or average do not fit a mode, or (when traced) the batch not the
@@ -105,8 +108,8 @@ def make_train_step(encoder: Encoder, objective: Objective,
     check_drop(drop_of(encoder.source), modes[ITEMS])
     setting = Setting(encoder, objective, tables, modes, mesh, DTYPES[precision], tuning)
 
-    def step(state: TrainState, batch: Batch, places: Mapping[str, Places] | None = None
-             ) -> tuple[TrainState, StepMetrics]:
+    def step(state: TrainState, batch: Batch, places: Mapping[str, Places] | None = None,
+             graph: Graph | None = None) -> tuple[TrainState, StepMetrics]:
         state = state._replace(tables={
             name: table.replace(places=(places or {}).get(name))
             for name, table in state.tables.items()})
@@ -123,7 +126,8 @@ def make_train_step(encoder: Encoder, objective: Objective,
         assert present is not None
         rows_key = streams.of_step(run, now, streams.ROWS)
         dropout = streams.of_micro_batches(run, now, count, streams.DROPOUT)
-        opened, ids, tasks = open_tables(setting, state, batch, tasks, keys.step)
+        seen = propagated(graph, state, mesh)
+        opened, ids, tasks = open_tables(setting, seen.state, batch, tasks, keys.step)
         constant = {"shared": tasks.shared, "constants": tasks.constants}
         tasks = tasks._replace(shared={}, constants=None)
 
@@ -161,6 +165,12 @@ def make_train_step(encoder: Encoder, objective: Objective,
             one, zero, (slices, batch, tasks, ids, dropout))
         share = jnp.where(divisor != 0, 1.0 / jnp.where(divisor != 0, divisor, 1.0), 0.0)
         to_shared, to_slices = jax.tree.map(lambda leaf: leaf * share, (to_shared, to_slices))
+        if graph is not None:
+            # From here on rows are what is stored again.
+            to_shared = {**to_shared, "tables": seen.pull(to_shared["tables"])}
+            opened = closed_as_rows(setting, state, opened)
+            shared = {**shared, "tables": {name: table.parameters
+                                           for name, table in state.tables.items()}}
         if modes[ITEMS] == "streamed" and not ids[ITEMS]:
             # The backward pass reads the rows of the labels. Nothing else says that this comes
             # before the update, and where it may come after it XLA copies the whole table.
@@ -187,7 +197,8 @@ def make_train_step(encoder: Encoder, objective: Objective,
                               divisor, each)
         return jax.lax.with_sharding_constraint(new, state_shardings(new, mesh)), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    jitted = jax.jit(step, donate_argnums=0)
+    return jitted if graph is None else WithGraph(jitted, graph)
 
 
 def place_batch(batch: Batch, mesh: Mesh) -> Batch:

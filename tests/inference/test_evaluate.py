@@ -18,7 +18,8 @@ from rec_jax.inference.served import Served, load_served
 from rec_jax.metrics import rank_metrics
 from rec_jax.model.encoder import build_encoder, encode
 from rec_jax.model.encoders import Inputs
-from rec_jax.run import EvaluateConfig, Run
+from rec_jax.run import Run
+from rec_jax.run_sections import EvaluateConfig
 
 SPLITS = ("valid", "test")
 

@@ -37,7 +37,8 @@ from rec_jax.mesh import MeshConfig, make_mesh, row_sharding
 from rec_jax.metrics import MISSED
 from rec_jax.model.encoders.base import at_places
 from rec_jax.model.rows import RowSource
-from rec_jax.run import EvaluateConfig, Run, RunConfig
+from rec_jax.run import Run, RunConfig
+from rec_jax.run_sections import EvaluateConfig
 from rec_jax.tables import RowMap
 from rec_jax.train import build
 

@@ -18,7 +18,7 @@ from rec_jax.data.prepare_config import Columns, PrepareConfig
 from rec_jax.errors import InputError
 from rec_jax.inference.protocol import choose_panel
 from rec_jax.metrics import MISSED
-from rec_jax.run import EvaluateConfig
+from rec_jax.run_sections import EvaluateConfig
 from rec_jax.solvers import SOLVERS
 from rec_jax.solvers.base import Matrix
 from rec_jax.solvers.compare import BaselineConfig, compare

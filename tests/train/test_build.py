@@ -14,7 +14,8 @@ from rec_jax import config
 from rec_jax.data.label_frequency import label_counts, log_shares
 from rec_jax.errors import InputError
 from rec_jax.inference.protocol import choose_users
-from rec_jax.run import DataConfig, RunConfig, TrainConfig
+from rec_jax.run import RunConfig
+from rec_jax.run_sections import DataConfig, TrainConfig
 from rec_jax.train.build import Built, build, steps_of
 from rec_jax.train.feed import whole_batches
 from rec_jax.train.step import place_batch

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from rec_jax.errors import InputError
-from rec_jax.run import CheckpointConfig
+from rec_jax.run_sections import CheckpointConfig
 from rec_jax.train.saving import growth_bytes, moving_share
 
 

@@ -7,6 +7,7 @@ One file an encoder. Each holds a frozen `Config` whose `build` returns a `flax.
 from rec_jax.model.encoders.base import (
     EncoderConfig,
     Inputs,
+    graph_layers,
     reads_history,
     uses_times,
     uses_users,
@@ -15,8 +16,10 @@ from rec_jax.model.encoders.base import (
 ENCODERS = {
     "bag": "rec_jax.model.encoders.bag",
     "hstu": "rec_jax.model.encoders.hstu",
+    "lightgcn": "rec_jax.model.encoders.lightgcn",
     "transformer": "rec_jax.model.encoders.transformer",
     "user": "rec_jax.model.encoders.user",
 }
 
-__all__ = ["ENCODERS", "EncoderConfig", "Inputs", "reads_history", "uses_times", "uses_users"]
+__all__ = ["ENCODERS", "EncoderConfig", "Inputs", "graph_layers", "reads_history", "uses_times",
+           "uses_users"]

@@ -31,6 +31,9 @@ class Inputs(NamedTuple):
     users: jax.Array | None = None
 
 
+MOST_LAYERS = 64
+"""Of propagation over a graph."""
+
 Encoder = Callable[..., jax.Array]
 """`encoder(vectors [B, L, d], inputs, key=None, at=None) -> queries [B, L, d]`.
 
@@ -45,7 +48,9 @@ class EncoderConfig(Protocol):
 
     A property `uses_times` that is true asks for `Inputs.times`, and `uses_users` for
     `Inputs.users`. A property `reads_history` that is false says that queries do not depend on the
-    inputs, so that every item of a history is a label of a causal objective.
+    inputs, so that every item of a history is a label of a causal objective. A property
+    `graph_layers` above 0 says that the vectors of users and items are made of their rows by so
+    many layers of `rec_jax.model.propagation`.
     """
 
     @property
@@ -76,6 +81,12 @@ def uses_users(config: EncoderConfig) -> bool:
 def reads_history(config: EncoderConfig) -> bool:
     """Whether an encoder's queries depend on the items of a history; most do."""
     return bool(getattr(config, "reads_history", True))
+
+
+def graph_layers(config: EncoderConfig) -> int:
+    """Layers of propagation that make vectors of the rows of users and items; 0: rows are vectors.
+    """
+    return int(getattr(config, "graph_layers", 0))
 
 
 def uses_times(config: EncoderConfig) -> bool:

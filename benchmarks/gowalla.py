@@ -1,0 +1,122 @@
+"""Gowalla in the split of the papers on graphs, with their metrics, as JSON.
+
+    python benchmarks/gowalla.py prepare train.parquet test.parquet --out data/gowalla
+    rec-jax train configs/gowalla_lightgcn.toml --run runs/gowalla_lightgcn
+    python benchmarks/gowalla.py evaluate runs/gowalla_lightgcn \\
+        --out benchmarks/results/gowalla_lightgcn.json
+
+`prepare`: both files have the columns `user` and `item`. A split that is given is one by time,
+where the time is the number of the part. The papers have no validation part; here `--valid` users
+of a seeded shuffle (by default 2,000) give one training interaction each to it.
+
+`evaluate`: Recall@20 and NDCG@20 as He et al. (2020) have them: every item of a user's test part is
+relevant, what stands before it is left out of the list, and users with a test part count alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+import rec_jax
+from rec_jax.allocator import restart_with_tuned_malloc
+from rec_jax.bench.record import record
+from rec_jax.data.dataset import Dataset
+from rec_jax.data.prepare import prepare
+from rec_jax.data.prepare_config import Columns, PrepareConfig, SplitConfig
+from rec_jax.inference.export import load_embeddings
+from rec_jax.solvers.ranking import best_items
+
+K = 20
+BLOCK = 512
+TRAIN, VALID, TEST = 0, 1, 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    making = verbs.add_parser("prepare")
+    making.add_argument("train")
+    making.add_argument("test")
+    making.add_argument("--valid", type=int, default=2000, help="users of the validation part")
+    making.add_argument("--seed", type=int, default=0)
+    asking = verbs.add_parser("evaluate")
+    asking.add_argument("run")
+    asking.add_argument("--step", type=int, help="of the checkpoint; by default the best")
+    for verb in (making, asking):
+        verb.add_argument("--out", required=True, help="dataset folder, or JSON file to write")
+    options = parser.parse_args()
+    restart_with_tuned_malloc()
+    if options.verb == "prepare":
+        make_dataset(pl.read_parquet(options.train), pl.read_parquet(options.test), options.out,
+                     options.valid, options.seed)
+    else:
+        record(options.out, measure(options.run, options.step))
+
+
+def make_dataset(train: pl.DataFrame, test: pl.DataFrame, out: str, valid: int, seed: int) -> None:
+    """The dataset folder `out` of two tables `user, item`.
+
+    valid: how many users give one of their training interactions, drawn by `seed`, to validation.
+    """
+    drawn = train.with_row_index("place").sample(fraction=1, shuffle=True, seed=seed)
+    several = drawn.filter(pl.len().over("user") > 1)  # one is left to train on
+    chosen = several.unique("user", keep="first", maintain_order=True).head(valid)["place"]
+    part = np.full(len(train), TRAIN)
+    part[chosen.to_numpy()] = VALID
+    both = pl.concat([train.with_columns(part=pl.Series(part)),
+                      test.select(train.columns).with_columns(part=pl.lit(TEST, pl.Int64))])
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "parts.parquet"
+        both.write_parquet(source)
+        prepare(PrepareConfig(
+            source=str(source), out=out, columns=Columns("user", "item", time="part",
+                                                         time_unit="s"),
+            split=SplitConfig("time", valid_time=VALID, test_time=TEST)))
+
+
+def measure(run: str, step: int | None) -> dict[str, Any]:
+    """Both metrics of a run's checkpoint."""
+    model = rec_jax.load(run, step=step)
+    with tempfile.TemporaryDirectory() as folder:
+        items, users = (np.array(load_embeddings(rec_jax.export(
+            model, out=Path(folder) / what, what=what)).vectors)  # type: ignore[arg-type]
+            for what in ("items", "users"))
+    metrics = list_metrics(users, items, model.served.dataset)
+    return {"run": Path(run).name, "step": model.served.step, "test": metrics,
+            "dataset": model.served.dataset.split_hash}
+
+
+def list_metrics(users: np.ndarray, items: np.ndarray, dataset: Dataset, k: int = K
+                 ) -> dict[str, float]:
+    """Recall@k and NDCG@k of vectors f32 `[U, d]` and `[V, d]`, means over users with a test part.
+
+    Recall: the share of a user's different test items that are among the first k. NDCG: the sum of
+    1 / log2(1 + rank) over those, by that of a list that begins with as many test items as it can.
+    """
+    offsets, ends = np.asarray(dataset.offsets), np.asarray(dataset.valid_end)
+    asked = np.flatnonzero(offsets[1:] > ends)
+    gains = 1 / np.log2(np.arange(2, k + 2))
+    recalls, ndcgs = [], []
+    for first in range(0, len(asked), BLOCK):
+        block = asked[first:first + BLOCK]
+        scores = users[block] @ items.T
+        for row, user in enumerate(block):
+            scores[row, dataset.items[offsets[user]:ends[user]]] = -np.inf
+        for user, listed in zip(block, best_items(scores, k), strict=True):
+            wanted = np.unique(dataset.items[ends[user]:offsets[user + 1]])
+            hits = np.isin(listed, wanted)
+            recalls.append(hits.sum() / len(wanted))
+            ndcgs.append(hits @ gains / gains[:len(wanted)].sum())
+    return {f"recall@{k}": float(np.mean(recalls)), f"ndcg@{k}": float(np.mean(ndcgs)),
+            "users": float(len(asked))}
+
+
+if __name__ == "__main__":
+    main()

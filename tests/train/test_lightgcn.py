@@ -1,0 +1,159 @@
+"""LightGCN in the engine: a step against f64, and runs that are trained, resumed and asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from dense_step import ROWS, D, Trained, U, V, log_softmax
+from stopping import StopAfter, Stopped
+
+from rec_jax import api, config
+from rec_jax.checkpoint import Checkpoints
+from rec_jax.data.interaction_graph import distinct_edges, interaction_edges
+from rec_jax.errors import InputError
+from rec_jax.inference.export import load_embeddings
+from rec_jax.inference.served import open_rows
+from rec_jax.model.encoders import lightgcn
+from rec_jax.model.propagation import make_graph
+from rec_jax.objectives import next_item
+from rec_jax.plan.shapes import check_known
+from rec_jax.run import Run, RunConfig
+from rec_jax.tables.table import padded_size
+from rec_jax.train.loop import run_training
+
+Mapping = Callable[..., dict[str, Any]]
+LAYERS = 2
+
+
+def normalised(edges: Any, users: int, items: int) -> np.ndarray:
+    """P of users and items, f64, by a dense matrix."""
+    between = np.zeros((users, items))
+    between[edges.users, edges.items] = 1
+    each = (np.maximum(between.sum(axis=axis), 1) ** -0.5 for axis in (1, 0))
+    by_user, by_item = each
+    normal = np.zeros((users + items,) * 2)
+    normal[:users, users:] = by_user[:, None] * between * by_item
+    normal += normal.T
+    return sum(np.linalg.matrix_power(normal, k) for k in range(LAYERS + 1)) / (LAYERS + 1)
+
+
+@pytest.mark.parametrize(("mesh", "accumulate"), [
+    ((1, 1), 2), pytest.param((2, 4), 1, marks=pytest.mark.slow)], ids=str)
+def test_a_step_descends_on_the_rows_below_the_vectors(mesh: tuple[int, int], accumulate: int
+                                                       ) -> None:
+    random = np.random.default_rng(1)
+    edges = distinct_edges(random.integers(0, U, 60), random.integers(0, V, 60), V)
+    graph = jax.tree.map(jnp.asarray,
+                         make_graph(edges, padded_size(U), padded_size(V), LAYERS))
+    trained = Trained(next_item.Config(backend="xla"), lightgcn.Config(layers=LAYERS), "dense",
+                      mesh, accumulate=accumulate, graph=graph)
+    dense = normalised(edges, U, V)
+    batch = {name: value.reshape(ROWS, -1) for name, value in trained.batch.items()}
+
+    def loss(params: Any, items: Any, users: Any) -> Any:
+        vectors = jnp.asarray(dense) @ jnp.concatenate([users, items])
+        logs = log_softmax(trained.queries(params, vectors[U:], vectors[:U]) @ vectors[U:].T)
+        row, place = np.nonzero(batch["targets"] >= 0)
+        return -jnp.mean(logs[row, place, batch["targets"][row, place]])
+
+    assert trained.before.parts[1].shape == (V, D)
+    trained.check(loss)
+
+
+def small(tiny_mapping: Mapping, objective: dict[str, Any], *lines: str) -> RunConfig:
+    mapping = tiny_mapping("train.steps=12", "train.log_every=1", "train.evaluate_every=2.0",
+                           "optimizer.rate=1e-1", "train.checkpoint_every=4", *lines)
+    return config.build(RunConfig, mapping | {
+        "encoder": {"kind": "lightgcn", "layers": LAYERS}, "objective": objective})
+
+
+def logged(run: Path, name: str) -> list[float]:
+    return [line[name] for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+            if name in line]
+
+
+def test_a_run_learns_goes_on_to_the_same_bits_and_answers(tiny_mapping: Mapping, tmp_path: Path
+                                                           ) -> None:
+    settings = small(tiny_mapping, {"kind": "next_item", "backend": "xla"})
+    whole = api.train(settings, run=tmp_path / "whole")
+    stopped = tmp_path / "stopped"
+    with pytest.raises(Stopped):
+        run_training(Run(stopped), settings, StopAfter(6))
+    api.train(resume=stopped)
+    losses = logged(tmp_path / "whole", "loss")
+    assert np.mean(losses[-3:]) < 0.95 * np.mean(losses[:3])
+    assert logged(stopped, "loss") == losses
+
+    model, other = (api.load(run, step=12) for run in (tmp_path / "whole", stopped))
+    np.testing.assert_array_equal(model.served.rows, other.served.rows)
+    np.testing.assert_array_equal(model.served.params["users"], other.served.params["users"])
+    # What is served is P times what is stored.
+    dataset, edges = model.served.dataset, interaction_edges(model.served.dataset)
+    count = dataset.num_users
+    stored = stored_rows(tmp_path / "whole")
+    vectors = normalised(edges, count, dataset.num_items) @ np.concatenate(
+        [stored["users"][:count], stored["items"][:dataset.num_items]])
+    # Without a model that is loaded an export has the vectors, too.
+    items = load_embeddings(api.export(tmp_path / "whole", step=12, out=tmp_path / "items"))
+    users = load_embeddings(api.export(tmp_path / "whole", step=12, out=tmp_path / "users",
+                                       what="users"))
+    np.testing.assert_allclose(users.vectors, vectors[:count], atol=1e-6)
+    np.testing.assert_allclose(items.vectors, vectors[count:], atol=1e-6)
+    scores = vectors[3] @ vectors[count:].T
+    best = model.recommend(user=str(users.ids[3]), k=1, filter_seen=False)
+    assert best[0].item == items.ids[int(np.argmax(scores))]
+    assert best[0].score == pytest.approx(scores.max(), rel=1e-4)
+    # The validation of the training ranks by the same vectors.
+    found = api.evaluate(tmp_path / "whole", split="valid", step=whole["best_step"])
+    assert found["metrics"]["ndcg@10"] == pytest.approx(whole["best"], abs=1e-12)
+    with pytest.raises(InputError, match="makes its item vectors of all rows"):
+        open_rows(Run(tmp_path / "whole"))
+
+
+def stored_rows(run: Path) -> dict[str, np.ndarray]:
+    """The rows of both tables as the checkpoint of the last step has them."""
+    with Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
+        opened = checkpoints.open(12)
+        sources = {name: opened.items["model"][f"['tables']['{name}']"]
+                   for name in ("items", "users")}
+        return {name: np.asarray(source.read(0, source.shape[0]), np.float64)
+                for name, source in sources.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lines", [(), ("train.ema=0.9", 'table.dtype="bf16"')], ids=str)
+def test_pairs_are_ranked_by_the_vectors(lines: tuple[str, ...], tiny_mapping: Mapping,
+                                         tmp_path: Path) -> None:
+    settings = small(tiny_mapping, {"kind": "bpr", "count": 4}, "train.steps=60", *lines)
+    whole = api.train(settings, run=tmp_path / "run")
+    losses = logged(tmp_path / "run", "loss")
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+    found = api.evaluate(tmp_path / "run", split="valid", step=whole["best_step"])
+    assert found["metrics"]["ndcg@10"] == pytest.approx(whole["best"], abs=1e-12)
+
+
+@pytest.mark.parametrize(("lines", "extra", "said"), [
+    (('table.update="sparse"',), {}, "table.update = 'sparse'.*every row in every step"),
+    ((), {"users": {"dim": 16, "update": "sparse"}}, "users.update = 'sparse'"),
+    ((), {"bias": {"trained": True}}, "bias.trained = false"),
+    ((), {"content": [{"name": "text"}]}, "without content"),
+    ((), {"objective": {"kind": "hard_negatives"}}, "searches stored rows"),
+    ((), {"encoder": {"kind": "lightgcn", "layers": 0}}, "encoder.layers"),
+], ids=["sparse", "users", "bias", "content", "search", "layers"])
+def test_what_does_not_fit_is_refused(lines: tuple[str, ...], extra: dict[str, Any], said: str,
+                                      tiny_mapping: Mapping) -> None:
+    mapping = tiny_mapping(*lines) | {"encoder": {"kind": "lightgcn"}} | extra
+    with pytest.raises(InputError, match=said):
+        config.build(RunConfig, mapping)
+
+
+def test_a_plan_says_that_it_knows_no_graph(tiny_mapping: Mapping) -> None:
+    with pytest.raises(InputError, match="a plan knows no dataset"):
+        check_known(small(tiny_mapping, {"kind": "next_item"}))
