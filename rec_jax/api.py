@@ -25,9 +25,16 @@ from rec_jax.inference.export import export as export_served
 from rec_jax.inference.newcomers import read_attributes, recommend_newcomer
 from rec_jax.inference.protocol import Split
 from rec_jax.inference.retrieve import Recommendation, Recommender
-from rec_jax.inference.served import Served, StoredRows, Tell, load_served, open_rows, warn
+from rec_jax.inference.served import (
+    Served,
+    StoredRows,
+    Tell,
+    load_served,
+    open_rows,
+    stores_vectors,
+    warn,
+)
 from rec_jax.mesh import is_first, parse_mesh
-from rec_jax.model.encoders import graph_layers
 from rec_jax.plan.compile import compile_step
 from rec_jax.plan.estimate import make_plan, nearest_fit
 from rec_jax.processes import broadcast_text, run_on_all
@@ -245,7 +252,7 @@ def export(run: Loadable, *, out: PathLike, what: What = "items", format: str = 
     # Item rows go from the checkpoint to the file in blocks; only queries need the model.
     served: Served | StoredRows
     if (what == "users" or cold is not None or isinstance(run, Recommender | Served)
-            or graph_layers(Run(Path(run), trust_code).config().encoder)):
+            or not stores_vectors(Run(Path(run), trust_code).config())):
         served = _loaded(run, cold=cold, step=step, data=data, mesh=mesh, trust_code=trust_code,
                          tell=tell)
     else:

@@ -31,7 +31,8 @@ NEEDED: dict[str, dict[str, Any]] = {
     "DataConfig": {"path": "x"}, "RunConfig": {"data": DataConfig("x")},
     "PrepareConfig": {"source": "x", "out": "y"}, "ItemFile": {"path": "x"},
     "ItemFeature": {"column": "x"}, "FeatureConfig": {"kind": "time_gap"},
-    "ContentConfig": {"name": "x"},
+    "ContentConfig": {"name": "x"}, "TuneConfig": {"match": "x"}, "LoraConfig": {"match": "x"},
+    "ContinualConfig": {"run": "x", "step": 1},
 }
 """What cannot be left out."""
 
@@ -55,7 +56,8 @@ FREE_NAMES = {
     "rating": "of a column", "column": "of a column", "name": "of a feature",
     "separator": "between fields", "encoding": "of files: Python knows them, the reader asks it",
     "time_format": "of dates", "text": "of columns", "names": "of columns", "flags": "of columns",
-    "reward": "of numbers of the dataset",
+    "reward": "of numbers of the dataset", "match": "of parameters: who knows them all asks it",
+    "run": "of a folder", "append": "of a folder",
 }
 """Text fields that may be anything, and why."""
 

@@ -126,6 +126,11 @@ def reading_of(config: RunConfig) -> Reading:
                    features=config.features, users=uses_users(config.encoder))
 
 
+def stores_vectors(config: RunConfig) -> bool:
+    """Whether an item's vector follows from its stored row alone."""
+    return not graph_layers(config.encoder)
+
+
 def open_rows(folder: Run, *, step: int | None = None, dataset_path: str | None = None,
               inputs: bool = False) -> StoredRows:
     """The item rows of the best checkpoint of a run, or of that of `step`; nothing is loaded.
@@ -144,7 +149,7 @@ def _open_rows(folder: Run, step: int | None, dataset_path: str | None,
     if inputs and config.table.tied:
         raise InputError(f"run {folder.folder} has one table for inputs and items (table.tied); "
                          "expected an export of items")
-    if graph_layers(config.encoder):
+    if not stores_vectors(config):
         raise InputError(f"run {folder.folder} makes its item vectors of all rows and of a graph; "
                          "expected a model that is loaded")
     dataset = Dataset.open(dataset_path or config.data.path)
