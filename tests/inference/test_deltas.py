@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 import pytest
 from command import Command, one_object, refused
+from marks import slow_but
 
 from rec_jax.errors import InputError
 from rec_jax.inference import deltas
@@ -83,7 +84,7 @@ def rounded(rows: np.ndarray) -> np.ndarray:
     return rows.astype(ml_dtypes.bfloat16).astype(np.float32)
 
 
-@pytest.mark.parametrize("form", sorted(WRITERS))
+@pytest.mark.parametrize("form", slow_but("npy", sorted(WRITERS)))
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 def test_three_periods_of_changes_give_the_trainers_export(
