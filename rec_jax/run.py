@@ -29,7 +29,6 @@ from rec_jax.model.lora import LoraConfig
 from rec_jax.model.optimizer import OptimizerConfig
 from rec_jax.model.tuning import TuneConfig
 from rec_jax.objectives import OBJECTIVES
-from rec_jax.objectives.rating import Config as Rating
 from rec_jax.ranges import at_least, check, check_different
 from rec_jax.run_sections import CheckpointConfig, DataConfig, EvaluateConfig, TrainConfig
 from rec_jax.tables import INPUTS, ITEMS, USERS, TableConfig
@@ -82,11 +81,11 @@ class RunConfig:
         if self.bias.in_loss and self.objective.needs.search:
             raise InputError(f"bias: objective {self.objective.kind!r} searches the catalogue by "
                              "its rows alone; expected bias.trained = false and bias.strength = 0")
-        if self.evaluate.metric in RATING_METRICS and not isinstance(self.objective, Rating):
+        if self.evaluate.metric in RATING_METRICS and not self.objective.needs.rates:
             raise InputError(f"evaluate.metric {self.evaluate.metric!r} is of ratings, which "
                              f"objective {self.objective.kind!r} does not predict; expected a "
                              "metric of ranks such as ndcg@10")
-        if self.bias.when_served and isinstance(self.objective, Rating):
+        if self.bias.when_served and self.objective.needs.rates:
             raise InputError("bias: a rating adds no popularity; expected bias.serve_strength = 0")
         if self.bias.in_loss and self.objective.needs.mean_row:
             raise InputError("bias: label smoothing scores the mean row, which has no bias; "
@@ -209,7 +208,7 @@ def _bound(config: RunConfig, name: str, modes: Mapping[str, Mode], processes: i
     if config.objective.needs.search:
         return (f"objective {config.objective.kind!r} searches all rows, so the ids of a step are "
                 "not known ahead")
-    if isinstance(config.objective, Rating):
+    if config.objective.needs.rates:
         return "a validation of ratings reads rows that are on the devices"
     if config.content and name == ITEMS:
         return "content is a part of its rows"

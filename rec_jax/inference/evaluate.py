@@ -33,7 +33,6 @@ from rec_jax.inference.served import Served
 from rec_jax.mesh import ITEMS, Axes
 from rec_jax.metrics import MISSED, Coverage, nan_to_none, rank_metrics
 from rec_jax.model.encoder import Encoder, Params
-from rec_jax.objectives.rating import Config as Rating
 from rec_jax.progress import Reporter, Silent
 from rec_jax.run_sections import EvaluateConfig
 from rec_jax.tables import RowMap, Table
@@ -202,7 +201,7 @@ def evaluate_served(served: Served, *, split: Split = "test",
         "run": served.run.folder.name, "step": served.step, "seed": served.config.seed,
     }
     objective = served.config.objective
-    if isinstance(objective, Rating):
+    if objective.needs.rates:
         predictor = RatingPredictor(objective, served.encoder, dataset, served.mesh,
                                     reading=served.reading, batch=settings.batch,
                                     over=served.over)

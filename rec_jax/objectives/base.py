@@ -102,6 +102,8 @@ class Needs(NamedTuple):
       `values/NAME`.
     histories: batches carry int32 `histories` `[A, B, S]`, the place of the last input of each of
       the at most S histories of a row, -1 for none.
+    rates: a score stands for a rating: the config has `low`, `high`, `scores` and `predicted`, as
+      `rec_jax.objectives.rating` has them.
     """
 
     normaliser: bool = False
@@ -112,6 +114,7 @@ class Needs(NamedTuple):
     values: tuple[str, ...] = ()
     histories: bool = False
     heads: tuple[str, ...] = ()
+    rates: bool = False
 
 
 class Keys(NamedTuple):

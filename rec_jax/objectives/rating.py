@@ -73,7 +73,7 @@ class Config:
     @property
     def needs(self) -> Needs:
         """The rows of the rated items, and the ratings."""
-        return Needs(labels=True, values=("rating",))
+        return Needs(labels=True, values=("rating",), rates=True)
 
     def drawn(self, positions: int) -> int:
         """No row but those of the labels."""

@@ -35,7 +35,6 @@ from rec_jax.model.optimizer import dense_optimizer, schedule
 from rec_jax.model.propagation import Graph, open_graph, propagate_now
 from rec_jax.model.rows import RowSource
 from rec_jax.model.tuning import Tuning, find_tuning
-from rec_jax.objectives.rating import Config as Rating
 from rec_jax.run import RunConfig, modes_of, placements_of, tables_of, targets_of, update_of
 from rec_jax.tables import ITEMS, USERS, RowMap, Table, init_table, row_optimizer, rows_over
 from rec_jax.tables.bias import bias_state, first_bias, place_bias
@@ -234,7 +233,7 @@ class Validator:
             return make_apart_ranker(encoder, dataset.num_items, mesh, cold=cold, over=over,
                                      filter_seen=settings.filter_seen, row_map=row_map)
 
-        self._predictor = predictor if isinstance(config.objective, Rating) else None
+        self._predictor = predictor if config.objective.needs.rates else None
         if self._predictor is not None:
             check_range(config.objective, dataset)
             if settings.metric == "auc" and len(dataset.rating_values) != 2:
