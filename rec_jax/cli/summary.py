@@ -59,12 +59,14 @@ def dataset(report: Mapping[str, Any]) -> None:
 def training(summary: Mapping[str, Any]) -> None:
     """What `train` reached."""
     def facts() -> Facts:
-        steps, per_epoch = summary["steps"], summary["steps_per_epoch"]
+        # A run in an environment has neither epochs nor a validation.
+        steps, per_epoch = summary["steps"], summary.get("steps_per_epoch")
         epochs = f" ({steps / per_epoch:.3g} epochs)" if per_epoch else ""
         yield "steps", f"{number(steps)}{epochs}"
         if summary["best"] is not None:
-            yield "best on validation", (f"{summary['metric']} {number(summary['best'])} "
-                                         f"after step {number(summary['best_step'])}")
+            best = "best" if per_epoch is None else "best on validation"
+            yield best, (f"{summary['metric']} {number(summary['best'])} "
+                         f"after step {number(summary['best_step'])}")
         if summary.get("stopped"):
             yield "ended", summary["stopped"]
         yield "training time", duration(summary["train_seconds"])
