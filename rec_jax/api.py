@@ -216,7 +216,7 @@ def evaluate(run: Loadable, *, split: Split = "test", step: int | None = None,
         others = [name for name in others if name != "popularity"]
         if others:
             found = compare(served.dataset, others, BaselineConfig(evaluate=settings),
-                            split=split, say=reporter.say)
+                            split=split, filled=served.filled, say=reporter.say)
             assert {**result["protocol"], **found["protocol"]} == result["protocol"]
             result["baselines"] = found["models"]
     return result

@@ -272,9 +272,12 @@ class Run:
         """The run's config.
 
         Raises:
-          InputError: the folder is no run, or its config names code that is not trusted.
+          InputError: the folder is no run on a dataset, or its config names code that is not
+            trusted.
         """
-        self.check_begun()
+        if "environment" in self.saved_config():
+            raise InputError(f"{self.folder} is a run in an environment; expected one on a dataset "
+                             "(`rec-jax simulate` plays with it)")
         return config.load(RunConfig, self.config_path, trust_code=self.trust_code)
 
     def saved_config(self) -> dict[str, Any]:

@@ -61,7 +61,14 @@ def baseline(
     given = {name: value for name, value in (("filter_seen", filter_seen),
                                              ("seen_targets", seen_targets)) if value is not None}
     resolved = config.read(BaselineConfig, config_path, {"evaluate": given}, settings or ())
+    if out is not None:
+        from rec_jax.bench.record import json_path
+
+        json_path(out)
     if recommend is not None:
+        if tune or cold is not None or out is not None:
+            raise InputError("--recommend shows the list of one user; expected no --tune, --cold "
+                             "or --out beside it")
         _recommend(dataset, model, resolved, recommend, k, as_json)
         return
     result = api.baseline(dataset, models=model, settings=resolved, tune=tune,

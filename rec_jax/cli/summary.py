@@ -59,7 +59,8 @@ def dataset(report: Mapping[str, Any]) -> None:
 def training(summary: Mapping[str, Any]) -> None:
     """What `train` reached."""
     def facts() -> Facts:
-        steps, per_epoch = summary["steps"], summary["steps_per_epoch"]
+        # A run in an environment has neither epochs nor a validation.
+        steps, per_epoch = summary["steps"], summary.get("steps_per_epoch")
         epochs = f" ({steps / per_epoch:.3g} epochs)" if per_epoch else ""
         yield "steps", f"{number(steps)}{epochs}"
         for kind, line in (summary.get("before") or {}).items():
@@ -68,8 +69,9 @@ def training(summary: Mapping[str, Any]) -> None:
                 yield f"before training {asked}", (f"{summary['metric']} "
                                                    f"{number(line[summary['metric']])}")
         if summary["best"] is not None:
-            yield "best on validation", (f"{summary['metric']} {number(summary['best'])} "
-                                         f"after step {number(summary['best_step'])}")
+            best = "best" if per_epoch is None else "best on validation"
+            yield best, (f"{summary['metric']} {number(summary['best'])} "
+                         f"after step {number(summary['best_step'])}")
         if summary.get("stopped"):
             yield "ended", summary["stopped"]
         trained, frozen = ((summary.get("parameters") or {}).get(name, 0)

@@ -282,6 +282,9 @@ def calibrate(asked: Asked, people: People, missed: npt.NDArray[np.bool_], weigh
     if not any(len(items) for items in people.cold):
         raise InputError("no validating user met a withheld item; expected more users, or a larger "
                          "withheld.share")
+    if not (people.warm >= 0).any():
+        raise InputError("no validating user has a target that is not withheld; expected more "
+                         "users, or a smaller withheld.share")
     margin = asked.best[:, min(k, asked.best.shape[1]) - 1] - asked.cold_best[:, 0]
     margin = margin[np.isfinite(margin)]
     if not margin.size:  # every list has room for all cold items
@@ -328,8 +331,8 @@ def cold_metrics(ranks: list[npt.NDArray[np.int64]], ks: tuple[int, ...]) -> dic
         raise InputError("nobody who is tested met a withheld item; expected more users, or a "
                          "larger withheld.share")
     found = {}
+    ideal = np.cumsum(1 / np.log2(np.arange(2, max(map(len, ranks)) + 2)))
     for k in ks:
-        ideal = np.cumsum(1 / np.log2(np.arange(2, k + 2)))
         hits = [each[each <= k] for each in ranks]
         found[f"recall@{k}"] = float(np.mean([
             len(hit) / min(k, len(each)) for hit, each in zip(hits, ranks, strict=True)]))

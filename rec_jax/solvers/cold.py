@@ -7,11 +7,13 @@ column of.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from rec_jax.data.dataset import Dataset
+from rec_jax.data.item_vectors import open_item_vectors
 from rec_jax.errors import InputError
 from rec_jax.inference.cold import ColdFill, only_vectors, read_content_of
 from rec_jax.inference.cold_evaluate import (
@@ -31,17 +33,24 @@ from rec_jax.solvers.neighbours import blocks
 from rec_jax.solvers.ranking import allowed
 
 
-def evaluate_cold_solver(fitted: Fitted, dataset: Dataset, fill: ColdFill, *, split: Split,
-                         settings: EvaluateConfig) -> dict[str, Any]:
-    """As `rec_jax.inference.cold_evaluate.evaluate_cold`, of a solver.
+def check_cold(dataset: Dataset, names: Sequence[str], fill: ColdFill) -> None:
+    """Refuse what could not be measured, before anything is fitted.
 
     Raises:
-      InputError: also where it is not EASE, or there is no content.
+      InputError: a solver is not EASE, the dataset withholds no items, or there is no content.
     """
-    check_withheld(dataset)
-    if not isinstance(fitted, EASE):
+    if set(names) != {"ease"}:
         raise InputError("of the models that are solved, ease alone has columns for cold items; "
                          "expected --model ease")
+    check_withheld(dataset)
+    for name in fill.vectors or only_vectors(dataset):
+        open_item_vectors(dataset, name)
+
+
+def evaluate_cold_solver(fitted: Fitted, dataset: Dataset, fill: ColdFill, *, split: Split,
+                         settings: EvaluateConfig) -> dict[str, Any]:
+    """As `rec_jax.inference.cold_evaluate.evaluate_cold`, of a solver that `check_cold` knows."""
+    assert isinstance(fitted, EASE)
     content, has = read_content_of(dataset, fill.vectors or only_vectors(dataset))
     met, out = dataset.popularity() > 0, dataset.is_withheld()
     filled = fitted.with_cold(fill.rule, content, np.flatnonzero(met & has),

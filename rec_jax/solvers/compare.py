@@ -9,17 +9,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
+
 from rec_jax import config as configs
 from rec_jax.data.dataset import Dataset
 from rec_jax.errors import InputError, did_you_mean
 from rec_jax.inference.cold import ColdFill
 from rec_jax.inference.protocol import Panel, Split, choose_panel, protocol
 from rec_jax.mesh import MeshConfig, make_mesh
-from rec_jax.metrics import Coverage, nan_to_none, rank_metrics
+from rec_jax.metrics import RATING_METRICS, Coverage, nan_to_none, rank_metrics
 from rec_jax.run_sections import EvaluateConfig
 from rec_jax.solvers import SOLVERS, ease, ials, itemknn, popularity, userknn
 from rec_jax.solvers.base import Fitted, Solver, Training
-from rec_jax.solvers.cold import evaluate_cold_solver
+from rec_jax.solvers.cold import check_cold, evaluate_cold_solver
 from rec_jax.solvers.interactions import Part, training_matrix
 from rec_jax.solvers.ranking import rank_panel
 
@@ -63,18 +66,23 @@ def check_names(names: str | Sequence[str]) -> list[str]:
 
 def compare(dataset: Dataset, names: str | Sequence[str], settings: BaselineConfig | None = None,
             *, split: Split = "test", tune: bool = False, cold: ColdFill | None = None,
-            say: Say | None = None) -> dict[str, Any]:
+            filled: npt.NDArray[np.bool_] | None = None, say: Say | None = None
+            ) -> dict[str, Any]:
     """Metrics of each solver, fitted on the training part, with the protocol of all of them.
 
     tune: choose settings of each on the validation split, by `evaluate.metric`, from its `grid`.
     cold: how withheld items get columns; `cold` of each model then says how well these do.
+    filled: bool `[V]`, items that compete in any case, as beside a model that has rows for them.
 
     Raises:
       InputError: an unknown name, nobody to evaluate, no room, or data that a solver cannot use.
     """
     settings, say = settings or BaselineConfig(), say or _silent
-    models, panel = {}, choose_panel(dataset, split, settings.evaluate)
-    for name in check_names(names):
+    models, panel = {}, choose_panel(dataset, split, settings.evaluate, filled=filled)
+    chosen = check_names(names)
+    if cold is not None:
+        check_cold(dataset, chosen, cold)
+    for name in chosen:
         tuned = None
         if tune and settings.solver(name).grid:
             settings, tuned = _tune(dataset, name, settings, say)
@@ -82,7 +90,7 @@ def compare(dataset: Dataset, names: str | Sequence[str], settings: BaselineConf
         fitted = fit(dataset, name, settings, say=say)
         between = time.perf_counter()
         coverage = Coverage(dataset.popularity())
-        metrics = _measure(fitted, name, dataset, panel, settings, coverage)
+        metrics = _measure(fitted, name, dataset, panel, settings, coverage, filled)
         models[name] = {
             "metrics": metrics, "settings": configs.to_mapping(settings.solver(name)),
             "fit_seconds": round(between - began, 3),
@@ -107,6 +115,9 @@ def _tune(dataset: Dataset, name: str, settings: BaselineConfig, say: Say
           ) -> tuple[BaselineConfig, dict[str, Any]]:
     """The settings with the best values of the solver's grid, and what was tried."""
     metric = settings.evaluate.metric
+    if metric in RATING_METRICS:
+        raise InputError(f"evaluate.metric {metric!r} is of ratings, which no baseline predicts; "
+                         "expected a metric of ranks such as ndcg@10")
     panel = choose_panel(dataset, "valid", settings.evaluate, settings.evaluate.users)
     tried = []
     for values in _points(settings.solver(name)):
@@ -133,9 +144,11 @@ def _with(settings: BaselineConfig, name: str, values: dict[str, Any]) -> Baseli
 
 
 def _measure(fitted: Fitted, name: str, dataset: Dataset, panel: Panel, settings: BaselineConfig,
-             coverage: Coverage | None = None) -> dict[str, float | None]:
+             coverage: Coverage | None = None, filled: npt.NDArray[np.bool_] | None = None
+             ) -> dict[str, float | None]:
     evaluate = settings.evaluate
-    ranks = rank_panel(fitted, settings.solver(name).values, dataset, panel, evaluate, coverage)
+    ranks = rank_panel(fitted, settings.solver(name).values, dataset, panel, evaluate, coverage,
+                       filled)
     shown = {} if coverage is None else nan_to_none(coverage.result(max(evaluate.ks)))
     return {**rank_metrics(ranks, evaluate.ks), **shown}
 

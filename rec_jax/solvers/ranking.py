@@ -18,12 +18,13 @@ from rec_jax.solvers.neighbours import best, blocks
 
 
 def rank_panel(fitted: Fitted, values: Values, dataset: Dataset, panel: Panel,
-               settings: EvaluateConfig, coverage: Coverage | None = None) -> np.ndarray:
+               settings: EvaluateConfig, coverage: Coverage | None = None,
+               filled: np.ndarray | None = None) -> np.ndarray:
     """Ranks int32 `[M]`, `MISSED` where the target may not be recommended.
 
-    coverage: is given everybody's first `max(settings.ks)` items.
+    coverage: is given everybody's first `max(settings.ks)` items; filled: as `cold_items` takes it.
     """
-    cold = cold_items(dataset, settings)
+    cold = cold_items(dataset, settings, filled)
     ranks = np.zeros(len(panel.users), np.int32)
     for block in blocks(len(ranks), dataset.num_items):
         users, targets = panel.users[block], panel.targets[block]
@@ -35,7 +36,7 @@ def rank_panel(fitted: Fitted, values: Values, dataset: Dataset, panel: Panel,
         ahead = np.sum(~(scores < wanted[:, None]), axis=1)  # the target included
         ranks[block] = np.where(wanted > -np.inf, ahead, MISSED)
         if coverage is not None:
-            coverage.add(best_items(scores, max(settings.ks)))
+            coverage.add(best_items(scores, min(max(settings.ks), dataset.num_items)))
     return ranks
 
 

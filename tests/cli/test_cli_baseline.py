@@ -45,6 +45,10 @@ def test_one_json_object(rec_jax: Command, tiny_dataset: Path) -> None:
     (("--set", "ease.rigde=1"), "did you mean 'ridge'"),
     (("--seen-targets", "x"), "--seen-targets: 'x' is not one of"),
     (("--recommend", "u5"), "--recommend asks one model"),
+    (("--recommend", "u5", "--model", "ease", "--cold", "both"), "expected no --tune, --cold or"),
+    (("--model", "ease", "--cold", "both"), "withholds no items"),
+    (("--model", "ease", "--out", "."), "which is a folder; expected the name of a JSON file"),
+    (("--model", "popularity", "--out", "b.md"), "--out is b.md; expected a name such as b.json"),
     (("--recommend", "u5", "--model", "ease", "-k", "0"), "--k is 0"),
     (("--recommend", "nobody", "--model", "ease"), "user id 'nobody' is not in the vocabulary"),
 ])

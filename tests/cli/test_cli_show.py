@@ -133,3 +133,13 @@ def test_what_a_library_writes_to_stdout_is_not_in_the_output() -> None:
             "print('never'); drop_stdout()")
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert json.loads(ended.stdout) == {"a": 1} and ended.stderr == b"peers\n"
+
+
+def test_a_run_in_an_environment_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """It has neither epochs nor a validation."""
+    cli_summary.training({"run": "r", "steps": 2, "episodes": 16, "updates": 2, "best_step": 1,
+                          "metric": "return", "best": 30.5, "backends": "xla",
+                          "train_seconds": 1.0})
+    shown = capsys.readouterr().out
+    assert "return 30.5000 after step 1" in shown and "episodes" in shown
+    assert "epochs" not in shown

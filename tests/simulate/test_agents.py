@@ -91,6 +91,12 @@ def test_the_verbs_train_and_compare(tmp_path: Path) -> None:
             api.simulate(tmp_path / "run", **wrong)  # type: ignore[arg-type]
 
 
+def test_what_asks_a_dataset_refuses_an_agent_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('[environment]\nkind = "choc_kale"\n')
+    with pytest.raises(InputError, match="is a run in an environment; expected one on a dataset"):
+        Run(tmp_path).config()
+
+
 def test_rivals_of_one_name_are_told_apart() -> None:
     taken = {"best items", "run"}
     assert name_of(Path("a/other"), taken) == "other"

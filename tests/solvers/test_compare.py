@@ -120,6 +120,18 @@ def test_popularity_is_that_of_evaluate_where_items_repeat(repeated: Dataset) ->
     assert found.tolist() == expected.tolist() and MISSED in found
 
 
+def test_items_that_content_filled_compete_beside_the_model_that_filled_them(
+        repeated: Dataset) -> None:
+    """So that the same users are measured; cut-offs may be beyond the catalogue."""
+    filled = np.asarray(repeated.item_ids() == "i9")
+    settings = BaselineConfig(evaluate=EvaluateConfig(ks=(10, 2**40), filter_cold=True))
+    for mask, users in ((None, 9), (filled, 12)):
+        found = compare(repeated, "popularity", settings, filled=mask)
+        panel = choose_panel(repeated, "test", settings.evaluate, filled=mask)
+        assert found["protocol"]["users"] == len(panel.users) == users
+    assert found["models"]["popularity"]["metrics"][f"hr@{2**40}"] == pytest.approx(10 / 12)
+
+
 def _training(dataset: Dataset) -> Any:
     from solver_cases import training
 
@@ -203,6 +215,9 @@ def test_recommendations_are_the_best_unseen_items(repeated: Dataset, model: str
 def test_bad_input_is_one_line(repeated: Dataset) -> None:
     with pytest.raises(InputError, match=r"model 'eas' is unknown; did you mean 'ease'\? expected"):
         rec_jax.baseline(repeated.folder, models="popularity,eas")
+    rated = BaselineConfig(evaluate=EvaluateConfig(metric="rmse"))
+    with pytest.raises(InputError, match="metric 'rmse' is of ratings, which no baseline predicts"):
+        rec_jax.baseline(repeated.folder, models="itemknn", settings=rated, tune=True)
     fitted = rec_jax.fit_baseline(repeated.folder, "popularity")
     for arguments, message in (({}, "exactly one of"), ({"history": []}, "history is empty"),
                                ({"user": "u1", "k": 0}, "k is 0"),
