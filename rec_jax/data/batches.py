@@ -32,7 +32,7 @@ from rec_jax.data.segments import (
     find_segments,
     part_end,
 )
-from rec_jax.data.values import open_values
+from rec_jax.data.values import hashes_of, open_values
 from rec_jax.errors import InputError
 
 Batch = dict[str, npt.NDArray[Any]]
@@ -117,7 +117,7 @@ class BatchStream(Iterator[Batch]):
         self._first = first
         self._share, self._times, self._step = share, times, 0
         self._features, self._users = tuple(features), users
-        self._values = open_values(values, dataset)
+        self._values, self._hashes = open_values(values, dataset), hashes_of(values, dataset)
         self._targets, self._shift = targets, int(targets == "next")
         self._histories = histories
         self._histogram = count_lengths(dataset, length, window, split, targets, first)
@@ -168,7 +168,8 @@ class BatchStream(Iterator[Batch]):
         step: of the batch that should come next, where batches are prefetched and the consumer
         is behind this iterator; none: the iterator's own.
         """
-        return {"step": self._step if step is None else int(step), **self._settings}
+        return {"step": self._step if step is None else int(step), **self._settings,
+                **self._hashes}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue exactly where `state` was taken; the share may be another one.
@@ -180,6 +181,10 @@ class BatchStream(Iterator[Batch]):
             if state.get(name) != value:
                 raise InputError(f"data position was saved with {name} = {state.get(name)!r}, "
                                  f"not {value!r}; the order of batches would not be the same")
+        for name, value in self._hashes.items():
+            if state.get(name, value) != value:  # older positions have none
+                raise InputError(f"data position was saved with another {name} than "
+                                 f"{self.dataset.folder} has; the batches would not be the same")
         self.seek(int(state["step"]))
 
     def __next__(self) -> Batch:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from rec_jax.data.dataset import Dataset
 from rec_jax.errors import InputError
+from rec_jax.files import file_hash
 
 FOLDER, RATING, PROPENSITY = "values", "rating", "propensity"
 
@@ -33,6 +34,13 @@ def open_values(names: Sequence[str], dataset: Dataset) -> dict[str, Reader]:
     """
     return {name: _ratings(dataset) if name == RATING else _of_file(name, dataset)
             for name in names}
+
+
+def hashes_of(names: Sequence[str], dataset: Dataset) -> dict[str, str]:
+    """sha256 of the files that `open_values` reads, by `values/NAME`: unlike ratings they are no
+    part of the dataset's own hash."""
+    return {f"{FOLDER}/{name}": file_hash(dataset.folder / FOLDER / f"{name}.npy")
+            for name in names if name != RATING}
 
 
 def _ratings(dataset: Dataset) -> Reader:

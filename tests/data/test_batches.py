@@ -236,6 +236,24 @@ def next_of(stream: BatchStream, name: str) -> np.ndarray:
     return stream.batch(stream.step)[name]
 
 
+def test_a_position_of_other_rewards_is_refused(
+        write_histories: Callable[..., Dataset]) -> None:
+    made = write_histories([[1, 2, 3, 4], [2, 3, 4, 5], [3, 4, 5, 1]])
+    path = made.folder / "values" / "reward.npy"
+    path.parent.mkdir()
+    np.save(path, np.ones(made.num_interactions, np.float32))
+
+    def stream() -> BatchStream:
+        return BatchStream(made, length=4, rows=1, values=("reward",))
+
+    state = json.loads(json.dumps(stream().state(2)))
+    stream().restore(state)
+    stream().restore({name: state[name] for name in state if name != "values/reward"})  # older
+    np.save(path, np.full(made.num_interactions, 2, np.float32))
+    with pytest.raises(InputError, match="another values/reward than"):
+        stream().restore(state)
+
+
 def test_a_position_of_other_settings_is_refused(dataset: Dataset) -> None:
     state = BatchStream(dataset, length=10, rows=5).state()
     with pytest.raises(InputError, match="length = 10, not 11"):
