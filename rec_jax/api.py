@@ -367,6 +367,9 @@ def plan(config: RunConfig | PathLike, *, items: float, devices: str = "cpu",
     Raises:
       InputError: unknown devices, or a catalogue that no table can hold.
     """
+    if plays(config, None):
+        raise InputError("a config with [environment] has no plan; expected one of a run on a "
+                         "dataset")
     if not isinstance(config, RunConfig):
         config = configs.load(RunConfig, shipped.locate(config), overrides,
                               trust_code=trust_code)

@@ -249,3 +249,5 @@ def test_a_plan_is_one_json_object_and_unknown_devices_are_one_line(
     assert done.code == 0 and plan["rows"] >= 10**9 and plan["needed_bytes"] > 0
     assert "did you mean 'h100'" in refused(
         rec_jax("plan", config_file, "--items", "1e9", "--devices", "h1000"))
+    assert "a config with [environment] has no plan" in refused(
+        rec_jax("plan", "choc_kale_dqn", "--items", "1000"))
