@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from rec_jax import files
 from rec_jax.checkpoint import Checkpoints
 from rec_jax.checkpoint.older import with_named_tables
 from rec_jax.config import to_mapping
@@ -29,17 +30,18 @@ WEIGHTS = ("model", "average")
 
 
 def merge_adapters(run: Run, out: Path, step: int | None = None) -> dict[str, Any]:
-    """Write run `out` with the weights of the best checkpoint of `run`, or of that of `step`.
+    """Write run `out` with the weights of the best checkpoint of `run`, or of that of `step`; it is
+    whole or absent.
 
     Returns the folder, the step and the paths of the matrices that were merged.
 
     Raises:
       InputError: `run` has no adapters or no such checkpoint, or there is a run in `out`.
     """
-    config, target = run.config(), Run(out)
+    config = run.config()
     if not config.lora:
         raise InputError(f"run {run.folder} has no adapters to merge; expected a run with [[lora]]")
-    target.check_free()
+    Run(out).check_free()
     ordinary = dataclasses.replace(config, lora=(), tune=())
     adapted, built = build(config), build(ordinary)
     adapted.tiers.check_alone("merging adapters")
@@ -56,8 +58,10 @@ def merge_adapters(run: Run, out: Path, step: int | None = None) -> dict[str, An
     items["training"]["step"] += chosen
     for part, weights in found.items():
         items[part] = {**weights, "encoder": merged(adapted.encoder.lora, weights["encoder"])}
-    target.create(ordinary)
-    with Checkpoints(target.checkpoints) as checkpoints:
-        checkpoints.save(chosen, items, {**opened.info.extra, "config": to_mapping(ordinary)},
-                         opened.info.metric)
+    with files.atomic_folder(out) as folder:
+        target = Run(folder)
+        target.create(ordinary)
+        with Checkpoints(target.checkpoints) as checkpoints:
+            checkpoints.save(chosen, items, {**opened.info.extra, "config": to_mapping(ordinary)},
+                             opened.info.metric)
     return {"run": str(out), "step": chosen, "merged": [each.path for each in adapted.encoder.lora]}

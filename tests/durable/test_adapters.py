@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -212,6 +213,17 @@ def test_a_transfer_takes_encoder_and_content_map_and_no_row(
         Start(run, keep_state=True, encoder_only=True)
     with pytest.raises(InputError, match="encoder_only is of a run that starts from another"):
         api.train(of("new"), run=tmp_path / "x", encoder_only=True)
+
+
+def test_a_merge_that_fails_leaves_no_run(run: Path, tmp_path: Path,
+                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        api.merge_adapters(run, out=tmp_path / "merged")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_adapted_run_is_merged_before_another_starts_from_it(
