@@ -107,6 +107,40 @@ def test_the_state_is_the_last_one_with_new_rows_as_every_table_begins(
             np.testing.assert_array_equal(now, was, err_msg=str(path))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("lines", "parts"), [
+    ((*SPARSE, "mesh.items=2"), {}),
+    ((*SPARSE, "table.tied=false", "mesh.items=2"), {}),
+    (('objective.kind="bpr"', 'table.update="sparse"'), {"encoder": {"kind": "user"}})],
+    ids=["spread rows", "inputs apart", "users"])
+def test_every_table_keeps_its_rows_and_moments(
+        lines: tuple[str, ...], parts: dict[str, Any], periods: list[Path],
+        tiny_mapping: Mapping, tmp_path: Path) -> None:
+    settings = config.build(RunConfig, {**tiny_mapping(f"data.path='{periods[0]}'", *lines),
+                                        **parts})
+    first = build(settings)
+    before, run = filled(first), Run(tmp_path / "old")
+    save(run, settings, first, before)
+    settings = going_on(run, str(periods[1]))
+    fresh, built = build(settings).state, build(settings)
+    start = start_of(settings, Run(tmp_path / "new"), built)
+    assert start is not None
+    state = start_from(start, built, Run(tmp_path / "new"), Silent())
+    assert set(state.tables) >= {"items", *(["users"] if parts else [])}
+    for name, table in state.tables.items():
+        was, new = before.tables[name], fresh.tables[name]
+        count, total = ((data.num_users if name == "users" else data.num_items)
+                        for data in map(Dataset.open, periods))
+        old_ids, new_ids = np.arange(count), np.arange(count, total)
+        assert len(new_ids)
+        for now, then, begun in zip(*(jax.tree.leaves((one.rows, one.state))
+                                      for one in (table, was, new)), strict=True):
+            np.testing.assert_array_equal(np.asarray(now)[table.row_map.rows(old_ids)],
+                                          np.asarray(then)[was.row_map.rows(old_ids)])
+            np.testing.assert_array_equal(np.asarray(now)[table.row_map.rows(new_ids)],
+                                          np.asarray(begun)[new.row_map.rows(new_ids)])
+
+
 def lines_of(run: Any) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items()
              if name != "seconds" and not name.endswith("_per_second")}
@@ -138,6 +172,7 @@ def test_it_is_tested_on_what_is_new_before_it_is_trained(
     assert 0 <= lines[1]["hr@10"] <= 1 and gone_on["steps"] == 5
 
 
+@pytest.mark.slow
 def test_killed_before_its_first_checkpoint_it_begins_again_with_the_same_bits(
         gone_on: dict[str, Any], tmp_path: Path) -> None:
     folder = tmp_path / "run"
