@@ -69,7 +69,8 @@ def test_every_key_is_explained(rec_jax: Command) -> None:
     assert found["data.path", ""].default == "(must be given)"
     assert found["train.patience", ""].type == "int or none"
     assert found["evaluate.ks", ""].default == "[5, 10, 20]"
-    assert found["encoder.kind", ""].type == '"bag" or "hstu" or "transformer" or "user"'
+    assert found["encoder.kind", ""].type == (
+        '"bag" or "hstu" or "lightgcn" or "transformer" or "user"')
     assert found["encoder.layers", "hstu"].about
     assert ("features[].name", "") in found
     assert {"columns.time", "filters.user_core", "item_file.path"} <= {

@@ -127,5 +127,5 @@ def test_the_command_line_withholds(log: Path, tmp_path: Path, rec_jax: Command)
                     "withheld.seed=3", "--set", "filters.item_core=2", "--out", tmp_path / "d")
     assert ended.code == 0
     assert Dataset.open(tmp_path / "d").split_hash == made(log, tmp_path / "e", seed=3).split_hash
-    assert "withheld.share" in refused(
+    assert "--withhold is 1.5" in refused(
         rec_jax("prepare", log, "--withhold", "1.5", "--out", tmp_path / "f"))

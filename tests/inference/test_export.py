@@ -109,7 +109,7 @@ def test_nothing_is_left_behind_after_a_failure(trained: Served, tmp_path: Path,
         yield np.zeros((3, 16), np.float32)
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(exporting, "_item_blocks", broken)
+    monkeypatch.setattr(exporting, "item_blocks", broken)
     with pytest.raises(OSError, match="disk is full"):
         export(trained, tmp_path / "out", format=form)
     assert list(tmp_path.iterdir()) == []
