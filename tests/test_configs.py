@@ -98,7 +98,7 @@ def test_configs_of_losses_differ_in_the_objective_alone(loss: str) -> None:
 
 
 @pytest.mark.parametrize("loss", [
-    pytest.param(loss, marks=() if loss in ("sce", "gbce") else pytest.mark.slow)
+    pytest.param(loss, marks=() if loss == "sce" else pytest.mark.slow)
     for loss in LOSSES])
 def test_their_objectives_train_and_validate(loss: str, tiny_mapping: Any,
                                              tmp_path: Path) -> None:

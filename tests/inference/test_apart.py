@@ -42,8 +42,9 @@ def tiles_of(seed: int, groups: int) -> Any:
 
 
 @pytest.mark.parametrize(("shape", "options"), [
-    ((1, 1), {}), ((1, 1), {"cold": True, "dtype": jnp.bfloat16}),
     ((1, 2), {"bias": True, "untied": True}),
+    pytest.param((1, 1), {}, marks=pytest.mark.slow),
+    pytest.param((1, 1), {"cold": True, "dtype": jnp.bfloat16}, marks=pytest.mark.slow),
     pytest.param((2, 2), {"cold": True, "bias": True, "seen": False}, marks=pytest.mark.slow),
     pytest.param((1, 4), {"dtype": jnp.bfloat16, "untied": True}, marks=pytest.mark.slow)])
 def test_ranks_are_those_of_the_whole_table(shape: tuple[int, int], options: dict[str, Any]

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import slow_but
 
 from rec_jax.kernels import Backend, target_rank, top_k
 from rec_jax.kernels.exclusion import UNUSED, excluded_pairs
@@ -142,7 +143,7 @@ def test_a_target_that_is_no_item_ranks_behind_all_candidates(ranking: Backend) 
     np.testing.assert_array_equal(found, 200)
 
 
-@pytest.mark.parametrize("k", [1, 5, 400])
+@pytest.mark.parametrize("k", slow_but([5, 400], [1, 5, 400]))
 def test_best_items_are_those_of_a_stable_sort(k: int, choosing: Backend) -> None:
     queries, items, _ = whole_numbers(45, 300, 6)
     exclude, lists = ragged(45, 300)

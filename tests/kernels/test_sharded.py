@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from marks import slow_but
 
 from rec_jax.kernels import (
     Backend,
@@ -39,7 +40,7 @@ def case(make_case: Callable[..., Any]) -> Any:
     return make_case(16, 320, 8, bias=True, softcap=4.0, scale=1.3, num_items=301, spread=2.0)
 
 
-@pytest.mark.parametrize("shape", MESHES)
+@pytest.mark.parametrize("shape", slow_but(MESHES[-2:], MESHES))
 def test_loss_and_all_gradients(shape: tuple[int, int], streaming: Backend, case: Any,
                                 dense: Callable[..., Any]) -> None:
     def local(queries: Any, items: Any, bias: Any, scale: Any, targets: Any) -> Any:
@@ -91,7 +92,7 @@ def sgd(rows: Any, grads: Any, state: Any, hyper: Any) -> Any:
     return rows - grads, state + 1
 
 
-@pytest.mark.parametrize("items", [1, 4, 8])
+@pytest.mark.parametrize("items", slow_but([8], [1, 4, 8]))
 def test_the_update_of_shards_is_the_update_of_the_table(items: int, streaming: Backend,
                                                          case: Any) -> None:
     sparse = SparseRows(jnp.array([0, 39, 40, 40, 319], jnp.int32), jnp.ones((5, 8)))
@@ -113,7 +114,7 @@ def test_the_update_of_shards_is_the_update_of_the_table(items: int, streaming: 
     np.testing.assert_array_equal(found[1], 1)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (2, 4), (1, 8)])
+@pytest.mark.parametrize("shape", slow_but([(2, 4)], [(1, 1), (2, 4), (1, 8)]))
 def test_ranks_and_best_items(shape: tuple[int, int], tiny_tiles: Backend,
                               ranking: Backend) -> None:
     draw = np.random.default_rng(0)

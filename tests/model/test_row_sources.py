@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from dense_step import LENGTH, D, Trained, V, log_softmax
 from examples import example
+from marks import alone_or_cut, fast_where
 
 from rec_jax import streams
 from rec_jax.data.content import Content, ContentConfig, check_content
@@ -39,8 +40,8 @@ def test_a_turned_query_has_the_same_product_with_the_stored_row() -> None:
         jnp.sum(queries * SOURCE.compose(params, rows), axis=1), rtol=2e-5)
 
 
-@pytest.mark.parametrize("mesh", [(1, 1), (2, 4)], ids=str)
-@pytest.mark.parametrize("mode", ["dense", "streamed", "sparse"])
+@pytest.mark.parametrize(("mode", "mesh"), fast_where(
+    alone_or_cut, ["dense", "streamed", "sparse"], [(1, 1), (2, 4)]), ids=str)
 def test_the_step_is_that_of_e_plus_a_x(mode: str, mesh: tuple[int, int]) -> None:
     content = np.random.default_rng(1).standard_normal((V, 5)).astype(np.float32)
     objective = (sampled_softmax.Config(count=V, backend="xla") if mode == "sparse"
@@ -74,8 +75,8 @@ def dropped(rate: float) -> RowSource:
     return RowSource(D, tuple(part._replace(drop=rate) for part in SOURCE.content))
 
 
-@pytest.mark.parametrize("mesh", [(1, 1), (2, 4)], ids=str)
-@pytest.mark.parametrize("mode", ["dense", "sparse"])
+@pytest.mark.parametrize(("mode", "mesh"), fast_where(
+    alone_or_cut, ["dense", "sparse"], [(1, 1), (2, 4)]), ids=str)
 def test_the_step_leaves_out_the_own_values_of_some_items_wherever_it_reads_them(
         mode: str, mesh: tuple[int, int]) -> None:
     content = np.random.default_rng(1).standard_normal((V, 5)).astype(np.float32)

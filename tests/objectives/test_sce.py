@@ -41,9 +41,10 @@ def oracle_of(config: Config, case: Case, task: Task) -> Oracle:
 
 @pytest.mark.parametrize("config", [
     Config(buckets=3, bucket_positions=4, bucket_items=5),
-    Config(buckets=1, bucket_positions=3, bucket_items=1, mix=False),
     Config(buckets=6, bucket_positions=8, bucket_items=9, mix=False, scale=0.6),
-    Config(buckets=2, bucket_positions=50, bucket_items=50),
+    pytest.param(Config(buckets=1, bucket_positions=3, bucket_items=1, mix=False),
+                 marks=pytest.mark.slow),
+    pytest.param(Config(buckets=2, bucket_positions=50, bucket_items=50), marks=pytest.mark.slow),
 ], ids=repr)
 def test_the_loss_is_its_definition(config: Config) -> None:
     case = make_case(config.buckets)

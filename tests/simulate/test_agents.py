@@ -111,8 +111,9 @@ def returns(agent: Any, state: Any, policy: str) -> float:
     return float(np.mean(make_player(agent, policy)(state.training, key)))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("lines", "steps"), [(REINFORCE, 60), (DQN, 60)],
-                         ids=["reinforce", "dqn"])
+@pytest.mark.parametrize(("lines", "steps"), [
+    pytest.param(REINFORCE, 60, id="reinforce"),
+    pytest.param(DQN, 60, id="dqn", marks=pytest.mark.slow)])
 def test_an_agent_earns_much_more_than_any_items(lines: list[str], steps: int) -> None:
     agent = build_agent(config(lines, f"train.steps={steps}"))
     state = agent.first()

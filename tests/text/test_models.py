@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import text_models as models
+from marks import slow_but
 from safetensors.numpy import load_file, save_file
 
 from rec_jax.errors import InputError
@@ -40,7 +41,7 @@ def some_texts(seed: int, lengths: tuple[int, ...]) -> list[list[int]]:
     return [random.integers(0, models.VOCAB, length).tolist() for length in lengths]
 
 
-@pytest.mark.parametrize("backend", ["native", "xla"])
+@pytest.mark.parametrize("backend", slow_but("native", ["native", "xla"]))
 @pytest.mark.parametrize("kind", models.KINDS)
 def test_states_are_those_of_a_plain_program(kind: str, backend: str, tmp_path: Path,
                                              monkeypatch: pytest.MonkeyPatch) -> None:

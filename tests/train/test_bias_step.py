@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from dense_step import LENGTH, RATE, ROWS, Trained, V, log_softmax
 from examples import example
+from marks import alone_or_cut, fast_where
 
 from rec_jax.errors import InputError
 from rec_jax.objectives import next_item
@@ -18,9 +19,9 @@ BIAS = np.random.default_rng(8).standard_normal(V).astype(np.float32)
 HISTORY = example("weighted_history").Config()
 
 
-@pytest.mark.parametrize("mesh", [(1, 1), (2, 4)], ids=str)
-@pytest.mark.parametrize("trained", [False, True], ids=["fixed", "trained"])
-@pytest.mark.parametrize("mode", ["dense", "streamed"])
+@pytest.mark.parametrize(("mode", "trained", "mesh"), fast_where(
+    lambda mode, trained, mesh: alone_or_cut(mode, mesh), ["dense", "streamed"], [False, True],
+    [(1, 1), (2, 4)]), ids=str)
 def test_the_step_is_that_of_scores_with_a_bias(mode: str, trained: bool,
                                                 mesh: tuple[int, int]) -> None:
     made = Trained(next_item.Config(backend="xla", scale=0.7), HISTORY, mode, mesh, bias=BIAS,

@@ -34,7 +34,7 @@ RUNS = {
 
 
 @pytest.mark.parametrize("name", [
-    pytest.param(name, marks=() if name in ("distribution", "bpr") else pytest.mark.slow)
+    pytest.param(name, marks=() if name == "distribution" else pytest.mark.slow)
     for name in RUNS])
 def test_a_run_learns_and_answers(name: str, tiny_mapping: Mapping, tmp_path: Path) -> None:
     encoder, objective, lines = RUNS[name]

@@ -72,7 +72,8 @@ def alone() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize(("mode", "data", "items"), [
-    ("streamed", 1, 1), ("dense", 2, 2), ("streamed", 2, 4)])
+    ("streamed", 2, 4), pytest.param("streamed", 1, 1, marks=pytest.mark.slow),
+    pytest.param("dense", 2, 2, marks=pytest.mark.slow)])
 def test_modes_and_meshes_agree(mode: str, data: int, items: int) -> None:
     losses, state = train(mode, data, items)
     expected, rows = alone()

@@ -76,7 +76,7 @@ def alone(name: str, mode: str = "sparse") -> tuple[np.ndarray, np.ndarray]:
     return train(name, mode)
 
 
-@pytest.mark.parametrize("name", slow_but(("in_batch", "bce"), OBJECTIVES))
+@pytest.mark.parametrize("name", slow_but("in_batch", OBJECTIVES))
 def test_steps_learn_and_give_the_same_losses_and_rows_on_a_mesh(name: str) -> None:
     expected, expected_rows = alone(name)
     assert np.all(np.isfinite(expected)) and expected[-2:].mean() < expected[:2].mean()

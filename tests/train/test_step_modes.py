@@ -74,7 +74,8 @@ def test_every_mode_is_the_dense_one_where_all_rows_take_all_steps(mode, objecti
     np.testing.assert_allclose(rows, expected_rows, atol=1e-5)
 
 
-@pytest.mark.parametrize(("mode", "objective"), [("streamed", None), ("sparse", EXACT)])
+@pytest.mark.parametrize(("mode", "objective"), [
+    ("streamed", None), pytest.param("sparse", EXACT, marks=pytest.mark.slow)])
 def test_micro_batches_add_up_to_the_whole_batch(mode, objective):
     settings = {"steps": 8, "dropout": 0.0, "objective": objective}
     whole, _ = train(mode, 1, 2, **settings)

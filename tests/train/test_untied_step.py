@@ -144,7 +144,7 @@ def test_each_table_counts_the_steps_of_its_own_rows(mode):
     assert np.asarray(state.items.state.steps)[:ITEMS].tolist() == [3] * ITEMS
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", slow_but("sparse", MODES))
 def test_bf16_tables_follow_f32_ones_on_a_mesh(mode):
     expected, exact = train(6, mode)
     losses, state = train(6, mode, dtype="bf16", data=2, items=4)

@@ -16,7 +16,8 @@ DIM, LENGTH = 8, 71
 
 
 @pytest.mark.parametrize("config", [
-    transformer.Config(layers=2), transformer.Config(layers=1, positions="rotary"),
+    pytest.param(transformer.Config(layers=2), marks=pytest.mark.slow),
+    transformer.Config(layers=1, positions="rotary"),
     hstu.Config(layers=2, time_bias=True)], ids=["sasrec", "rotary", "hstu"])
 def test_halves_are_the_whole(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, params = build_encoder(config, dim=DIM, length=LENGTH, causal=True, precision="f32",
