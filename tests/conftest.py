@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 # Before the first import of jax, which reads them once. Compiling is most of the work here, and a
-# third of that is LLVM's optimization, of programs that then run for milliseconds.
+# third of that is LLVM's optimization, of programs that then run for milliseconds. Cutting a program
+# into parts that are compiled at once costs a tenth where other tests have the other core.
 # Eight devices on two busy cores may wait for each other longer than XLA expects (40 seconds).
 os.environ.setdefault("XLA_FLAGS", " ".join([
     "--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0",
+    "--xla_cpu_parallel_codegen_split_count=1",
     "--xla_cpu_collective_call_terminate_timeout_seconds=300",
     "--xla_cpu_collective_timeout_seconds=300"]))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
