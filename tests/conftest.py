@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 # Before the first import of jax, which reads them once. Compiling is most of the work here, and a
-# third of that is LLVM's optimization, of programs that then run for milliseconds. Cutting a program
+# third of that is LLVM's optimization, of programs that then run for milliseconds. To cut a program
 # into parts that are compiled at once costs a tenth where other tests have the other core.
 # Eight devices on two busy cores may wait for each other longer than XLA expects (40 seconds).
 os.environ.setdefault("XLA_FLAGS", " ".join([
