@@ -210,6 +210,7 @@ class Checkpoints(CheckpointFolder):
             work()
         except Exception as error:
             step = self._saver.finish()
+            self._saver.settle()
             self._clear_after("the save")
             last = self.latest()
             stands = "there is none before it" if last is None else f"that of step {last} stands"

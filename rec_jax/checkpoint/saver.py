@@ -11,6 +11,9 @@ import orbax.checkpoint as ocp
 from rec_jax.checkpoint.manifest import DurableFolder
 from rec_jax.checkpoint.save_handler import SaveRequest, StateHandler, StateSave
 
+_MOST_ERRORS = 8
+"""More than one save can raise, one at a time."""
+
 
 def _is_not_repeated(record: logging.LogRecord) -> bool:
     """False for orbax's page of traceback about an error that `wait` raises in one line."""
@@ -38,6 +41,19 @@ class Saver:
         """The step of the save that was started last, once; None where there was none."""
         step, self._step = self._step, None
         return step
+
+    def settle(self) -> None:
+        """After a failure: return when nothing of that save runs any more, whatever else it raises.
+
+        Orbax writes small files in a thread of their own, and the first error hides theirs, which
+        the next save would raise.
+        """
+        for _ in range(_MOST_ERRORS):
+            try:
+                self.wait()
+                return
+            except Exception:  # what failed has been said
+                continue
 
     def close(self) -> None:
         """Release what orbax has."""

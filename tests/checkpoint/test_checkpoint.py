@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -312,6 +313,31 @@ def test_a_save_that_fails_is_one_error_and_leaves_the_one_before(
         checkpoints.save(2, items(2), {})
         checkpoints.wait()
         assert_bitwise(checkpoints.restore(2, shapes(items())), items(2))
+
+
+def test_a_failed_save_leaves_no_error_to_the_next_one(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Orbax writes a small file beside the arrays; here it comes after the save has failed."""
+    from orbax.checkpoint._src.metadata.checkpoint import _MetadataStoreImpl as Store
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def late(own: Any, path: Any, *values: Any, **named: Any) -> None:
+        time.sleep(0.3)
+        write(own, path, *values, **named)
+
+    write = Store.write
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        monkeypatch.setattr(Store, "write", late)
+        monkeypatch.setattr("rec_jax.checkpoint.save_handler.write_file", full)
+        with pytest.raises(TrainingError, match="No space left"):
+            checkpoints.save(2, items(2), {})
+            checkpoints.wait()
+        monkeypatch.undo()
+        checkpoints.save(2, items(2), {})
+        checkpoints.wait()
+        assert checkpoints.steps() == [2]
 
 
 def test_a_kill_while_a_checkpoint_is_removed_leaves_no_half_of_it(
