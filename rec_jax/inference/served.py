@@ -153,7 +153,7 @@ def _open_rows(folder: Run, step: int | None, dataset_path: str | None,
         raise InputError(f"run {folder.folder} makes its item vectors of all rows and of a graph; "
                          "expected a model that is loaded")
     dataset = Dataset.open(dataset_path or config.data.path)
-    opened = _open(folder, step)
+    opened = open_checkpoint(folder, step)
     check_dataset(dataset, str(opened.info.extra.get("dataset")))
     name = _weights_in(config)
     source = opened.items.get(name, {}).get(
@@ -257,7 +257,7 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
           tell: Tell) -> Served:
     config = folder.config()
     dataset = Dataset.open(dataset_path or config.data.path)
-    opened = _open(folder, step)
+    opened = open_checkpoint(folder, step)
     check_dataset(dataset, str(opened.info.extra.get("dataset")))
     over = rows_over(update_of(config, dataset.num_items).mode)
     chosen = _choose_mesh(config, mesh, dataset.num_items, over, tell)
@@ -323,8 +323,12 @@ def _choose_mesh(config: RunConfig, asked: MeshConfig | None, num_items: int, ov
     return make_mesh(found)
 
 
-def _open(folder: Run, step: int | None) -> CheckpointReader:
-    """The best checkpoint, or that of `step`, which no process removes while it is read."""
+def open_checkpoint(folder: Run, step: int | None) -> CheckpointReader:
+    """The best checkpoint, or that of `step`, which no process removes while it is read.
+
+    Raises:
+      InputError: there is none, or no such step.
+    """
     if not folder.checkpoints.is_dir():
         raise InputError(f"run {folder.folder} has no checkpoint yet")
     with Checkpoints(folder.checkpoints, read_only=True) as checkpoints:

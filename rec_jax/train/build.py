@@ -251,15 +251,20 @@ class Validator:
     def __call__(self, state: TrainState, away: Mapping[str, RowsApart] | None = None
                  ) -> dict[str, float]:
         """Metrics of the weights of `state`; away: rows that lie elsewhere, by table."""
-        metrics = self.ranked(state, self.panel, away)
+        shown = self._served(state)
+        metrics = self._ranked(state, shown, self.panel, away)
         if self._predictor is None:
             return metrics
-        return {**self._predictor(state.items.row_map)(*self._served(state), "valid"), **metrics}
+        return {**self._predictor(state.items.row_map)(*shown, "valid"), **metrics}
 
-    def ranked(self, state: TrainState, panel: Panel,
-               away: Mapping[str, RowsApart] | None = None) -> dict[str, float]:
-        """Metrics of the ranks of a panel's targets; see `__call__`."""
-        (params, rows), items = self._served(state), state.items
+    def ranked(self, state: TrainState, panel: Panel) -> dict[str, float]:
+        """Metrics of the ranks of a panel's targets."""
+        return self._ranked(state, self._served(state), panel, None)
+
+    def _ranked(self, state: TrainState, weights: tuple[Params, jax.Array], panel: Panel,
+                away: Mapping[str, RowsApart] | None) -> dict[str, float]:
+        """As `ranked`, by what `_served` gives."""
+        (params, rows), items = weights, state.items
         ranker, shown, asked = self._ranker, cast(Any, rows), dict(params)
         if away:
             ranker, shown = self._apart_ranker, away.get(ITEMS) or apart(rows)

@@ -21,10 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 
-from rec_jax.checkpoint import ArraySource, CheckpointReader, Checkpoints, scatter_rows
+from rec_jax.checkpoint import ArraySource, CheckpointReader, scatter_rows
 from rec_jax.checkpoint.layout import named_leaves
 from rec_jax.checkpoint.load import load_array
-from rec_jax.checkpoint.older import with_named_tables
 from rec_jax.data.content import open_content
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.features import find_features, vocabularies
@@ -33,7 +32,7 @@ from rec_jax.files import write_atomic
 from rec_jax.inference.blocks import set_rows, table_blocks
 from rec_jax.inference.cold import matrices_of, own_values, read_content_of
 from rec_jax.inference.cold_rule import ColdRule
-from rec_jax.inference.served import check_dataset, row_map_in
+from rec_jax.inference.served import check_dataset, open_checkpoint, row_map_in
 from rec_jax.model.lora import FOLDER as LORA
 from rec_jax.model.rows import drop_of
 from rec_jax.progress import Reporter
@@ -96,11 +95,7 @@ def start_from(start: Start, built: Built, target: Run, reporter: Reporter) -> T
       InputError: no such checkpoint, its dataset changed or is gone, or shapes do not fit.
     """
     config = start.run.config()
-    with Checkpoints(start.run.checkpoints, read_only=True) as checkpoints:
-        step = checkpoints.best() if start.step is None else start.step
-        if step is None:
-            raise InputError(f"run {start.run.folder} has no checkpoint yet")
-        opened = with_named_tables(checkpoints.open(step))
+    opened = open_checkpoint(start.run, start.step)
     matched = Matched(np.empty(0, np.int64), [], built.dataset.num_items)
     moved: dict[str, np.ndarray] | None = None
     if config.features or not start.encoder_only:
@@ -118,7 +113,7 @@ def start_from(start: Start, built: Built, target: Run, reporter: Reporter) -> T
         if start.keep_state and "rest" in opened.items:
             taken["rest"] = _take("rest", opened, fresh["rest"], built.state.tables, moved)
     kept = int(np.count_nonzero(matched.new_of_old >= 0))
-    reporter.say(f"started from step {step} of {start.run.folder}: {kept} items kept, "
+    reporter.say(f"started from step {opened.info.step} of {start.run.folder}: {kept} items kept, "
                  f"{matched.added} new, {len(matched.retired)} retired")
     if matched.retired and jax.process_index() == 0:
         write_atomic(target.folder / "retired_items.txt", "\n".join(matched.retired) + "\n")

@@ -16,10 +16,9 @@ import jax
 
 from rec_jax import files
 from rec_jax.checkpoint import Checkpoints
-from rec_jax.checkpoint.older import with_named_tables
 from rec_jax.config import to_mapping
 from rec_jax.errors import InputError
-from rec_jax.inference.served import check_dataset
+from rec_jax.inference.served import check_dataset, open_checkpoint
 from rec_jax.model.lora import merged
 from rec_jax.run import Run
 from rec_jax.train.build import build
@@ -45,11 +44,8 @@ def merge_adapters(run: Run, out: Path, step: int | None = None) -> dict[str, An
     ordinary = dataclasses.replace(config, lora=(), tune=())
     adapted, built = build(config), build(ordinary)
     adapted.tiers.check_alone("merging adapters")
-    with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
-        chosen = checkpoints.best() if step is None else step
-        if chosen is None:
-            raise InputError(f"run {run.folder} has no checkpoint yet")
-        opened = with_named_tables(checkpoints.open(chosen))
+    opened = open_checkpoint(run, step)
+    chosen = opened.info.step
     check_dataset(built.dataset, str(opened.info.extra.get("dataset")))
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=leaf.sharding), to_items(adapted.state))
