@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rec_jax.cli import summary as cli_summary
 from rec_jax.cli.show import print_json, print_table, say
 from rec_jax.cli.types import Json, Set
+
+if TYPE_CHECKING:
+    from rec_jax.tasks import Tasks
 
 
 def fetch(
@@ -109,6 +113,12 @@ def prepare(
                                 "split are the dataset's by default.")] = None,
     overwrite: Annotated[bool, typer.Option(
         "--overwrite", help="Replace the output folder.")] = False,
+    workers: Annotated[int, typer.Option(
+        min=1, help="Processes that read the files and sort side by side; the dataset is the "
+                    "same.")] = 1,
+    ray: Annotated[str | None, typer.Option(
+        metavar="ADDRESS", help="Have the workers of a Ray cluster do so: its address, auto or "
+                                "local. They must see the files and the output folder.")] = None,
     settings: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -133,8 +143,9 @@ def prepare(
         "item_features": [{"column": name} for name in item_feature] if item_feature else None})
     job = config.read(PrepareConfig, config_path, flags, settings or (),
                       base=None if append is None else settings_of(append))
-    with progress_bar("prepare", show=not as_json, unit="rows") as progress:
-        report = run(job, progress)
+    with (_tasks(workers, ray) as tasks,
+          progress_bar("prepare", show=not as_json, unit="rows") as progress):
+        report = run(job, progress, tasks)
     if as_json:
         print_json(_without_none(report.to_dict()))
     else:
@@ -143,6 +154,18 @@ def prepare(
         say(f"note: {line}")
     for line in report.bad_lines:
         say(f"skipped {line}")
+
+
+def _tasks(workers: int, ray: str | None) -> AbstractContextManager[Tasks | None]:
+    from rec_jax import tasks
+    from rec_jax.errors import InputError
+
+    if ray is not None and workers > 1:
+        raise InputError(f"--workers {workers} and --ray {ray} exclude each other: Ray has its own "
+                         "workers; expected one of them")
+    if ray is not None:
+        return tasks.ray_cluster(ray)
+    return tasks.processes(workers) if workers > 1 else nullcontext()
 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:

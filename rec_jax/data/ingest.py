@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ from rec_jax.data.prepare_config import PrepareConfig
 from rec_jax.data.readers import guess_format, read
 from rec_jax.data.row_parsing import RowCounts, check_bad_share, parse_rows
 from rec_jax.data.source_files import SourceFile, files_of
-from rec_jax.data.time_units import instant, rescaled
+from rec_jax.data.time_units import OUT_OF_RANGE, instant, rescaled
 from rec_jax.data.times import TimeReader
 from rec_jax.data.vocabulary import Vocabulary
 from rec_jax.errors import InputError
@@ -101,68 +102,107 @@ class RatingValues:
             found = np.union1d(self._values, ratings)
             self._values = found if len(found) <= MOST_RATINGS else None
 
+    def join(self, other: RatingValues) -> None:
+        """Those of another source too."""
+        if other._values is None:
+            self._values = None
+        else:
+            self.add(other._values)
+
     @property
     def values(self) -> npt.NDArray[np.float32] | None:
         """Rising, f32; None where there are none or too many of them."""
         return self._values if self._values is not None and len(self._values) else None
 
 
-def ingest(config: PrepareConfig, folder: Path, reporter: Reporter | None = None,
-           known: Known | None = None) -> Ingested:
-    """Read all sources of `config`; the rows go to flat files in `folder`.
+@dataclass
+class Reading:
+    """Where rows go as they are read. files: of `rows`, open, in the order of `Interactions`."""
+
+    users: Vocabulary
+    items: Vocabulary
+    counts: RowCounts
+    ratings: RatingValues
+    times: Times | None
+    rows: InteractionFiles
+    files: list[IO[bytes]]
+
+    def add(self, part: Interactions, coarser: int = 1) -> None:
+        """Rows in global codes. coarser: ticks in a second of the times before them."""
+        if part.times is not None and self.times and self.rows.times:
+            self.files[2].flush()
+            self.times.add(pl.Series(part.times), self.rows.times, coarser)
+            self.files[2].seek(0, io.SEEK_END)
+        if part.ratings is not None:
+            self.ratings.add(part.ratings)
+        columns = [column for column in part if column is not None]
+        for column, file in zip(columns, self.files, strict=True):
+            write_flat(file, column)
+
+    def read(self, config: PrepareConfig, source: SourceFile) -> Iterator[int]:
+        """All rows of a file; yields how many were read, again and again."""
+        if self.times:
+            self.times.reader.next_file()
+        for frame in _frames(config, source):
+            coarser = self.times.reader.per_second if self.times else 1
+            good = parse_rows(frame, config, self.counts, source,
+                              self.times.reader if self.times else None)
+            self.add(Interactions(
+                self.users.encode(good["user"], source.name),
+                self.items.encode(good["item"], source.name),
+                good["time"].to_numpy() if self.rows.times else None,
+                good["rating"].cast(pl.Float32).to_numpy() if self.rows.ratings else None,
+                np.full(len(good), NEW, np.uint8) if self.rows.news else None), coarser)
+            yield frame.height
+
+    def finished(self) -> Ingested:
+        return Ingested(self.rows, self.users, self.items, self.counts, self.ratings, self.times)
+
+
+@contextlib.contextmanager
+def reading(config: PrepareConfig, folder: Path, known: Known | None = None,
+            as_text: bool = False) -> Iterator[Reading]:
+    """The state before the first row, with empty files in `folder`.
 
     known: what the rows are appended to; its rows come first, and its ids have the first codes.
-
-    Raises:
-      InputError: an unreadable source, a missing column, too large a share of bad rows.
+    as_text: ids are taken as text, as they are where rows are appended.
     """
     columns = config.columns
-    reporter = reporter or Silent()
-    reporter.begin(None)
-    users = Vocabulary("user", known.users if known else None)
-    items = Vocabulary("item", known.items if known else None)
-    counts = RowCounts()
-    ratings = RatingValues()
-    times = Times(TimeReader(columns)) if columns.time is not None else None
+    empty = pl.Series("id", [], pl.String) if as_text else None
     rows = InteractionFiles.named(
         folder, "read", times=columns.time is not None, news=known is not None,
         ratings=columns.rating is not None and (known is None or known.rated))
     with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(open_flat(path)) for path in rows.paths]
+        into = Reading(
+            Vocabulary("user", known.users if known else empty),
+            Vocabulary("item", known.items if known else empty), RowCounts(), RatingValues(),
+            Times(TimeReader(columns)) if columns.time is not None else None, rows,
+            [stack.enter_context(open_flat(path)) for path in rows.paths])
         for old in known.rows if known else ():
-            if old.times is not None and times and rows.times:
-                times.add(pl.Series(old.times), rows.times, before=1)
-            if old.ratings is not None:
-                ratings.add(old.ratings)
-            for part, file in zip([part for part in old if part is not None], files, strict=True):
-                write_flat(file, part)
+            into.add(old)
+        yield into
+
+
+def ingest(config: PrepareConfig, folder: Path, reporter: Reporter | None = None,
+           known: Known | None = None) -> Ingested:
+    """Read all sources of `config`; the rows go to flat files in `folder`.
+
+    known: see `reading`.
+
+    Raises:
+      InputError: an unreadable source, a missing column, too large a share of bad rows.
+    """
+    reporter = reporter or Silent()
+    reporter.begin(None)
+    with reading(config, folder, known) as into:
         for source in files_of(config.sources):
             reporter.advance(0, f"reading {source.name}")
-            if times:
-                times.reader.next_file()
-            for frame in _frames(config, source):
-                coarser = times.reader.per_second if times else 1
-                good = parse_rows(frame, config, counts, source, times.reader if times else None)
-                if counts.rows >= _EARLY_STOP_ROWS:
-                    check_bad_share(counts, config)
-                parts = [users.encode(good["user"], source.name),
-                         items.encode(good["item"], source.name)]
-                if times and rows.times:
-                    files[2].flush()
-                    times.add(good["time"], rows.times, coarser)
-                    files[2].seek(0, io.SEEK_END)
-                    parts.append(good["time"].to_numpy())
-                if rows.ratings:
-                    found = good["rating"].cast(pl.Float32).to_numpy()
-                    ratings.add(found)
-                    parts.append(found)
-                if rows.news:
-                    parts.append(np.full(len(good), NEW, np.uint8))
-                for part, file in zip(parts, files, strict=True):
-                    write_flat(file, part)
-                reporter.advance(frame.height)
-    check_bad_share(counts, config)
-    return Ingested(rows, users, items, counts, ratings, times)
+            for rows in into.read(config, source):
+                if into.counts.rows >= _EARLY_STOP_ROWS:
+                    check_bad_share(into.counts, config)
+                reporter.advance(rows)
+    check_bad_share(into.counts, config)
+    return into.finished()
 
 
 def _rescale(path: Path, factor: int) -> None:
@@ -172,9 +212,7 @@ def _rescale(path: Path, factor: int) -> None:
         for start, stop in chunks(count):
             ticks = rescaled(pl.Series(read_flat(path, np.int64, start, stop)), factor)
             if ticks.null_count():
-                raise InputError("some times have nanoseconds, and others are outside the years "
-                                 "1678 to 2261, which int64 nanoseconds cannot hold; expected "
-                                 "coarser times, or dates within these years")
+                raise InputError(OUT_OF_RANGE)
             file.seek(start * 8)
             write_flat(file, ticks.to_numpy())
 

@@ -29,6 +29,7 @@ from rec_jax.data.dataset_files import FORMAT_VERSION, check_ours, write_meta
 from rec_jax.data.filters import Filtered, add_counts, k_core
 from rec_jax.data.ids import missing_ids
 from rec_jax.data.ingest import Ingested, ingest
+from rec_jax.data.ingest_parts import ingest_parts
 from rec_jax.data.item_features import write_item_features
 from rec_jax.data.item_text import read_item_text
 from rec_jax.data.prepare_config import (
@@ -51,6 +52,7 @@ from rec_jax.data.withheld import withhold, write_withheld
 from rec_jax.errors import InputError
 from rec_jax.files import atomic_folder, file_hash
 from rec_jax.progress import Reporter, Silent
+from rec_jax.tasks import Tasks
 
 __all__ = ["Columns", "Filters", "ItemFeature", "ItemFile", "PrepareConfig", "Report",
            "SplitConfig", "Withheld", "prepare"]
@@ -101,8 +103,12 @@ class Report:
         return dataclasses.asdict(self)
 
 
-def prepare(config: PrepareConfig, reporter: Reporter | None = None) -> Report:
+def prepare(config: PrepareConfig, reporter: Reporter | None = None,
+            tasks: Tasks | None = None) -> Report:
     """Make the dataset folder `config.out`.
+
+    tasks: whoever reads the files and sorts the ranges of users; without, this process does. The
+    folder is the same bit for bit.
 
     Raises:
       InputError: a source that cannot be read, a missing column, too many bad rows, nothing
@@ -117,15 +123,17 @@ def prepare(config: PrepareConfig, reporter: Reporter | None = None) -> Report:
         notes = unused_times(config) + (before.notes() if before else [])
         work = folder / "work"
         work.mkdir()
-        found = ingest(config, work, reporter, before.known() if before else None)
+        known = before.known() if before else None
+        found = (ingest(config, work, reporter, known) if tasks is None
+                 else ingest_parts(config, work, tasks, reporter, known))
         counts = found.counts
         if found.rows.count() == (before.dataset.num_interactions if before else 0):
             raise InputError(f"{', '.join(config.sources)}: no interactions "
                              f"({counts.rows} rows, {counts.bad} bad, "
                              f"{counts.below_min_rating} below min_rating)")
         reporter.advance(0, "sorting")
-        rows, duplicates = sort_rows(found.rows, found.users.size, work, config.memory_rows,
-                                     config.filters.duplicates)
+        rows, duplicates = sort_rows(found.rows, found.users.size, found.rows.users.parent,
+                                     config.memory_rows, config.filters.duplicates, tasks)
         kept = k_core(rows, found.users.size, found.items.size, config.filters.user_core,
                       config.filters.item_core)
         if not kept.users.any():

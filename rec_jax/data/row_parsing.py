@@ -31,6 +31,17 @@ class RowCounts:
     bad_lines: list[str] = field(default_factory=list)
     example: str = ""
 
+    def add(self, later: RowCounts) -> None:
+        """The rows of later files."""
+        self.rows += later.rows
+        self.blank += later.blank
+        self.bad += later.bad
+        self.below_min_rating += later.below_min_rating
+        for reason, count in later.reasons.items():
+            self.reasons[reason] = self.reasons.get(reason, 0) + count
+        self.bad_lines += later.bad_lines[:MAX_BAD_LINES - len(self.bad_lines)]
+        self.example = self.example or later.example
+
 
 def parse_rows(frame: pl.DataFrame, config: PrepareConfig, counts: RowCounts, source: SourceFile,
            times: TimeReader | None) -> pl.DataFrame:

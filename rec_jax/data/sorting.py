@@ -10,39 +10,79 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from rec_jax.data.arrays import InteractionFiles, Interactions, chunks, open_flat, write_flat
+from rec_jax.tasks import Tasks
 
 Duplicates = Literal["all", "first", "last"]
 
 
+class Range(NamedTuple):
+    """Rows [start, stop) of all interactions of some users. result: files for them in order."""
+
+    rows: InteractionFiles
+    start: int
+    stop: int
+    duplicates: Duplicates
+    result: InteractionFiles
+
+
 def sort_rows(rows: InteractionFiles, num_users: int, folder: Path, memory_rows: int,
-              duplicates: Duplicates = "all") -> tuple[InteractionFiles, int]:
+              duplicates: Duplicates = "all", tasks: Tasks | None = None,
+              ) -> tuple[InteractionFiles, int]:
     """`rows` sorted by (user, time, file order), duplicates removed; the input is deleted.
+
+    tasks: whoever sorts the ranges of users; without, this process does.
 
     Returns:
       the sorted rows and the number of duplicates dropped.
     """
     starts, users = user_ranges(count_users(rows, num_users), memory_rows)
     dealt = rows if len(starts) == 2 else _deal(rows, starts, users, folder)
+    ranges = [Range(dealt, int(start), int(stop), duplicates,
+                    rows.like(folder, f"sorted-{number}"))
+              for number, (start, stop) in enumerate(itertools.pairwise(starts))]
     result = rows.like(folder, "sorted")
-    dropped = 0
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(open_flat(path)) for path in result.paths]
-        for start, stop in itertools.pairwise(starts):
-            part = _without_duplicates(_sorted(dealt.read(int(start), int(stop))), duplicates)
-            dropped += int(stop - start) - len(part.users)
+        for part in _in_order(ranges, tasks):
             columns = [column for column in part if column is not None]
             for column, file in zip(columns, files, strict=True):
                 write_flat(file, column)
+    dropped = dealt.count() - result.count()
     dealt.delete()
     return result, dropped
+
+
+def _in_order(ranges: Sequence[Range], tasks: Tasks | None) -> Iterator[Interactions]:
+    """The rows of each range, in order."""
+    if tasks is None or len(ranges) < 2:
+        yield from map(_ordered, ranges)
+        return
+    for one, count in zip(ranges, tasks.run(_write_ordered, ranges), strict=True):
+        yield one.result.read(0, count)
+        one.result.delete()
+
+
+def _write_ordered(one: Range) -> int:
+    """A task: the rows of a range to its files; returns how many are left."""
+    part = _ordered(one)
+    columns = [column for column in part if column is not None]
+    for column, path in zip(columns, one.result.paths, strict=True):
+        with open_flat(path) as file:
+            write_flat(file, column)
+    return len(part.users)
+
+
+def _ordered(one: Range) -> Interactions:
+    return _without_duplicates(_sorted(one.rows.read(one.start, one.stop)), one.duplicates)
 
 
 def count_users(rows: InteractionFiles, num_users: int) -> npt.NDArray[np.int64]:

@@ -13,6 +13,9 @@ from rec_jax.errors import InputError
 PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 DAY_SECONDS = 86_400
 INT64_MAX = 2**63 - 1
+OUT_OF_RANGE = ("some times have nanoseconds, and others are outside the years 1678 to 2261, "
+                "which int64 nanoseconds cannot hold; expected coarser times, or dates within "
+                "these years")
 _PLAUSIBLE = (631_152_000, 4_102_444_800)  # seconds: 1990 to 2100
 
 

@@ -47,6 +47,12 @@ class TimeReader:
         """Another file may have another unit, where it is to be found."""
         self._unit = None
 
+    def join(self, other: TimeReader) -> None:
+        """What another reader found in later files, as if this one had read them."""
+        self.per_second = max(self.per_second, other.per_second)
+        self._kinds |= other._kinds
+        self.notes = self.notes or other.notes
+
     def read(self, values: pl.Series, file: str) -> pl.Series:
         """Int64 ticks; null where there is no time.
 

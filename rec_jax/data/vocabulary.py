@@ -55,9 +55,13 @@ class Vocabulary:
 
     def ids(self) -> pl.Series:
         """All ids as text, by code."""
+        return self.typed_ids().cast(pl.String)
+
+    def typed_ids(self) -> pl.Series:
+        """All ids in their own type, by code."""
         if not self._parts:
             return pl.Series("id", [], pl.String)
-        return pl.concat(self._parts).cast(pl.String).alias("id")
+        return pl.concat(self._parts).alias("id")
 
     def _widened(self, ids: pl.Series) -> pl.Series:
         """`ids` as Int128, and all known ones too."""
