@@ -6,31 +6,42 @@ without a history by their attributes beside popularity.
     python benchmarks/cold.py items data/ml-1m-cold0 --run runs/ml1m_cold0 --out cold_run.json
     python benchmarks/cold.py users data/ml-100k/dataset --users data/ml-100k/ml-100k.user \\
         --out benchmarks/results/cold_users_ml100k.json
+    python benchmarks/cold.py friends train.txt test.txt friends.txt --work data/lastfm \\
+        --out benchmarks/results/cold_friends_lastfm.json
 
 `items`: datasets of `rec-jax prepare --withhold 0.1` that differ in `withheld.seed` alone, with
 item vectors; of each EASE, or the run that is named in the same place, and the mean of all.
 `users`: a fifth of the users is held out by each of three seeds, with all that they did as targets.
+`friends`: the same, by friendships; the interactions are `user item` and more on each line.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import polars as pl
 
 import rec_jax
 from rec_jax.allocator import restart_with_tuned_malloc
 from rec_jax.bench.record import record
+from rec_jax.data.dataset import Dataset
+from rec_jax.data.prepare_config import Columns, PrepareConfig
 from rec_jax.inference.cold import ColdFill
 from rec_jax.inference.cold_evaluate import cold_metrics
 from rec_jax.inference.cold_rule import FILLS, ColdRule
+from rec_jax.inference.friends import SHRINKAGE, read_friends
 from rec_jax.inference.newcomers import Attributes, read_attributes
 
 SEEDS = (0, 1, 2)
+Mask = npt.NDArray[np.bool_]
+Scores = Mapping[str, npt.NDArray[np.float64]]
 AGES = (18, 25, 35, 45, 50, 56)
 """First years of the age groups of MovieLens-1M."""
 
@@ -50,7 +61,11 @@ def main() -> None:
     users.add_argument("--users", required=True, help="table of the users")
     users.add_argument("--columns", default="age,gender,occupation")
     users.add_argument("--shrinkage", type=float, default=1000.0)
-    for verb in (items, users):
+    friends = verbs.add_parser("friends")
+    friends.add_argument("logs", nargs=2, help="files of interactions")
+    friends.add_argument("friendships")
+    friends.add_argument("--work", required=True, help="new folder for the dataset")
+    for verb in (items, users, friends):
         verb.add_argument("--out", required=True, help="JSON file to write")
     options = parser.parse_args()
     restart_with_tuned_malloc()
@@ -59,7 +74,7 @@ def main() -> None:
             parser.error("expected a --run for each dataset, or none")
         found = cold_items(options)
     else:
-        found = cold_users(options)
+        found = cold_users(options) if options.verb == "users" else cold_friends(options)
     record(options.out, found)
     print(json.dumps({"out": options.out, "mean": found["mean"]}))
 
@@ -85,34 +100,82 @@ def cold_items(options: argparse.Namespace) -> dict[str, Any]:
 
 def cold_users(options: argparse.Namespace) -> dict[str, Any]:
     """NDCG and recall of popularity, and of attributes, for users who are held out."""
-    dataset = rec_jax.Dataset.open(options.dataset)
+    dataset = Dataset.open(options.dataset)
     columns = options.columns.split(",")
     table = read_attributes(dataset, options.users, columns)
     values = {name: column.map_elements(_age_group, return_dtype=column.dtype)
               if name == "age" else column for name, column in table.values.items()}
+
+    def scored(known: Mask) -> Callable[[int], Scores]:
+        attributes = Attributes(dataset, values, known=known, whole=True)
+        popular = attributes.scores({})
+
+        def scores(user: int) -> Scores:
+            given = {name: value for name in columns
+                     if (value := values[name][user]) is not None
+                     and (values[name].filter(known) == value).any()}
+            return {"popularity": popular,
+                    "attributes": attributes.scores(given, options.shrinkage)}
+
+        return scores
+
+    return {"columns": columns, "shrinkage": options.shrinkage, **held_out(dataset, scored)}
+
+
+def cold_friends(options: argparse.Namespace) -> dict[str, Any]:
+    """NDCG and recall of popularity, and of friends, for users who are held out."""
+    rows = pl.concat([pl.read_csv(path, has_header=False, separator="\t", infer_schema=False,
+                                  columns=[0, 1]) for path in options.logs])
+    rows.columns = ["user", "item"]
+    work = Path(options.work)
+    work.mkdir(parents=True)
+    rows.write_parquet(work / "log.parquet")
+    rec_jax.prepare(PrepareConfig(source=str(work / "log.parquet"), out=str(work / "dataset"),
+                                  columns=Columns("user", "item")))
+    dataset = Dataset.open(work / "dataset")
+    friends = read_friends(dataset, options.friendships)
+
+    def scored(known: Mask) -> Callable[[int], Scores]:
+        some = dataclasses.replace(friends, known=known, whole=True)
+        popular = some.scores(np.zeros(0, np.int64))
+
+        def scores(user: int) -> Scores:
+            own = friends.friends[[user]].indices.astype(np.int64)
+            return {"popularity": popular, "friends": some.scores(own, hops=1),
+                    "friends of friends too": some.scores(own)}
+
+        return scores
+
+    return {"shrinkage": SHRINKAGE, "friendships": int(friends.friends.nnz // 2),
+            **held_out(dataset, scored)}
+
+
+def held_out(dataset: Dataset, scored: Callable[[Mask], Callable[[int], Scores]],
+             ) -> dict[str, Any]:
+    """Metrics of each kind of scores for a fifth of the users, by each seed.
+
+    scored: of the users that are known, what gives the scores `[V]` for one of the others.
+    """
     results = []
     for seed in SEEDS:
         order = np.random.default_rng(seed).permutation(dataset.num_users)
         held = np.sort(order[:dataset.num_users // 5])
-        known = ~np.isin(np.arange(dataset.num_users), held)
-        attributes = Attributes(dataset, values, known=known, whole=True)
-        ranks: dict[str, list[Any]] = {"popularity": [], "attributes": []}
+        scores_of = scored(~np.isin(np.arange(dataset.num_users), held))
+        ranks: dict[str, list[Any]] = {}
         for user in held:
-            given = {name: value for name in columns
-                     if (value := values[name][int(user)]) is not None
-                     and (values[name].filter(known) == value).any()}
             targets = np.unique(dataset.history(int(user)))
-            for name, scores in (("popularity", attributes.scores({})),
-                                 ("attributes", attributes.scores(given, options.shrinkage))):
+            for name, scores in scores_of(int(user)).items():
                 ordered = np.sort(scores)
-                ranks[name].append(len(ordered) - np.searchsorted(ordered, scores[targets]))
+                ranks.setdefault(name, []).append(
+                    len(ordered) - np.searchsorted(ordered, scores[targets]))
         results.append({"seed": seed, "users": len(held), **{
             name: cold_metrics(each, (5, 10, 20)) for name, each in ranks.items()}})
-    return {"dataset": Path(options.dataset).name, "split_hash": dataset.split_hash,
-            "columns": columns, "shrinkage": options.shrinkage, "ties": "against the target",
-            "targets": "all items of a held out user", "candidates": dataset.num_items,
-            "mean": mean_of([{name: each[name] for name in ("popularity", "attributes")}
-                             for each in results]), "results": results}
+    return {"dataset": Path(dataset.folder).name, "split_hash": dataset.split_hash,
+            "ties": "against the target", "targets": "all items of a held out user",
+            "candidates": dataset.num_items,
+            "mean": mean_of([{name: value for name, value in each.items()
+                              if isinstance(value, Mapping)} for each in results]),
+            "results": results}
 
 
 def _age_group(age: str) -> str:

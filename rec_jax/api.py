@@ -22,7 +22,6 @@ from rec_jax.inference.cold_evaluate import evaluate_cold
 from rec_jax.inference.evaluate import evaluate_served
 from rec_jax.inference.export import What
 from rec_jax.inference.export import export as export_served
-from rec_jax.inference.newcomers import read_attributes, recommend_newcomer
 from rec_jax.inference.protocol import Split
 from rec_jax.inference.retrieve import Recommendation, Recommender
 from rec_jax.inference.served import (
@@ -34,12 +33,14 @@ from rec_jax.inference.served import (
     stores_vectors,
     warn,
 )
+from rec_jax.inference.without_history import Newcomer
 from rec_jax.mesh import is_first, parse_mesh
 from rec_jax.plan.compile import compile_step
 from rec_jax.plan.estimate import make_plan, nearest_fit
 from rec_jax.processes import broadcast_text, run_on_all
 from rec_jax.progress import reporter_of
 from rec_jax.run import Run, RunConfig
+from rec_jax.run_sections import EvaluateConfig
 from rec_jax.simulate.agent_config import AgentConfig
 from rec_jax.simulate.agent_report import write_agent_report
 from rec_jax.simulate.train_agent import run_agent
@@ -266,7 +267,8 @@ def recommend(run: Loadable, *, user: str | None = None, history: Sequence[str] 
               times: Sequence[int] | None = None, k: int = 10, filter_seen: bool | None = None,
               bias: Given | None = None, cold: ColdFill | str | None = None,
               attributes: Mapping[str, str] | None = None, users: PathLike | None = None,
-              user_id: str = "user_id", step: int | None = None, data: str | None = None,
+              user_id: str = "user_id", friends: Sequence[str] | None = None,
+              friendships: PathLike | None = None, step: int | None = None, data: str | None = None,
               mesh: str | None = None, trust_code: bool = False, tell: Tell = warn
               ) -> list[Recommendation]:
     """The k best items for a user of the dataset, or after any history of item ids; fewer where
@@ -277,35 +279,27 @@ def recommend(run: Loadable, *, user: str | None = None, history: Sequence[str] 
     attributes: of somebody without a history instead, such as {"gender": "F"}: what is popular
     among the users who have them by the table `users` (CSV, TSV, Parquet; user ids in the column
     `user_id`), see `rec_jax.inference.newcomers`. No model is loaded for it.
+    friends: of somebody without a history, users of the dataset: what they took, and by the file
+    `friendships` what their friends did, see `rec_jax.inference.friends`. No model is loaded.
     cold, step, data, mesh, trust_code, tell: see `load`.
     """
-    if attributes is not None:
-        others = {"user": user, "history": history, "times": times, "filter_seen": filter_seen,
-                  "bias": bias, "cold": cold, "step": step, "mesh": mesh}
-        return _for_newcomer(run, attributes, users, user_id, k, data, trust_code, others)
-    if users is not None:
-        raise InputError("a table of users is of no use without attributes; expected both")
+    others = {"user": user, "history": history, "times": times, "filter_seen": filter_seen,
+              "bias": bias, "cold": cold, "step": step, "mesh": mesh}
+    newcomer = Newcomer(attributes, users, user_id, friends, friendships)
+    if newcomer.check(others):
+        return newcomer.recommend(*_without_model(run, data, trust_code, k))
     model = run if isinstance(run, Recommender) and cold is None else Recommender(
         _loaded(run, cold=cold, step=step, data=data, mesh=mesh, trust_code=trust_code, tell=tell))
     return model.recommend(user=user, history=history, times=times, k=k, filter_seen=filter_seen,
                            bias=bias)
 
 
-def _for_newcomer(run: Loadable, attributes: Mapping[str, str], users: PathLike | None,
-                  user_id: str, k: int, data: str | None, trust_code: bool,
-                  others: Mapping[str, Any]) -> list[Recommendation]:
-    given = [name for name, value in others.items() if value is not None]
-    if given or users is None:
-        raise InputError("attributes are asked by what is popular among the users who have them, "
-                         "without a model; expected a table of users"
-                         + (f", and no {', '.join(given)}" if given else ""))
+def _without_model(run: Loadable, data: str | None, trust_code: bool, k: int,
+                   ) -> tuple[Dataset, int, EvaluateConfig]:
     if isinstance(run, Recommender | Served):
-        config, dataset = _loaded(run).config, _loaded(run).dataset
-    else:
-        config = Run(Path(run), trust_code).config()
-        dataset = Dataset.open(data or config.data.path)
-    known = read_attributes(dataset, users, list(attributes), user_id)
-    return recommend_newcomer(known, attributes, k, config.evaluate)
+        return _loaded(run).dataset, k, _loaded(run).config.evaluate
+    config = Run(Path(run), trust_code).config()
+    return Dataset.open(data or config.data.path), k, config.evaluate
 
 
 def embed(dataset: PathLike, *, name: str = "text", model: PathLike | None = None,

@@ -145,6 +145,12 @@ def recommend(
         metavar="FILE", help="With --attributes: CSV, TSV or Parquet with their columns.")] = None,
     user_id: Annotated[str, typer.Option(
         metavar="COLUMN", help="With --attributes: column of user ids.")] = "user_id",
+    friend: Annotated[list[str] | None, typer.Option(
+        metavar="ID", help="Instead of a user or a history, for somebody new: what this user "
+                           "took. May be repeated.")] = None,
+    friends: Annotated[str | None, typer.Option(
+        metavar="FILE", help="With --friend: friendships, two user ids a line, so that the "
+                             "friends' friends count too.")] = None,
     k: Annotated[int, typer.Option("--k", "-k", help="How many items.")] = 10,
     keep_seen: Annotated[bool | None, typer.Option(
         "--keep-seen/--filter-seen", help="Whether items of the history may come again; as the "
@@ -168,11 +174,11 @@ def recommend(
     from rec_jax.inference import bias, retrieve, typed
 
     fill = read_fill(cold, cold_vectors, cold_bias)
-    if attributes or users:
+    if attributes or users or friend or friends:
         summary.recommendations(api.recommend(
             run, user=user, history=history or history_file, times=times or times_file,  # type: ignore[arg-type]
             attributes=_pairs(attributes) if attributes else None, users=users, user_id=user_id,
-            k=k, filter_seen=keep_seen, bias=popularity_bias,  # type: ignore[arg-type]
+            friends=friend, friendships=friends, k=k, filter_seen=keep_seen, bias=popularity_bias,  # type: ignore[arg-type]
             cold=fill, step=step, data=data, mesh=mesh, trust_code=trust_code), as_json)
         return
     if (history and history_file) or (times and times_file):

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,14 +30,15 @@ from rec_jax.inference.retrieve import Recommendation, listed
 from rec_jax.run_sections import EvaluateConfig
 
 SHRINKAGE = 1000.0
-Counts = npt.NDArray[np.int64]
+Counts = npt.NDArray[np.int64] | npt.NDArray[np.floating[Any]]
+Weights = npt.NDArray[np.floating[Any]]
 
 
 def group_scores(total: Counts, groups: Sequence[Counts], shrinkage: float = SHRINKAGE
                  ) -> npt.NDArray[np.float64]:
     """The score `[V]` of every item; see the formulas above.
 
-    total: int64 `[V]`, interactions of each item; groups: the same of the users of each group.
+    total: `[V]`, interactions of each item; groups: the same of the users of each group.
     """
     shares = (total + 1) / np.sum(total + 1)
     found = np.log(shares)
@@ -89,18 +91,24 @@ class Attributes:
                      else self.known.copy())
             if pair is not None:
                 users &= (self.values[pair[0]] == pair[1]).fill_null(False).to_numpy()
-            self._counts[pair] = self._of(users)
+            self._counts[pair] = counted(self.dataset, users * 1.0, self.whole)
         return self._counts[pair]
 
-    def _of(self, users: npt.NDArray[np.bool_]) -> Counts:
-        data, found = self.dataset, np.zeros(self.dataset.num_items, np.int64)
-        ends = data.offsets[1:] if self.whole else data.train_end
-        for first, last in chunks(data.num_users):
-            start, stop = int(data.offsets[first]), int(data.offsets[last])
-            owner = np.repeat(np.arange(first, last), np.diff(data.offsets[first:last + 1]))
-            counted = users[owner] & (np.arange(start, stop) < np.asarray(ends)[owner])
-            found += np.bincount(data.items[start:stop][counted], minlength=len(found))
-        return found
+
+def counted(dataset: Dataset, weights: Weights, whole: bool) -> Weights:
+    """Interactions of each item, each as much as its user weighs: f64 `[V]`.
+
+    weights: f64 `[U]`; whole: not those of the training part alone, but all.
+    """
+    found = np.zeros(dataset.num_items)
+    ends = dataset.offsets[1:] if whole else dataset.train_end
+    for first, last in chunks(dataset.num_users):
+        start, stop = int(dataset.offsets[first]), int(dataset.offsets[last])
+        owner = np.repeat(np.arange(first, last), np.diff(dataset.offsets[first:last + 1]))
+        counts = (weights[owner] != 0) & (np.arange(start, stop) < np.asarray(ends)[owner])
+        found += np.bincount(dataset.items[start:stop][counts], weights[owner[counts]],
+                             minlength=len(found))
+    return found
 
 
 def read_attributes(dataset: Dataset, table: Path | str, columns: Sequence[str],
@@ -135,10 +143,18 @@ def recommend_newcomer(attributes: Attributes, given: Mapping[str, str], k: int,
     Raises:
       InputError: as `Attributes.scores`, or k below 1.
     """
-    dataset = attributes.dataset
+    return best_of(attributes.dataset, attributes.scores(given), k, settings)
+
+
+def best_of(dataset: Dataset, scores: npt.NDArray[np.float64], k: int, settings: EvaluateConfig,
+            ) -> list[Recommendation]:
+    """The k items with the highest scores `[V]`, without those that do not compete.
+
+    Raises:
+      InputError: k is below 1.
+    """
     if k < 1:
         raise InputError(f"k is {k}; expected 1 to {dataset.num_items} (the catalogue)")
-    scores = attributes.scores(given)
     cold = cold_items(dataset, settings)
     order = np.argsort(-scores, kind="stable")
     order = order[:k] if cold is None else order[~cold[order]][:k]
