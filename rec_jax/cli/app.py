@@ -19,6 +19,7 @@ from rec_jax.cli.embed import app as embed_app
 from rec_jax.cli.inference import EvaluateVerb, evaluate, export, recommend
 from rec_jax.cli.ope import ope
 from rec_jax.cli.options import App
+from rec_jax.cli.picture import draw
 from rec_jax.cli.plan import plan
 from rec_jax.cli.prepare import fetch, prepare, synth
 from rec_jax.cli.show import NobodyReads, drop_stdout, open_streams, print_json, say
@@ -66,6 +67,7 @@ app.command()(train)
 app.command(cls=EvaluateVerb)(evaluate)
 app.command()(export)
 app.command()(recommend)
+app.command(name="map")(draw)
 app.command()(ope)
 app.command()(simulate)
 
