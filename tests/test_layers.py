@@ -44,6 +44,15 @@ def test_every_module_has_its_layer() -> None:
     assert len(named) == len(set(named)) and set(named) == modules
 
 
+def test_every_package_goes_into_the_wheel() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    there = {".".join(path.parent.relative_to(ROOT).parts)
+             for path in (ROOT / "rec_jax").glob("**/*.py")}
+    there |= {"rec_jax." + ".".join(path.parent.relative_to(ROOT).parts)
+              for path in (ROOT / "kernels").glob("**/*.py")}
+    assert set(settings["packages"]) == there | {"rec_jax.configs"}
+
+
 def test_a_lower_layer_that_imports_a_higher_one_is_caught(tmp_path: Path) -> None:
     root = copy_of_package(tmp_path)
     module = root / "rec_jax" / "data" / "arrays.py"
