@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         merge_adapters,
         off_policy,
         popularity_bias,
+        pretrain_text,
         recommend,
         train,
     )
@@ -46,7 +47,7 @@ _VERBS = ("train",)  # also names of packages in this one
 _HOMES = {
     "baseline": "api", "fit_baseline": "api", "recommend": "api", "load": "api",
     "off_policy": "api", "embed": "api", "popularity_bias": "api", "evaluate": "api",
-    "export": "api", "merge_adapters": "api",
+    "export": "api", "merge_adapters": "api", "pretrain_text": "api",
     "doctor": "bench.machine", "BaselineConfig": "solvers.compare",
     "Dataset": "data.dataset", "fetch": "data.fetch", "prepare": "data.prepare",
     "PrepareConfig": "data.prepare_config", "SynthConfig": "data.synth", "synth": "data.synth",
@@ -59,7 +60,8 @@ __all__ = [
     "BaselineConfig", "Dataset", "Embeddings", "InputError", "JudgeConfig", "LogColumns",
     "PrepareConfig", "RunConfig", "SynthConfig", "TrainingError", "baseline", "doctor", "embed",
     "evaluate", "export", "fetch", "fit_baseline", "load", "load_embeddings",
-    "merge_adapters", "off_policy", "popularity_bias", "prepare", "recommend", "synth", "train",
+    "merge_adapters", "off_policy", "popularity_bias", "prepare", "pretrain_text",
+    "recommend", "synth", "train",
 ]
 
 
