@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,14 +30,27 @@ class ContentConfig:
     drop: in this share of all steps, drawn for each item by itself, an item has no values of its
       own but its content alone, so that content learns to stand for an item without history; 1:
       items have nothing but content. It is one rate for all entries.
+    encoder: folder of a text encoder that is a part of the model: vectors are made inside a step,
+      of the texts of the items that it touches, and no file of vectors is read. None: there is one.
+    train: of an encoder: what `[[lora]]` adds to its matrices alone, or all of it.
+    table, columns, max_length: of an encoder: the texts, see `rec_jax.text.item_texts`, and how
+      many tokens of one are read.
     """
 
     name: str
     drop: float = 0.0
+    encoder: str | None = None
+    train: Literal["lora", "all"] = "lora"
+    table: str | None = None
+    columns: tuple[str, ...] = ()
+    max_length: int | None = None
 
     def __post_init__(self) -> None:
-        check(self, "content.", drop=at_least(0, 1))
+        check(self, "content.", drop=at_least(0, 1), max_length=at_least(1))
         check_name(self.name)
+        if self.encoder is None and (self.table, self.columns, self.max_length) != (None, (), None):
+            raise InputError("content.table, columns and max_length are of an encoder that makes "
+                             "the vectors; expected content.encoder too")
 
     @property
     def path(self) -> str:
@@ -86,15 +99,27 @@ def check_content(content: Sequence[ContentConfig]) -> None:
     if len(rates) > 1:
         raise InputError(f"content: drop is {rates[0]:g} in one entry, {rates[-1]:g} in another; "
                          "expected one rate, as an item has one row of its own")
+    if sum(part.encoder is not None for part in content) > 1:
+        raise InputError("content: several entries have an encoder; expected one that has")
 
 
-def open_content(content: Sequence[ContentConfig], dataset: Dataset) -> OpenContent:
+def trained_content(content: Sequence[ContentConfig]) -> ContentConfig | None:
+    """The entry whose vectors an encoder makes inside the step, or None."""
+    return next((part for part in content if part.encoder is not None), None)
+
+
+def open_content(content: Sequence[ContentConfig], dataset: Dataset, width: int = 0
+                 ) -> OpenContent:
     """The content that `dataset` has of what is asked for, which must be all.
+
+    width: columns of an entry with an encoder, whose vectors are 0 until it has made them.
 
     Raises:
       InputError: there are no such vectors, or they are of other items.
     """
-    vectors = tuple(open_item_vectors(dataset, part.name).vectors for part in content)
+    vectors = tuple(
+        open_item_vectors(dataset, part.name).vectors if part.encoder is None else
+        np.broadcast_to(np.float32(0), (dataset.num_items, width)) for part in content)
     parts = tuple(Content(part.path, each.shape[1], part.drop)
                   for part, each in zip(content, vectors, strict=True))
     return OpenContent(parts, vectors, dataset.folder)

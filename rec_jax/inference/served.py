@@ -209,6 +209,13 @@ def _matrices(opened: CheckpointReader, config: RunConfig) -> dict[str, ArraySou
     return found
 
 
+def _text_shapes(opened: CheckpointReader) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters of a text encoder by path; what it makes is in the rows, so that
+    nothing here reads them."""
+    return {path.removeprefix("['").removesuffix("']"): source.shape
+            for path, source in opened.items.get("text", {}).items()}
+
+
 def counts_of(config: RunConfig, dataset: Dataset) -> np.ndarray:
     """How often each item is a label of the training, int64 `[V]`."""
     return label_counts(dataset, length=config.data.length, window=config.data.window,
@@ -265,7 +272,7 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
         config.encoder, dim=config.table.dim, length=config.data.length,
         causal=config.objective.causal, precision=config.train.precision, seed=config.seed,
         features=find_features(config.features, dataset), content=_content(opened, config),
-        heads=config.objective.needs.heads, lora=config.lora)
+        heads=config.objective.needs.heads, lora=config.lora, beside=_text_shapes(opened))
     total, name = padded_size(dataset.num_items), _weights_in(config)
 
     def stored(table: str, settings: TableConfig) -> jax.ShapeDtypeStruct:

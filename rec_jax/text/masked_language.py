@@ -3,7 +3,8 @@
     g = LN(f(h W + b)),    loss = lse_v(g . e_v + c_v) - (g . e_y + c_y)
 
 h is the state of a hidden token y, e_v the row of word v in the table that the encoder reads
-(tied), c_v a bias. The softmax is `rec_jax.kernels.softmax_loss`: no array of tokens x words exists.
+(tied), c_v a bias. The softmax is `rec_jax.kernels.softmax_loss`, so no array of tokens x words
+exists.
 """
 
 from __future__ import annotations

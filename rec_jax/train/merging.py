@@ -24,7 +24,8 @@ from rec_jax.run import Run
 from rec_jax.train.build import build
 from rec_jax.train.state import to_items
 
-WEIGHTS = ("model", "average")
+TEXT = "text"
+WEIGHTS = ("model", "average", TEXT)
 """Parts of a checkpoint that are weights."""
 
 
@@ -41,7 +42,10 @@ def merge_adapters(run: Run, out: Path, step: int | None = None) -> dict[str, An
     if not config.lora:
         raise InputError(f"run {run.folder} has no adapters to merge; expected a run with [[lora]]")
     Run(out).check_free()
-    ordinary = dataclasses.replace(config, lora=(), tune=())
+    # What adapted a text encoder goes into it, so that there is nothing but all of it to train.
+    ordinary = dataclasses.replace(config, lora=(), tune=(), content=tuple(
+        dataclasses.replace(part, train="all") if part.encoder else part
+        for part in config.content))
     adapted, built = build(config), build(ordinary)
     adapted.tiers.check_alone("merging adapters")
     opened = open_checkpoint(run, step)
@@ -53,11 +57,15 @@ def merge_adapters(run: Run, out: Path, step: int | None = None) -> dict[str, An
     items = to_items(built.state)
     items["training"]["step"] += chosen
     for part, weights in found.items():
-        items[part] = {**weights, "encoder": merged(adapted.encoder.lora, weights["encoder"])}
+        if part == TEXT:
+            items[part] = merged(adapted.encoder.beside, weights)
+        else:
+            items[part] = {**weights, "encoder": merged(adapted.encoder.lora, weights["encoder"])}
     with files.atomic_folder(out) as folder:
         target = Run(folder)
         target.create(ordinary)
         with Checkpoints(target.checkpoints) as checkpoints:
             checkpoints.save(chosen, items, {**opened.info.extra, "config": to_mapping(ordinary)},
                              opened.info.metric)
-    return {"run": str(out), "step": chosen, "merged": [each.path for each in adapted.encoder.lora]}
+    return {"run": str(out), "step": chosen, "merged": [
+        each.path for each in (*adapted.encoder.lora, *adapted.encoder.beside)]}
