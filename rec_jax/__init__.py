@@ -26,7 +26,6 @@ if TYPE_CHECKING:
         merge_adapters,
         off_policy,
         popularity_bias,
-        pretrain_text,
         recommend,
         train,
     )
@@ -42,18 +41,21 @@ if TYPE_CHECKING:
     from rec_jax.simulate.judge import JudgeConfig
     from rec_jax.simulate.log_files import LogColumns
     from rec_jax.solvers.compare import BaselineConfig
+    from rec_jax.train.merging import write_text_encoder
+    from rec_jax.train.pretrain_text import pretrain_text
 
 _VERBS = ("train",)  # also names of packages in this one
 _HOMES = {
     "baseline": "api", "fit_baseline": "api", "recommend": "api", "load": "api",
     "off_policy": "api", "embed": "api", "popularity_bias": "api", "evaluate": "api",
-    "export": "api", "merge_adapters": "api", "pretrain_text": "api",
+    "export": "api", "merge_adapters": "api",
     "doctor": "bench.machine", "BaselineConfig": "solvers.compare",
     "Dataset": "data.dataset", "fetch": "data.fetch", "prepare": "data.prepare",
     "PrepareConfig": "data.prepare_config", "SynthConfig": "data.synth", "synth": "data.synth",
     "InputError": "errors", "TrainingError": "errors",
     "Embeddings": "inference.export", "load_embeddings": "inference.export", "RunConfig": "run",
     "JudgeConfig": "simulate.judge", "LogColumns": "simulate.log_files",
+    "pretrain_text": "train.pretrain_text", "write_text_encoder": "train.merging",
 }
 
 __all__ = [
@@ -61,7 +63,7 @@ __all__ = [
     "PrepareConfig", "RunConfig", "SynthConfig", "TrainingError", "baseline", "doctor", "embed",
     "evaluate", "export", "fetch", "fit_baseline", "load", "load_embeddings",
     "merge_adapters", "off_policy", "popularity_bias", "prepare", "pretrain_text",
-    "recommend", "synth", "train",
+    "recommend", "synth", "train", "write_text_encoder",
 ]
 
 

@@ -55,7 +55,6 @@ from rec_jax.train.growing import Start
 from rec_jax.train.loop import run_training
 from rec_jax.train.merging import merge_adapters as merge_run
 from rec_jax.train.opening import AUTO, open_run
-from rec_jax.train.pretrain_text import pretrain_text as pretrain_text
 from rec_jax.train.report import write_report
 
 PathLike = Path | str

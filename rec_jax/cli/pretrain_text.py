@@ -48,10 +48,11 @@ def pretrain_text(
     as_json: Json = False,
 ) -> None:
     """Train a text encoder on a domain's own texts, by words that are hidden from it."""
-    from rec_jax import api, compilation_cache
+    from rec_jax import compilation_cache
+    from rec_jax.train.pretrain_text import pretrain_text as pretrain
 
     compilation_cache.enable()
-    made = api.pretrain_text(
+    made = pretrain(
         model, out=out, dataset=dataset, table=table, id=id, columns=tuple(columns or ()),
         epochs=epochs, steps=steps, rows=rows, rate=rate, warmup=warmup, lora=lora,
         held_out=held_out, max_length=max_length, save_every=save_every, seed=seed,
