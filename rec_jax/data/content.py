@@ -33,8 +33,8 @@ class ContentConfig:
     encoder: folder of a text encoder that is a part of the model: vectors are made inside a step,
       of the texts of the items that it touches, and no file of vectors is read. None: there is one.
     train: of an encoder: what `[[lora]]` adds to its matrices alone, or all of it.
-    table, columns, max_length: of an encoder: the texts, see `rec_jax.text.item_texts`, and how
-      many tokens of one are read.
+    table, id, columns: of an encoder: the texts, see `item_texts.texts_of`; max_length: how many
+      tokens of one are read.
     """
 
     name: str
@@ -42,6 +42,7 @@ class ContentConfig:
     encoder: str | None = None
     train: Literal["lora", "all"] = "lora"
     table: str | None = None
+    id: str = "item_id"
     columns: tuple[str, ...] = ()
     max_length: int | None = None
 

@@ -47,7 +47,7 @@ def open_item_tokens(dataset: Dataset, content: ContentConfig, about: Architectu
     assert content.encoder is not None
     folder = Path(content.encoder)
     longest = read_longest(folder, about, content.max_length)
-    texts = texts_of(dataset, content.table, columns=content.columns)
+    texts = texts_of(dataset, content.table, content.id, content.columns)
     text_hash, count = texts.measure()
     if not count:
         raise InputError(f"0 of {dataset.num_items} items have text in "
