@@ -103,6 +103,9 @@ class RunConfig:
             _check_graph(self)
         check_different("features", [part.name or part.kind for part in self.features])
         check_content(self.content)
+        if any(part.codes for part in self.content) and self.objective.needs.search:
+            raise InputError(f"content.codes: objective {self.objective.kind!r} searches stored "
+                             "rows; expected an objective that does not search")
         if trained_content(self.content) is not None:
             _check_text(self)
         if self.content and not self.table.tied:

@@ -52,9 +52,11 @@ def write_folder(out: Path, like: Path, tensors: Mapping[str, np.ndarray],
         known = frozenset(file.keys())
         kept = {name: np.asarray(file.get_tensor(name)) for name in sorted(known)}
     prefix = find_prefix(known, first, prefixes)
+    tied = [(copy, own) for copy, of in COPIES.items() for own in (of, prefix + of)
+            if {copy, own} <= kept.keys() and np.array_equal(kept[copy], kept[own])]
     for name, tensor in tensors.items():
-        bare = name.startswith(OUTPUT_NAMES)
-        kept[name if bare else prefix + name] = tensor
+        kept[name if name.startswith(OUTPUT_NAMES) else prefix + name] = tensor
+    kept |= {copy: kept[own] for copy, own in tied}
     check_out(out)
     with files.atomic_folder(out) as folder:
         for path in sorted(like.rglob("*")):
@@ -68,6 +70,12 @@ def write_folder(out: Path, like: Path, tensors: Mapping[str, np.ndarray],
 
 OUTPUT_NAMES = ("cls.", "lm_head.")
 """Before names of tensors that stand beside an encoder's and have none of its prefixes."""
+COPIES = {
+    "cls.predictions.decoder.weight": "embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+    "lm_head.decoder.weight": "embeddings.word_embeddings.weight",
+    "lm_head.decoder.bias": "lm_head.bias", "lm_head.weight": "wte.weight"}
+"""Tensors that some files hold twice, and that have to stay equal where they are."""
 
 
 def check_out(out: Path) -> None:

@@ -23,7 +23,7 @@ from rec_jax.text.layers import Params
 from rec_jax.text.pooling import Pooling, pool
 
 Array = jax.Array
-_CHUNK = {"cpu": 64}
+_CHUNK = {"cpu": 32}
 _ON_ACCELERATORS = 512
 
 

@@ -24,7 +24,13 @@ from rec_jax.inference.apart import RowsApart, apart, make_apart_ranker
 from rec_jax.inference.evaluate import Ranker, make_ranker, rank_users
 from rec_jax.inference.protocol import Panel, choose_panel, cold_items
 from rec_jax.inference.ratings import RatingPredictor, check_range
-from rec_jax.inference.served import counts_of, reading_of, serving_bias, serving_values
+from rec_jax.inference.served import (
+    counts_of,
+    reading_of,
+    serving_bias,
+    serving_values,
+    without_codes,
+)
 from rec_jax.mesh import ITEMS as ITEMS_AXIS
 from rec_jax.mesh import Axes, device_memory, make_mesh, row_sharding
 from rec_jax.metrics import rank_metrics
@@ -138,9 +144,15 @@ def build(config: RunConfig) -> Built:
         content=content.parts, scale=config.table.init_scale,
         heads=config.objective.needs.heads, lora=config.lora, beside=others)
     if texts is not None:
+        if texts.content.train == "lora" and not encoder.beside:
+            raise InputError("content.train = 'lora', and no [[lora]] entry matches a matrix of "
+                             "the text encoder; expected one such as 'text/blocks/*/kernel'")
         texts = texts._replace(adapted=encoder.beside)
         params |= texts.parameters | init_lora(encoder.beside, others, config.seed)
     choice = update_of(config, dataset.num_items)
+    if encoder.source.coded and choice.mode == "streamed":
+        raise InputError("content.codes: a streamed table is scored as it is stored; expected "
+                         "table.update = 'dense', or 'sparse' with an objective that samples")
     tables, modes = tables_of(config), modes_of(config, choice.mode)
     still = [] if texts is None or texts.content.train == "all" else texts.parameters
     tuning = find_tuning(config.tune, params, tables, [*adapted_in(params), *still])
@@ -243,6 +255,9 @@ class Validator:
         """over: mesh axes that cut the rows; graph: what makes vectors of them. Raises InputError
         where the dataset has nobody to validate on."""
         self._config, self._dataset, self._graph = config, dataset, graph
+        self._encoder, plain = encoder, RowSource(encoder.source.dim)
+        if encoder.source.coded:  # vectors are where rows would be
+            encoder = encoder._replace(source=plain)
         settings = config.evaluate
         self._mesh = mesh
         self.panel: Panel = choose_panel(dataset, "valid", settings, settings.users, config.seed)
@@ -310,6 +325,7 @@ class Validator:
     def _served(self, state: TrainState) -> tuple[Params, jax.Array]:
         """As `served`, with vectors where a graph makes them of rows."""
         params, rows = served(state)
+        _, rows = without_codes(self._encoder, params, rows)
         if self._graph is None:
             return params, rows
         vectors = propagate_now(self._graph, {**params, ITEMS: rows}, self._mesh, state.items.over)

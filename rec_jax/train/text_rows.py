@@ -22,7 +22,7 @@ from rec_jax.mesh import replicated
 from rec_jax.model.encoder import Params, is_text
 from rec_jax.model.rows import RowSource
 from rec_jax.objectives.base import Ids
-from rec_jax.tables.unique import NO_ID, add_duplicates, unique_ids
+from rec_jax.tables.unique import NO_ID, looked_up, unique_ids
 from rec_jax.text.in_step import encode_texts
 from rec_jax.text.item_encoder import ItemEncoder
 from rec_jax.train.mode import Array, Composed, Setting
@@ -81,28 +81,6 @@ def with_texts(composed: Composed, source: RowSource, texts: ItemEncoder, ids: A
         return composed.in_step(rows, items)
 
     return composed._replace(in_step=in_step)
-
-
-@jax.custom_vjp
-def looked_up(vectors: Array, slots: Array, known: Array) -> Array:
-    """Vectors `[M, c]` at `slots` int32 `[n]`, 0 where they are not `known`.
-
-    The gradients of a slot are added in the order of n, the same bits in every run on a platform.
-    """
-    return jnp.where(known[:, None], vectors[slots], 0)
-
-
-def _forward(vectors: Array, slots: Array, known: Array) -> tuple[Array, Any]:
-    return looked_up(vectors, slots, known), (slots, known, jnp.zeros_like(vectors))
-
-
-def _backward(kept: Any, gradient: Array) -> tuple[Array, None, None]:
-    slots, known, zero = kept
-    unique = unique_ids(slots, len(zero), known)
-    return zero.at[unique.ids].set(add_duplicates(gradient, unique), mode="drop"), None, None
-
-
-looked_up.defvjp(_forward, _backward)
 
 
 def split_texts(params: Params) -> tuple[Params, Params]:

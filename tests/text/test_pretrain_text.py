@@ -20,6 +20,7 @@ from rec_jax.progress import Silent
 from rec_jax.text import bert
 from rec_jax.text.architecture import Architecture, read_architecture
 from rec_jax.text.encoder import load_text_encoder
+from rec_jax.text.folder import write_folder
 from rec_jax.text.masked_batches import MaskedTexts, Vocabulary
 from rec_jax.text.masked_language import masked_loss, output_sources, read_output
 from rec_jax.text.weights import read_weights
@@ -207,6 +208,29 @@ def test_a_job_learns_and_a_killed_one_goes_on_to_the_same_bits(
     assert about["output_layer"] == "new" and about["steps"] == 30
     with pytest.raises(InputError, match="whole exists already"):
         pretrain_text(model, out=tmp_path / "whole", **given)
+
+
+def test_tensors_that_a_file_holds_twice_stay_equal_where_they_were(model: Path, tmp_path: Path
+                                                                   ) -> None:
+    give_output(model)
+    stored = load_file(model / "model.safetensors")
+    words = "bert.embeddings.word_embeddings.weight"
+    stored |= {"cls.predictions.decoder.weight": stored[words].copy(),
+               "cls.predictions.decoder.bias": stored["cls.predictions.bias"] + 1}
+    save_file(stored, model / "model.safetensors")
+    (model / "1_Pooling").mkdir()
+    (model / "1_Pooling" / "config.json").write_text("{}")
+    (model / "pytorch_model.bin").write_bytes(b"old weights")
+    changed = {"embeddings.word_embeddings.weight": np.ones((models.VOCAB, models.WIDTH), "f4"),
+               "cls.predictions.bias": np.ones(models.VOCAB, "f4")}
+    write_folder(tmp_path / "out", model, changed, bert.PREFIXES, next(iter(changed)), {"a": 1})
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert found.keys() == stored.keys() and (found[words] == 1).all()
+    assert (found["cls.predictions.decoder.weight"] == 1).all()
+    np.testing.assert_array_equal(found["cls.predictions.decoder.bias"],
+                                  stored["cls.predictions.decoder.bias"])
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "config.json", "tokenizer.json", "model.safetensors", "rec_jax.json", "1_Pooling"}
 
 
 def output_names() -> list[str]:

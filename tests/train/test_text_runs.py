@@ -63,7 +63,8 @@ def mapping_of(tiny_mapping: Mapping, model: Path, train: str, *more: str) -> di
 
 
 def text_of(item: int) -> str:
-    return "" if item % 7 == 3 else " ".join(f"w{(item * step) % 34}" for step in range(item % 4 + 1))
+    words = (f"w{(item * step) % 34}" for step in range(item % 4 + 1))
+    return "" if item % 7 == 3 else " ".join(words)
 
 
 def plain_vectors(run: Path, model: Path, step: int = 8) -> np.ndarray:
@@ -175,9 +176,10 @@ def test_texts_are_learned_from(model: Path, tiny_mapping: Mapping, tmp_path: Pa
 
 
 def test_what_does_not_fit_is_one_line(model: Path, tiny_mapping: Mapping) -> None:
-    for more, said in ((('objective.kind="next_item"', "objective.count=none"), "scores every item"),
-                       (("checkpoint.full_every=3",), "full_every = 1"),
-                       (("train.ema=0.9",), "no train.ema")):
+    for more, said in (
+            (('objective.kind="next_item"', "objective.count=none"), "scores every item"),
+            (("checkpoint.full_every=3",), "full_every = 1"),
+            (("train.ema=0.9",), "no train.ema")):
         mapping = mapping_of(tiny_mapping, model, "lora", *more)
         if "next_item" in more[0]:
             del mapping["objective"]["count"]
@@ -187,5 +189,5 @@ def test_what_does_not_fit_is_one_line(model: Path, tiny_mapping: Mapping) -> No
     mapping["content"].append({**mapping["content"][0], "name": "other"})
     with pytest.raises(InputError, match="expected one that has"):
         config.build(RunConfig, mapping)
-    with pytest.raises(InputError, match="expected content.encoder too"):
+    with pytest.raises(InputError, match=r"expected content\.encoder too"):
         config.build(RunConfig, {**mapping, "content": [{"name": "a", "max_length": 3}]})

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,10 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from marks import slow_but
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "text"))
 import text_models as models
+from marks import slow_but
 
 from rec_jax.data.content import Content, ContentConfig
 from rec_jax.mesh import MeshConfig, make_mesh
