@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from rec_jax.simulate.judge import JudgeConfig
     from rec_jax.simulate.log_files import LogColumns
     from rec_jax.solvers.compare import BaselineConfig
+    from rec_jax.train.merging import write_text_encoder
+    from rec_jax.train.pretrain_text import pretrain_text
 
 _VERBS = ("train",)  # also names of packages in this one
 _HOMES = {
@@ -53,13 +55,15 @@ _HOMES = {
     "InputError": "errors", "TrainingError": "errors",
     "Embeddings": "inference.export", "load_embeddings": "inference.export", "RunConfig": "run",
     "JudgeConfig": "simulate.judge", "LogColumns": "simulate.log_files",
+    "pretrain_text": "train.pretrain_text", "write_text_encoder": "train.merging",
 }
 
 __all__ = [
     "BaselineConfig", "Dataset", "Embeddings", "InputError", "JudgeConfig", "LogColumns",
     "PrepareConfig", "RunConfig", "SynthConfig", "TrainingError", "baseline", "doctor", "embed",
     "evaluate", "export", "fetch", "fit_baseline", "load", "load_embeddings",
-    "merge_adapters", "off_policy", "popularity_bias", "prepare", "recommend", "synth", "train",
+    "merge_adapters", "off_policy", "popularity_bias", "prepare", "pretrain_text",
+    "recommend", "synth", "train", "write_text_encoder",
 ]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -158,3 +159,12 @@ def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def island(body: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any, *,
+           check: bool = False) -> Callable[..., Any]:
+    """`body` under `shard_map`, or as it is on one device."""
+    if mesh.size == 1:
+        return body
+    return jax.shard_map(body, mesh=mesh, in_specs=in_specs, out_specs=out_specs,
+                         check_vma=check)

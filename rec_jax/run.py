@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rec_jax import config, locks
-from rec_jax.data.content import ContentConfig, check_content
+from rec_jax.data.content import ContentConfig, check_content, trained_content
 from rec_jax.data.dataset_files import META
 from rec_jax.data.features import FeatureConfig
 from rec_jax.data.fresh import ContinualConfig
@@ -103,6 +103,11 @@ class RunConfig:
             _check_graph(self)
         check_different("features", [part.name or part.kind for part in self.features])
         check_content(self.content)
+        if any(part.codes for part in self.content) and self.objective.needs.search:
+            raise InputError(f"content.codes: objective {self.objective.kind!r} searches stored "
+                             "rows; expected an objective that does not search")
+        if trained_content(self.content) is not None:
+            _check_text(self)
         if self.content and not self.table.tied:
             raise InputError("content is a part of the items' rows, of which the encoder reads; "
                              "expected table.tied = true")
@@ -113,6 +118,25 @@ def targets_of(config: RunConfig) -> Targets:
     if not config.objective.causal:
         return "self"
     return "next" if reads_history(config.encoder) else "all"
+
+
+def _check_text(config: RunConfig) -> None:
+    """Raises InputError for what does not fit vectors that a text encoder makes inside a step."""
+    kind = config.objective.kind
+    for wrong, found, wanted in (
+            (config.objective.needs.normaliser, f"objective {kind!r} scores every item",
+             "an objective that samples, such as sampled_softmax"),
+            (config.objective.needs.search, f"objective {kind!r} searches every item",
+             "an objective that does not search, such as sampled_softmax"),
+            (config.train.ema is not None, "train.ema averages what the encoder makes",
+             "no train.ema"),
+            (config.continual is not None, "a run that goes on from another one has its content",
+             "vectors that `rec-jax embed` made"),
+            (config.checkpoint.full_every > 1, "every vector changes between two checkpoints",
+             "checkpoint.full_every = 1")):
+        if wrong:
+            raise InputError(f"content.encoder: {found}, and a step computes only the vectors of "
+                             f"the items that it touches; expected {wanted}")
 
 
 def _check_graph(config: RunConfig) -> None:

@@ -18,6 +18,24 @@ def about() -> None:
     """Look after the adapters of a fine-tuned run."""
 
 
+@app.command("text-encoder")
+def text_encoder(
+    run: RunDir,
+    out: Annotated[str, typer.Option(help="New folder of the encoder.")],
+    step: Step = None,
+    trust_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Write the text encoder that a run has trained, as a folder that `embed` reads."""
+    from rec_jax.train.merging import write_text_encoder
+
+    found = write_text_encoder(run, out=out, step=step, trust_code=trust_code)
+    if as_json:
+        print_json(found)
+    else:
+        say(f"text encoder {found['folder']}: that of step {number(found['step'])}")
+
+
 @app.command()
 def merge(
     run: RunDir,

@@ -37,6 +37,9 @@ _KEYS: Mapping[str, Mapping[str, str]] = {
                  "model": "model", "k": "k"},
     "embed": {name: name for name in ("pca", "whiten", "pooling", "dtype", "max_length", "id",
                                       "overwrite")},
+    "pretrain-text": {"optimizer.rate": "rate", "optimizer.warmup": "warmup", **{
+        name: name for name in ("rows", "epochs", "steps", "lora", "held_out", "max_length",
+                                "save_every", "seed")}},
     "export": {"what": "what", "format": "format", "mesh": "mesh", "cold.bias": "cold_bias"},
     "recommend": {"k": "k", "mesh": "mesh", "popularity bias": "popularity_bias",
                   "cold.bias": "cold_bias"},
@@ -69,6 +72,8 @@ _PHRASES: Mapping[str, Mapping[str, str]] = {
               "or set pooling": "or --pooling", "(or set pooling, which": "(or --pooling, which",
               "a file of ids": "a file of ids (--ids)",
               "that holds text; expected": "that holds text (--column); expected"},
+    "pretrain-text": {"expected one of them": "expected DATASET or --table",
+                      "that holds text; expected": "that holds text (--column); expected"},
     "evaluate": _PROCESSES,
     "export": _PROCESSES,
     "ope": {"temperature, step and data are": "--temperature, --step and --data are",

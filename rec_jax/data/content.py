@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from rec_jax.data.dataset import Dataset
+from rec_jax.data.item_codes import MOST_CENTRES, open_item_codes
 from rec_jax.data.item_vectors import check_name, open_item_vectors
 from rec_jax.errors import InputError
 from rec_jax.ranges import at_least, check, check_different
@@ -30,14 +31,37 @@ class ContentConfig:
     drop: in this share of all steps, drawn for each item by itself, an item has no values of its
       own but its content alone, so that content learns to stand for an item without history; 1:
       items have nothing but content. It is one rate for all entries.
+    encoder: folder of a text encoder that is a part of the model: vectors are made inside a step,
+      of the texts of the items that it touches, and no file of vectors is read. None: there is one.
+    train: of an encoder: what `[[lora]]` adds to its matrices alone, or all of it.
+    codes: cut the vectors into so many pieces, and learn a row of d values for each of the
+      `centres` that k-means finds of a piece: an item has the sum of its rows in the place of a map
+      of its vector (VQ-Rec). 0: the vectors themselves.
+    table, id, columns: of an encoder: the texts, see `item_texts.texts_of`; max_length: how many
+      tokens of one are read.
     """
 
     name: str
     drop: float = 0.0
+    encoder: str | None = None
+    train: Literal["lora", "all"] = "lora"
+    codes: int = 0
+    centres: int = 255
+    table: str | None = None
+    id: str = "item_id"
+    columns: tuple[str, ...] = ()
+    max_length: int | None = None
 
     def __post_init__(self) -> None:
-        check(self, "content.", drop=at_least(0, 1))
+        check(self, "content.", drop=at_least(0, 1), max_length=at_least(1),
+              codes=at_least(0, 64), centres=at_least(2, MOST_CENTRES))
         check_name(self.name)
+        if self.encoder is not None and self.codes:
+            raise InputError("content.codes are of vectors that stay as they are; expected no "
+                             "content.encoder")
+        if self.encoder is None and (self.table, self.columns, self.max_length) != (None, (), None):
+            raise InputError("content.table, columns and max_length are of an encoder that makes "
+                             "the vectors; expected content.encoder too")
 
     @property
     def path(self) -> str:
@@ -46,19 +70,26 @@ class ContentConfig:
 
 
 class Content(NamedTuple):
-    """Content as a dataset has it. path: of its matrix; columns: c; drop: see `ContentConfig`."""
+    """Content as a dataset has it. path: of its matrix; columns: c; drop: see `ContentConfig`;
+    centres: of codes, of which a row has `columns`; 0: it has a vector."""
 
     path: str
     columns: int
     drop: float = 0.0
+    centres: int = 0
+
+    @property
+    def inputs(self) -> int:
+        """Rows of the matrix."""
+        return self.columns * max(1, self.centres)
 
 
 class OpenContent(NamedTuple):
     """What a dataset has of a run's content. parts: what a model has to know of each; vectors:
-    each f32 `[V, c]`, memory-mapped; where: it lies, for errors."""
+    each f32 `[V, c]`, memory-mapped, or codes; where: it lies, for errors."""
 
     parts: tuple[Content, ...]
-    vectors: tuple[npt.NDArray[np.float32], ...]
+    vectors: tuple[npt.NDArray[Any], ...]
     where: Path
 
     def read(self, items: npt.NDArray[np.integer]) -> npt.NDArray[np.float32]:
@@ -86,20 +117,41 @@ def check_content(content: Sequence[ContentConfig]) -> None:
     if len(rates) > 1:
         raise InputError(f"content: drop is {rates[0]:g} in one entry, {rates[-1]:g} in another; "
                          "expected one rate, as an item has one row of its own")
+    if sum(part.encoder is not None for part in content) > 1:
+        raise InputError("content: several entries have an encoder; expected one that has")
 
 
-def open_content(content: Sequence[ContentConfig], dataset: Dataset) -> OpenContent:
+def trained_content(content: Sequence[ContentConfig]) -> ContentConfig | None:
+    """The entry whose vectors an encoder makes inside the step, or None."""
+    return next((part for part in content if part.encoder is not None), None)
+
+
+def open_content(content: Sequence[ContentConfig], dataset: Dataset, width: int = 0
+                 ) -> OpenContent:
     """The content that `dataset` has of what is asked for, which must be all.
+
+    width: columns of an entry with an encoder, whose vectors are 0 until it has made them.
 
     Raises:
       InputError: there are no such vectors, or they are of other items.
     """
-    vectors = tuple(open_item_vectors(dataset, part.name).vectors for part in content)
-    parts = tuple(Content(part.path, each.shape[1], part.drop)
+    vectors = tuple(
+        open_item_codes(dataset, part.name, part.codes, part.centres) if part.codes else
+        open_item_vectors(dataset, part.name).vectors if part.encoder is None else
+        np.broadcast_to(np.float32(0), (dataset.num_items, width)) for part in content)
+    parts = tuple(Content(part.path, each.shape[1], part.drop, part.centres if part.codes else 0)
                   for part, each in zip(content, vectors, strict=True))
     return OpenContent(parts, vectors, dataset.folder)
 
 
 def planned_content(content: Sequence[ContentConfig]) -> tuple[Content, ...]:
-    """Stand-ins for a plan, which knows no dataset: 64 columns each."""
-    return tuple(Content(part.path, _PLANNED_COLUMNS, part.drop) for part in content)
+    """Stand-ins for a plan, which knows no dataset: 64 columns each.
+
+    Raises:
+      InputError: one is made by a text encoder inside the step.
+    """
+    if trained_content(content) is not None:
+        raise InputError("content.encoder: a plan knows nothing of texts; expected vectors that "
+                         "`rec-jax embed` made")
+    return tuple(Content(part.path, part.codes or _PLANNED_COLUMNS, part.drop,
+                         part.centres if part.codes else 0) for part in content)

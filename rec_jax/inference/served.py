@@ -6,7 +6,6 @@ rows are cut over the same axes, and a process reads no rows but those of its ow
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -164,11 +163,11 @@ def _open_rows(folder: Run, step: int | None, dataset_path: str | None,
         raise InputError(f"checkpoint of step {opened.info.step} in {folder.folder} has no item "
                          f"rows of {dataset.num_items} x {width}")
     row_map = row_map_in(opened, dataset.num_trained)
-    matrices = {path: matrix.read(0, matrix.shape[0]).astype(np.float32)
+    matrices: dict[str, Any] = {path: matrix.read(0, matrix.shape[0]).astype(np.float32)
                 for path, matrix in _matrices(opened, config).items()}
     return StoredRows(folder, config, dataset, source, opened.info.step, opened, row_map, inputs,
                       None if inputs else _stored_bias(opened, name, config, dataset, row_map),
-                      functools.partial(rows_of.compose, matrices))  # type: ignore[arg-type]
+                      lambda rows: np.asarray(rows_of.compose(matrices, rows)))
 
 
 def _stored_bias(opened: CheckpointReader, item: str, config: RunConfig, dataset: Dataset,
@@ -192,8 +191,9 @@ def _weights_in(config: RunConfig) -> str:
 
 def _content(opened: CheckpointReader, config: RunConfig) -> tuple[Content, ...]:
     """The content that the checkpoint was trained with; the dataset's vectors are not read."""
-    return tuple(Content(path, source.shape[0])
-                 for path, source in _matrices(opened, config).items())
+    matrices = _matrices(opened, config)
+    return tuple(Content(part.path, part.codes or matrices[part.path].shape[0],
+                         centres=part.centres if part.codes else 0) for part in config.content)
 
 
 def _matrices(opened: CheckpointReader, config: RunConfig) -> dict[str, ArraySource]:
@@ -207,6 +207,24 @@ def _matrices(opened: CheckpointReader, config: RunConfig) -> dict[str, ArraySou
                              f"not [c, {config.table.dim}]")
         found[part.path] = source
     return found
+
+
+def without_codes(encoder: Encoder, params: Params, rows: jax.Array
+                  ) -> tuple[Encoder, jax.Array]:
+    """Where content is codes, the encoder and the items' rows as vectors `[V_padded, d]`, which it
+    reads as they are; otherwise both as they were."""
+    source = encoder.source
+    if not source.coded:
+        return encoder, rows
+    return encoder._replace(source=RowSource(source.dim)), jax.jit(
+        source.compose, out_shardings=rows.sharding)(params, rows)
+
+
+def _text_shapes(opened: CheckpointReader) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters of a text encoder by path; what it makes is in the rows, so that
+    nothing here reads them."""
+    return {path.removeprefix("['").removesuffix("']"): source.shape
+            for path, source in opened.items.get("text", {}).items()}
 
 
 def counts_of(config: RunConfig, dataset: Dataset) -> np.ndarray:
@@ -265,7 +283,7 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
         config.encoder, dim=config.table.dim, length=config.data.length,
         causal=config.objective.causal, precision=config.train.precision, seed=config.seed,
         features=find_features(config.features, dataset), content=_content(opened, config),
-        heads=config.objective.needs.heads, lora=config.lora)
+        heads=config.objective.needs.heads, lora=config.lora, beside=_text_shapes(opened))
     total, name = padded_size(dataset.num_items), _weights_in(config)
 
     def stored(table: str, settings: TableConfig) -> jax.ShapeDtypeStruct:
@@ -294,6 +312,7 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
     bias = serving_bias(config, serving_values(config, dataset),
                         model.get("bias", {}).get(ITEMS), total, chosen, over)
     found = model["tables"]
+    encoder, found[ITEMS] = without_codes(encoder, model["encoder"], found[ITEMS])
     graph = open_graph(dataset, graph_layers(config.encoder), chosen)
     if graph is not None:
         found = {**found, **propagate_now(graph, found, chosen, over)}

@@ -36,15 +36,24 @@ Params = dict[str, jax.Array]
 MASK = "mask"
 """Path of the vector `[d]` that an encoder reads in place of a hidden item's."""
 
+TEXT = "text/"
+"""Before the paths of the parameters of a text encoder that makes items' content."""
+
 TABLES = (INPUTS, USERS)
 """Tables whose rows `[V_padded, d]` stand among an encoder's parameters outside of training:
 `INPUTS` where tables are untied, `USERS` where the encoder reads whose a place is."""
+
+
+def is_text(path: str) -> bool:
+    """Whether a parameter is a text encoder's, or adapts one of its matrices."""
+    return path.startswith((TEXT, LORA + TEXT))
 
 
 class Encoder(NamedTuple):
     """The static part of an encoder; parameters travel beside it.
 
     takes_places: its module computes the queries of asked places alone; see `encoders.base`.
+    beside: matrices that are adapted and are none of the module's.
     """
 
     graph: nnx.GraphDef
@@ -54,6 +63,7 @@ class Encoder(NamedTuple):
     takes_places: bool = True
     source: RowSource = RowSource(0)
     lora: tuple[Adapted, ...] = ()
+    beside: tuple[Adapted, ...] = ()
 
     def __call__(self, params: Params, vectors: jax.Array, inputs: Inputs,
                  key: jax.Array | None = None, hidden: jax.Array | None = None,
@@ -101,13 +111,15 @@ def visible_times(inputs: Inputs, hidden: jax.Array) -> jax.Array:
 def build_encoder(config: EncoderConfig, *, dim: int, length: int, causal: bool, precision: str,
                   seed: int, features: Sequence[Feature] = (), content: Sequence[Content] = (),
                   scale: float = 0.02, heads: Sequence[str] = (),
-                  lora: Sequence[LoraConfig] = ()) -> tuple[Encoder, Params]:
+                  lora: Sequence[LoraConfig] = (),
+                  beside: Mapping[str, Sequence[int]] | None = None) -> tuple[Encoder, Params]:
     """The encoder of `config` and its initial parameters (f32), drawn from `seed`.
 
     One that is not causal has a parameter `mask` more, for the places that are hidden from it;
     there is one table more for each of `features`, one matrix for each of `content`, which
     begins with deviation `scale`, and one for each of `heads`, and two for each matrix of the
-    encoder that `lora` adapts.
+    encoder that `lora` adapts. beside: shapes by path of other parameters that it may adapt, which
+    are the caller's, and so are their adapters.
     """
     module = config.build(dim=dim, length=length, causal=causal, dtype=DTYPES[precision],
                           rngs=nnx.Rngs(streams.of_run(seed, streams.PARAMETERS)))
@@ -116,7 +128,7 @@ def build_encoder(config: EncoderConfig, *, dim: int, length: int, causal: bool,
     paths = tuple(_name(path) for path, _ in flat)
     for path in paths:
         if path in (MASK, *TABLES) or path.startswith(
-                ("features/", "content/", "tables/", HEADS, LORA)):
+                ("features/", "content/", "tables/", TEXT, HEADS, LORA)):
             raise InputError(f"encoder {config.kind!r} has a parameter {path!r}, which is the name "
                              "of something beside an encoder; expected another name")
     params = dict(zip(paths, (leaf for _, leaf in flat), strict=True))
@@ -127,11 +139,13 @@ def build_encoder(config: EncoderConfig, *, dim: int, length: int, causal: bool,
     source = RowSource(dim, tuple(content))
     params |= source.init_parameters(seed, scale) | init_heads(heads, dim, seed)
     shapes = {path: params[path].shape for path in paths}
-    adapted = find_adapted(lora, shapes)
+    everywhere = find_adapted(lora, {**shapes, **(beside or {})})
+    adapted, others = (tuple(each for each in everywhere if (each.path in shapes) == own)
+                       for own in (True, False))
     params |= init_lora(adapted, shapes, seed)
     takes_places = "at" in inspect.signature(module.__call__).parameters
     return Encoder(graph, jax.tree.structure(state), paths, tuple(features), takes_places, source,
-                   adapted), params
+                   adapted, others), params
 
 
 def with_tables(params: Params, tables: Mapping[str, jax.Array]) -> Params:

@@ -10,8 +10,10 @@ turns a query so that its product with the stored row is that with the vector:
     h . (e + A x) = [h, A h] . [e, x]
 
 The same source is used in training, evaluation, export and recommendation. Without content both
-functions are the identity. In training an item's own values may be left out by chance, so that
-its content learns to stand alone (DropoutNet, Volkovs et al., NeurIPS 2017): see `without_own`.
+functions are the identity. Where content is codes, small numbers k_1 .. k_M of an item, the row is
+a sum of rows of small tables, e + T_1[k_1] + .. + T_M[k_M], and no query can be turned. In training
+an item's own values may be left out by chance, so that its content learns to stand alone
+(DropoutNet, Volkovs et al., NeurIPS 2017): see `without_own`.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ import jax.numpy as jnp
 
 from rec_jax import streams
 from rec_jax.data.content import Content
+from rec_jax.errors import InputError
+from rec_jax.tables.unique import looked_up
 
 Array = jax.Array
 
@@ -43,6 +47,11 @@ class RowSource(NamedTuple):
     def width(self) -> int:
         """Columns of a stored row."""
         return self.dim + self.columns
+
+    @property
+    def coded(self) -> bool:
+        """Whether content is codes, so that stored rows have to become vectors to be ranked."""
+        return any(part.centres for part in self.content)
 
     @property
     def drop(self) -> float:
@@ -70,7 +79,8 @@ class RowSource(NamedTuple):
         vectors, start = rows[..., :self.dim] if self.content else rows, self.dim
         for part in self.content:
             fixed = rows[..., start:start + part.columns]
-            vectors = vectors + fixed @ params[part.path].astype(rows.dtype)
+            matrix = params[part.path].astype(rows.dtype)
+            vectors = vectors + (summed(part, matrix, fixed) if part.centres else fixed @ matrix)
             start += part.columns
         return vectors
 
@@ -79,15 +89,30 @@ class RowSource(NamedTuple):
         query with the row's vector."""
         if not self.content:
             return queries
+        if self.coded:
+            raise InputError("content.codes: a query cannot be turned for rows of codes; expected "
+                             "table.update = 'dense' or 'sparse', and an objective that does not "
+                             "search")
         parts = [queries @ params[part.path].T.astype(queries.dtype) for part in self.content]
         return jnp.concatenate([queries, *parts], axis=-1)
 
     def init_parameters(self, seed: int, scale: float) -> dict[str, Array]:
         """The matrices f32 `[c, d]`: vectors of content of norm 1 begin with deviation `scale`."""
         key = streams.of_run(seed, streams.CONTENT)
-        return {part.path: scale * jax.random.normal(jax.random.fold_in(key, number),
-                                                     (part.columns, self.dim))
+        return {part.path: (scale * part.columns**-0.5 if part.centres else scale)
+                * jax.random.normal(jax.random.fold_in(key, number), (part.inputs, self.dim))
                 for number, part in enumerate(self.content)}
+
+
+def summed(part: Content, matrix: Array, codes: Array) -> Array:
+    """The sums `[..., d]` of the rows of `matrix` `[M K, d]` that codes `[..., M]` name: piece m
+    has rows m K to (m + 1) K, code k the k-th of these, and code 0 none."""
+    flat = codes.reshape(-1, part.columns).astype(jnp.int32)
+    total: Any = 0
+    for piece in range(part.columns):
+        code = flat[:, piece]
+        total = total + looked_up(matrix, piece * part.centres + jnp.maximum(code - 1, 0), code > 0)
+    return jnp.reshape(total, (*codes.shape[:-1], matrix.shape[-1]))
 
 
 def drop_of(source: Any) -> float:

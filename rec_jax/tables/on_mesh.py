@@ -8,7 +8,6 @@ both axes, rows over the axes `over` of their table. On one device an island is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from rec_jax.kernels import RowUpdate, Updated, sample, softmax_entropy, softmax_loss, top_k
 from rec_jax.mesh import BOTH, ITEMS, Axes
+from rec_jax.mesh import island as island
 from rec_jax.tables import gather
 from rec_jax.tables.gather import Route, Shards
 from rec_jax.tables.places import Places
@@ -47,15 +47,6 @@ def shards_of(mesh: Mesh, over: Axes = (ITEMS,)) -> Shards:
     """How the mesh cuts a table over the axes `over`."""
     count = math.prod(mesh.shape[axis] for axis in over)
     return Shards(mesh.size // count, count, over)
-
-
-def island(body: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any, *,
-           check: bool = False) -> Callable[..., Any]:
-    """`body` under `shard_map`, or as it is on one device."""
-    if mesh.size == 1:
-        return body
-    return jax.shard_map(body, mesh=mesh, in_specs=in_specs, out_specs=out_specs,
-                         check_vma=check)
 
 
 def fetch(mesh: Mesh, table: Table, wanted: dict[str, Array], masks: dict[str, Array], *,

@@ -19,9 +19,8 @@ from rec_jax.dtypes import DTYPES
 from rec_jax.errors import InputError
 from rec_jax.files import file_hash
 from rec_jax.kernels import auto
-from rec_jax.mesh import BOTH, MeshConfig, make_mesh, replicated
+from rec_jax.mesh import BOTH, MeshConfig, island, make_mesh, replicated
 from rec_jax.model.encoder import Params
-from rec_jax.tables.on_mesh import island
 from rec_jax.text import bert, gpt2
 from rec_jax.text.architecture import Architecture, Family, read_architecture
 from rec_jax.text.batches import BLOCK_TEXTS, Batch, batch_tokens, plan, rounds

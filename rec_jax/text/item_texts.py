@@ -12,6 +12,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from rec_jax.data.dataset import Dataset
+from rec_jax.data.item_files import read_items
 from rec_jax.data.item_text import read_item_text
 from rec_jax.data.prepare_config import ItemFile
 from rec_jax.errors import InputError
@@ -84,6 +85,20 @@ def texts_of(dataset: Dataset, table: str | None = None, id: str = "item_id",
     if frame["text"].null_count() == len(ids):
         raise InputError(notes[-1])
     return ItemTexts(tuple(columns), _joined(frame, ("text",)), tuple(notes))
+
+
+def table_texts(table: str, columns: Sequence[str]) -> list[str]:
+    """The text of every row of a CSV, TSV or Parquet file: its `columns`, joined by a space.
+
+    Raises:
+      InputError: the file or a column is missing, or no column is named.
+    """
+    if not columns:
+        raise InputError(f"no column of {table} is named that holds text; expected at least one")
+    # The reader wants an id, which the first column is here.
+    named = {"id" if not number else f"text{number}": name for number, name in enumerate(columns)}
+    frames, _ = read_items(ItemFile(table, id=columns[0], text=tuple(columns)), named)
+    return [text for frame in frames for text in _joined(frame, list(named)).to_list()]
 
 
 def _joined(frame: pl.DataFrame, columns: Sequence[str]) -> pl.Series:

@@ -39,6 +39,19 @@ class Tokens:
         return [found.ids for found in self._tokenizer.encode_batch(list(texts))]
 
     @property
+    def special(self) -> frozenset[int]:
+        """Ids that stand for no text: what is put around every text, and what is marked so."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return frozenset(self._tokenizer.encode("").ids) | {
+            number for number, token in added.items() if token.special}
+
+    @property
+    def mask(self) -> int | None:
+        """The id that stands for a hidden token, or None."""
+        found = (self._tokenizer.token_to_id(name) for name in ("[MASK]", "<mask>"))
+        return next((number for number in found if number is not None), None)
+
+    @property
     def most(self) -> int:
         """One above the largest id."""
         return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)

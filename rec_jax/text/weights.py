@@ -7,7 +7,7 @@ or adapts parameters by their path knows these too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,15 +47,30 @@ def read_weights(folder: Path, sources: Mapping[str, Source],
     path = folder / FILE
     if (folder / f"{FILE}.index.json").is_file() and not path.is_file():
         raise InputError(f"{folder} has its weights in several files; expected one {FILE}")
-    with _opened(path) as file:
+    with opened_weights(path) as file:
         known = frozenset(file.keys())
-        first = next(iter(sources.values())).names[0]
-        prefix = next((each for each in prefixes if each + first in known), "")
+        prefix = find_prefix(known, next(iter(sources.values())).names[0], prefixes)
         return {name: _parameter(file, known, prefix, source, path)
                 for name, source in sources.items()}
 
 
-def _opened(path: Path) -> AbstractContextManager[Any]:
+def find_prefix(known: Collection[str], first: str, prefixes: Sequence[str]) -> str:
+    """The first of `prefixes` that leads to tensor `first` of those that are `known`."""
+    return next((each for each in prefixes if each + first in known), "")
+
+
+def has_tensors(folder: Path, names: Collection[str]) -> bool:
+    """Whether the file of `folder` has all tensors of these names."""
+    with opened_weights(folder / FILE) as file:
+        return set(names) <= set(file.keys())
+
+
+def opened_weights(path: Path) -> AbstractContextManager[Any]:
+    """The file of weights, open.
+
+    Raises:
+      InputError: there is none, or it is damaged.
+    """
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from jax.sharding import Mesh
 
 from rec_jax.data.batches import BatchStream
-from rec_jax.data.content import OpenContent, open_content
+from rec_jax.data.content import OpenContent, open_content, trained_content
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.features import find_features
 from rec_jax.data.fresh import first_targets
@@ -24,13 +24,19 @@ from rec_jax.inference.apart import RowsApart, apart, make_apart_ranker
 from rec_jax.inference.evaluate import Ranker, make_ranker, rank_users
 from rec_jax.inference.protocol import Panel, choose_panel, cold_items
 from rec_jax.inference.ratings import RatingPredictor, check_range
-from rec_jax.inference.served import counts_of, reading_of, serving_bias, serving_values
+from rec_jax.inference.served import (
+    counts_of,
+    reading_of,
+    serving_bias,
+    serving_values,
+    without_codes,
+)
 from rec_jax.mesh import ITEMS as ITEMS_AXIS
 from rec_jax.mesh import Axes, device_memory, make_mesh, row_sharding
 from rec_jax.metrics import rank_metrics
 from rec_jax.model.encoder import TABLES, Encoder, Params, build_encoder, with_tables
 from rec_jax.model.encoders import graph_layers, uses_users
-from rec_jax.model.lora import adapted_in
+from rec_jax.model.lora import adapted_in, init_lora
 from rec_jax.model.optimizer import dense_optimizer, schedule
 from rec_jax.model.propagation import Graph, open_graph, propagate_now
 from rec_jax.model.rows import RowSource
@@ -43,6 +49,7 @@ from rec_jax.tables.fixed import with_fixed
 from rec_jax.tables.on_mesh import shards_of
 from rec_jax.tables.placement import Placement
 from rec_jax.tables.row_map import row_map_of
+from rec_jax.text.item_encoder import ItemEncoder, open_item_encoder
 from rec_jax.tier.tiered import TieredTable
 from rec_jax.train.backends import check_named
 from rec_jax.train.mode import Setting
@@ -71,7 +78,7 @@ class Built:
     tiers: what of its tables does not lie on the devices; placements: where each lies, and why.
     log_share: f32 `[V]`, log of each item's share of all labels, where the objective needs it.
     encoder: what `state.encoder` has the parameters of; modes: how each table trains; tuning: what
-      of all that trains.
+      of all that trains; content: of the items, and texts: what makes a part of it in a step.
     """
 
     dataset: Dataset
@@ -89,6 +96,19 @@ class Built:
     encoder: Encoder
     modes: dict[str, Mode]
     tuning: Tuning
+    content: OpenContent
+    texts: ItemEncoder | None = None
+
+    def refreshed(self, state: TrainState) -> TrainState:
+        """The state with the vectors that a text encoder makes of all items now in their rows;
+        itself where there is none."""
+        if self.texts is None:
+            return state
+        made = self.texts.vectors(state.encoder, self.mesh, DTYPES[self.config.train.precision])
+        vectors = tuple(made if part.path == self.texts.content.path else each for part, each in
+                        zip(self.content.parts, self.content.vectors, strict=True))
+        items = with_content(state.items, self.content._replace(vectors=vectors), self.mesh)
+        return state._replace(tables={**state.tables, ITEMS: items})
 
 
 def build(config: RunConfig) -> Built:
@@ -114,16 +134,28 @@ def build(config: RunConfig) -> Built:
                          first=None if config.continual is None else first_targets(
                              dataset, config.continual, config.seed))
     horizon = steps_of(config, stream.rows_per_epoch)
-    content = open_content(config.content, dataset)
+    texts = open_texts(config, dataset, mesh)
+    content = open_content(config.content, dataset, 0 if texts is None else texts.width)
+    others = {} if texts is None else {path: leaf.shape for path, leaf in texts.parameters.items()}
     encoder, params = build_encoder(
         config.encoder, dim=config.table.dim, length=config.data.length,
         causal=config.objective.causal, precision=settings.precision, seed=config.seed,
         features=find_features(config.features, dataset),
         content=content.parts, scale=config.table.init_scale,
-        heads=config.objective.needs.heads, lora=config.lora)
+        heads=config.objective.needs.heads, lora=config.lora, beside=others)
+    if texts is not None:
+        if texts.content.train == "lora" and not encoder.beside:
+            raise InputError("content.train = 'lora', and no [[lora]] entry matches a matrix of "
+                             "the text encoder; expected one such as 'text/blocks/*/kernel'")
+        texts = texts._replace(adapted=encoder.beside)
+        params |= texts.parameters | init_lora(encoder.beside, others, config.seed)
     choice = update_of(config, dataset.num_items)
+    if encoder.source.coded and choice.mode == "streamed":
+        raise InputError("content.codes: a streamed table is scored as it is stored; expected "
+                         "table.update = 'dense', or 'sparse' with an objective that samples")
     tables, modes = tables_of(config), modes_of(config, choice.mode)
-    tuning = find_tuning(config.tune, params, tables, adapted_in(params))
+    still = [] if texts is None or texts.content.train == "all" else texts.parameters
+    tuning = find_tuning(config.tune, params, tables, [*adapted_in(params), *still])
     if graph_layers(config.encoder) and any(map(tuning.freezes_table, tables)):
         raise InputError("tune: the rows of users and items that a graph joins train together; "
                          "expected no frozen table")
@@ -158,12 +190,23 @@ def build(config: RunConfig) -> Built:
     step = make_train_step(
         encoder, config.objective, optimizer, precision=settings.precision, ema=settings.ema,
         tables=tables, modes=modes, mesh=mesh, rate=schedule(config.optimizer, horizon.total),
-        tuning=tuning, graph=graph)
+        tuning=tuning, graph=graph, texts=texts)
     tiers = Tiers(tiered, Setting(encoder, config.objective, tables, modes, mesh,
                                   DTYPES[settings.precision], tuning), dataset.num_trained)
     return Built(dataset, stream, mesh, horizon, choice, placements, step, state, tiers,
                  Validator(config, dataset, encoder, mesh, state.items.over, graph),
-                 _log_share(config, dataset), config, encoder, modes, tuning)
+                 _log_share(config, dataset), config, encoder, modes, tuning, content, texts)
+
+
+def open_texts(config: RunConfig, dataset: Dataset, mesh: Mesh) -> ItemEncoder | None:
+    """The text encoder that is a part of a run's model, where there is one."""
+    content = trained_content(config.content)
+    if content is None:
+        return None
+    if jax.process_count() > 1:
+        raise InputError("content.encoder: a text encoder in the step trains in one process; "
+                         "expected vectors that `rec-jax embed` made")
+    return open_item_encoder(content, dataset, mesh)
 
 
 def with_content(table: Table, content: OpenContent, mesh: Mesh) -> Table:
@@ -212,6 +255,9 @@ class Validator:
         """over: mesh axes that cut the rows; graph: what makes vectors of them. Raises InputError
         where the dataset has nobody to validate on."""
         self._config, self._dataset, self._graph = config, dataset, graph
+        self._encoder, plain = encoder, RowSource(encoder.source.dim)
+        if encoder.source.coded:  # vectors are where rows would be
+            encoder = encoder._replace(source=plain)
         settings = config.evaluate
         self._mesh = mesh
         self.panel: Panel = choose_panel(dataset, "valid", settings, settings.users, config.seed)
@@ -279,6 +325,7 @@ class Validator:
     def _served(self, state: TrainState) -> tuple[Params, jax.Array]:
         """As `served`, with vectors where a graph makes them of rows."""
         params, rows = served(state)
+        _, rows = without_codes(self._encoder, params, rows)
         if self._graph is None:
             return params, rows
         vectors = propagate_now(self._graph, {**params, ITEMS: rows}, self._mesh, state.items.over)

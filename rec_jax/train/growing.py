@@ -94,6 +94,9 @@ def start_from(start: Start, built: Built, target: Run, reporter: Reporter) -> T
     Raises:
       InputError: no such checkpoint, its dataset changed or is gone, or shapes do not fit.
     """
+    if built.texts is not None:
+        raise InputError("content.encoder: a run whose text encoder trains starts from that "
+                         "encoder's folder; expected no run to start from")
     config = start.run.config()
     opened = open_checkpoint(start.run, start.step)
     matched = Matched(np.empty(0, np.int64), [], built.dataset.num_items)

@@ -200,6 +200,8 @@ class _Loop:
                     self.position.seconds += now - mark
                     self._log_train(done, figures, now - mark)
                     mark, window = now, _Window()
+                if save:
+                    state = self.built.refreshed(state)
                 metric = self._validate(done, state) if validate else None
                 if save:
                     state = self._save(done, state, metric)

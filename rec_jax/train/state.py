@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from rec_jax import streams
 from rec_jax.mesh import MeshConfig, make_mesh, replicated, row_sharding
-from rec_jax.model.encoder import Params, with_tables
+from rec_jax.model.encoder import Params, is_text, with_tables
 from rec_jax.model.tuning import EVERYTHING, Tuning
 from rec_jax.tables import ITEMS, Table, rows_over
 
@@ -194,14 +194,18 @@ def to_items(state: TrainState) -> dict[str, Any]:
     """The state as a checkpoint's named pytrees.
 
     model, average: encoder and the tables' rows, which a reader takes alone; rest: of `average`;
-    training: all else.
+    training: all else; text: the parameters of a text encoder, which only a training reads.
     """
+    encoder, texts = ({path: leaf for path, leaf in state.encoder.items() if is_text(path) == own}
+                      for own in (False, True))
     items: dict[str, Any] = {
-        "model": {"encoder": state.encoder,
+        "model": {"encoder": encoder,
                   "tables": {name: table.rows for name, table in state.tables.items()}},
         "training": {"step": state.step, "optimizer": state.optimizer, "key": state.key,
                      "tables": {name: table.state for name, table in state.tables.items()}},
     }
+    if texts:
+        items["text"] = texts
     if bias := _biases(state.tables):
         items["model"]["bias"] = bias
         items["training"]["bias"] = {name: state.tables[name].bias_state for name in bias}
@@ -220,7 +224,7 @@ def from_items(items: Mapping[str, Any], like: Mapping[str, Table]) -> TrainStat
     if average is not None and rest is None:
         rest = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, device=leaf.sharding), average)
     return TrainState(
-        step=training["step"], encoder=model["encoder"],
+        step=training["step"], encoder={**model["encoder"], **items.get("text", {})},
         tables={name: table.replace(
             rows=model["tables"][name], state=training["tables"][name],
             bias=model.get("bias", {}).get(name),

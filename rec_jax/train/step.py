@@ -21,7 +21,7 @@ from rec_jax import streams
 from rec_jax.dtypes import DTYPES
 from rec_jax.errors import InputError, TrainingError
 from rec_jax.kernels.compat import materialise
-from rec_jax.mesh import MeshConfig, batch_sharding, make_mesh
+from rec_jax.mesh import MeshConfig, batch_sharding, make_mesh, replicated
 from rec_jax.model.encoder import Encoder
 from rec_jax.model.heads import apply_head
 from rec_jax.model.propagation import Graph
@@ -32,6 +32,7 @@ from rec_jax.objectives.base import Keys
 from rec_jax.tables import ITEMS, USERS, Table, TableConfig, table_stream
 from rec_jax.tables.choose import Mode as ModeName
 from rec_jax.tables.places import Places
+from rec_jax.text.item_encoder import ItemEncoder
 from rec_jax.train.mode import (
     READ,
     STORED,
@@ -46,6 +47,7 @@ from rec_jax.train.mode import (
 from rec_jax.train.propagated import WithGraph, closed_as_rows, propagated
 from rec_jax.train.state import TrainState, averaged, dense_part, moving, state_shardings, weights
 from rec_jax.train.tables import check_drop, check_modes, hyper_of, open_tables
+from rec_jax.train.text_rows import WithTexts, split_texts, touched, with_texts
 
 
 class StepMetrics(NamedTuple):
@@ -82,7 +84,8 @@ def make_train_step(encoder: Encoder, objective: Objective,
                     modes: Mapping[str, ModeName] | None = None, precision: str = "f32",
                     ema: float | None = None, mesh: Mesh | None = None,
                     rate: optax.Schedule | None = None, losses: bool = False,
-                    tuning: Tuning = EVERYTHING, graph: Graph | None = None) -> Step:
+                    tuning: Tuning = EVERYTHING, graph: Graph | None = None,
+                    texts: ItemEncoder | None = None) -> Step:
     """One update on `mesh` (default: one device), jitted, with the state donated.
 
     The gradient of the mean over all micro-batches is exact: sums of weighted losses and of
@@ -96,6 +99,7 @@ def make_train_step(encoder: Encoder, objective: Objective,
     losses: give those of all positions, too.
     tuning: what is frozen, and factors on the learning rate; as `init_state` had it.
     graph: what makes vectors of the rows of users and items, which are dense then.
+    texts: what makes content of the texts of the items that a step reads.
 
     Raises:
       InputError: objective or average do not fit a mode, or (when traced) the batch not the
@@ -109,7 +113,7 @@ def make_train_step(encoder: Encoder, objective: Objective,
     setting = Setting(encoder, objective, tables, modes, mesh, DTYPES[precision], tuning)
 
     def step(state: TrainState, batch: Batch, places: Mapping[str, Places] | None = None,
-             graph: Graph | None = None) -> tuple[TrainState, StepMetrics]:
+             graph: Graph | None = None, tokens: Any = None) -> tuple[TrainState, StepMetrics]:
         state = state._replace(tables={
             name: table.replace(places=(places or {}).get(name))
             for name, table in state.tables.items()})
@@ -128,16 +132,22 @@ def make_train_step(encoder: Encoder, objective: Objective,
         dropout = streams.of_micro_batches(run, now, count, streams.DROPOUT)
         seen = propagated(graph, state, mesh)
         opened, ids, tasks = open_tables(setting, seen.state, batch, tasks, keys.step)
+        trained, of_texts = split_texts(moving(state.encoder, tuning))
+        made = None if texts is None else touched(
+            texts, tokens, setting, state.encoder, of_texts, state.items.num_items, ids[ITEMS],
+            tasks.shared)
         constant = {"shared": tasks.shared, "constants": tasks.constants}
         tasks = tasks._replace(shared={}, constants=None)
 
         def loss_of(shared: Any, slices: Any, micro: Batch, task: Task, ids: Any, key: Array
                     ) -> tuple[Array, Any]:
             params = {**state.encoder, **shared["encoder"]}
+            source = composed(encoder.source, params, rows_key)
+            if made is not None and texts is not None:
+                source = with_texts(source, encoder.source, texts, made.ids, shared["texts"])
             answers = {name: table.catalogue(
                 shared["tables"][name], slices[name], ids[name],
-                composed(encoder.source, params, rows_key) if name == ITEMS else STORED)
-                for name, table in opened.items()}
+                source if name == ITEMS else STORED) for name, table in opened.items()}
             users = answers[USERS].stored(READ) if USERS in answers else None
             queries = queries_of(setting, params, answers[setting.reads].stored(READ), micro,
                                  task, key, users)
@@ -149,8 +159,9 @@ def make_train_step(encoder: Encoder, objective: Objective,
             return weighted(loss, task.weights), (asked, loss if losses else None)
 
         gradient = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
-        shared = {"encoder": moving(state.encoder, tuning),
-                  "tables": {name: table.parameters for name, table in opened.items()}}
+        shared: dict[str, Any] = {"encoder": trained,
+                  "tables": {name: table.parameters for name, table in opened.items()},
+                  **({} if made is None else {"texts": made.vectors})}
         slices = {name: table.slices for name, table in opened.items()}
 
         def one(carry: Any, micro: Any) -> Any:
@@ -165,6 +176,10 @@ def make_train_step(encoder: Encoder, objective: Objective,
             one, zero, (slices, batch, tasks, ids, dropout))
         share = jnp.where(divisor != 0, 1.0 / jnp.where(divisor != 0, divisor, 1.0), 0.0)
         to_shared, to_slices = jax.tree.map(lambda leaf: leaf * share, (to_shared, to_slices))
+        if made is not None:
+            pulled = made.pull(to_shared.pop("texts"))
+            to_shared, shared = ({**tree, "encoder": {**tree["encoder"], **more}}
+                                 for tree, more in ((to_shared, pulled), (shared, of_texts)))
         if graph is not None:
             # From here on rows are what is stored again.
             to_shared = {**to_shared, "tables": seen.pull(to_shared["tables"])}
@@ -198,6 +213,8 @@ def make_train_step(encoder: Encoder, objective: Objective,
         return jax.lax.with_sharding_constraint(new, state_shardings(new, mesh)), metrics
 
     jitted = jax.jit(step, donate_argnums=0)
+    if texts is not None:
+        return WithTexts(jitted, jax.device_put(texts.tokens, replicated(mesh)))
     return jitted if graph is None else WithGraph(jitted, graph)
 
 
