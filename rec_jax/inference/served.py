@@ -10,7 +10,7 @@ import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ from rec_jax.mesh import (
 )
 from rec_jax.model.encoder import Encoder, Params, build_encoder, with_tables
 from rec_jax.model.encoders import graph_layers, uses_times, uses_users
-from rec_jax.model.propagation import open_graph, propagate_now
+from rec_jax.model.graphs import AnyGraph, graph_of, of_vectors, served_vectors
 from rec_jax.model.rows import RowSource
 from rec_jax.processes import run_on_all
 from rec_jax.run import Run, RunConfig, tables_of, targets_of, update_of
@@ -62,6 +62,15 @@ def warn(line: str) -> None:
     warnings.warn(line, stacklevel=2)
 
 
+class Nodes(NamedTuple):
+    """What a graph made a model's vectors of. source, rows: by table those of items and users, as
+    they are stored, by id."""
+
+    graph: AnyGraph
+    source: RowSource
+    rows: dict[str, jax.Array]
+
+
 @dataclass(frozen=True)
 class Served:
     """Weights of one checkpoint with the dataset that they were trained on.
@@ -74,6 +83,7 @@ class Served:
     bias: f32 `[V_padded]`, cut as the rows, what the model adds to `query . row`; None: nothing.
     filled: bool `[V]`, items that were not trained and got their rows from content; None: none;
       cold: what the protocol of numbers says of that.
+    nodes: what vectors were made of, where a graph makes them.
     """
 
     run: Run
@@ -88,6 +98,7 @@ class Served:
     bias: jax.Array | None = None
     filled: np.ndarray | None = None
     cold: dict[str, Any] | None = None
+    nodes: Nodes | None = None
 
     @property
     def reading(self) -> Reading:
@@ -294,11 +305,14 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
     bias = serving_bias(config, serving_values(config, dataset),
                         model.get("bias", {}).get(ITEMS), total, chosen, over)
     found = model["tables"]
-    graph = open_graph(dataset, graph_layers(config.encoder), chosen)
+    graph = graph_of(config.encoder, dataset, chosen)
+    nodes = None if graph is None else Nodes(graph, encoder.source, found)
     if graph is not None:
-        found = {**found, **propagate_now(graph, found, chosen, over)}
+        found = {**found, **served_vectors(graph, encoder.source, model["encoder"], found, chosen,
+                                           over)}
+        encoder = of_vectors(encoder)
     return Served(folder, config, dataset, encoder, with_tables(model["encoder"], found),
-                  found[ITEMS], opened.info.step, chosen, over, bias)
+                  found[ITEMS], opened.info.step, chosen, over, bias, nodes=nodes)
 
 
 def _choose_mesh(config: RunConfig, asked: MeshConfig | None, num_items: int, over: Axes,

@@ -124,7 +124,7 @@ def build_encoder(config: EncoderConfig, *, dim: int, length: int, causal: bool,
         key = streams.of_run(seed, streams.MASK)
         params[MASK] = 0.02 * jax.random.normal(key, (dim,))
     params |= init_tables(features, dim, seed)
-    source = RowSource(dim, tuple(content))
+    source = RowSource(dim, tuple(content), getattr(config, "drop", 0.0))
     params |= source.init_parameters(seed, scale) | init_heads(heads, dim, seed)
     shapes = {path: params[path].shape for path in paths}
     adapted = find_adapted(lora, shapes)

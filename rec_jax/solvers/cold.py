@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.item_vectors import open_item_vectors
@@ -43,13 +44,18 @@ def check_cold(dataset: Dataset, names: Sequence[str], fill: ColdFill) -> None:
         raise InputError("of the models that are solved, ease alone has columns for cold items; "
                          "expected --model ease")
     check_withheld(dataset)
+    if fill.rule.fill == "edges":
+        raise InputError("ease has no vectors of users to make an item's of; expected --cold "
+                         "neighbours, projection or both")
     for name in fill.vectors or only_vectors(dataset):
         open_item_vectors(dataset, name)
 
 
 def evaluate_cold_solver(fitted: Fitted, dataset: Dataset, fill: ColdFill, *, split: Split,
-                         settings: EvaluateConfig) -> dict[str, Any]:
-    """As `rec_jax.inference.cold_evaluate.evaluate_cold`, of a solver that `check_cold` knows."""
+                         settings: EvaluateConfig,
+                         asked: npt.NDArray[np.bool_] | None = None) -> dict[str, Any]:
+    """As `rec_jax.inference.cold_evaluate.evaluate_cold`, of a solver that `check_cold` knows.
+    asked: as `measure_cold` has it."""
     assert isinstance(fitted, EASE)
     content, has = read_content_of(dataset, fill.vectors or only_vectors(dataset))
     met, out = dataset.popularity() > 0, dataset.is_withheld()
@@ -77,6 +83,6 @@ def evaluate_cold_solver(fitted: Fitted, dataset: Dataset, fill: ColdFill, *, sp
             reporter.advance(len(users))
         return found
 
-    return measure_cold(dataset, ask, split, settings,
+    return measure_cold(dataset, ask, split, settings, asked=asked,
                         about={"cold_items": {**fill.about(), "bias": 0.0},
                                "filled": int((out & has).sum())})

@@ -30,9 +30,9 @@ from rec_jax.mesh import Axes, device_memory, make_mesh, row_sharding
 from rec_jax.metrics import rank_metrics
 from rec_jax.model.encoder import TABLES, Encoder, Params, build_encoder, with_tables
 from rec_jax.model.encoders import graph_layers, uses_users
+from rec_jax.model.graphs import AnyGraph, graph_of, of_vectors, served_vectors
 from rec_jax.model.lora import adapted_in
 from rec_jax.model.optimizer import dense_optimizer, schedule
-from rec_jax.model.propagation import Graph, open_graph, propagate_now
 from rec_jax.model.rows import RowSource
 from rec_jax.model.tuning import Tuning, find_tuning
 from rec_jax.run import RunConfig, modes_of, placements_of, tables_of, targets_of, update_of
@@ -154,7 +154,7 @@ def build(config: RunConfig) -> Built:
     state = init_state(
         params, new, optimizer, average=settings.ema is not None, seed=config.seed, modes=modes,
         mesh=mesh, tuning=tuning)
-    graph = open_graph(dataset, graph_layers(config.encoder), mesh)
+    graph = graph_of(config.encoder, dataset, mesh)
     step = make_train_step(
         encoder, config.objective, optimizer, precision=settings.precision, ema=settings.ema,
         tables=tables, modes=modes, mesh=mesh, rate=schedule(config.optimizer, horizon.total),
@@ -208,10 +208,12 @@ class Validator:
     """Ranks the validation users with the weights of a state."""
 
     def __init__(self, config: RunConfig, dataset: Dataset, encoder: Encoder,
-                 mesh: Mesh, over: Axes = (ITEMS_AXIS,), graph: Graph | None = None) -> None:
+                 mesh: Mesh, over: Axes = (ITEMS_AXIS,), graph: AnyGraph | None = None) -> None:
         """over: mesh axes that cut the rows; graph: what makes vectors of them. Raises InputError
         where the dataset has nobody to validate on."""
         self._config, self._dataset, self._graph = config, dataset, graph
+        self._source = encoder.source
+        encoder = encoder if graph is None else of_vectors(encoder)
         settings = config.evaluate
         self._mesh = mesh
         self.panel: Panel = choose_panel(dataset, "valid", settings, settings.users, config.seed)
@@ -281,5 +283,6 @@ class Validator:
         params, rows = served(state)
         if self._graph is None:
             return params, rows
-        vectors = propagate_now(self._graph, {**params, ITEMS: rows}, self._mesh, state.items.over)
+        vectors = served_vectors(self._graph, self._source, params, {**params, ITEMS: rows},
+                                 self._mesh, state.items.over, state.items.row_map)
         return with_tables(params, vectors), vectors[ITEMS]
