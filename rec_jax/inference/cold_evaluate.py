@@ -111,11 +111,12 @@ def nothing_yet(people: People, length: int, cold: int) -> Asked:
 
 
 def evaluate_cold(served: Served, *, split: Split = "test",
-                  settings: EvaluateConfig | None = None, reporter: Reporter | None = None
-                  ) -> dict[str, Any]:
+                  settings: EvaluateConfig | None = None, reporter: Reporter | None = None,
+                  asked: npt.NDArray[np.bool_] | None = None) -> dict[str, Any]:
     """Metrics of withheld items, and of the others beside them; see the head of this file.
 
-    served: its cold items have got their rows (`cold.fill_cold`).
+    served: its cold items have got their rows (`cold.fill_cold`). asked: bool `[U]`, users who
+      count; None: all, or where others gave what they did as edges, who did not.
 
     Raises:
       InputError: the dataset withholds no items, or nobody met one.
@@ -123,10 +124,11 @@ def evaluate_cold(served: Served, *, split: Split = "test",
     settings = settings or served.config.evaluate
     check_withheld(served.dataset)
     filled = np.zeros(1, bool) if served.filled is None else served.filled
-    by_edges = (served.cold or {}).get("fill") == "edges"
+    if asked is None and (served.cold or {}).get("fill") == "edges":
+        asked = ~gives_edges(served.dataset)
     return measure_cold(
         served.dataset, _asker(served, settings), split, settings,
-        asked=~gives_edges(served.dataset) if by_edges else None,
+        asked=asked,
         given=(served.cold or {}).get("bias", 0.0), reporter=reporter,
         about={"cold_items": served.cold,
                "filled": int((filled & served.dataset.is_withheld()).sum())})

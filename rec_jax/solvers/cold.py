@@ -18,6 +18,7 @@ from rec_jax.data.item_vectors import open_item_vectors
 from rec_jax.errors import InputError
 from rec_jax.inference.cold import ColdFill, only_vectors, read_content_of
 from rec_jax.inference.cold_evaluate import (
+    Ask,
     Asked,
     People,
     check_withheld,
@@ -61,6 +62,13 @@ def evaluate_cold_solver(fitted: Fitted, dataset: Dataset, fill: ColdFill, *, sp
     met, out = dataset.popularity() > 0, dataset.is_withheld()
     filled = fitted.with_cold(fill.rule, content, np.flatnonzero(met & has),
                               np.flatnonzero(out & has))
+    return measure_cold(dataset, asker_of(filled, dataset, settings), split, settings, asked=asked,
+                        about={"cold_items": {**fill.about(), "bias": 0.0},
+                               "filled": int((out & has).sum())})
+
+
+def asker_of(filled: Fitted, dataset: Dataset, settings: EvaluateConfig) -> Ask:
+    """What `measure_cold` asks of a solver that has columns for withheld items."""
     length, first = min(max(settings.ks), dataset.num_trained), dataset.num_trained
 
     def ask(people: People, reporter: Reporter) -> Asked:
@@ -83,6 +91,4 @@ def evaluate_cold_solver(fitted: Fitted, dataset: Dataset, fill: ColdFill, *, sp
             reporter.advance(len(users))
         return found
 
-    return measure_cold(dataset, ask, split, settings, asked=asked,
-                        about={"cold_items": {**fill.about(), "bias": 0.0},
-                               "filled": int((out & has).sum())})
+    return ask

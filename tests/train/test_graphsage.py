@@ -7,6 +7,7 @@ import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -22,10 +23,12 @@ from rec_jax.data.interaction_graph import distinct_edges, interaction_edges
 from rec_jax.errors import InputError
 from rec_jax.inference.export import load_embeddings
 from rec_jax.mesh import MeshConfig, make_mesh
+from rec_jax.model.aggregation import all_layers
 from rec_jax.model.encoder import build_encoder
 from rec_jax.model.encoders import graphsage
 from rec_jax.model.neighbours import Adjacent, make_sampled_graph
 from rec_jax.objectives import bpr, next_item
+from rec_jax.objectives.base import Ids
 from rec_jax.run import Run, RunConfig
 from rec_jax.tables import (
     ITEMS,
@@ -37,6 +40,8 @@ from rec_jax.tables import (
     row_optimizer,
 )
 from rec_jax.train.loop import run_training
+from rec_jax.train.mode import READ
+from rec_jax.train.neighbourhood import Neighbourhood
 from rec_jax.train.state import TrainState
 from rec_jax.train.step import make_train_step
 
@@ -71,10 +76,58 @@ def layers(params: Any, edges: np.ndarray, users: Any, items: Any, aggregator: s
     return users, items
 
 
+@pytest.mark.parametrize("aggregator", ["pool", pytest.param("mean", marks=pytest.mark.slow)])
+def test_vectors_and_gradients_are_those_of_the_definition(aggregator: str) -> None:
+    """Of all nodes, of those that are named, and as they are served, where all neighbours fit."""
+    random = np.random.default_rng(2)
+    edges = distinct_edges(random.integers(0, 8, 50), random.integers(0, 10, 50), 11)
+    graph = jax.tree.map(jnp.asarray, make_sampled_graph(edges, 9, 11, (10, 10), aggregator))
+    dense, nodes = between(edges, 9, 11), jnp.array([0, 7, 8, 7, 3])
+    _, params = build_encoder(graphsage.Config(fan_out=(1, 1), aggregator=aggregator), dim=4,  # type: ignore[arg-type]
+                              length=2, causal=True, precision="f32", seed=0)
+    rows = {USERS: random.standard_normal((9, 4)), ITEMS: random.standard_normal((11, 4))}
+    near = Neighbourhood(graph, jnp.arange(4, dtype=jnp.uint32).reshape(2, 2))
+
+    def named(params: Any, rows: Any) -> Any:
+        ids = near.rows_of({USERS: {"a": Ids(nodes, nodes >= 0)}, ITEMS: {
+            "b": Ids(nodes, nodes >= 0), READ: Ids(nodes, nodes >= 0)}})
+        assert ids[ITEMS].pop(READ).ids is nodes
+        answers: Any = {side: SimpleNamespace(
+            rows=lambda name, side=side: rows[side][ids[side][name].ids]) for side in rows}
+        return [near.vector(params, answers, ids, side, name)
+                for side, name in ((USERS, "a"), (ITEMS, "b"))]
+
+    def whole(seeds: Any, params: Any, rows: Any) -> Any:
+        made = all_layers(graph, params, rows, seeds)[-1]
+        return [made[USERS][nodes], made[ITEMS][nodes]]
+
+    def defined(params: Any, rows: Any) -> Any:
+        return [each[nodes] for each in layers(params, dense, rows[USERS], rows[ITEMS], aggregator,
+                                               2)]
+
+    @jax.jit
+    def every(params: Any, rows: Any) -> Any:
+        single = jax.tree.map(lambda value: value.astype(jnp.float32), (params, rows))
+        return [whole(None, *single), *(jax.value_and_grad(lambda *given, way=way: (
+            lambda made: (sum(jnp.sum(jnp.sin(3 * each)) for each in made), made))(way(*given)),
+            (0, 1), has_aux=True)(*given) for way, given in (
+                (defined, (params, rows)), (named, single),
+                (functools.partial(whole, near.seeds), single)))]
+
+    with jax.enable_x64(True):
+        given = jax.tree.map(lambda value: jnp.asarray(np.asarray(value), jnp.float64),
+                             (params, rows))
+        served, wanted, *others = every(*given)
+    assert wanted[0][1][0].dtype == np.float64 and np.ptp(wanted[0][1][0]) > 0.1
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5),
+                 [served, *others], [wanted[0][1], wanted, wanted])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "aggregator", "mesh", "accumulate"), [
-    ("sparse", "pool", (1, 1), 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in (
-        ("dense", "mean", (1, 1), 1), ("sparse", "pool", (2, 4), 1), ("dense", "mean", (2, 4), 1),
-        ("dense", "pool", (1, 1), 2), ("sparse", "mean", (1, 1), 1)))], ids=str)
+    ("sparse", "pool", (1, 1), 1), ("dense", "mean", (1, 1), 1), ("sparse", "pool", (2, 4), 1),
+    ("dense", "mean", (2, 4), 1), ("dense", "pool", (1, 1), 2), ("sparse", "mean", (1, 1), 1)],
+    ids=str)
 def test_a_step_descends_on_rows_and_matrices(mode: str, aggregator: str, mesh: tuple[int, int],
                                               accumulate: int) -> None:
     random = np.random.default_rng(1)
@@ -120,12 +173,13 @@ def logged(run: Path, name: str) -> list[float]:
             if name in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lines", "objective"), [
     (('table.update="sparse"', "table.optimizer.rate=2e-2"), DRAWN),
-    pytest.param((), {"kind": "next_item", "backend": "xla"}, marks=pytest.mark.slow),
-    pytest.param((), {"kind": "random_walk", "count": 8}, marks=pytest.mark.slow),
-    pytest.param(('table.update="sparse"',), {"kind": "random_walk", "count": 8},
-                 marks=pytest.mark.slow)], ids=["sparse", "softmax", "walk", "sparse walk"])
+    ((), {"kind": "next_item", "backend": "xla"}),
+    ((), {"kind": "random_walk", "count": 8}),
+    (('table.update="sparse"',), {"kind": "random_walk", "count": 8})],
+    ids=["sparse", "softmax", "walk", "sparse walk"])
 def test_a_run_learns_goes_on_to_the_same_bits_and_answers(
         lines: tuple[str, ...], objective: dict[str, Any], tiny_mapping: Mapping, tmp_path: Path
         ) -> None:
