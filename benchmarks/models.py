@@ -4,11 +4,11 @@
         --out benchmarks/results/models_ml100k.json
     python benchmarks/models.py data/ml-100k/dataset --runs runs/models --read --out models.json
 
-Models are the configs `ml100k*.toml`, those of the graph on this dataset, and the baselines that are
-solved. What is there is read: a finished run NAME-SEED in the folder of runs, and of its seed a file
-NAME.json of `benchmarks/results`, where dataset, candidates and filter are the same; its time is
-that of the machine which it names. With `--read` nothing else is done; without it, what is missing
-is trained. `--only` takes names, separated by commas.
+Models are the configs `ml100k*.toml`, those of graphs on this dataset, and the baselines that are
+solved. What is there is read: a finished run NAME-SEED in the folder of runs, or a file NAME.json
+of `benchmarks/results` of that seed and dataset, whose time is that of the machine which it names.
+Runs whose protocols differ are refused. With `--read` nothing else is done; without it, what is
+missing is trained. `--only` takes names, separated by commas.
 """
 
 from __future__ import annotations
@@ -149,7 +149,8 @@ def same_protocol(models: Mapping[str, Any]) -> dict[str, Any]:
 
 def table(models: Mapping[str, Any]) -> str:
     """In Markdown, the best first."""
-    lines = ["| model | seeds | parameters | seconds | HR@10 | NDCG@10 |", "|---|---|---|---|---|---|"]
+    lines = ["| model | seeds | parameters | seconds | HR@10 | NDCG@10 |",
+             "|---|---|---|---|---|---|"]
     for name, model in sorted(models.items(), key=lambda one: -one[1]["mean"]["ndcg@10"]):
         shown = [f"{model['mean'][metric]:.3f}" + ("" if len(model["runs"]) == 1 else " ({:.3f} to "
                  "{:.3f})".format(*model["range"][metric])) for metric in METRICS]

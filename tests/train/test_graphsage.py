@@ -223,12 +223,13 @@ def test_a_run_learns_goes_on_to_the_same_bits_and_answers(
     (('table.update="sparse"',), {"users": {"dim": 16, "update": "dense"}, "objective": DRAWN},
      "users.update = 'dense'"),
     ((), {"bias": {"trained": True}}, "bias.trained = false"),
+    ((), {"lora": [{"match": "layers/*/kernel"}]}, "without adapters"),
     ((), {"objective": {"kind": "hard_negatives"}}, "searches stored rows"),
     ((), {"encoder": {"kind": "graphsage", "fan_out": []}}, "encoder.fan_out"),
     ((), {"encoder": {"kind": "graphsage", "drop": 1.5}}, "encoder.drop"),
     ((), {"encoder": {"kind": "user"}, "objective": {"kind": "random_walk"}}, "walks over a graph"),
     ((), {"objective": {"kind": "random_walk", "shared": False}}, "the same negatives"),
-], ids=["sparse", "users", "bias", "search", "fan_out", "drop", "walks", "shared"])
+], ids=["sparse", "users", "bias", "lora", "search", "fan_out", "drop", "walks", "shared"])
 def test_what_does_not_fit_is_refused(lines: tuple[str, ...], extra: dict[str, Any], said: str,
                                       tiny_mapping: Mapping) -> None:
     mapping = tiny_mapping(*lines) | {"encoder": {"kind": "graphsage"}} | extra
