@@ -158,7 +158,7 @@ def _check_sampled(config: RunConfig) -> None:
                          f"{config.table.update!r}: vectors are made of the rows of both; expected "
                          "the same")
     if config.lora:
-        raise InputError(f"lora: encoder {config.encoder.kind!r} applies its matrices to all nodes, "
+        raise InputError(f"lora: encoder {config.encoder.kind!r} applies its matrices to nodes "
                          "without adapters; expected no [[lora]]")
     if not config.table.tied:
         raise InputError("table.tied: no history is read, so a table of inputs would never be "
