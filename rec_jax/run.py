@@ -24,7 +24,13 @@ from rec_jax.data.segments import Targets
 from rec_jax.errors import InputError
 from rec_jax.mesh import MeshConfig
 from rec_jax.metrics import RATING_METRICS
-from rec_jax.model.encoders import ENCODERS, graph_layers, reads_history, uses_users
+from rec_jax.model.encoders import (
+    ENCODERS,
+    graph_layers,
+    reads_history,
+    sampling_of,
+    uses_users,
+)
 from rec_jax.model.lora import LoraConfig
 from rec_jax.model.optimizer import OptimizerConfig
 from rec_jax.model.tuning import TuneConfig
@@ -101,6 +107,10 @@ class RunConfig:
                                  "expected the same width")
         if graph_layers(self.encoder):
             _check_graph(self)
+        if self.objective.needs.walks and sampling_of(self.encoder) is None:
+            raise InputError(f"objective {self.objective.kind!r} walks over a graph, which encoder "
+                             f"{self.encoder.kind!r} does not have; expected encoder.kind = "
+                             "'graphsage'")
         check_different("features", [part.name or part.kind for part in self.features])
         check_content(self.content)
         if any(part.codes for part in self.content) and self.objective.needs.search:
@@ -141,12 +151,14 @@ def _check_text(config: RunConfig) -> None:
 
 def _check_graph(config: RunConfig) -> None:
     """Raises InputError for what does not fit vectors that a graph makes of rows."""
-    kind = config.encoder.kind
+    kind, samples = config.encoder.kind, sampling_of(config.encoder) is not None
     for name, table in (("table", config.table), ("users", config.users)):
-        if table is not None and table.update not in ("auto", "dense"):
+        if not samples and table is not None and table.update not in ("auto", "dense"):
             raise InputError(f"{name}.update = {table.update!r}: encoder {kind!r} reads and trains "
                              f"every row in every step; expected {name}.update = 'dense'")
-    if config.content:
+    if samples:
+        _check_sampled(config)
+    elif config.content:
         raise InputError(f"content: encoder {kind!r} makes an item's vector of its neighbours' "
                          "rows, without content; expected no [[content]]")
     if config.bias.trained:
@@ -158,9 +170,29 @@ def _check_graph(config: RunConfig) -> None:
                          "objective that does not search, such as next_item or bpr")
 
 
+def _check_sampled(config: RunConfig) -> None:
+    """Raises InputError for what does not fit vectors that are made of drawn neighbours."""
+    if config.objective.needs.normaliser and config.table.update not in ("auto", "dense"):
+        raise InputError(f"table.update = {config.table.update!r}: objective "
+                         f"{config.objective.kind!r} scores the vectors of all items, which are "
+                         "made of every row; expected table.update = 'dense', or an objective that "
+                         "draws items, such as bpr")
+    if config.users is not None and config.users.update not in ("auto", config.table.update):
+        raise InputError(f"users.update = {config.users.update!r}, and table.update = "
+                         f"{config.table.update!r}: vectors are made of the rows of both; expected "
+                         "the same")
+    if config.lora:
+        raise InputError(f"lora: encoder {config.encoder.kind!r} applies its matrices to nodes "
+                         "without adapters; expected no [[lora]]")
+    if not config.table.tied:
+        raise InputError("table.tied: no history is read, so a table of inputs would never be "
+                         "trained; expected table.tied = true")
+
+
 def update_of(config: RunConfig, num_items: int) -> Choice:
     """How the item table of a run is updated, and why."""
-    if graph_layers(config.encoder):
+    if graph_layers(config.encoder) and (sampling_of(config.encoder) is None
+                                         or config.objective.needs.normaliser):
         return Choice("dense", "vectors that a graph makes of rows read every row")
     positions = config.train.rows * config.data.length
     touched = (None if config.objective.needs.normaliser
@@ -236,6 +268,8 @@ def _bound(config: RunConfig, name: str, modes: Mapping[str, Mode], processes: i
         return "a validation of ratings reads rows that are on the devices"
     if config.content and name == ITEMS:
         return "content is a part of its rows"
+    if graph_layers(config.encoder):
+        return "a validation makes vectors of all rows, with those of their neighbours"
     if processes > 1:
         return f"the run has {processes} processes, each of which knows the ids of its own batch"
     return None

@@ -2,7 +2,8 @@
 
     seed -> parameters, mask, features, content, heads, lora      before the first step
          -> agent, replay, play (of simulated users)              while it plays, before, evaluated
-         -> steps -> step k -> negatives, rounding, content       in step k
+         -> steps -> step k -> negatives, rounding, content,      in step k
+                               neighbours, walks
                             -> micro-batch i -> dropout, task     in micro-batch i of it
 
 A key is either folded on or drawn from, never both: what is drawn from a key may be the bits of a
@@ -22,6 +23,7 @@ AGENT, REPLAY, PLAY = 7, 8, 9  # of a run that plays
 LORA = 10  # of a run
 # Of a step, past the number of any micro-batch. From that of ROWS a key is folded for each item.
 NEGATIVES, ROUNDING, ROWS = 2**31, 2**31 + 1, 2**31 + 2
+NEIGHBOURS, WALKS = 2**31 + 3, 2**31 + 4
 DROPOUT, TASK = 0, 1  # of a micro-batch
 
 

@@ -30,7 +30,8 @@ Popularity = Annotated[float | None, typer.Option(
          "0 rare items come earlier.")]
 Cold = Annotated[str | None, typer.Option(
     "--cold", metavar="FILL", help="Give items that the training part does not have rows from "
-                                   "their content: neighbours, projection or both.")]
+                                   "their content: neighbours, projection or both; or from who "
+                                   "took them: edges.")]
 ColdVectors = Annotated[list[str] | None, typer.Option(
     "--cold-vectors", metavar="NAME", help="Item vectors that are this content; by default the "
                                            "run's, or the dataset's only ones. May be repeated.")]

@@ -18,6 +18,7 @@ from rec_jax.data.dataset import Dataset
 from rec_jax.data.item_vectors import open_item_vectors, vector_names
 from rec_jax.errors import InputError
 from rec_jax.inference.blocks import host_rows, set_rows
+from rec_jax.inference.cold_edges import fill_by_edges
 from rec_jax.inference.cold_rule import ColdRule, Floats, Known, cold_vectors
 from rec_jax.inference.served import Served
 from rec_jax.model.rows import RowSource
@@ -29,7 +30,8 @@ from rec_jax.tables.bias import place_bias
 class ColdFill:
     """What a model does with items that the training part does not have.
 
-    rule: how they get their vectors. vectors: names of the item vectors that are their content; by
+    rule: how they get their vectors; edges: of who took them, see `rec_jax.inference.cold_edges`.
+    vectors: names of the item vectors that are their content; by
       default those of the run's `[[content]]`, or else the only ones that the dataset has.
     bias: added to the scores of cold items alone, as `rec_jax.evaluate` calibrates it.
     """
@@ -60,6 +62,10 @@ def fill_cold(served: Served, fill: ColdFill | str) -> Served:
     """
     if isinstance(fill, str):
         fill = ColdFill(ColdRule(fill))  # type: ignore[arg-type]  # the rule checks it
+    if fill.rule.fill == "edges":
+        if fill.vectors:
+            raise InputError("cold.vectors are content, by which edges fill nothing; expected none")
+        return fill_by_edges(served, fill.bias)
     dataset = served.dataset
     named = fill.vectors or tuple(part.name for part in served.config.content)
     content, has = read_content_of(dataset, named or only_vectors(dataset))

@@ -30,6 +30,7 @@ from rec_jax.data.dataset import Dataset
 from rec_jax.errors import InputError
 from rec_jax.inference.asking import made_once, map_rounds, tile_queries
 from rec_jax.inference.blocks import host_rows
+from rec_jax.inference.cold_edges import gives_edges
 from rec_jax.inference.evaluate import popularity_ranks
 from rec_jax.inference.histories import Tiles, iterate_tiles
 from rec_jax.inference.protocol import Split, seen_targets
@@ -110,11 +111,12 @@ def nothing_yet(people: People, length: int, cold: int) -> Asked:
 
 
 def evaluate_cold(served: Served, *, split: Split = "test",
-                  settings: EvaluateConfig | None = None, reporter: Reporter | None = None
-                  ) -> dict[str, Any]:
+                  settings: EvaluateConfig | None = None, reporter: Reporter | None = None,
+                  asked: npt.NDArray[np.bool_] | None = None) -> dict[str, Any]:
     """Metrics of withheld items, and of the others beside them; see the head of this file.
 
-    served: its cold items have got their rows (`cold.fill_cold`).
+    served: its cold items have got their rows (`cold.fill_cold`). asked: bool `[U]`, users who
+      count; None: all, or where others gave what they did as edges, who did not.
 
     Raises:
       InputError: the dataset withholds no items, or nobody met one.
@@ -122,8 +124,11 @@ def evaluate_cold(served: Served, *, split: Split = "test",
     settings = settings or served.config.evaluate
     check_withheld(served.dataset)
     filled = np.zeros(1, bool) if served.filled is None else served.filled
+    if asked is None and (served.cold or {}).get("fill") == "edges":
+        asked = ~gives_edges(served.dataset)
     return measure_cold(
         served.dataset, _asker(served, settings), split, settings,
+        asked=asked,
         given=(served.cold or {}).get("bias", 0.0), reporter=reporter,
         about={"cold_items": served.cold,
                "filled": int((filled & served.dataset.is_withheld()).sum())})
@@ -137,21 +142,25 @@ def check_withheld(dataset: Dataset) -> None:
 
 
 def measure_cold(dataset: Dataset, ask: Ask, split: Split, settings: EvaluateConfig, *,
-                 about: dict[str, Any], given: float = 0.0, reporter: Reporter | None = None
-                 ) -> dict[str, Any]:
+                 about: dict[str, Any], given: float = 0.0, reporter: Reporter | None = None,
+                 asked: npt.NDArray[np.bool_] | None = None) -> dict[str, Any]:
     """The metrics by a model's answers.
+
+    asked: bool `[U]`, users who count; None: all.
 
     about: what the protocol says of the rows of cold items; given: the bias that they have.
     """
     assert dataset.withheld is not None
     before, everybody = people_of(dataset, "valid"), people_of(dataset, split)
+    if asked is not None:
+        before, everybody = (each.take(asked[each.users]) for each in (before, everybody))
     validating = before.take(before.users % 2 == 0)
     k = 10 if 10 in settings.ks else max(settings.ks)
-    asked, told = (ask(each, reporter or Silent()) for each in (validating, everybody))
+    first, told = (ask(each, reporter or Silent()) for each in (validating, everybody))
     tests = everybody.users % 2 == 1
     testing, others = everybody.take(tests), told.take(tests)
     weight = len(dataset.withheld) / (len(dataset.withheld) + dataset.num_interactions)
-    bias = calibrate(asked, validating, _missed(dataset, validating, settings), weight, k)
+    bias = calibrate(first, validating, _missed(dataset, validating, settings), weight, k)
     missed = _missed(dataset, testing, settings)
     popular = popularity_ranks(dataset, testing.users, np.maximum(testing.warm, 0), testing.ends,
                                settings.filter_seen)[testing.warm >= 0]

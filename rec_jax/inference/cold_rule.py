@@ -9,6 +9,7 @@ of length 1 around the mean of the warm items', and b what a model says of an it
     projection   b_i + m + (x_i - x') R: R the ridge regression of v - b on x, of which m and x' are
                  the means
     both         the mean of the two
+    edges        no rule of content: `rec_jax.inference.cold_edges`
 
 The first is how a bound list of similar items speaks for a new one, the second what is linear in
 content (LightFM and DropoutNet learn a b by descent; Gantner et al., ICDM 2010, fit it afterwards).
@@ -26,7 +27,7 @@ from rec_jax.errors import InputError
 from rec_jax.ranges import above, at_least, check
 
 Floats = npt.NDArray[np.float32]
-Fill = Literal["neighbours", "projection", "both"]
+Fill = Literal["neighbours", "projection", "both", "edges"]
 FILLS: tuple[str, ...] = get_args(Fill)
 _MOST = 1 << 24  # products that are held at once
 
@@ -35,8 +36,8 @@ _MOST = 1 << 24  # products that are held at once
 class ColdRule:
     """How a cold item gets its vector.
 
-    fill: neighbours, projection, or both. neighbours: K; temperature: of their weights. ridge: the
-    penalty of the regression, in items.
+    fill: neighbours, projection, both, or edges. neighbours: K; temperature: of their weights.
+    ridge: the penalty of the regression, in items.
     """
 
     fill: Fill = "both"

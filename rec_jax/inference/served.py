@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,9 +34,9 @@ from rec_jax.mesh import (
     replicated,
     row_sharding,
 )
-from rec_jax.model.encoder import Encoder, Params, build_encoder, with_tables
+from rec_jax.model.encoder import Encoder, Params, build_encoder, with_tables, without_codes
 from rec_jax.model.encoders import graph_layers, uses_times, uses_users
-from rec_jax.model.propagation import open_graph, propagate_now
+from rec_jax.model.graphs import AnyGraph, graph_of, of_vectors, served_vectors
 from rec_jax.model.rows import RowSource
 from rec_jax.processes import run_on_all
 from rec_jax.run import Run, RunConfig, tables_of, targets_of, update_of
@@ -61,6 +61,15 @@ def warn(line: str) -> None:
     warnings.warn(line, stacklevel=2)
 
 
+class Nodes(NamedTuple):
+    """What a graph made a model's vectors of. source, rows: by table those of items and users, as
+    they are stored, by id."""
+
+    graph: AnyGraph
+    source: RowSource
+    rows: dict[str, jax.Array]
+
+
 @dataclass(frozen=True)
 class Served:
     """Weights of one checkpoint with the dataset that they were trained on.
@@ -73,6 +82,7 @@ class Served:
     bias: f32 `[V_padded]`, cut as the rows, what the model adds to `query . row`; None: nothing.
     filled: bool `[V]`, items that were not trained and got their rows from content; None: none;
       cold: what the protocol of numbers says of that.
+    nodes: what vectors were made of, where a graph makes them.
     """
 
     run: Run
@@ -87,6 +97,7 @@ class Served:
     bias: jax.Array | None = None
     filled: np.ndarray | None = None
     cold: dict[str, Any] | None = None
+    nodes: Nodes | None = None
 
     @property
     def reading(self) -> Reading:
@@ -209,17 +220,6 @@ def _matrices(opened: CheckpointReader, config: RunConfig) -> dict[str, ArraySou
     return found
 
 
-def without_codes(encoder: Encoder, params: Params, rows: jax.Array
-                  ) -> tuple[Encoder, jax.Array]:
-    """Where content is codes, the encoder and the items' rows as vectors `[V_padded, d]`, which it
-    reads as they are; otherwise both as they were."""
-    source = encoder.source
-    if not source.coded:
-        return encoder, rows
-    return encoder._replace(source=RowSource(source.dim)), jax.jit(
-        source.compose, out_shardings=rows.sharding)(params, rows)
-
-
 def _text_shapes(opened: CheckpointReader) -> dict[str, tuple[int, ...]]:
     """Shapes of the parameters of a text encoder by path; what it makes is in the rows, so that
     nothing here reads them."""
@@ -312,12 +312,16 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
     bias = serving_bias(config, serving_values(config, dataset),
                         model.get("bias", {}).get(ITEMS), total, chosen, over)
     found = model["tables"]
-    encoder, found[ITEMS] = without_codes(encoder, model["encoder"], found[ITEMS])
-    graph = open_graph(dataset, graph_layers(config.encoder), chosen)
+    graph = graph_of(config.encoder, dataset, chosen)
+    nodes = None if graph is None else Nodes(graph, encoder.source, found)
+    if graph is None:
+        encoder, found[ITEMS] = without_codes(encoder, model["encoder"], found[ITEMS])
     if graph is not None:
-        found = {**found, **propagate_now(graph, found, chosen, over)}
+        found = {**found, **served_vectors(graph, encoder.source, model["encoder"], found, chosen,
+                                           over)}
+        encoder = of_vectors(encoder)
     return Served(folder, config, dataset, encoder, with_tables(model["encoder"], found),
-                  found[ITEMS], opened.info.step, chosen, over, bias)
+                  found[ITEMS], opened.info.step, chosen, over, bias, nodes=nodes)
 
 
 def _choose_mesh(config: RunConfig, asked: MeshConfig | None, num_items: int, over: Axes,

@@ -120,7 +120,8 @@ def _picture(places: Floats, shares: Floats, labels: pl.Series | None, colour: s
     axes = figure.subplots()
     size = float(np.clip(20_000 / len(places), 1, 16))
     for mask, name, paint in groups_of(labels, len(places)):
-        axes.scatter(places[mask, 0], places[mask, 1], s=size, linewidths=0, alpha=0.7, color=paint, label=name)
+        axes.scatter(places[mask, 0], places[mask, 1], s=size, linewidths=0, alpha=0.7, color=paint,
+                     label=name)
     axes.set(xlabel=f"first principal component ({shares[0]:.1%} of the variance)",
              ylabel=f"second ({shares[1]:.1%})")
     if labels is not None:

@@ -136,7 +136,7 @@ def build_encoder(config: EncoderConfig, *, dim: int, length: int, causal: bool,
         key = streams.of_run(seed, streams.MASK)
         params[MASK] = 0.02 * jax.random.normal(key, (dim,))
     params |= init_tables(features, dim, seed)
-    source = RowSource(dim, tuple(content))
+    source = RowSource(dim, tuple(content), getattr(config, "drop", 0.0))
     params |= source.init_parameters(seed, scale) | init_heads(heads, dim, seed)
     shapes = {path: params[path].shape for path in paths}
     everywhere = find_adapted(lora, {**shapes, **(beside or {})})
@@ -166,3 +166,14 @@ def _name(path: tuple[Any, ...]) -> str:
     parts = [str(getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", entry))))
              for entry in path]
     return "/".join(part for part in parts if part not in ("value", ".value"))
+
+
+def without_codes(encoder: Encoder, params: Params, rows: jax.Array
+                  ) -> tuple[Encoder, jax.Array]:
+    """Where content is codes, the encoder and the items' rows as vectors `[V_padded, d]`, which it
+    reads as they are; otherwise both as they were."""
+    source = encoder.source
+    if not source.coded:
+        return encoder, rows
+    return encoder._replace(source=RowSource(source.dim)), jax.jit(
+        source.compose, out_shardings=rows.sharding)(params, rows)

@@ -19,7 +19,7 @@ rows travel once in each direction, however many layers there are; every device 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -109,8 +109,13 @@ def _neighbours(owners: npt.NDArray[np.int32], others: npt.NDArray[np.int32], co
 
 def sums(neighbours: Neighbours, rows: Array) -> Array:
     """The sum of each row's neighbours, `[n, d]`, from their rows `[m, d]`."""
+    return folded(neighbours, rows, jnp.add)
+
+
+def folded(neighbours: Neighbours, rows: Array, join: Callable[[Array, Array], Array]) -> Array:
+    """`join` of each row's neighbours, `[n, d]`, from their rows `[m, d]`; it begins with 0."""
     def add(total: Array, ids: Array) -> tuple[Array, None]:
-        return total + jnp.take(rows, ids, axis=0, mode="fill", fill_value=0), None
+        return join(total, jnp.take(rows, ids, axis=0, mode="fill", fill_value=0)), None
 
     dim = rows.shape[1]
     found = [jax.lax.scan(add, jnp.zeros((ids.shape[1], dim), rows.dtype), ids)[0]

@@ -33,10 +33,12 @@ Array = jax.Array
 
 
 class RowSource(NamedTuple):
-    """How rows as they are stored become vectors of items. dim: d."""
+    """How rows as they are stored become vectors of items. dim: d; left_out: the share of steps in
+    which an item has no own values, whatever its content says of that."""
 
     dim: int
     content: tuple[Content, ...] = ()
+    left_out: float = 0.0
 
     @property
     def columns(self) -> int:
@@ -56,7 +58,7 @@ class RowSource(NamedTuple):
     @property
     def drop(self) -> float:
         """The share of steps in which an item has its content alone; 1: it has no other values."""
-        return max((part.drop for part in self.content), default=0.0)
+        return max(self.left_out, *(part.drop for part in self.content), 0.0)
 
     def without_own(self, key: Array, rows: Array, items: Array) -> Array:
         """Stored rows `[..., w]` of `items` `[...]`, with 0 for the own values of those that have

@@ -16,6 +16,7 @@ OBJECTIVES = {
     "next_item": "rec_jax.objectives.next_item",
     "policy_gradient": "rec_jax.objectives.policy_gradient",
     "q_learning": "rec_jax.objectives.q_learning",
+    "random_walk": "rec_jax.objectives.random_walk",
     "rating": "rec_jax.objectives.rating",
     "rating_distribution": "rec_jax.objectives.rating_distribution",
     "sampled_softmax": "rec_jax.objectives.sampled_softmax",

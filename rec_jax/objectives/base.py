@@ -102,6 +102,8 @@ class Needs(NamedTuple):
       `values/NAME`.
     histories: batches carry int32 `histories` `[A, B, S]`, the place of the last input of each of
       the at most S histories of a row, -1 for none.
+    walks: T, turns of the longest random walk over the graph of interactions; batches carry int32
+      `walks/items` and `walks/users`, see `rec_jax.train.walks`; 0: there are none.
     rates: a score stands for a rating: the config has `low`, `high`, `scores` and `predicted`, as
       `rec_jax.objectives.rating` has them.
     """
@@ -115,6 +117,7 @@ class Needs(NamedTuple):
     histories: bool = False
     heads: tuple[str, ...] = ()
     rates: bool = False
+    walks: int = 0
 
 
 class Keys(NamedTuple):

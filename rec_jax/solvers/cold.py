@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.item_vectors import open_item_vectors
 from rec_jax.errors import InputError
 from rec_jax.inference.cold import ColdFill, only_vectors, read_content_of
 from rec_jax.inference.cold_evaluate import (
+    Ask,
     Asked,
     People,
     check_withheld,
@@ -43,18 +45,30 @@ def check_cold(dataset: Dataset, names: Sequence[str], fill: ColdFill) -> None:
         raise InputError("of the models that are solved, ease alone has columns for cold items; "
                          "expected --model ease")
     check_withheld(dataset)
+    if fill.rule.fill == "edges":
+        raise InputError("ease has no vectors of users to make an item's of; expected --cold "
+                         "neighbours, projection or both")
     for name in fill.vectors or only_vectors(dataset):
         open_item_vectors(dataset, name)
 
 
 def evaluate_cold_solver(fitted: Fitted, dataset: Dataset, fill: ColdFill, *, split: Split,
-                         settings: EvaluateConfig) -> dict[str, Any]:
-    """As `rec_jax.inference.cold_evaluate.evaluate_cold`, of a solver that `check_cold` knows."""
+                         settings: EvaluateConfig,
+                         asked: npt.NDArray[np.bool_] | None = None) -> dict[str, Any]:
+    """As `rec_jax.inference.cold_evaluate.evaluate_cold`, of a solver that `check_cold` knows.
+    asked: as `measure_cold` has it."""
     assert isinstance(fitted, EASE)
     content, has = read_content_of(dataset, fill.vectors or only_vectors(dataset))
     met, out = dataset.popularity() > 0, dataset.is_withheld()
     filled = fitted.with_cold(fill.rule, content, np.flatnonzero(met & has),
                               np.flatnonzero(out & has))
+    return measure_cold(dataset, asker_of(filled, dataset, settings), split, settings, asked=asked,
+                        about={"cold_items": {**fill.about(), "bias": 0.0},
+                               "filled": int((out & has).sum())})
+
+
+def asker_of(filled: Fitted, dataset: Dataset, settings: EvaluateConfig) -> Ask:
+    """What `measure_cold` asks of a solver that has columns for withheld items."""
     length, first = min(max(settings.ks), dataset.num_trained), dataset.num_trained
 
     def ask(people: People, reporter: Reporter) -> Asked:
@@ -77,6 +91,4 @@ def evaluate_cold_solver(fitted: Fitted, dataset: Dataset, fill: ColdFill, *, sp
             reporter.advance(len(users))
         return found
 
-    return measure_cold(dataset, ask, split, settings,
-                        about={"cold_items": {**fill.about(), "bias": 0.0},
-                               "filled": int((out & has).sum())})
+    return ask

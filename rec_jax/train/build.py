@@ -29,16 +29,22 @@ from rec_jax.inference.served import (
     reading_of,
     serving_bias,
     serving_values,
-    without_codes,
 )
 from rec_jax.mesh import ITEMS as ITEMS_AXIS
 from rec_jax.mesh import Axes, device_memory, make_mesh, row_sharding
 from rec_jax.metrics import rank_metrics
-from rec_jax.model.encoder import TABLES, Encoder, Params, build_encoder, with_tables
+from rec_jax.model.encoder import (
+    TABLES,
+    Encoder,
+    Params,
+    build_encoder,
+    with_tables,
+    without_codes,
+)
 from rec_jax.model.encoders import graph_layers, uses_users
+from rec_jax.model.graphs import AnyGraph, graph_of, of_vectors, served_vectors
 from rec_jax.model.lora import adapted_in, init_lora
 from rec_jax.model.optimizer import dense_optimizer, schedule
-from rec_jax.model.propagation import Graph, open_graph, propagate_now
 from rec_jax.model.rows import RowSource
 from rec_jax.model.tuning import Tuning, find_tuning
 from rec_jax.run import RunConfig, modes_of, placements_of, tables_of, targets_of, update_of
@@ -186,7 +192,7 @@ def build(config: RunConfig) -> Built:
     state = init_state(
         params, new, optimizer, average=settings.ema is not None, seed=config.seed, modes=modes,
         mesh=mesh, tuning=tuning)
-    graph = open_graph(dataset, graph_layers(config.encoder), mesh)
+    graph = graph_of(config.encoder, dataset, mesh)
     step = make_train_step(
         encoder, config.objective, optimizer, precision=settings.precision, ema=settings.ema,
         tables=tables, modes=modes, mesh=mesh, rate=schedule(config.optimizer, horizon.total),
@@ -251,13 +257,13 @@ class Validator:
     """Ranks the validation users with the weights of a state."""
 
     def __init__(self, config: RunConfig, dataset: Dataset, encoder: Encoder,
-                 mesh: Mesh, over: Axes = (ITEMS_AXIS,), graph: Graph | None = None) -> None:
+                 mesh: Mesh, over: Axes = (ITEMS_AXIS,), graph: AnyGraph | None = None) -> None:
         """over: mesh axes that cut the rows; graph: what makes vectors of them. Raises InputError
         where the dataset has nobody to validate on."""
         self._config, self._dataset, self._graph = config, dataset, graph
-        self._encoder, plain = encoder, RowSource(encoder.source.dim)
-        if encoder.source.coded:  # vectors are where rows would be
-            encoder = encoder._replace(source=plain)
+        self._encoder = encoder
+        if graph is not None or encoder.source.coded:  # vectors are where rows would be
+            encoder = of_vectors(encoder)
         settings = config.evaluate
         self._mesh = mesh
         self.panel: Panel = choose_panel(dataset, "valid", settings, settings.users, config.seed)
@@ -325,8 +331,8 @@ class Validator:
     def _served(self, state: TrainState) -> tuple[Params, jax.Array]:
         """As `served`, with vectors where a graph makes them of rows."""
         params, rows = served(state)
-        _, rows = without_codes(self._encoder, params, rows)
         if self._graph is None:
-            return params, rows
-        vectors = propagate_now(self._graph, {**params, ITEMS: rows}, self._mesh, state.items.over)
+            return params, without_codes(self._encoder, params, rows)[1]
+        vectors = served_vectors(self._graph, self._encoder.source, params, {**params, ITEMS: rows},
+                                 self._mesh, state.items.over, state.items.row_map)
         return with_tables(params, vectors), vectors[ITEMS]

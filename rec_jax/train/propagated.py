@@ -2,7 +2,8 @@
 
     rows -> vectors -> tables as the loss sees them -> gradient of the vectors -> of the rows
 
-Rows become vectors once a step, however many micro-batches it has.
+Rows become vectors once a step, however many micro-batches it has. So it is where a step makes the
+vectors of all nodes; a sparse table's step makes those that it names (`neighbourhood`).
 """
 
 from __future__ import annotations
@@ -12,44 +13,66 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh
+import jax.numpy as jnp
 
+from rec_jax import streams
+from rec_jax.model.aggregation import all_layers
+from rec_jax.model.graphs import AnyGraph, of_vectors
+from rec_jax.model.neighbours import draw_seeds
 from rec_jax.model.propagation import Graph, propagate
 from rec_jax.tables import ITEMS, USERS
 from rec_jax.train import dense
 from rec_jax.train.mode import Array, Batch, OpenTable, Request, Setting
-from rec_jax.train.state import TrainState
+from rec_jax.train.state import TrainState, moving
 
 Pull = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class Propagated(NamedTuple):
-    """state: with vectors where the tables' rows were; pull: gradients by table, of the vectors ->
-    of the rows."""
+    """setting, state: as a loss sees them, with vectors where the tables' rows were; pull:
+    gradients of the vectors and of the encoder's parameters -> of the rows and of these; whole:
+    whether it is so, and rows are not what they were."""
 
+    setting: Setting
     state: TrainState
     pull: Pull
+    whole: bool = True
 
 
-def propagated(graph: Graph | None, state: TrainState, mesh: Mesh) -> Propagated:
-    """The state as a loss sees it; itself where there is no graph."""
-    if graph is None:
-        return Propagated(state, lambda gradients: gradients)
+def propagated(graph: AnyGraph | None, setting: Setting, state: TrainState) -> Propagated:
+    """The state as a loss sees it; itself where no graph makes all vectors."""
+    if graph is None or setting.modes[ITEMS] != "dense":
+        return Propagated(setting, state, lambda gradients: gradients, whole=False)
     over = state.items.over
 
-    def spread(rows: dict[str, Array]) -> dict[str, Array]:
-        return propagate(graph, rows, mesh, over)
+    def spread(params: dict[str, Array], rows: dict[str, Array]) -> dict[str, Array]:
+        if isinstance(graph, Graph):
+            return propagate(graph, rows, setting.mesh, over)
+        run, now = jax.random.wrap_key_data(state.key), state.step
+        source, items = setting.encoder.source, state.items
+        stored = rows[ITEMS]
+        if items.fixed:
+            fixed = items.rows[:, stored.shape[1]:].astype(jnp.float32)
+            stored = jnp.concatenate([stored, fixed], axis=1)
+        stored = source.without_own(streams.of_step(run, now, streams.ROWS), stored,
+                                    jnp.arange(len(stored)))
+        whole = {**state.encoder, **params}
+        return all_layers(graph, whole, {**rows, ITEMS: source.compose(whole, stored)},
+                          draw_seeds(streams.of_step(run, now, streams.NEIGHBOURS),
+                                     len(graph.fan_out)))[-1]
 
-    vectors, pull = jax.vjp(spread, {name: state.tables[name].parameters
-                                     for name in (ITEMS, USERS)})
+    vectors, pull = jax.vjp(spread, moving(state.encoder, setting.tuning), {
+        name: state.tables[name].parameters for name in (ITEMS, USERS)})
 
     def back(gradients: dict[str, Any]) -> dict[str, Any]:
-        (own,) = pull({name: gradients[name] for name in vectors})
-        return {**gradients, **own}
+        params, rows = pull({name: gradients["tables"][name] for name in vectors})
+        return {"encoder": jax.tree.map(jnp.add, gradients["encoder"], params),
+                "tables": {**gradients["tables"], **rows}}
 
-    return Propagated(state._replace(tables={
-        name: table.replace(rows=vectors[name]) if name in vectors else table
-        for name, table in state.tables.items()}), back)
+    seen = state._replace(tables={
+        name: table.replace(rows=vectors[name], fixed=0) if name in vectors else table
+        for name, table in state.tables.items()})
+    return Propagated(setting._replace(encoder=of_vectors(setting.encoder)), seen, back)
 
 
 def closed_as_rows(setting: Setting, state: TrainState, opened: Mapping[str, OpenTable]
@@ -65,7 +88,7 @@ class WithGraph:
     the program."""
 
     step: Any
-    graph: Graph
+    graph: AnyGraph
 
     def __call__(self, state: TrainState, batch: Batch, places: Any = None) -> Any:
         return self.step(state, batch, places, self.graph)

@@ -26,7 +26,7 @@ class SparseCatalogue(Answers):
     def stored(self, name: str) -> Array:
         """See `TableCatalogue`."""
         ids = self._ids[name]
-        rows = (self._shared[name] if name in self._shared else rows_named(self._each[name], ids))
+        rows = rows_named((self._shared if name in self._shared else self._each)[name], ids)
         return self._composed.in_step(rows, ids.ids)
 
 

@@ -23,8 +23,8 @@ from rec_jax.errors import InputError, TrainingError
 from rec_jax.kernels.compat import materialise
 from rec_jax.mesh import MeshConfig, batch_sharding, make_mesh, replicated
 from rec_jax.model.encoder import Encoder
+from rec_jax.model.graphs import AnyGraph
 from rec_jax.model.heads import apply_head
-from rec_jax.model.propagation import Graph
 from rec_jax.model.rows import drop_of
 from rec_jax.model.tuning import EVERYTHING, Tuning
 from rec_jax.objectives import Objective, Task
@@ -44,10 +44,12 @@ from rec_jax.train.mode import (
     queries_of,
     weighted,
 )
+from rec_jax.train.neighbourhood import neighbourhood, node_answers
 from rec_jax.train.propagated import WithGraph, closed_as_rows, propagated
 from rec_jax.train.state import TrainState, averaged, dense_part, moving, state_shardings, weights
 from rec_jax.train.tables import check_drop, check_modes, hyper_of, open_tables
 from rec_jax.train.text_rows import WithTexts, split_texts, touched, with_texts
+from rec_jax.train.walks import with_walks
 
 
 class StepMetrics(NamedTuple):
@@ -84,7 +86,7 @@ def make_train_step(encoder: Encoder, objective: Objective,
                     modes: Mapping[str, ModeName] | None = None, precision: str = "f32",
                     ema: float | None = None, mesh: Mesh | None = None,
                     rate: optax.Schedule | None = None, losses: bool = False,
-                    tuning: Tuning = EVERYTHING, graph: Graph | None = None,
+                    tuning: Tuning = EVERYTHING, graph: AnyGraph | None = None,
                     texts: ItemEncoder | None = None) -> Step:
     """One update on `mesh` (default: one device), jitted, with the state donated.
 
@@ -98,7 +100,7 @@ def make_train_step(encoder: Encoder, objective: Objective,
     modes: how each table trains; by default dense.
     losses: give those of all positions, too.
     tuning: what is frozen, and factors on the learning rate; as `init_state` had it.
-    graph: what makes vectors of the rows of users and items, which are dense then.
+    graph: what makes vectors of the rows of users and items.
     texts: what makes content of the texts of the items that a step reads.
 
     Raises:
@@ -113,7 +115,8 @@ def make_train_step(encoder: Encoder, objective: Objective,
     setting = Setting(encoder, objective, tables, modes, mesh, DTYPES[precision], tuning)
 
     def step(state: TrainState, batch: Batch, places: Mapping[str, Places] | None = None,
-             graph: Graph | None = None, tokens: Any = None) -> tuple[TrainState, StepMetrics]:
+             graph: AnyGraph | None = None, tokens: Any = None,
+             ) -> tuple[TrainState, StepMetrics]:
         state = state._replace(tables={
             name: table.replace(places=(places or {}).get(name))
             for name, table in state.tables.items()})
@@ -121,6 +124,7 @@ def make_train_step(encoder: Encoder, objective: Objective,
         run, now = jax.random.wrap_key_data(state.key), state.step
         keys = Keys(streams.of_micro_batches(run, now, count, streams.TASK),
                     streams.of_step(run, now, streams.NEGATIVES))
+        batch = with_walks(graph, objective, batch, streams.of_step(run, now, streams.WALKS))
         tasks = objective.plan(batch, keys, state.items.num_items)
         if "importance" in batch:
             tasks = tasks._replace(weights=tasks.weights * batch["importance"].reshape(
@@ -130,8 +134,9 @@ def make_train_step(encoder: Encoder, objective: Objective,
         assert present is not None
         rows_key = streams.of_step(run, now, streams.ROWS)
         dropout = streams.of_micro_batches(run, now, count, streams.DROPOUT)
-        seen = propagated(graph, state, mesh)
-        opened, ids, tasks = open_tables(setting, seen.state, batch, tasks, keys.step)
+        seen, near = propagated(graph, setting, state), neighbourhood(graph, setting, state)
+        opened, ids, tasks, every = open_tables(seen.setting, seen.state, batch, tasks, keys.step,
+                                                near)
         trained, of_texts = split_texts(moving(state.encoder, tuning))
         made = None if texts is None else touched(
             texts, tokens, setting, state.encoder, of_texts, state.items.num_items, ids[ITEMS],
@@ -142,14 +147,15 @@ def make_train_step(encoder: Encoder, objective: Objective,
         def loss_of(shared: Any, slices: Any, micro: Batch, task: Task, ids: Any, key: Array
                     ) -> tuple[Array, Any]:
             params = {**state.encoder, **shared["encoder"]}
-            source = composed(encoder.source, params, rows_key)
+            source = composed(seen.setting.encoder.source, params, rows_key)
             if made is not None and texts is not None:
                 source = with_texts(source, encoder.source, texts, made.ids, shared["texts"])
             answers = {name: table.catalogue(
                 shared["tables"][name], slices[name], ids[name],
                 source if name == ITEMS else STORED) for name, table in opened.items()}
+            answers = node_answers(near, setting, state, params, answers, ids, every)
             users = answers[USERS].stored(READ) if USERS in answers else None
-            queries = queries_of(setting, params, answers[setting.reads].stored(READ), micro,
+            queries = queries_of(seen.setting, params, answers[setting.reads].stored(READ), micro,
                                  task, key, users)
             values = {**task.values, **{f"queries/{name}": apply_head(params, name, queries)
                                         for name in objective.needs.heads}}
@@ -180,9 +186,9 @@ def make_train_step(encoder: Encoder, objective: Objective,
             pulled = made.pull(to_shared.pop("texts"))
             to_shared, shared = ({**tree, "encoder": {**tree["encoder"], **more}}
                                  for tree, more in ((to_shared, pulled), (shared, of_texts)))
-        if graph is not None:
+        if seen.whole:
             # From here on rows are what is stored again.
-            to_shared = {**to_shared, "tables": seen.pull(to_shared["tables"])}
+            to_shared = seen.pull(to_shared)
             opened = closed_as_rows(setting, state, opened)
             shared = {**shared, "tables": {name: table.parameters
                                            for name, table in state.tables.items()}}

@@ -17,6 +17,7 @@ from rec_jax.train import dense, sparse, streamed
 from rec_jax.train.fetched import fetch_rows
 from rec_jax.train.frozen import held
 from rec_jax.train.mode import READ, Array, Batch, Opener, OpenTable, Request, Setting
+from rec_jax.train.neighbourhood import Neighbourhood
 from rec_jax.train.search import search_in
 from rec_jax.train.state import TrainState
 
@@ -30,20 +31,24 @@ MODES: dict[str, Opener] = {
 
 class Opened(NamedTuple):
     """tables: by name; ids: by table and name, what it reads of every micro-batch `[A, ...]`;
-    tasks: with the negatives that were mined."""
+    tasks: with the negatives that were mined; shared: by table and name, what every micro-batch
+    reads."""
 
     tables: dict[str, OpenTable]
     ids: dict[str, dict[str, Ids]]
     tasks: Task
+    shared: dict[str, dict[str, Ids]]
 
 
-def open_tables(setting: Setting, state: TrainState, batch: Batch, tasks: Task, key: Array
-                ) -> Opened:
+def open_tables(setting: Setting, state: TrainState, batch: Batch, tasks: Task, key: Array,
+                near: Neighbourhood | None = None) -> Opened:
     """Open the tables of `state` for a step; tasks are stacked over micro-batches.
 
-    key: of the step, for an objective that searches.
+    key: of the step, for an objective that searches; near: what is read for a node.
     """
     ids = _read(setting, batch)
+    if near is not None:
+        return _open_nodes(setting, state, ids, tasks, near)
     inputs = ids[setting.reads][READ]
     opened = {name: _open(setting, name, state.tables[name], Request(ids[name]))
               for name in ids if name != ITEMS}
@@ -56,7 +61,17 @@ def open_tables(setting: Setting, state: TrainState, batch: Batch, tasks: Task, 
     ids[ITEMS] |= _scored(setting, tasks)
     opened[ITEMS] = _open(setting, ITEMS, state.items,
                           Request(ids[ITEMS], dict(tasks.shared), tasks.targets.shape))
-    return Opened(opened, ids, tasks)
+    return Opened(opened, ids, tasks, {ITEMS: dict(tasks.shared)})
+
+
+def _open_nodes(setting: Setting, state: TrainState, ids: dict[str, dict[str, Ids]], tasks: Task,
+                near: Neighbourhood) -> Opened:
+    """As `open_tables`, with the rows that the vectors of nodes are made of."""
+    ids[ITEMS] |= _scored(setting, tasks)
+    ids, shared = (near.rows_of(named) for named in (ids, {ITEMS: dict(tasks.shared), USERS: {}}))
+    opened = {name: _open(setting, name, state.tables[name], Request(ids[name], shared[name]))
+              for name in ids}
+    return Opened(opened, ids, tasks, shared)
 
 
 def _open(setting: Setting, name: str, table: Table, request: Request) -> OpenTable:

@@ -9,17 +9,19 @@ from rec_jax.model.encoders.base import (
     Inputs,
     graph_layers,
     reads_history,
+    sampling_of,
     uses_times,
     uses_users,
 )
 
 ENCODERS = {
     "bag": "rec_jax.model.encoders.bag",
+    "graphsage": "rec_jax.model.encoders.graphsage",
     "hstu": "rec_jax.model.encoders.hstu",
     "lightgcn": "rec_jax.model.encoders.lightgcn",
     "transformer": "rec_jax.model.encoders.transformer",
     "user": "rec_jax.model.encoders.user",
 }
 
-__all__ = ["ENCODERS", "EncoderConfig", "Inputs", "graph_layers", "reads_history", "uses_times",
-           "uses_users"]
+__all__ = ["ENCODERS", "EncoderConfig", "Inputs", "graph_layers", "reads_history", "sampling_of",
+           "uses_times", "uses_users"]

@@ -50,7 +50,9 @@ class EncoderConfig(Protocol):
     `Inputs.users`. A property `reads_history` that is false says that queries do not depend on the
     inputs, so that every item of a history is a label of a causal objective. A property
     `graph_layers` above 0 says that the vectors of users and items are made of their rows by so
-    many layers of `rec_jax.model.propagation`.
+    many layers of a graph: of `rec_jax.model.propagation`, or where there is a property `samples`
+    of `rec_jax.model.aggregation`. A property `drop` is the share of steps in which an item has no
+    row of its own.
     """
 
     @property
@@ -87,6 +89,13 @@ def graph_layers(config: EncoderConfig) -> int:
     """Layers of propagation that make vectors of the rows of users and items; 0: rows are vectors.
     """
     return int(getattr(config, "graph_layers", 0))
+
+
+def sampling_of(config: EncoderConfig) -> tuple[tuple[int, ...], str] | None:
+    """How many neighbours a layer reads of a node, and by what aggregator; None: there is no graph
+    whose neighbours are drawn."""
+    found: tuple[tuple[int, ...], str] | None = getattr(config, "samples", None)
+    return found
 
 
 def uses_times(config: EncoderConfig) -> bool:
