@@ -10,9 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rec_jax import config
 from rec_jax.errors import InputError
 from rec_jax.model.encoder import encode
 from rec_jax.model.encoders import Inputs
+from rec_jax.simulate.agent import build_agent
+from rec_jax.simulate.agent_config import AgentConfig
 from rec_jax.simulate.environments import session
 from rec_jax.simulate.rollout import play
 
@@ -115,6 +118,24 @@ def test_users_are_played_to_their_end_and_likely_items_keep_them(
 
     popular, rare = jax.jit(lambda: (show(False), show(True)))()
     assert popular > rare > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["1x1", "2x2"])
+def test_an_agent_learns_in_it(tiny_run: Path, mesh: str) -> None:
+    """Whoever learns shows what is taken more often, on one device and on several."""
+    data, items = mesh.split("x")
+    agent = build_agent(config.build(AgentConfig, {
+        "environment": {"kind": "session", "run": str(tiny_run), "slate": 2, "horizon": 8},
+        "acting": {"episodes": 32}, "table": {"dim": 8}, "train": {"steps": 40},
+        "objective": {"kind": "policy_gradient", "baseline": "mean"},
+        "optimizer": {"rate": 0.05, "warmup": 0},
+        "mesh": {"data": int(data), "items": int(items)}}))
+    state, earned = agent.first(), []
+    for _ in range(40):
+        state, metrics = agent.step(state)
+        earned.append(float(metrics.earned))
+    assert np.mean(earned[-10:]) > 1.2 * np.mean(earned[:10]), earned
 
 
 @pytest.mark.parametrize(("settings", "message"), [

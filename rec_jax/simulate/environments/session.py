@@ -16,6 +16,7 @@ down what was shown: returns compare policies, and are no forecast.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,6 +93,10 @@ class Config:
             raise InputError(f"no history of {dataset.folder} has environment.begin = {self.begin} "
                              "items in its training part; expected fewer")
         first = np.asarray(dataset.items)[known[:, None] + np.arange(self.begin)]
+        # Constants go wherever the agent's own arrays lie, so they may be bound to no device.
+        params, rows, bias = jax.tree.map(
+            lambda x: jnp.asarray(np.asarray(x)), (served.params, served.rows, served.bias))
+        served = dataclasses.replace(served, params=params, rows=rows, bias=bias)
         return Session(self, served, jnp.asarray(first), jnp.asarray(self._endings(dataset)),
                        jnp.asarray(self._rewards(dataset)), self._leaving(dataset))
 
