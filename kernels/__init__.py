@@ -5,12 +5,11 @@ rest of the project. `docs/kernels.md` explains the mathematics and the backends
 """
 
 from .dispatch import BACKENDS, PREFERENCE, describe, explain
-from .entropy import softmax_entropy
 from .exclusion import Exclude
 from .primitives import Backend, Problem, RowUpdate, SparseRows
 from .rank import count_ahead, target_rank, target_scores
 from .sampling import sample
-from .softmax import softmax_loss
+from .softmax import softmax_entropy, softmax_loss
 from .topk import top_k
 from .update import Updated, softmax_item_update
 

@@ -21,7 +21,8 @@ from . import measured
 from .measured import VARIABLE, Seconds
 from .native import build as native_build
 
-FOLDS = {"softmax_loss": "softmax", "softmax_item_update": "softmax", "target_rank": "rank",
+FOLDS = {"softmax_loss": "softmax", "softmax_item_update": "softmax", "softmax_entropy": "softmax",
+         "softmax_entropy_update": "softmax", "target_rank": "rank", "top_k": "rank",
          "attention": "attention", "feed_forward": "feed_forward"}
 """What is measured for an operation."""
 

@@ -34,6 +34,8 @@ FOLDS = {
     "softmax_item_update": ("item_update",),
     "target_rank": ("label_scores", "rank_count"),
     "top_k": ("top_k",),
+    "softmax_entropy": ("entropy_forward", "entropy_grad"),
+    "softmax_entropy_update": ("entropy_update",),
 }
 """Folds that a public function needs from its backend."""
 

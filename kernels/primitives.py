@@ -81,12 +81,21 @@ class Partials(NamedTuple):
     o_minus: `[N, d]`, sum over j != y_i of exp(s_ij - m_i) * c'_ij * w_j; None if not asked.
       The factor `scale` is not in it.
     s_y: `[N]`, score of the label; -inf where the label is not an item of this shard.
+    l_moment, o_moment: as l_minus and o_minus, with the factor s_ij - m_i on every term: what the
+      entropy needs besides (`EntropyForward`); None if not asked.
     """
 
     m: Array
     l_minus: Array
     o_minus: Array | None
     s_y: Array
+    l_moment: Array | None = None
+    o_moment: Array | None = None
+
+
+LEAST = -120.0
+"""A difference of a score to its reference is at least this in a moment: its exponential is 0 in
+f32, and 0 times it is 0, where 0 times -inf is NaN."""
 
 
 class SparseRows(NamedTuple):
@@ -147,6 +156,31 @@ class ItemUpdate(Protocol):
                  ) -> tuple[Array, Any, Array | None]: ...
 
 
+class EntropyForward(Protocol):
+    """`Forward` with `l_moment`, and with `o_moment` where `o_minus` is asked for."""
+
+    def __call__(self, queries: Array, items: Array, targets: Array, scores: Scores, *,
+                 with_expected: bool) -> Partials: ...
+
+
+class EntropyGrad(Protocol):
+    """`ItemGrad` with C_ij = (weight_i + log_weight_i * (s_ij - lse_i)) * exp(s_ij - lse_i) * c'_ij
+    for j != y_i; log_weight: f32 `[N]`."""
+
+    def __call__(self, queries: Array, items: Array, targets: Array, lse: Array, weight: Array,
+                 label_weight: Array, scores: Scores, *, log_weight: Array | None
+                 ) -> tuple[Array, Array | None]: ...
+
+
+class EntropyUpdate(Protocol):
+    """`ItemUpdate` with the gradient of `EntropyGrad`."""
+
+    def __call__(self, queries: Array, items: Array, state: Any, targets: Array, lse: Array,
+                 weight: Array, label_weight: Array, scores: Scores, *, update: RowUpdate,
+                 hyper: Any, sparse: SparseRows | None, seed: Array | None,
+                 log_weight: Array | None) -> tuple[Array, Any, Array | None]: ...
+
+
 class LabelScores(Protocol):
     """s_y f32 `[N]`, bitwise what `RankCount` computes for the same row; -inf if not here."""
 
@@ -184,7 +218,7 @@ def ordered(s: Array) -> Array:
 class Problem:
     """What dispatch and a backend's `refuses` may look at; all of it is static.
 
-    op: softmax_loss, softmax_item_update, target_rank or top_k.
+    op: one of `dispatch.FOLDS`.
     platform: cpu, gpu or tpu.
     queries, items: shapes and types; softcap, bias: whether they are there.
     """
@@ -216,3 +250,6 @@ class Backend:
     label_scores: LabelScores | None = None
     rank_count: RankCount | None = None
     top_k: TopK | None = None
+    entropy_forward: EntropyForward | None = None
+    entropy_grad: EntropyGrad | None = None
+    entropy_update: EntropyUpdate | None = None

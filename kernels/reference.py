@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from .primitives import (
+    LEAST,
     Array,
     Backend,
     Excluded,
@@ -55,7 +57,7 @@ def _ids(items: Array, rule: Scores) -> Array:
 
 
 def forward(queries: Array, items: Array, targets: Array, scores: Scores, *,
-            with_expected: bool) -> Partials:
+            with_expected: bool, with_moment: bool = False) -> Partials:
     """See `primitives.Forward`."""
     s, slope = _scores(queries, items, scores)
     label = _ids(items, scores) == targets[:, None]
@@ -66,15 +68,25 @@ def forward(queries: Array, items: Array, targets: Array, scores: Scores, *,
     # The slope of what is no item is NaN where the query is.
     bent = jnp.where(p == 0, 0.0, p * slope)
     o_minus = _matmul(bent, _present(items, scores)) if with_expected else None
-    return Partials(m, jnp.sum(p, axis=1), o_minus, s_y)
+    parts = Partials(m, jnp.sum(p, axis=1), o_minus, s_y)
+    if not with_moment:
+        return parts
+    x = jnp.maximum(s - m[:, None], LEAST)
+    o_moment = _matmul(bent * x, _present(items, scores)) if with_expected else None
+    return parts._replace(l_moment=jnp.sum(p * x, axis=1), o_moment=o_moment)
 
 
 def item_grad(queries: Array, items: Array, targets: Array, lse: Array, weight: Array,
-              label_weight: Array, scores: Scores) -> tuple[Array, Array | None]:
-    """See `primitives.ItemGrad`."""
+              label_weight: Array, scores: Scores, *, log_weight: Array | None = None
+              ) -> tuple[Array, Array | None]:
+    """See `primitives.ItemGrad` and `primitives.EntropyGrad`."""
     s, slope = _scores(queries, items, scores)
+    x, factor = s - lse[:, None], weight[:, None]
+    if log_weight is not None:
+        x = jnp.maximum(x, LEAST)
+        factor = factor + log_weight[:, None] * x
     c = jnp.where(_ids(items, scores) == targets[:, None], label_weight[:, None],
-                  weight[:, None] * jnp.exp(s - lse[:, None]) * slope)
+                  factor * jnp.exp(x) * slope)
     there = _are_items(items, scores)
     d_items = scores.scale * _matmul(c.T, queries.astype(jnp.float32))
     d_items = jnp.where(there[:, None], d_items, 0.0)
@@ -83,10 +95,11 @@ def item_grad(queries: Array, items: Array, targets: Array, lse: Array, weight: 
 
 def item_update(queries: Array, items: Array, state: Any, targets: Array, lse: Array,
                 weight: Array, label_weight: Array, scores: Scores, *, update: RowUpdate,
-                hyper: Any, sparse: SparseRows | None, seed: Array | None
-                ) -> tuple[Array, Any, Array | None]:
-    """See `primitives.ItemUpdate`."""
-    grads, d_bias = item_grad(queries, items, targets, lse, weight, label_weight, scores)
+                hyper: Any, sparse: SparseRows | None, seed: Array | None,
+                log_weight: Array | None = None) -> tuple[Array, Any, Array | None]:
+    """See `primitives.ItemUpdate` and `primitives.EntropyUpdate`."""
+    grads, d_bias = item_grad(queries, items, targets, lse, weight, label_weight, scores,
+                              log_weight=log_weight)
     if sparse is not None:
         local = sparse.ids - scores.row_offset
         here = (local >= 0) & (local < items.shape[0])
@@ -140,4 +153,4 @@ def refuses(problem: Problem) -> str | None:
 
 
 BACKEND = Backend("reference", refuses, forward, item_grad, item_update, label_scores,
-                  rank_count, top_k)
+                  rank_count, top_k, partial(forward, with_moment=True), item_grad, item_update)

@@ -15,24 +15,27 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from . import dispatch
+from . import dispatch, entropy
 from .compat import vary, varying_axes
-from .primitives import Array, AxisName, Backend, Partials
+from .primitives import LEAST, Array, AxisName, Backend, Partials
 from .shards import align, check_arrays, pick_rows, place, score_rule
 
 
 @dataclass(frozen=True)
 class _Static:
-    """What a trace depends on besides the arrays. num_items is None where it is traced."""
+    """What a trace depends on besides the arrays. num_items is None where it is traced; entropy:
+    it is asked for as well."""
 
     backend: Backend
     softcap: float | None
     num_items: int | None
     axis_name: AxisName | None
+    entropy: bool
 
 
 class _Residuals(NamedTuple):
-    """expected: f32 `[N, d]`, sum over j != y of p_j c'_j w_j."""
+    """expected: f32 `[N, d]`, sum over j != y of p_j c'_j w_j; entropy: f32 `[N]`, and its_rows:
+    f32 `[N, d]`, the same sum with the factor d H / d s_j in the place of p_j."""
 
     queries: Array
     items: Array
@@ -43,6 +46,8 @@ class _Residuals(NamedTuple):
     lse: Array
     loss: Array
     expected: Array
+    entropy: Array | None
+    its_rows: Array | None
 
 
 def softmax_loss(queries: Array, items: Array, targets: Array, *, bias: Array | None = None,
@@ -84,12 +89,38 @@ def softmax_loss(queries: Array, items: Array, targets: Array, *, bias: Array | 
     Raises:
       ValueError: wrong shapes or types, or a backend that cannot run.
     """
-    check_arrays("softmax_loss", queries, items, targets, bias, softcap)
-    problem = dispatch.describe("softmax_loss", queries, items, bias=bias, softcap=softcap)
+    loss, lse, _ = _asked("softmax_loss", queries, items, targets, bias, logit_scale, softcap,
+                          num_items, axis_name, backend)
+    return loss, lse
+
+
+def softmax_entropy(queries: Array, items: Array, targets: Array, *, bias: Array | None = None,
+                    logit_scale: float | Array = 1.0, softcap: float | None = None,
+                    num_items: int | Array | None = None, axis_name: AxisName | None = None,
+                    backend: str | Backend = "auto") -> tuple[Array, Array, Array]:
+    """`softmax_loss`, and the entropy f32 `[N]` of each query's softmax, in the same two passes.
+
+    Arguments, results and gradients are as there; `entropy.py` has the formulas. A query without
+    any item has the entropy 0.
+    """
+    loss, lse, found = _asked("softmax_entropy", queries, items, targets, bias, logit_scale,
+                              softcap, num_items, axis_name, backend)
+    assert found is not None
+    return loss, lse, found
+
+
+def _asked(op: str, queries: Array, items: Array, targets: Array, bias: Array | None,
+           logit_scale: float | Array, softcap: float | None, num_items: int | Array | None,
+           axis_name: AxisName | None, backend: str | Backend
+           ) -> tuple[Array, Array, Array | None]:
+    """Loss, lse and, where `op` asks for it, the entropy."""
+    check_arrays(op, queries, items, targets, bias, softcap)
+    problem = dispatch.describe(op, queries, items, bias=bias, softcap=softcap)
     total, _ = place(items, num_items, axis_name)
     fixed = total if isinstance(total, int) else None
     counted = None if isinstance(total, int) else total
-    static = _Static(dispatch.choose(problem, backend), softcap, fixed, axis_name)
+    static = _Static(dispatch.choose(problem, backend), softcap, fixed, axis_name,
+                     op == "softmax_entropy")
     scale = jnp.asarray(logit_scale, jnp.float32)
     # Replicated arguments are typed as varying where the queries are: the transpose of that
     # step sums their gradients over the data axes.
@@ -102,9 +133,10 @@ def softmax_loss(queries: Array, items: Array, targets: Array, *, bias: Array | 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _loss(static: _Static, queries: Array, items: Array, targets: Array, bias: Array | None,
-          scale: Array, num_items: Array | None) -> tuple[Array, Array]:
+          scale: Array, num_items: Array | None) -> tuple[Array, Array, Array | None]:
     merged = _fold(static, queries, items, targets, bias, scale, num_items, False)
-    return _finish(merged)
+    loss, lse = _finish(merged)
+    return loss, lse, entropy.value(merged, loss, lse) if static.entropy else None
 
 
 def _fold(static: _Static, queries: Array, items: Array, targets: Array, bias: Array | None,
@@ -112,8 +144,9 @@ def _fold(static: _Static, queries: Array, items: Array, targets: Array, bias: A
     count = static.num_items if num_items is None else num_items
     items, queries, targets, bias, scale = align(items, queries, targets, bias, scale)
     rule = score_rule(items, scale, bias, count, static.softcap, static.axis_name)
-    assert static.backend.forward is not None
-    parts = static.backend.forward(queries, items, targets, rule, with_expected=with_expected)
+    fold = static.backend.entropy_forward if static.entropy else static.backend.forward
+    assert fold is not None
+    parts = fold(queries, items, targets, rule, with_expected=with_expected)
     return merge(parts, static.axis_name)
 
 
@@ -125,14 +158,24 @@ def merge(parts: Partials, axis_name: AxisName | None) -> Partials:
     # The reference of a shard without candidates means nothing and must not hide the others'.
     m = jax.lax.pmax(jnp.where(parts.l_minus > 0, parts.m, lowest), axis_name)
     factor = jnp.where(parts.l_minus > 0, jnp.exp(parts.m - m), 0.0)
-    l_minus = jax.lax.psum(parts.l_minus * factor, axis_name)
-    o_minus = None if parts.o_minus is None else jax.lax.psum(
-        parts.o_minus * factor[:, None], axis_name)
+
+    def added(sums: Array | None) -> Array | None:
+        return None if sums is None else jax.lax.psum(
+            sums * factor.reshape(-1, *[1] * (sums.ndim - 1)), axis_name)
+
+    # A moment counts from the reference, which moves by so much.
+    by = jnp.maximum(parts.m - m, LEAST)
+    l_moment = None if parts.l_moment is None else parts.l_moment + by * parts.l_minus
+    o_moment = None if parts.o_moment is None or parts.o_minus is None else (
+        parts.o_moment + by[:, None] * parts.o_minus)
+    l_minus = added(parts.l_minus)
+    assert l_minus is not None
     # One shard at most has the label. A maximum might lose its score if that is NaN, a sum cannot.
     here = parts.s_y != -jnp.inf
     s_y, found = jax.lax.psum((jnp.where(here, parts.s_y, 0.0), here.astype(jnp.float32)),
                               axis_name)
-    return Partials(m, l_minus, o_minus, jnp.where(found > 0, s_y, -jnp.inf))
+    return Partials(m, l_minus, added(parts.o_minus), jnp.where(found > 0, s_y, -jnp.inf),
+                    added(l_moment), added(o_moment))
 
 
 def _finish(merged: Partials) -> tuple[Array, Array]:
@@ -146,35 +189,51 @@ def _finish(merged: Partials) -> tuple[Array, Array]:
 
 
 class Side(NamedTuple):
-    """What the gradient of the rows needs of the queries; see `primitives.ItemGrad`."""
+    """What the gradient of the rows needs of the queries; see `primitives.ItemGrad`. log_weight:
+    None without an entropy."""
 
     queries: Array
     lse: Array
     weight: Array
     label_weight: Array
+    log_weight: Array | None
 
 
 def second_pass(queries: Array, loss: Array, lse: Array, g: Array, z: Array,
-                softcap: float | None) -> Side:
+                softcap: float | None, of_entropy: tuple[Array, Array] | None = None) -> Side:
     """The queries as the second pass takes them: those without a cotangent hold no NaN, and
-    exp(s - lse) is 0 for them, and for those that have no item."""
+    exp(s - lse) is 0 for them, and for those that have no item.
+
+    of_entropy: the entropy f32 `[N]` and its cotangent, where there is one.
+    """
     live = (g != 0) | (z != 0)
+    label, weight, log_weight = _label_factors(loss, g, z), g + z, None
+    if of_entropy is not None:
+        found, e = of_entropy
+        live |= e != 0
+        label += entropy.label_factors(loss, found, e)
+        weight -= e * found
+        log_weight = jnp.where(live, -e, 0.0)
     return Side(jnp.where(live[:, None], queries, 0),
                 jnp.where(live & (lse != -jnp.inf), lse, jnp.inf),
-                jnp.where(live, g + z, 0.0),
-                jnp.where(live, _label_factors(loss, lse, g, z, softcap), 0.0))
+                jnp.where(live, weight, 0.0),
+                jnp.where(live, label * _slope(loss, lse, softcap), 0.0), log_weight)
 
 
-def _label_factors(loss: Array, lse: Array, g: Array, z: Array, softcap: float | None) -> Array:
-    """d / d raw score of the label: (-g (1 - p_y) + z p_y) c'_y, exact as p_y -> 1. f32 `[N]`.
+def _label_factors(loss: Array, g: Array, z: Array) -> Array:
+    """d / d score of the label: -g (1 - p_y) + z p_y, exact as p_y -> 1. f32 `[N]`.
 
     0 for a label that is no item.
     """
-    factors = jnp.where(loss == jnp.inf, 0.0, g * jnp.expm1(-loss) + z * jnp.exp(-loss))
+    return jnp.where(loss == jnp.inf, 0.0, g * jnp.expm1(-loss) + z * jnp.exp(-loss))
+
+
+def _slope(loss: Array, lse: Array, softcap: float | None) -> Array | float:
+    """c' of the labels."""
     if softcap is None:
-        return factors
+        return 1.0
     s_y = jnp.where(jnp.isfinite(loss), lse - loss, 0.0)
-    return factors * (1 - jnp.square(s_y / softcap))
+    return 1 - jnp.square(s_y / softcap)
 
 
 def _loss_fwd(static: _Static, queries: Array, items: Array, targets: Array, bias: Array | None,
@@ -184,23 +243,37 @@ def _loss_fwd(static: _Static, queries: Array, items: Array, targets: Array, bia
     loss, lse = _finish(merged)
     share = -jnp.expm1(-loss) / jnp.where(merged.l_minus > 0, merged.l_minus, 1.0)
     expected = merged.o_minus * share[:, None]
-    residuals = _Residuals(queries, items, targets, bias, scale, num_items, lse, loss, expected)
-    return (loss, lse), residuals
+    found = its_rows = None
+    if static.entropy:
+        found = entropy.value(merged, loss, lse)
+        its_rows = share[:, None] * entropy.rows(merged, found)
+    residuals = _Residuals(queries, items, targets, bias, scale, num_items, lse, loss, expected,
+                           found, its_rows)
+    return (loss, lse, found), residuals
 
 
-def _loss_bwd(static: _Static, kept: _Residuals, cotangents: tuple[Array, Array]) -> Any:
-    side = second_pass(kept.queries, kept.loss, kept.lse, *cotangents, static.softcap)
+def _loss_bwd(static: _Static, kept: _Residuals,
+              cotangents: tuple[Array, Array, Array | None]) -> Any:
+    g, z, e = cotangents
+    of_entropy = None if kept.entropy is None or e is None else (kept.entropy, e)
+    side = second_pass(kept.queries, kept.loss, kept.lse, g, z, static.softcap, of_entropy)
     count = static.num_items if kept.num_items is None else kept.num_items
-    items, queries, targets, bias, scale, lse, weight, label_weight = align(
+    items, queries, targets, bias, scale, lse, weight, label_weight, log_weight = align(
         kept.items, side.queries, kept.targets, kept.bias, kept.scale, *side[1:])
     rule = score_rule(items, scale, bias, count, static.softcap, static.axis_name)
     label_rows = pick_rows(items, targets, rule.row_offset, static.axis_name)
-    d_raw = (_weighted(side.weight, kept.expected) + _weighted(side.label_weight, label_rows))
+    d_raw = _weighted(g + z, kept.expected) + _weighted(side.label_weight, label_rows)
+    if e is not None and kept.its_rows is not None:
+        d_raw += _weighted(e, kept.its_rows)
     d_scale = jnp.sum(side.queries.astype(jnp.float32) * d_raw)
     d_queries = (kept.scale * d_raw).astype(kept.queries.dtype)
-    assert static.backend.item_grad is not None
-    d_items, d_bias = static.backend.item_grad(
-        queries, items, targets, lse, weight, label_weight, rule)
+    known = (queries, items, targets, lse, weight, label_weight, rule)
+    if static.entropy:
+        assert static.backend.entropy_grad is not None
+        d_items, d_bias = static.backend.entropy_grad(*known, log_weight=log_weight)
+    else:
+        assert static.backend.item_grad is not None
+        d_items, d_bias = static.backend.item_grad(*known)
     if kept.bias is not None and d_bias is not None:
         d_bias = d_bias.astype(kept.bias.dtype)
     return d_queries, d_items.astype(kept.items.dtype), None, d_bias, d_scale, None

@@ -25,11 +25,12 @@ class Updated(NamedTuple):
 
 def softmax_item_update(items: Array, state: Any, queries: Array, targets: Array, loss: Array,
                         lse: Array, loss_grad: Array, lse_grad: Array, *, update: RowUpdate,
-                        hyper: Any = None, sparse: SparseRows | None = None,
-                        seed: Array | None = None, bias: Array | None = None,
-                        logit_scale: float | Array = 1.0, softcap: float | None = None,
-                        num_items: int | Array | None = None, axis_name: AxisName | None = None,
-                        backend: str | Backend = "auto") -> Updated:
+                        of_entropy: tuple[Array, Array] | None = None, hyper: Any = None,
+                        sparse: SparseRows | None = None, seed: Array | None = None,
+                        bias: Array | None = None, logit_scale: float | Array = 1.0,
+                        softcap: float | None = None, num_items: int | Array | None = None,
+                        axis_name: AxisName | None = None, backend: str | Backend = "auto"
+                        ) -> Updated:
     """Gradient of `softmax_loss` with respect to the rows, consumed tile by tile by `update`.
 
     For a training step: compute `loss` and `lse` with `softmax_loss` on `stop_gradient(items)`;
@@ -51,6 +52,7 @@ def softmax_item_update(items: Array, state: Any, queries: Array, targets: Array
       queries: `[N, d]`; targets: int `[N]`; loss, lse: f32 `[N]`: inputs and results of
         `softmax_loss`.
       loss_grad, lse_grad: f32 `[N]`, their cotangents.
+      of_entropy: the entropy f32 `[N]` that `softmax_entropy` gave besides, and its cotangent.
       update: row-wise optimizer step, see `RowUpdate`.
       hyper: pytree of scalars for `update`.
       sparse: gradients of some rows from elsewhere, added before `update` (tied embeddings).
@@ -62,10 +64,12 @@ def softmax_item_update(items: Array, state: Any, queries: Array, targets: Array
     Raises:
       ValueError: wrong shapes or types, or a backend that cannot run.
     """
-    op = "softmax_item_update"
+    op = "softmax_item_update" if of_entropy is None else "softmax_entropy_update"
     check_arrays(op, queries, items, targets, bias, softcap)
-    for name, array in (("loss", loss), ("lse", lse), ("loss_grad", loss_grad),
-                        ("lse_grad", lse_grad)):
+    named = {"loss": loss, "lse": lse, "loss_grad": loss_grad, "lse_grad": lse_grad}
+    if of_entropy is not None:
+        named |= dict(zip(("entropy", "entropy_grad"), of_entropy, strict=True))
+    for name, array in named.items():
         if array.shape != targets.shape:
             raise ValueError(f"{op}: {name} has shape {array.shape}; expected {targets.shape}")
     if sparse is not None and sparse.grads.shape != (*sparse.ids.shape, items.shape[1]):
@@ -73,13 +77,16 @@ def softmax_item_update(items: Array, state: Any, queries: Array, targets: Array
                          f"{(*sparse.ids.shape, items.shape[1])}")
     problem = dispatch.describe(op, queries, items, bias=bias, softcap=softcap)
     chosen = dispatch.choose(problem, backend)
-    side = second_pass(queries, loss, lse, loss_grad, lse_grad, softcap)
-    items, targets, queries, lse, weight, label_weight, bias, scale, ids, grads = align(
+    side = second_pass(queries, loss, lse, loss_grad, lse_grad, softcap, of_entropy)
+    items, targets, queries, lse, weight, label_weight, log_weight, bias, scale, ids, grads = align(
         items, targets, *side, bias, jnp.asarray(logit_scale, jnp.float32),
         *(sparse or (None, None)))
     sparse = None if sparse is None else SparseRows(ids, grads)
     rule = score_rule(items, scale, bias, num_items, softcap, axis_name)
-    assert chosen.item_update is not None
-    return Updated(*chosen.item_update(
-        queries, items, state, targets, lse, weight, label_weight, rule, update=update,
-        hyper=hyper, sparse=sparse, seed=seed))
+    known = (queries, items, state, targets, lse, weight, label_weight, rule)
+    given: Any = {"update": update, "hyper": hyper, "sparse": sparse, "seed": seed}
+    if of_entropy is None:
+        assert chosen.item_update is not None
+        return Updated(*chosen.item_update(*known, **given))
+    assert chosen.entropy_update is not None
+    return Updated(*chosen.entropy_update(*known, **given, log_weight=log_weight))

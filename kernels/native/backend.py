@@ -9,6 +9,7 @@ The library is built at the first use (`build.py`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 from ..compat import result_like
 from ..primitives import Array, Backend, Excluded, Partials, Problem, RowUpdate, Scores, SparseRows
 from ..shards import align
+from ..xla import rank
 from ..xla.softmax import update_tiles
 from ..xla.tiles import Tile, pair_scores
 from . import build
@@ -35,39 +37,47 @@ def refuses(problem: Problem) -> str | None:
 
 
 def forward(queries: Array, items: Array, targets: Array, scores: Scores, *,
-            with_expected: bool, amx: bool | None = None) -> Partials:
-    """See `primitives.Forward`; `amx` None takes AMX where the CPU has it."""
-    count = queries.shape[0]
-    expected = (count, items.shape[1]) if with_expected else (0, 0)
-    m, l_minus, o_minus = _call("softmax_forward", ((count,), (count,), expected), amx,
-                                queries, items, scores, targets)
-    s_y = pair_scores(queries, items, targets, scores)
-    return Partials(m, l_minus, o_minus if with_expected else None, s_y)
+            with_expected: bool, with_moment: bool = False, amx: bool | None = None) -> Partials:
+    """See `primitives.Forward`, and `primitives.EntropyForward` for the moment; `amx` None takes
+    AMX where the CPU has it."""
+    count, width = queries.shape
+    expected, nothing = (count, width) if with_expected else (0, 0), (0, 0)
+    shapes = ((count,), (count,), expected, (count if with_moment else 0,),
+              expected if with_moment else nothing)
+    m, l_minus, o_minus, l_moment, o_moment = _call(
+        "softmax_forward", shapes, amx, queries, items, scores, targets)
+    parts = Partials(m, l_minus, o_minus if with_expected else None,
+                     pair_scores(queries, items, targets, scores))
+    return parts if not with_moment else parts._replace(
+        l_moment=l_moment, o_moment=o_moment if with_expected else None)
 
 
 def item_grad(queries: Array, items: Array, targets: Array, lse: Array, weight: Array,
-              label_weight: Array, scores: Scores, *, amx: bool | None = None
-              ) -> tuple[Array, Array | None]:
-    """See `primitives.ItemGrad`."""
+              label_weight: Array, scores: Scores, *, log_weight: Array | None = None,
+              amx: bool | None = None) -> tuple[Array, Array | None]:
+    """See `primitives.ItemGrad` and `primitives.EntropyGrad`."""
     rows = items.shape[0]
+    log_weight = jnp.zeros((0,), jnp.float32) if log_weight is None else log_weight
     grad, bias = _call(
         "softmax_item_grad", (items.shape, (0,) if scores.bias is None else (rows,)), amx,
-        queries, items, scores, targets, lse, weight, label_weight)
+        queries, items, scores, targets, lse, weight, label_weight, log_weight)
     return grad, None if scores.bias is None else bias
 
 
 def item_update(queries: Array, items: Array, state: Any, targets: Array, lse: Array,
                 weight: Array, label_weight: Array, scores: Scores, *, update: RowUpdate,
                 hyper: Any, sparse: SparseRows | None, seed: Array | None,
-                amx: bool | None = None, rows: int = _UPDATE_ROWS
-                ) -> tuple[Array, Any, Array | None]:
-    """See `primitives.ItemUpdate`: XLA's loop, whose tiles get their gradient from C++."""
+                log_weight: Array | None = None, amx: bool | None = None,
+                rows: int = _UPDATE_ROWS) -> tuple[Array, Any, Array | None]:
+    """See `primitives.ItemUpdate` and `primitives.EntropyUpdate`: XLA's loop, whose tiles get
+    their gradient from C++."""
 
     def tile_grad(tile: Tile) -> tuple[Array, Array | None]:
         bias = None if scores.bias is None else jax.lax.dynamic_slice_in_dim(
             scores.bias, tile.start, tile.ids.shape[0])
         here = Scores(scores.scale, bias, scores.num_items, tile.ids[0], scores.softcap)
-        return item_grad(queries, tile.rows, targets, lse, weight, label_weight, here, amx=amx)
+        return item_grad(queries, tile.rows, targets, lse, weight, label_weight, here, amx=amx,
+                         log_weight=log_weight)
 
     return update_tiles(items, state, scores, tile_grad, targets[0], size=min(rows, len(items)),
                         update=update, hyper=hyper, sparse=sparse, seed=seed)
@@ -83,19 +93,33 @@ def rank_count(queries: Array, items: Array, s_y: Array, excluded: Excluded, sco
                amx: bool | None = None) -> Array:
     """See `primitives.RankCount`. Counts all rows, and takes back the excluded pairs."""
     return _call("rank_count", ((queries.shape[0],),), amx, queries, items, scores, s_y,
-                 excluded.query, excluded.item, dtype=jnp.int32)[0]
+                 excluded.query, excluded.item, dtypes=(jnp.int32,))[0]
+
+
+def top_k(queries: Array, items: Array, k: int, excluded: Excluded | None, scores: Scores, *,
+          amx: bool | None = None) -> tuple[Array, Array]:
+    """See `primitives.TopK`. The best one is a maximum; more than one, or with pairs that are
+    excluded, is XLA's."""
+    if k > 1 or excluded is not None:
+        return rank.top_k(queries, items, k, excluded, scores)
+    shape = (queries.shape[0],)
+    best, ids = _call("best_item", (shape, shape), amx, queries, items, scores,
+                      dtypes=(jnp.float32, jnp.int32))
+    return best[:, None], ids[:, None]
 
 
 def _call(name: str, results: tuple[tuple[int, ...], ...], amx: bool | None, queries: Array,
-          items: Array, scores: Scores, *others: Array, dtype: Any = jnp.float32) -> list[Array]:
-    """others: f32, or ids."""
+          items: Array, scores: Scores, *others: Array, dtypes: Sequence[Any] = ()
+          ) -> list[Array]:
+    """others: f32, or ids; dtypes: of the results, f32 by default."""
     bias = jnp.zeros((0,), jnp.float32) if scores.bias is None else scores.bias
     num_items, offset = (jnp.asarray(x, jnp.int32) for x in (scores.num_items, scores.row_offset))
     others = tuple(x.astype(jnp.int32) if jnp.issubdtype(x.dtype, jnp.integer) else x
                    for x in others)
     arguments = align(queries, items, scores.scale, bias, num_items, offset, *others)
     call = build.function(
-        name, [result_like(arguments[0], shape, dtype) for shape in results])
+        name, [result_like(arguments[0], shape, dtype) for shape, dtype in zip(
+            results, dtypes or [jnp.float32] * len(results), strict=True)])
     return call(*arguments, amx=build.has_amx() if amx is None else amx,
                 softcap=np.float32(scores.softcap or 0.0))
 
@@ -104,7 +128,9 @@ def make_backend(amx: bool | None = None, rows: int = _UPDATE_ROWS) -> Backend:
     """The backend with or without AMX, and other tiles for the update; keep it, it keys traces."""
     return Backend("native", refuses, partial(forward, amx=amx), partial(item_grad, amx=amx),
                    partial(item_update, amx=amx, rows=rows), partial(label_scores, amx=amx),
-                   partial(rank_count, amx=amx))
+                   partial(rank_count, amx=amx), partial(top_k, amx=amx),
+                   partial(forward, amx=amx, with_moment=True), partial(item_grad, amx=amx),
+                   partial(item_update, amx=amx, rows=rows))
 
 
 BACKEND = make_backend()

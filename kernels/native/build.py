@@ -29,7 +29,7 @@ from . import cache, isa
 
 SOURCES = Path(__file__).parent / "cpp"
 TARGETS = ("softmax_forward", "softmax_item_grad", "attention_forward", "attention_backward",
-           "feed_forward", "label_scores", "rank_count", "sorted_pairs")
+           "feed_forward", "label_scores", "rank_count", "best_item", "sorted_pairs")
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fno-math-errno", "-pthread",
          "-ffp-contract=fast", "-Wno-psabi")
 LONGEST = 300.0

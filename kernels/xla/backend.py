@@ -21,7 +21,9 @@ def make_backend(sizes: Sizes = DEFAULT) -> Backend:
     return Backend(
         "xla", refuses, partial(forward, sizes=sizes), partial(item_grad, sizes=sizes),
         partial(item_update, sizes=sizes), partial(label_scores, sizes=sizes),
-        partial(rank_count, sizes=sizes), partial(top_k, sizes=sizes))
+        partial(rank_count, sizes=sizes), partial(top_k, sizes=sizes),
+        partial(forward, sizes=sizes, with_moment=True), partial(item_grad, sizes=sizes),
+        partial(item_update, sizes=sizes))
 
 
 BACKEND = make_backend()

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from ..compat import materialise, vary_like
-from ..primitives import Array, Partials, RowUpdate, Scores, SparseRows
+from ..primitives import LEAST, Array, Partials, RowUpdate, Scores, SparseRows
 from ..rounding import store_rows
 from .exp import exp
 from .tiles import (
@@ -41,8 +41,9 @@ TileGrad = Callable[[Tile], tuple[Array, Array | None]]
 
 
 def forward(queries: Array, items: Array, targets: Array, scores: Scores, *,
-            with_expected: bool, sizes: Sizes = DEFAULT) -> Partials:
-    """See `primitives.Forward`. Flash attention's online softmax with the label left out."""
+            with_expected: bool, with_moment: bool = False, sizes: Sizes = DEFAULT) -> Partials:
+    """See `primitives.Forward`, and `primitives.EntropyForward` for the moment. Flash attention's
+    online softmax with the label left out."""
     block = query_block(queries.shape[0], sizes)
     size = tile_rows(block, items.shape[0], sizes)
 
@@ -50,25 +51,34 @@ def forward(queries: Array, items: Array, targets: Array, scores: Scores, *,
         queries, targets = inputs
 
         def fold(tile: Tile, carry: Any) -> Any:
-            before, l_minus, o_minus = carry
+            before, l_minus, o_minus, *moments = carry
             s, slope = score_tile(queries, tile, scores)
             # The label may take part in the reference, which saves a pass over the tile.
             m = jnp.maximum(before, jnp.max(s, axis=1))
             shrink = jnp.exp(before - m)
-            p = jnp.where(tile.ids == targets[:, None], 0.0, exp(s - m[:, None]))
+            x = s - m[:, None]
+            p = jnp.where(tile.ids == targets[:, None], 0.0, exp(x))
+            # The slope of what is no item is NaN where the query is.
+            bent = p if slope is None else jnp.where(p == 0, 0.0, p * slope)
+            if moments:
+                l_moment, o_moment = moments
+                by, x = jnp.maximum(before - m, LEAST), jnp.maximum(x, LEAST)
+                l_moment = (l_moment + by * l_minus) * shrink + jnp.sum(p * x, axis=1)
+                if o_minus is not None:
+                    o_moment = ((o_moment + by[:, None] * o_minus) * shrink[:, None]
+                                + weighted_sum(bent * x, tile.rows))
+                moments = [l_moment, o_moment]
             l_minus = l_minus * shrink + jnp.sum(p, axis=1)
             if o_minus is not None:
-                # The slope of what is no item is NaN where the query is.
-                p = p if slope is None else jnp.where(p == 0, 0.0, p * slope)
-                o_minus = o_minus * shrink[:, None] + weighted_sum(p, tile.rows)
-            return m, l_minus, o_minus
+                o_minus = o_minus * shrink[:, None] + weighted_sum(bent, tile.rows)
+            return m, l_minus, o_minus, *moments
 
-        start = (jnp.full((block,), LOWEST), jnp.zeros((block,)),
-                 jnp.zeros((block, items.shape[1])) if with_expected else None)
+        sums = (jnp.zeros((block,)), jnp.zeros((block, items.shape[1])) if with_expected else None)
+        start = (jnp.full((block,), LOWEST), *sums, *(sums if with_moment else ()))
         start = jax.tree.map(lambda x: vary_like(x, items), start)
-        sums = fold_tiles(items, size, scores, fold, start)
-        m, l_minus, o_minus = sums
-        return Partials(m, l_minus, o_minus, pair_scores(queries, items, targets, scores))
+        m, l_minus, o_minus, *moments = fold_tiles(items, size, scores, fold, start)
+        return Partials(m, l_minus, o_minus, pair_scores(queries, items, targets, scores),
+                        *moments)
 
     parts = jax.lax.map(one_block, (in_blocks(queries, block), in_blocks(targets, block, -1)))
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:queries.shape[0]], parts)
@@ -82,14 +92,19 @@ class _Side(NamedTuple):
     lse: Array
     weight: Array
     label_weight: Array
+    log_weight: Array | None
 
 
-def _side(sizes: Sizes, queries: Array, *per_query: Array) -> _Side:
+def _side(sizes: Sizes, queries: Array, *per_query: Array | None) -> _Side:
     block = query_block(queries.shape[0], sizes)
     targets, lse, *rest = per_query
+    assert targets is not None and lse is not None
     # exp(s - lse) of a query that pads is 0, whatever the bias.
+    weight, label_weight, log_weight = (
+        None if x is None else in_blocks(x, block) for x in rest)
+    assert weight is not None and label_weight is not None
     return _Side(in_blocks(queries, block), in_blocks(targets, block, -1),
-                 in_blocks(lse, block, jnp.inf), *(in_blocks(x, block) for x in rest))
+                 in_blocks(lse, block, jnp.inf), weight, label_weight, log_weight)
 
 
 def _tile_grad(side: _Side, scores: Scores, tile: Tile) -> tuple[Array, Array | None]:
@@ -97,7 +112,11 @@ def _tile_grad(side: _Side, scores: Scores, tile: Tile) -> tuple[Array, Array | 
 
     def one_block(part: _Side) -> tuple[Array, Array | None]:
         s, slope = score_tile_by_item(part.queries, tile, scores)
-        c = part.weight * exp(s - part.lse)
+        x, factor = s - part.lse, part.weight
+        if part.log_weight is not None:
+            x = jnp.maximum(x, LEAST)
+            factor = factor + part.log_weight * x
+        c = factor * exp(x)
         c = c if slope is None else c * slope
         c = jnp.where(tile.ids[:, None] == part.targets, part.label_weight, c)
         grad = weighted_sum(c, part.queries)
@@ -119,10 +138,10 @@ def _tile_grad(side: _Side, scores: Scores, tile: Tile) -> tuple[Array, Array | 
 
 
 def item_grad(queries: Array, items: Array, targets: Array, lse: Array, weight: Array,
-              label_weight: Array, scores: Scores, *, sizes: Sizes = DEFAULT
-              ) -> tuple[Array, Array | None]:
-    """See `primitives.ItemGrad`."""
-    side = _side(sizes, queries, targets, lse, weight, label_weight)
+              label_weight: Array, scores: Scores, *, log_weight: Array | None = None,
+              sizes: Sizes = DEFAULT) -> tuple[Array, Array | None]:
+    """See `primitives.ItemGrad` and `primitives.EntropyGrad`."""
+    side = _side(sizes, queries, targets, lse, weight, label_weight, log_weight)
     size = tile_rows(side.queries.shape[1], items.shape[0], sizes)
 
     def fold(tile: Tile, carry: Any) -> Any:
@@ -136,9 +155,11 @@ def item_grad(queries: Array, items: Array, targets: Array, lse: Array, weight: 
 def item_update(queries: Array, items: Array, state: Any, targets: Array, lse: Array,
                 weight: Array, label_weight: Array, scores: Scores, *, update: RowUpdate,
                 hyper: Any, sparse: SparseRows | None, seed: Array | None,
-                sizes: Sizes = DEFAULT) -> tuple[Array, Any, Array | None]:
-    """See `primitives.ItemUpdate`. The loop carries the table, so that XLA updates it in place."""
-    side = _side(sizes, queries, targets, lse, weight, label_weight)
+                log_weight: Array | None = None, sizes: Sizes = DEFAULT
+                ) -> tuple[Array, Any, Array | None]:
+    """See `primitives.ItemUpdate` and `primitives.EntropyUpdate`. The loop carries the
+    table, so that XLA updates it in place."""
+    side = _side(sizes, queries, targets, lse, weight, label_weight, log_weight)
     return update_tiles(
         items, state, scores, partial(_tile_grad, side, scores), side.targets[0, 0],
         size=tile_rows(side.queries.shape[1], items.shape[0], sizes), update=update, hyper=hyper,

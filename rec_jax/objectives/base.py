@@ -168,10 +168,10 @@ class Catalogue(Protocol):
         """
         ...
 
-    def entropy(self, queries: Array, lse: Array, *, scale: float = 1.0,
-                softcap: float | None = None) -> Array:
-        """f32 `[N]`, of the softmax over all items, with the log-normalisers that `softmax` gave
-        for the same queries and scores."""
+    def entropy(self, queries: Array, targets: Array, *, scale: float = 1.0,
+                softcap: float | None = None, backend: str = "auto"
+                ) -> tuple[Array, Array, Array]:
+        """`softmax`, and the entropy f32 `[N]` of the same softmax, from the same passes."""
         ...
 
     def rows(self, name: str) -> Array:

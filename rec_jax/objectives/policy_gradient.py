@@ -112,15 +112,12 @@ class Config(WholeCatalogue):
 
     def loss(self, queries: Array, task: Task, catalogue: Catalogue) -> Array:
         """f32 `[N]`: what the top of the file says."""
-        loss, lse = catalogue.softmax(queries, task.targets, scale=self.scale,
-                                      softcap=self.softcap, backend=self.backend)
+        ask = catalogue.entropy if self.entropy else catalogue.softmax
+        loss, _, *entropies = ask(queries, task.targets, scale=self.scale, softcap=self.softcap,
+                                  backend=self.backend)
         factor = task.values["advantage"] * self.correction(
             jax.lax.stop_gradient(loss), task.values.get("log_behaviour"))
-        total = factor * loss
-        if self.entropy:
-            total -= self.entropy * catalogue.entropy(queries, lse, scale=self.scale,
-                                                      softcap=self.softcap)
-        return total
+        return factor * loss - sum(self.entropy * each for each in entropies)
 
     def correction(self, loss: Array, log_behaviour: Array | None) -> Array:
         """w * lambda f32 `[N]` of actions with -log pi `loss`."""

@@ -2,12 +2,17 @@
 
     sqn   softmax loss + value_weight * h(Q(s, a) - target)
     sac   min(Q(s, a), cap)_+ * softmax loss + value_weight * h(Q(s, a) - target)
+    advantage   min(A(s, a), cap)_+ * softmax loss + value_weight * h(Q(s, a) - target)
+                with A(s, a) = Q(s, a) - mean of Q(s, b) over `compared` drawn items b
 
 The softmax over the whole catalogue is exact and scores by the encoder's query; Q scores the same
 rows by a second query, a learned linear map of it (`rec_jax.model.heads`); its target is that of
 `q_learning`. With `sqn` the values shape the encoder; with `sac` they also say how much a label
-counts (as constants). What ranks and recommends is the softmax's query. Xin et al. (SIGIR 2020),
-whose two heads have tables of their own.
+counts (as constants). Where values are all above 0, most of a value says how good the state is,
+and not the item: `advantage` takes that off, and labels that are no better than others do not
+count. The drawn items are the same for a step, so their mean row is all that is read of them. What
+ranks and recommends is the softmax's query. Xin et al. (SIGIR 2020), whose two heads have tables of
+their own; the advantage is that of their SA2C (WSDM 2022).
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ from rec_jax.objectives.base import (
     EVERY,
     Batch,
     Catalogue,
+    Ids,
     Keys,
     Needs,
     Search,
@@ -30,29 +36,33 @@ from rec_jax.objectives.base import (
     check_backend,
     next_items,
 )
+from rec_jax.objectives.negatives import uniform
 from rec_jax.objectives.q_learning import Config as QLearning
 from rec_jax.ranges import above, at_least, check
 
 Array = jax.Array
 
-HEAD = "value"
+HEAD, COMPARED = "value", "compared"
 
 
 @dataclass(frozen=True)
 class Config(WholeCatalogue):
     """Settings of the objective.
 
-    form: values shape the encoder alone (sqn), or are the factor on a label's loss, too (sac).
+    form: values shape the encoder alone (sqn), or they (sac), or what they are above those of other
+      items (advantage), are the factor on a label's loss, too.
     value_weight: of the loss of values.
-    cap: largest factor on a label's loss (sac).
+    cap: largest factor on a label's loss (sac, advantage).
+    compared: items, drawn for each step, whose mean value an advantage is above.
     reward, reward_scale, discount, steps, double, huber: as in `q_learning`.
     scale, softcap, backend: of the softmax, as in `next_item`.
     """
 
     kind: str = "supervised_q"
-    form: Literal["sqn", "sac"] = "sqn"
+    form: Literal["sqn", "sac", "advantage"] = "sqn"
     value_weight: float = 1.0
     cap: float = 10.0
+    compared: int = 64
     reward: str = "reward"
     reward_scale: float = 1.0
     discount: float = 0.5
@@ -65,8 +75,9 @@ class Config(WholeCatalogue):
 
     def __post_init__(self) -> None:
         check(self, "objective.", value_weight=above(0, 1e6), cap=above(0, 1e6),
-              scale=above(0, 1e6), softcap=above(0), discount=at_least(0, 1),
-              reward_scale=above(0, 1e6), steps=at_least(1, 1000), huber=above(0))
+              compared=at_least(1, 1_000_000), scale=above(0, 1e6), softcap=above(0),
+              discount=at_least(0, 1), reward_scale=above(0, 1e6), steps=at_least(1, 1000),
+              huber=above(0))
         check_backend(self.backend)
 
     @property
@@ -81,9 +92,17 @@ class Config(WholeCatalogue):
                      heads=(HEAD,))
 
     def plan(self, batch: Batch, keys: Keys, num_items: int) -> Task:
-        """Every next item is a label and an action."""
-        del keys, num_items
-        return next_items(batch["targets"])._replace(values=self._q.known(batch))
+        """Every next item is a label and an action; with items to compare it with."""
+        task = next_items(batch["targets"])._replace(values=self._q.known(batch))
+        if self.form != "advantage":
+            return task
+        ids = uniform(keys.step, num_items, min(self.compared, num_items)).ids
+        return task._replace(shared={COMPARED: Ids(ids, jnp.ones(ids.shape, bool))})
+
+    def drawn(self, positions: int) -> int:
+        """Rows of the items to compare with."""
+        del positions
+        return self.compared if self.form == "advantage" else 0
 
     def mine(self, task: Task, key: Array, search: Search) -> Task:
         """The task with the target of each position's value."""
@@ -97,8 +116,12 @@ class Config(WholeCatalogue):
         label, _ = catalogue.softmax(queries, task.targets, scale=self.scale,
                                      softcap=self.softcap, backend=self.backend)
         value = self._q.value(task.values[f"queries/{HEAD}"], catalogue)
-        if self.form == "sac":
-            label *= jax.lax.stop_gradient(jnp.clip(value, 0.0, self.cap))
+        if self.form != "sqn":
+            counts = value
+            if self.form == "advantage":
+                usual = jnp.mean(catalogue.rows(COMPARED).astype(jnp.float32), axis=0)
+                counts -= self._q.scale * task.values[f"queries/{HEAD}"].astype(jnp.float32) @ usual
+            label *= jax.lax.stop_gradient(jnp.clip(counts, 0.0, self.cap))
         return label + self.value_weight * self._q.error(value - task.values["target"])
 
     @property

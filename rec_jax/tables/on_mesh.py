@@ -101,35 +101,34 @@ def full_softmax(mesh: Mesh, queries: Array, rows: Array, targets: Array, *, num
       over the axes that do not cut the rows, and are on all devices of the others.
       Differentiable, in the bias too.
     """
-    shards = shards_of(mesh, over)
-
-    def body(queries: Array, rows: Array, targets: Array, bias: Array | None
-             ) -> tuple[Array, Array]:
-        return softmax_loss(queries, rows, targets, bias=bias, logit_scale=logit_scale,
-                            softcap=softcap, num_items=num_items, backend=backend,
-                            axis_name=shards.axis)
-
-    cut = P(tuple(axis for axis in BOTH if axis not in over))
-    rows_cut = P() if shards.axis is None else P(over)
-    return island(body, mesh, (cut, rows_cut, cut, rows_cut), (cut, cut), check=True)(
-        queries, rows, targets, bias)
+    loss, lse = _over_table(softmax_loss, mesh, over, queries, rows, targets, bias, 2, dict(
+        num_items=num_items, logit_scale=logit_scale, softcap=softcap, backend=backend))
+    return loss, lse
 
 
-def full_entropy(mesh: Mesh, queries: Array, rows: Array, lse: Array, *, num_items: int,
+def full_entropy(mesh: Mesh, queries: Array, rows: Array, targets: Array, *, num_items: int,
                  over: Axes = (ITEMS,), bias: Array | None = None, logit_scale: float = 1.0,
-                 softcap: float | None = None) -> Array:
-    """`softmax_entropy` against a table over the mesh, f32 `[N]`: arguments, result and where they
-    lie are those of `full_softmax`, whose log-normalisers `lse` are."""
+                 softcap: float | None = None, backend: str = "auto"
+                 ) -> tuple[Array, Array, Array]:
+    """`full_softmax` with the entropy f32 `[N]` as a third result: `softmax_entropy`."""
+    loss, lse, entropy = _over_table(
+        softmax_entropy, mesh, over, queries, rows, targets, bias, 3, dict(
+            num_items=num_items, logit_scale=logit_scale, softcap=softcap, backend=backend))
+    return loss, lse, entropy
+
+
+def _over_table(function: Callable[..., Any], mesh: Mesh, over: Axes, queries: Array, rows: Array,
+                targets: Array, bias: Array | None, results: int, rule: dict[str, Any]) -> Any:
+    """What `function` of the kernels gives for each query against all rows of the mesh."""
     shards = shards_of(mesh, over)
 
-    def body(queries: Array, rows: Array, lse: Array, bias: Array | None) -> Array:
-        return softmax_entropy(queries, rows, lse, bias=bias, logit_scale=logit_scale,
-                               softcap=softcap, num_items=num_items, axis_name=shards.axis)
+    def body(queries: Array, rows: Array, targets: Array, bias: Array | None) -> Any:
+        return function(queries, rows, targets, bias=bias, axis_name=shards.axis, **rule)
 
     cut = P(tuple(axis for axis in BOTH if axis not in over))
     rows_cut = P() if shards.axis is None else P(over)
-    return island(body, mesh, (cut, rows_cut, cut, rows_cut), cut, check=True)(
-        queries, rows, lse, bias)
+    return island(body, mesh, (cut, rows_cut, cut, rows_cut), (cut,) * results, check=True)(
+        queries, rows, targets, bias)
 
 
 def shared_softmax(mesh: Mesh, queries: Array, rows: Array, targets: Array, *, bias: Array,

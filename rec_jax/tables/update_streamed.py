@@ -22,7 +22,8 @@ class Scored(NamedTuple):
     """What the loss of N positions leaves for the table; this device's share of each array.
 
     queries `[N, d]`; targets int32 `[N]`; loss, lse f32 `[N]`: of `softmax_loss`; loss_grad,
-    lse_grad f32 `[N]`: their cotangents, weights and the division by their sum included.
+    lse_grad f32 `[N]`: their cotangents, weights and the division by their sum included;
+    of_entropy: the entropy and its cotangent, where `softmax_entropy` was asked.
     """
 
     queries: Array
@@ -31,6 +32,7 @@ class Scored(NamedTuple):
     lse: Array
     loss_grad: Array
     lse_grad: Array
+    of_entropy: tuple[Array, Array] | None = None
 
 
 def update_streamed(rows: Array, state: Any, scored: Scored, inputs: tuple[Array, Array] | None,
@@ -50,9 +52,10 @@ def update_streamed(rows: Array, state: Any, scored: Scored, inputs: tuple[Array
       num_items, logit_scale, softcap, backend: as for `softmax_loss`.
     """
     if not shards.alone:
-        scored = Scored(*(jax.lax.all_gather(x, BOTH, tiled=True) for x in scored))
+        scored = jax.tree.map(lambda x: jax.lax.all_gather(x, BOTH, tiled=True), scored)
     sparse = None if inputs is None else SparseRows(*gather_all(*inputs, shards))
+    *known, of_entropy = scored
     return softmax_item_update(
-        rows, state, *scored, update=update, hyper=hyper, sparse=sparse, seed=seed, bias=bias,
-        logit_scale=logit_scale, softcap=softcap, num_items=num_items,
+        rows, state, *known, update=update, of_entropy=of_entropy, hyper=hyper, sparse=sparse,
+        seed=seed, bias=bias, logit_scale=logit_scale, softcap=softcap, num_items=num_items,
         axis_name=shards.axis, backend=backend)

@@ -53,13 +53,15 @@ class DenseCatalogue(Answers):
             num_items=table.num_items, over=table.over, bias=self._bias, logit_scale=scale,
             softcap=softcap, backend=backend)
 
-    def entropy(self, queries: Array, lse: Array, *, scale: float = 1.0,
-                softcap: float | None = None) -> Array:
+    def entropy(self, queries: Array, targets: Array, *, scale: float = 1.0,
+                softcap: float | None = None, backend: str = "auto"
+                ) -> tuple[Array, Array, Array]:
         """See `Catalogue`."""
+        table = self._table
         return full_entropy(
-            self._mesh, queries, self._vectors.astype(self._compute), lse,
-            num_items=self._table.num_items, over=self._table.over, bias=self._bias,
-            logit_scale=scale, softcap=softcap)
+            self._mesh, queries, self._vectors.astype(self._compute), table.row_map.rows(targets),
+            num_items=table.num_items, over=table.over, bias=self._bias, logit_scale=scale,
+            softcap=softcap, backend=backend)
 
     @property
     def _vectors(self) -> Array:

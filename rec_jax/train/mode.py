@@ -178,8 +178,9 @@ class Answers:
                          "gradient; expected table.update = 'dense' or 'streamed', or an objective "
                          "whose needs.normaliser says so")
 
-    def entropy(self, queries: Array, lse: Array, *, scale: float = 1.0,
-                softcap: float | None = None) -> Array:
+    def entropy(self, queries: Array, targets: Array, *, scale: float = 1.0,
+                softcap: float | None = None, backend: str = "auto"
+                ) -> tuple[Array, Array, Array]:
         """See `Catalogue`."""
         raise InputError("a sparse table gives no entropy, since every row would have a gradient; "
                          "expected table.update = 'dense' or 'streamed'")

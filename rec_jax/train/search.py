@@ -22,6 +22,9 @@ def search_in(setting: Setting, table: Table, params: Params, batch: Batch, task
     vectors: () -> rows of the inputs `[A, B * L, d]`, asked for only if the objective wants the
       queries.
     """
+    # What is the same for all of them is not stacked, and nothing that an encoder reads.
+    tasks = tasks._replace(shared={}, constants=None)
+
     def queries() -> Array:
         def one(_: None, each: tuple[Array, Batch, Task]) -> tuple[None, Array]:
             # Without dropout: what is near to a query should not depend on chance.

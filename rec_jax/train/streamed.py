@@ -8,20 +8,18 @@ tables, further labels) are fetched as in `sparse`, and their gradients join in 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from rec_jax.errors import InputError
-from rec_jax.kernels.entropy import EntropySide
 from rec_jax.model.rows import drop_of
 from rec_jax.objectives.base import Ids
 from rec_jax.tables import Table, row_optimizer
 from rec_jax.tables.bias import update_bias
-from rec_jax.tables.entropy import adding_entropy, with_offsets, without_offsets
 from rec_jax.tables.fixed import leave_rows, trained_only
 from rec_jax.tables.on_mesh import (
     apply_streamed,
@@ -39,17 +37,17 @@ from rec_jax.train.sparse import SparseCatalogue
 @dataclass(frozen=True)
 class Asked:
     """The softmax that the loss asked for, as the update needs it: queries `[N, d]`, rows of the
-    targets int32 `[N]`, the answers f32 `[N]`. Static: how it scored, and whether the entropy was
-    asked for as well."""
+    targets int32 `[N]`, the answers f32 `[N]`; entropy: None where it was not asked for. Static:
+    how it scored."""
 
     queries: Array
     targets: Array
     loss: Array
     lse: Array
+    entropy: Array | None
     logit_scale: float = field(metadata={"static": True})
     softcap: float | None = field(metadata={"static": True})
     backend: str = field(metadata={"static": True})
-    entropy: bool = field(default=False, metadata={"static": True})
 
     @property
     def scoring(self) -> dict[str, Any]:
@@ -69,34 +67,32 @@ class StreamedCatalogue(SparseCatalogue):
                 softcap: float | None = None, backend: str = "auto"
                 ) -> tuple[Array, Array]:
         """See `Catalogue`."""
+        return self._ask(full_softmax, ("loss", "lse"), queries, targets, scale, softcap, backend)
+
+    def entropy(self, queries: Array, targets: Array, *, scale: float = 1.0,
+                softcap: float | None = None, backend: str = "auto"
+                ) -> tuple[Array, Array, Array]:
+        """See `Catalogue`."""
+        return self._ask(full_entropy, ("loss", "lse", "entropy"), queries, targets, scale, softcap,
+                         backend)
+
+    def _ask(self, pass_over: Callable[..., Any], names: tuple[str, ...], queries: Array,
+             targets: Array, scale: float, softcap: float | None, backend: str) -> Any:
+        """The answers of one pass, with zeros added whose gradients are their cotangents."""
         if self.asked:
             raise InputError("a streamed table is passed over once a step; expected an objective "
                              "that asks for the log-normaliser once, or table.update = 'dense'")
         table = self._table
         targets, queries = table.row_map.rows(targets), self._composed.queries(queries)
-        loss, lse = full_softmax(
+        answers = pass_over(
             self._mesh, queries, jax.lax.stop_gradient(table.rows), targets,
             num_items=table.num_items, over=table.over, bias=table.bias, logit_scale=scale,
             softcap=softcap, backend=backend)
-        loss, lse = loss + self._zeros["loss"], lse + self._zeros["lse"]
-        self.asked = (Asked(queries, targets, loss, lse, scale, softcap, backend),)
-        return loss, lse
-
-    def entropy(self, queries: Array, lse: Array, *, scale: float = 1.0,
-                softcap: float | None = None) -> Array:
-        """See `Catalogue`. The rows' gradient is added in the update, tile by tile."""
-        table = self._table
-        if not self.asked:
-            raise InputError("a streamed table gives the entropy of the softmax that was asked "
-                             "for; expected `softmax` before it")
-        if table.trains_bias:
-            raise InputError("a streamed table gives its entropy no gradient of a trained bias; "
-                             "expected bias.trained = false, or table.update = 'dense'")
-        self.asked = (replace(self.asked[0], entropy=True),)
-        return self._zeros["entropy"] + full_entropy(
-            self._mesh, self._composed.queries(queries), jax.lax.stop_gradient(table.rows), lse,
-            num_items=table.num_items, over=table.over, bias=table.bias, logit_scale=scale,
-            softcap=softcap)
+        found = {name: answer + self._zeros[name]
+                 for name, answer in zip(names, answers, strict=True)}
+        self.asked = (Asked(queries, targets, found["loss"], found["lse"], found.get("entropy"),
+                            scale, softcap, backend),)
+        return tuple(found.values())
 
     def bias(self, name: str) -> Array | None:
         """See `Catalogue`."""
@@ -132,21 +128,14 @@ def open_table(setting: Setting, name: str, table: Table, request: Request) -> O
             raise InputError("a streamed table was not asked for its log-normaliser; expected an "
                              "objective with needs.normaliser, or table.update = 'sparse'")
         (asked,), to_zeros = gradients.asked, gradients.slices["zeros"]
-        scored = Scored(*(x.reshape(-1, *x.shape[2:]) for x in (
+        of_entropy = None if asked.entropy is None else (asked.entropy, to_zeros["entropy"])
+        scored = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), Scored(
             asked.queries, asked.targets, asked.loss, asked.lse, to_zeros["loss"],
-            to_zeros["lse"])))
+            to_zeros["lse"], of_entropy))
         own = row_optimizer(setting.tables[name].optimizer).update
         update = trained_only(own, table.fixed)
         if drop_of(setting.encoder.source) == 1:  # items have no values of their own
             update = leave_rows
-        if asked.entropy:
-            side = EntropySide(scored.queries, scored.lse, to_zeros["entropy"].reshape(-1))
-            moved = apply_streamed(
-                setting.mesh, with_offsets(table), scored, joined,
-                adding_entropy(update, asked.logit_scale, asked.softcap),
-                (gradients.hyper, side), bias=table.bias, seed=gradients.seed,
-                **{**asked.scoring, "backend": "xla"})
-            return without_offsets(moved)
         if table.bias is None or not table.trains_bias:
             return apply_streamed(setting.mesh, table, scored, joined, update, gradients.hyper,
                                   bias=table.bias, seed=gradients.seed, **asked.scoring)

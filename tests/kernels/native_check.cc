@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "best.h"
 #include "engine_amx.h"
 #include "engine_vector.h"
 #include "feed_forward.h"
@@ -145,6 +146,56 @@ void check_catalogue(const std::string& name, const Shape& s, double tolerance) 
   expect(name + " forward", found_lse, right_lse, tolerance);
   expect(name + " expected", found_expected, right_expected, tolerance);
 
+  // The entropy's sums: with and without the expected rows, and the rest as it is without them.
+  std::vector<float> moment(s.queries), of_moment(s.queries * s.dim), sum_again(s.queries);
+  for (const bool with_expected : {false, true}) {
+    std::vector<float> again(s.queries * s.dim);
+    forward<Engine>(team, a, Sums{m.data(), sum_again.data(), with_expected ? again.data() : nullptr,
+                                  moment.data(), with_expected ? of_moment.data() : nullptr});
+    std::vector<double> right_moment(s.queries), right_of_moment(s.queries * s.dim);
+    std::vector<float> found_moment(s.queries), found_of_moment(s.queries * s.dim);
+    for (int64_t i = 0; i < s.queries; ++i) {
+      double total = 0;
+      for (int64_t j = 0; j < s.items; ++j)
+        if (j != targets[i]) total += std::exp(scores[i * s.rows + j] - m[i]);
+      for (int64_t j = 0; j < s.items && total > 0; ++j) {
+        if (j == targets[i]) continue;
+        const double x = scores[i * s.rows + j] - m[i], p = std::exp(x) * x / total;
+        right_moment[i] += p;
+        for (int64_t k = 0; k < s.dim; ++k)
+          right_of_moment[i * s.dim + k] +=
+              p * slopes[i * s.rows + j] * to_float(items[j * s.dim + k]);
+      }
+      if (total > 0) found_moment[i] = moment[i] / sum_again[i];
+      for (int64_t k = 0; k < s.dim && total > 0 && with_expected; ++k)
+        found_of_moment[i * s.dim + k] = of_moment[i * s.dim + k] / sum_again[i];
+      failures += std::abs(sum_again[i] - sum[i]) > 1e-5 * sum[i];
+      for (int64_t k = 0; k < s.dim && total > 0 && with_expected; ++k)
+        found_expected[i * s.dim + k] = again[i * s.dim + k] / sum_again[i];
+    }
+    expect(name + " expected beside a moment", found_expected, right_expected, tolerance);
+    expect(name + " moment", found_moment, right_moment, 10 * tolerance);
+    if (with_expected)
+      expect(name + " moment rows", found_of_moment, right_of_moment, 10 * tolerance);
+  }
+
+  std::vector<float> best(s.queries);
+  std::vector<int32_t> best_ids(s.queries);
+  best_item<Engine>(team, a, best.data(), best_ids.data());
+  for (int32_t& id : best_ids) id -= id < 0 ? 0 : offset;
+  for (int64_t i = 0; i < s.queries; ++i) {
+    double most = -INFINITY;
+    for (int64_t j = 0; j < s.items; ++j) most = std::max(most, scores[i * s.rows + j]);
+    if (s.items == 0) {
+      failures += best_ids[i] != -1;
+    } else if (best_ids[i] < 0 || best_ids[i] >= s.items) {
+      ++failures;
+    } else {
+      failures += std::abs(scores[i * s.rows + best_ids[i]] - most) > tolerance * (1 + std::abs(most));
+      failures += std::abs(best[i] - most) > tolerance * (1 + std::abs(most));
+    }
+  }
+
   std::vector<float> grad(s.rows * s.dim), grad_bias(s.rows);
   item_grad<Engine>(team, a, Side{lse.data(), weight.data(), label_weight.data()}, grad.data(),
                     s.bias ? grad_bias.data() : nullptr);
@@ -160,6 +211,21 @@ void check_catalogue(const std::string& name, const Shape& s, double tolerance) 
     }
   expect(name + " item gradient", grad, right_grad, tolerance);
   expect(name + " bias gradient", grad_bias, right_bias, tolerance);
+
+  const std::vector<float> log_weight(weight.rbegin(), weight.rend());
+  item_grad<Engine>(team, a, Side{lse.data(), weight.data(), label_weight.data(), log_weight.data()},
+                    grad.data(), s.bias ? grad_bias.data() : nullptr);
+  for (int64_t i = 0; i < s.queries; ++i)
+    for (int64_t j = 0; j < s.items; ++j) {
+      if (j == targets[i]) continue;
+      const double x = scores[i * s.rows + j] - lse[i];
+      const double c = log_weight[i] * x * slopes[i * s.rows + j] * std::exp(x);
+      if (s.bias) right_bias[j] += c;
+      for (int64_t k = 0; k < s.dim; ++k)
+        right_grad[j * s.dim + k] += s.scale * c * to_float(queries[i * s.dim + k]);
+    }
+  expect(name + " item gradient with a logarithm", grad, right_grad, 4 * tolerance);
+  expect(name + " bias gradient with a logarithm", grad_bias, right_bias, 4 * tolerance);
 
   std::vector<float> own(s.queries);
   label_scores<Engine>(team, a, own.data());

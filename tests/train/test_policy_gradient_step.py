@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from dense_step import Trained, log_softmax, make_batch
+from dense_step import RATE, Trained, log_softmax, make_batch
 from steps import MeanSoFar, make_step, new_state
 
 from rec_jax.errors import InputError
@@ -89,12 +89,23 @@ def test_a_step_is_the_descent_of_its_definition(name: str, mode: str,
 
 @pytest.mark.parametrize("mode", ["dense", "streamed"])
 def test_a_bias_is_a_part_of_the_policy(mode: str) -> None:
-    bias = np.linspace(-1, 1, 37).astype(np.float32)
+    """It is trained where the table is streamed, by the pass that updates the rows."""
+    start = np.linspace(-1, 1, 37).astype(np.float32)
     config = Config(entropy=0.5)
-    trained = Trained(config, user.Config(), mode, (1, 1), bias=bias)
+    trained = Trained(config, user.Config(), mode, (1, 1), bias=start,
+                      trains_bias=mode == "streamed")
     batch = {key: value.reshape(-1, value.shape[-1]) for key, value in trained.batch.items()}
-    trained.check(lambda params, items, users: definition(
-        config, batch, users[batch["users"]] @ items.T + bias))
+
+    def loss(params: Any, items: Any, users: Any, bias: Any = start) -> Any:
+        return definition(config, batch, users[batch["users"]] @ items.T + bias)
+
+    trained.check(loss)
+    if mode == "streamed":
+        with jax.enable_x64(True):
+            to_bias = jax.grad(loss, argnums=3)(*trained.before.parts,
+                                                jnp.asarray(start, jnp.float64))
+        np.testing.assert_allclose(trained.after.bias, start - RATE * np.asarray(to_bias),
+                                   atol=2e-6)
 
 
 def test_micro_batches_share_their_baseline_and_divisor() -> None:

@@ -18,11 +18,14 @@ from rec_jax.objectives.supervised_q import Config
 CONFIGS = {
     "sqn": Config(discount=0.7, value_weight=0.4, scale=1.5, softcap=2.0),
     "sac": Config(form="sac", cap=0.3, discount=0.5, steps=2, huber=0.2, reward_scale=2.0),
+    "advantage": Config(form="advantage", cap=0.2, compared=1000),
 }
 
 
 @pytest.mark.parametrize(("name", "mode", "mesh"), [
-    ("sqn", "dense", (1, 1)), ("sqn", "streamed", (2, 4)), ("sac", "dense", (2, 4))], ids=str)
+    ("sqn", "dense", (1, 1)), ("sqn", "streamed", (2, 4)), ("sac", "dense", (2, 4)),
+    ("advantage", "streamed", (1, 1)),
+    pytest.param("advantage", "dense", (1, 1), marks=pytest.mark.slow)], ids=str)
 def test_a_step_is_the_descent_of_its_definition(name: str, mode: str,
                                                  mesh: tuple[int, int]) -> None:
     config = CONFIGS[name]
@@ -44,6 +47,10 @@ def test_a_step_is_the_descent_of_its_definition(name: str, mode: str,
         each = -chosen(log_softmax(scores))
         if config.form == "sac":
             each = each * jax.lax.stop_gradient(jnp.minimum(jnp.maximum(chosen(q), 0), config.cap))
+        if config.form == "advantage":  # all items are drawn, each once
+            above = chosen(q) - q.mean(-1)
+            assert (above[live] > 0).any() and (above[live] < 0).any()
+            each = each * jax.lax.stop_gradient(jnp.minimum(jnp.maximum(above, 0), config.cap))
         error = chosen(q) - jax.lax.stop_gradient(targets(plain, batch, q.max(-1)))
         cost = 0.5 * error ** 2
         if config.huber is not None:

@@ -100,19 +100,35 @@ class Packed {
   Buffer queries_, side_, targets_;
 };
 
-// m, sum: `[N]`; expected: `[N, dim]` or null. Written by `forward`.
+// m, sum: `[N]`; expected: `[N, dim]` or null. moment, of_moment: null, or as sum and expected with
+// the factor s - m on every term. Written by `forward`.
 struct Sums {
-  float *m, *sum, *expected;
+  float *m, *sum, *expected, *moment = nullptr, *of_moment = nullptr;
 };
 
+// s - m for a moment: finite, since 0 times it is to be 0.
+inline Vec from_reference(Vec s, Vec m) { return max(splat(-120.0f), s - m); }
+
+// sums = (sums + by * others) * shrink, of [width][32]; without others they only shrink.
+inline void move_reference(float* sums, const float* others, int64_t width, const Vec (&by)[kPieces],
+                           const Vec (&shrink)[kPieces]) {
+  for (int64_t at = 0; at < width * kGroup; at += kGroup)
+    for (int piece = 0; piece < kPieces; ++piece) {
+      float* x = sums + at + piece * kLanes;
+      const Vec moved = others ? load(x) + by[piece] * load(others + at + piece * kLanes) : load(x);
+      store(x, moved * shrink[piece]);
+    }
+}
+
 // Flash attention's running maximum and sums of one block of groups over items [begin, end).
-// m, sum `[groups * 32]`, expected `[groups][width][32]` or null.
+// m, sum, moment `[groups * 32]`, expected, of_moment `[groups][width][32]`; or null, see `Sums`.
 template <class Engine, class Query, class Item>
 void forward_unit(const Arguments<Query, Item>& a, const Packed<Engine, Query, Item>& packed,
                   int64_t first_group, int64_t groups, int64_t begin, int64_t end, Sums out) {
   constexpr int64_t size = kForwardTile;
   const int64_t width = a.template width<Engine>();
   const bool expected = out.expected != nullptr, capped = a.rule.softcap > 0;
+  const bool moment = out.moment != nullptr;
   const Span all = {0, size};
   Buffer tile(Engine::tile_bytes(size, width));
   Buffer values(expected ? Engine::values_bytes(size, width) : 0);
@@ -122,6 +138,8 @@ void forward_unit(const Arguments<Query, Item>& a, const Packed<Engine, Query, I
   std::fill_n(out.m, groups * kGroup, kLowest);
   std::fill_n(out.sum, groups * kGroup, 0.0f);
   if (expected) std::fill_n(out.expected, groups * kGroup * width, 0.0f);
+  if (moment) std::fill_n(out.moment, groups * kGroup, 0.0f);
+  if (moment && expected) std::fill_n(out.of_moment, groups * kGroup * width, 0.0f);
   Engine::enter();
   for (int64_t start = begin; start < end; start += size) {
     const int64_t rows = std::min(size, end - start);
@@ -136,7 +154,7 @@ void forward_unit(const Arguments<Query, Item>& a, const Packed<Engine, Query, I
       Engine::score(packed.queries(first_group + g), tile.at(), size, width, all, scores);
       rule.finish(scores);
       mask_labels(packed.targets(first_group + g), rule.offset + start, size, scores);
-      Vec m[kPieces], sum[kPieces], shrink[kPieces];
+      Vec m[kPieces], sum[kPieces], shrink[kPieces], by[kPieces], mean[kPieces];
       for (int piece = 0; piece < kPieces; ++piece) {
         float* at = out.m + g * kGroup + piece * kLanes;
         const Vec before = load(at);
@@ -147,13 +165,40 @@ void forward_unit(const Arguments<Query, Item>& a, const Packed<Engine, Query, I
         m[piece] = max(max(top[0], top[1]), max(top[2], top[3]));
         store(at, m[piece]);
         shrink[piece] = exp(before - m[piece]);
-        sum[piece] = load(out.sum + g * kGroup + piece * kLanes) * shrink[piece];
+        const Vec before_sum = load(out.sum + g * kGroup + piece * kLanes);
+        sum[piece] = before_sum * shrink[piece];
+        if (!moment) continue;
+        by[piece] = from_reference(before, m[piece]);
+        mean[piece] = (load(out.moment + g * kGroup + piece * kLanes) + by[piece] * before_sum) *
+                      shrink[piece];
       }
-      if (expected) {
-        float* o = out.expected + g * kGroup * width;
-        for (int64_t k = 0; k < width; ++k)
-          for (int piece = 0; piece < kPieces; ++piece)
-            store(o + k * kGroup + piece * kLanes, load(o + k * kGroup + piece * kLanes) * shrink[piece]);
+      float* o = expected ? out.expected + g * kGroup * width : nullptr;
+      if (moment && expected) {
+        float* of_moment = out.of_moment + g * kGroup * width;
+        move_reference(of_moment, o, width, by, shrink);
+        move_reference(o, nullptr, width, by, shrink);
+        Engine::fold_items(values.at(), size, width, all, scores, weights.at(), o,
+                           [&](int64_t j, int piece, Vec s) {
+                             const Vec x = from_reference(s, m[piece]), p = exp(x);
+                             const Vec bent =
+                                 capped ? p * slope_of(rule, max(s, splat(-rule.softcap))) : p;
+                             sum[piece] += p;
+                             mean[piece] += p * x;
+                             store(scores + j * kGroup + piece * kLanes, bent * x);
+                             return bent;
+                           });
+        Engine::fold_items(values.at(), size, width, all, scores, weights.at(), of_moment,
+                           [](int64_t, int, Vec weight) { return weight; });
+      } else if (moment) {
+        for (int64_t j = 0; j < size; ++j)
+          for (int piece = 0; piece < kPieces; ++piece) {
+            const Vec x = from_reference(load(scores + j * kGroup + piece * kLanes), m[piece]);
+            const Vec p = exp(x);
+            sum[piece] += p;
+            mean[piece] += p * x;
+          }
+      } else if (expected) {
+        move_reference(o, nullptr, width, by, shrink);
         Engine::fold_items(values.at(), size, width, all, scores, weights.at(), o,
                            [&](int64_t, int piece, Vec s) {
                              const Vec p = exp(s - m[piece]);
@@ -165,7 +210,10 @@ void forward_unit(const Arguments<Query, Item>& a, const Packed<Engine, Query, I
           for (int piece = 0; piece < kPieces; ++piece)
             sum[piece] += exp(load(scores + j * kGroup + piece * kLanes) - m[piece]);
       }
-      for (int piece = 0; piece < kPieces; ++piece) store(out.sum + g * kGroup + piece * kLanes, sum[piece]);
+      for (int piece = 0; piece < kPieces; ++piece) {
+        store(out.sum + g * kGroup + piece * kLanes, sum[piece]);
+        if (moment) store(out.moment + g * kGroup + piece * kLanes, mean[piece]);
+      }
     }
   }
   Engine::leave();
@@ -184,60 +232,77 @@ void forward(Threads& pool, const Arguments<Query, Item>& a, Sums out) {
   const int64_t cuts = work.cuts, padded = groups * kGroup;
   Buffer m(cuts * padded * 4), sum(cuts * padded * 4);
   Buffer expected(out.expected ? cuts * padded * width * 4 : 0);
+  Buffer moment(out.moment ? cuts * padded * 4 : 0);
+  Buffer of_moment(out.of_moment ? cuts * padded * width * 4 : 0);
   parallel_for(pool, work.units(), [&](int64_t unit) {
     const int64_t first = work.first_group(unit), at = work.cut(unit) * padded + first * kGroup;
     forward_unit<Engine>(
         a, packed, first, work.groups_of(unit), work.begin(unit), work.end(unit),
         Sums{m.at<float>() + at, sum.at<float>() + at,
-             out.expected ? expected.at<float>() + at * width : nullptr});
+             out.expected ? expected.at<float>() + at * width : nullptr,
+             out.moment ? moment.at<float>() + at : nullptr,
+             out.of_moment ? of_moment.at<float>() + at * width : nullptr});
   });
   parallel_for(pool, groups, [&](int64_t g) {
-    Vec top[kPieces], total[kPieces];
-    Buffer merged(width * kGroup * 4);
-    float* o = merged.at<float>();
-    std::fill_n(o, width * kGroup, 0.0f);
+    Vec top[kPieces], total[kPieces], mean[kPieces];
+    Buffer merged(2 * width * kGroup * 4);
+    float *o = merged.at<float>(), *of_mean = o + width * kGroup;
+    std::fill_n(o, 2 * width * kGroup, 0.0f);
     for (int piece = 0; piece < kPieces; ++piece) {
       const int64_t lane = g * kGroup + piece * kLanes;
       top[piece] = splat(kLowest);
-      total[piece] = Vec{};
+      total[piece] = mean[piece] = Vec{};
       for (int64_t cut = 0; cut < cuts; ++cut)
         top[piece] = max(load(m.at<float>() + cut * padded + lane), top[piece]);
       for (int64_t cut = 0; cut < cuts; ++cut) {
-        const Vec factor = exp(load(m.at<float>() + cut * padded + lane) - top[piece]);
-        total[piece] += factor * load(sum.at<float>() + cut * padded + lane);
+        const int64_t at = (cut * padded + g * kGroup) * width + piece * kLanes;
+        const Vec by = from_reference(load(m.at<float>() + cut * padded + lane), top[piece]);
+        const Vec factor = exp(by), own = load(sum.at<float>() + cut * padded + lane);
+        total[piece] += factor * own;
+        if (out.moment)
+          mean[piece] += factor * (load(moment.at<float>() + cut * padded + lane) + by * own);
         if (!out.expected) continue;
-        const float* from = expected.at<float>() + (cut * padded + g * kGroup) * width + piece * kLanes;
-        for (int64_t k = 0; k < a.dim; ++k)
-          store(o + k * kGroup + piece * kLanes,
-                load(o + k * kGroup + piece * kLanes) + factor * load(from + k * kGroup));
+        const float* from = expected.at<float>() + at;
+        for (int64_t k = 0; k < a.dim * kGroup; k += kGroup) {
+          float *one = o + k + piece * kLanes, *other = of_mean + k + piece * kLanes;
+          store(one, load(one) + factor * load(from + k));
+          if (out.of_moment)
+            store(other, load(other) + factor * (load(of_moment.at<float>() + at + k) +
+                                                 by * load(from + k)));
+        }
       }
     }
     for (int64_t q = 0; q < a.in_group(g); ++q) {
       const int64_t i = g * kGroup + q;
       out.m[i] = top[q / kLanes][q % kLanes];
       out.sum[i] = total[q / kLanes][q % kLanes];
+      if (out.moment) out.moment[i] = mean[q / kLanes][q % kLanes];
       if (!out.expected) continue;
-      for (int64_t k = 0; k < a.dim; ++k) out.expected[i * a.dim + k] = o[k * kGroup + q];
+      for (int64_t k = 0; k < a.dim; ++k) {
+        out.expected[i * a.dim + k] = o[k * kGroup + q];
+        if (out.of_moment) out.of_moment[i * a.dim + k] = of_mean[k * kGroup + q];
+      }
     }
   });
 }
 
-// lse, weight, label_weight: `[N]`. grad: `[V, dim]`; grad_bias: `[V]` or null.
+// lse, weight, label_weight: `[N]`; log_weight: `[N]`, or null without an entropy.
 struct Side {
-  const float *lse, *weight, *label_weight;
+  const float *lse, *weight, *label_weight, *log_weight = nullptr;
 };
 
-// See `primitives.ItemGrad`.
+// See `primitives.ItemGrad` and `EntropyGrad`. grad: `[V, dim]`; grad_bias: `[V]` or null.
 template <class Engine, class Query, class Item>
 void item_grad(Threads& pool, const Arguments<Query, Item>& a, Side side, float* grad,
                float* grad_bias) {
   constexpr int64_t size = kGradTile, room = kGradGroups;
   const int64_t width = a.template width<Engine>(), groups = a.groups(), padded = groups * kGroup;
   const Packed<Engine, Query, Item> packed(pool, a, true);
-  Buffer per_query(2 * padded * 4);
-  float *lse = per_query.at<float>(), *weight = lse + padded;
+  Buffer per_query(3 * padded * 4);
+  float *lse = per_query.at<float>(), *weight = lse + padded, *log_weight = weight + padded;
   std::fill_n(lse, padded, -kLowest);  // exp(s - lse) is 0 for a query that pads
-  std::fill_n(weight, padded, 0.0f);
+  std::fill_n(weight, 2 * padded, 0.0f);
+  if (side.log_weight) std::copy_n(side.log_weight, a.num_queries, log_weight);
   std::copy_n(side.lse, a.num_queries, lse);
   std::copy_n(side.weight, a.num_queries, weight);
   // Tiles of a unit.
@@ -265,15 +330,17 @@ void item_grad(Threads& pool, const Arguments<Query, Item>& a, Side side, float*
           Engine::score(packed.queries(g), tile.at(), size, width, all, scores);
           rule.finish(scores);
           mask_labels(packed.targets(g), rule.offset + start, valid, scores);
-          Vec lse_of[kPieces], weight_of[kPieces];
+          Vec lse_of[kPieces], weight_of[kPieces], log_weight_of[kPieces];
           for (int piece = 0; piece < kPieces; ++piece) {
             lse_of[piece] = load(lse + g * kGroup + piece * kLanes);
             weight_of[piece] = load(weight + g * kGroup + piece * kLanes);
+            log_weight_of[piece] = load(log_weight + g * kGroup + piece * kLanes);
           }
-          if (rule.softcap > 0 || rule.bias) {
+          if (rule.softcap > 0 || rule.bias || side.log_weight) {
             Engine::pack_weights(
                 scores, size, all, step, room, weights.at(), [&](int64_t j, int piece, Vec s) {
-                  Vec c = weight_of[piece] * exp(s - lse_of[piece]);
+                  const Vec x = from_reference(s, lse_of[piece]);
+                  Vec c = (weight_of[piece] + log_weight_of[piece] * x) * exp(x);
                   if (rule.softcap > 0) c *= slope_of(rule, max(s, splat(-rule.softcap)));
                   float* b = bias_sums.at<float>() + j * kLanes;
                   store(b, load(b) + c);

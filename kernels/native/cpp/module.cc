@@ -1,6 +1,7 @@
 // What XLA calls: types and shapes in, the folds of `fold.h` out.
 
 #include "attention.h"
+#include "best.h"
 #include "engine_amx.h"
 #include "engine_pairs.h"
 #include "engine_vector.h"
@@ -96,15 +97,21 @@ Arguments<Query, Item> arguments(const Query* q, const Item* w, const ffi::AnyBu
           items.dimensions()[1], rule};
 }
 
+// What is empty was not asked for.
+float* or_null(ffi::Result<Floats>& buffer) {
+  return buffer->element_count() ? buffer->typed_data() : nullptr;
+}
+
 ffi::Error softmax_forward(ffi::ThreadPool lent, bool use_amx, float softcap,
                            ffi::AnyBuffer queries, ffi::AnyBuffer items, Scalar scale, Floats bias,
                            Integer num_items, Integer offset, Ids targets, ffi::Result<Floats> m,
-                           ffi::Result<Floats> sum, ffi::Result<Floats> expected) {
+                           ffi::Result<Floats> sum, ffi::Result<Floats> expected,
+                           ffi::Result<Floats> moment, ffi::Result<Floats> of_moment) {
   Lent pool(lent);
   const Rule rule = rule_of(softcap, scale, bias, num_items, offset, items.dimensions()[0]);
   return dispatch<2>(use_amx, queries, items, [&](auto engine, auto* q, auto* w) {
-    const Sums out = {m->typed_data(), sum->typed_data(),
-                      expected->element_count() ? expected->typed_data() : nullptr};
+    const Sums out = {m->typed_data(), sum->typed_data(), or_null(expected), or_null(moment),
+                      or_null(of_moment)};
     forward<decltype(engine)>(
         pool, arguments(q, w, queries, items, targets.typed_data(), rule), out);
   });
@@ -113,16 +120,28 @@ ffi::Error softmax_forward(ffi::ThreadPool lent, bool use_amx, float softcap,
 ffi::Error softmax_item_grad(ffi::ThreadPool lent, bool use_amx, float softcap,
                              ffi::AnyBuffer queries, ffi::AnyBuffer items, Scalar scale,
                              Floats bias, Integer num_items, Integer offset, Ids targets,
-                             Floats lse, Floats weight, Floats label_weight,
+                             Floats lse, Floats weight, Floats label_weight, Floats log_weight,
                              ffi::Result<Floats> grad, ffi::Result<Floats> grad_bias) {
   Lent pool(lent);
   const Rule rule = rule_of(softcap, scale, bias, num_items, offset, items.dimensions()[0]);
   return dispatch<2>(use_amx, queries, items, [&](auto engine, auto* q, auto* w) {
-    const Side side = {lse.typed_data(), weight.typed_data(), label_weight.typed_data()};
+    const Side side = {lse.typed_data(), weight.typed_data(), label_weight.typed_data(),
+                       log_weight.element_count() ? log_weight.typed_data() : nullptr};
     item_grad<decltype(engine)>(
         pool, arguments(q, w, queries, items, targets.typed_data(), rule), side,
-        grad->typed_data(),
-        grad_bias->element_count() ? grad_bias->typed_data() : nullptr);
+        grad->typed_data(), or_null(grad_bias));
+  });
+}
+
+ffi::Error best_item_call(ffi::ThreadPool lent, bool use_amx, float softcap,
+                          ffi::AnyBuffer queries, ffi::AnyBuffer items, Scalar scale, Floats bias,
+                          Integer num_items, Integer offset, ffi::Result<Floats> best,
+                          ffi::Result<Ids> ids) {
+  Lent pool(lent);
+  const Rule rule = rule_of(softcap, scale, bias, num_items, offset, items.dimensions()[0]);
+  return dispatch<2>(use_amx, queries, items, [&](auto engine, auto* q, auto* w) {
+    best_item<decltype(engine)>(pool, arguments(q, w, queries, items, nullptr, rule),
+                                best->typed_data(), ids->typed_data());
   });
 }
 
@@ -257,11 +276,17 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(rec_jax_softmax_forward, rec_jax::softmax_forward,
                               xla::ffi::Ffi::Bind().REC_JAX_RULE.Arg<rec_jax::Ids>()
                                   .Ret<rec_jax::Floats>()
                                   .Ret<rec_jax::Floats>()
+                                  .Ret<rec_jax::Floats>()
+                                  .Ret<rec_jax::Floats>()
                                   .Ret<rec_jax::Floats>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(rec_jax_label_scores, rec_jax::label_scores_call,
                               xla::ffi::Ffi::Bind().REC_JAX_RULE.Arg<rec_jax::Ids>()
                                   .Ret<rec_jax::Floats>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(rec_jax_best_item, rec_jax::best_item_call,
+                              xla::ffi::Ffi::Bind().REC_JAX_RULE.Ret<rec_jax::Floats>()
+                                  .Ret<rec_jax::Ids>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(rec_jax_rank_count, rec_jax::rank_count_call,
                               xla::ffi::Ffi::Bind().REC_JAX_RULE.Arg<rec_jax::Floats>()
@@ -271,6 +296,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(rec_jax_rank_count, rec_jax::rank_count_call,
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(rec_jax_softmax_item_grad, rec_jax::softmax_item_grad,
                               xla::ffi::Ffi::Bind().REC_JAX_RULE.Arg<rec_jax::Ids>()
+                                  .Arg<rec_jax::Floats>()
                                   .Arg<rec_jax::Floats>()
                                   .Arg<rec_jax::Floats>()
                                   .Arg<rec_jax::Floats>()

@@ -9,6 +9,7 @@ from rec_jax.simulate.environments.base import Environment, EnvironmentConfig, O
 ENVIRONMENTS = {
     "choc_kale": "rec_jax.simulate.environments.choc_kale",
     "interest": "rec_jax.simulate.environments.interest",
+    "session": "rec_jax.simulate.environments.session",
 }
 
 __all__ = ["ENVIRONMENTS", "Environment", "EnvironmentConfig", "Outcome"]
