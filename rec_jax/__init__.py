@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         off_policy,
         popularity_bias,
         recommend,
+        suggest_config,
         train,
     )
     from rec_jax.bench.machine import doctor
@@ -47,6 +48,7 @@ _HOMES = {
     "baseline": "api", "fit_baseline": "api", "recommend": "api", "load": "api",
     "off_policy": "api", "embed": "api", "popularity_bias": "api", "evaluate": "api",
     "export": "api", "merge_adapters": "api",
+    "suggest_config": "api",
     "doctor": "bench.machine", "BaselineConfig": "solvers.compare",
     "Dataset": "data.dataset", "fetch": "data.fetch", "prepare": "data.prepare",
     "PrepareConfig": "data.prepare_config", "SynthConfig": "data.synth", "synth": "data.synth",
@@ -59,7 +61,8 @@ __all__ = [
     "BaselineConfig", "Dataset", "Embeddings", "InputError", "JudgeConfig", "LogColumns",
     "PrepareConfig", "RunConfig", "SynthConfig", "TrainingError", "baseline", "doctor", "embed",
     "evaluate", "export", "fetch", "fit_baseline", "load", "load_embeddings",
-    "merge_adapters", "off_policy", "popularity_bias", "prepare", "recommend", "synth", "train",
+    "merge_adapters", "off_policy", "popularity_bias", "prepare", "recommend",
+    "suggest_config", "synth", "train",
 ]
 
 
