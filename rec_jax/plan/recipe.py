@@ -60,6 +60,7 @@ LENGTHS = (50, 200)
 STEP_POSITIONS = (1024, 16384)
 STEPS_BETWEEN = (256, 8192)
 """Steps between two validations, at least and at most."""
+MOST_EPOCHS, MOST_VALIDATIONS = 200, 50
 MOST_VALIDATED = 20_000
 WIDE_FROM = 10_000_000
 REPEATS = 0.005
@@ -233,7 +234,8 @@ def _stopping(steps: int, average: bool) -> tuple[Setting, ...]:
     ema = (Setting("train.ema", round(1 - 1 / max(least, between), 4),
                    "an average over about the steps between two validations, in the place of a "
                    "falling rate"),) if average else ()
-    return (Setting("train.epochs", 200.0, "a bound that nobody should meet: patience ends a run"),
+    epochs = max(float(MOST_EPOCHS), MOST_VALIDATIONS * every)
+    return (Setting("train.epochs", epochs, "a bound that few runs meet: patience ends them"),
             *ema,
             Setting("train.evaluate_every", every,
                     f"{between:,} steps of {steps:,} an epoch; {least:,} to {most:,} are asked "

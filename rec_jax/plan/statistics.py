@@ -21,7 +21,6 @@ class Statistics:
     lengths: of the users' training histories, at `LENGTH_QUANTILES`.
     validated: users that validation asks for.
     repeats: share of the validation's targets that are in their user's history.
-    times: whether interactions have times.
     """
 
     users: int
@@ -31,7 +30,6 @@ class Statistics:
     lengths: tuple[float, ...]
     validated: int
     repeats: float
-    times: bool
 
     @property
     def per_item(self) -> float:
@@ -55,5 +53,4 @@ def statistics_of(dataset: Dataset) -> Statistics:
     return Statistics(
         users=dataset.num_users, items=dataset.num_trained, interactions=int(lengths.sum()),
         targets=int((lengths - 1).sum()), lengths=tuple(map(float, quantiles)),
-        validated=int(valid.sum()), repeats=repeat_share(dataset, "valid"),
-        times=dataset.times is not None)
+        validated=int(valid.sum()), repeats=repeat_share(dataset, "valid"))

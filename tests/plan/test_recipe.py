@@ -20,7 +20,7 @@ from rec_jax.plan.statistics import LENGTH_QUANTILES, Statistics, statistics_of
 from rec_jax.run import RunConfig, modes_of, update_of
 
 LAPTOP = Machine(24 * 2**30, 120e9)
-ML1M = Statistics(6040, 3416, 987_531, 981_491, (94, 205, 398, 554, 904), 6040, 0.0, False)
+ML1M = Statistics(6040, 3416, 987_531, 981_491, (94, 205, 398, 554, 904), 6040, 0.0)
 SPARSE = dataclasses.replace(ML1M, users=22_363, items=12_101, interactions=153_776,
                              targets=131_413, lengths=(4, 7, 12, 19, 41), validated=22_363)
 
@@ -42,7 +42,7 @@ def test_statistics_are_those_of_the_training_part(tiny_dataset: Path) -> None:
         users=dataset.num_users, items=dataset.num_items, interactions=sum(lengths),
         targets=sum(length - 1 for length in lengths),
         lengths=tuple(np.quantile(lengths, LENGTH_QUANTILES)), validated=len(users),
-        repeats=float(np.mean(seen)), times=True)
+        repeats=float(np.mean(seen)))
 
 
 def test_statistics_do_not_see_the_test_part(tiny_dataset: Path) -> None:
@@ -61,7 +61,7 @@ def test_every_recipe_is_a_config_that_its_toml_gives_back(tmp_path: Path) -> No
         found = Statistics(
             users, items, targets + users, targets,
             tuple(np.sort(10 ** random.uniform(0, 4, len(LENGTH_QUANTILES)))),
-            int(random.integers(10, users + 11)), float(random.uniform()), False)
+            int(random.integers(10, users + 11)), float(random.uniform()))
         made = recipe_of(found, Machine(10 ** random.uniform(8, 12), 10 ** random.uniform(9, 15)),
                          'a "dataset"\n# [x]')
         text = to_toml(made)
@@ -107,6 +107,7 @@ def test_steps_of_an_epoch_and_between_validations_stay_in_their_bounds() -> Non
         steps = math.ceil((targets + 6040) / positions)
         assert 900 <= positions <= 16_500
         assert 250 <= made.train.evaluate_every * steps <= 16_384
+        assert made.train.epochs >= 20 * made.train.evaluate_every  # so patience can end a run
         assert made.optimizer.schedule == "constant" and made.train.patience
 
 
