@@ -187,8 +187,9 @@ def _loss(found: Statistics, machine: Machine, dim: int) -> tuple[bool, str]:
     if seconds > EPOCH_SECONDS:
         return False, (f"an exact softmax over {found.items:,} items would take some "
                        f"{seconds / 3600:.2g} hours an epoch")
+    form = "" if rows * dim <= DENSE_VALUES else "; its gradient is streamed"
     return True, (f"an epoch of the exact softmax over {found.items:,} items takes some "
-                  f"{max(1.0, seconds):.0f} s, {needed / 2**20:.0f} MiB of rows and state")
+                  f"{max(1.0, seconds):.0f} s, {needed / 2**20:.0f} MiB of rows and state{form}")
 
 
 def _dropout(per_item: float, rules: Rules) -> float:
@@ -253,6 +254,6 @@ def _validation(found: Statistics) -> tuple[Setting, ...]:
         Setting("evaluate.filter_seen", not keep,
                 f"{found.repeats:.2%} of the validation's targets repeat an item of the history"
                 + (", which a filter would make misses" if keep else "")),
-        Setting("evaluate.metric", "ndcg@10", f"its chance over the validated users is about "
-                                              f"{0.3 * noise:.1g}"),
+        Setting("evaluate.metric", "ndcg@10", "what decides; over the validated users one standard "
+                                              f"error is about {0.2 * noise:.1g}"),
         *users)
