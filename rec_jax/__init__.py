@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         off_policy,
         popularity_bias,
         recommend,
+        suggest_config,
         train,
     )
     from rec_jax.bench.machine import doctor
@@ -49,6 +50,7 @@ _HOMES = {
     "baseline": "api", "fit_baseline": "api", "recommend": "api", "load": "api",
     "off_policy": "api", "embed": "api", "popularity_bias": "api", "evaluate": "api",
     "export": "api", "merge_adapters": "api",
+    "suggest_config": "api",
     "doctor": "bench.machine", "BaselineConfig": "solvers.compare",
     "Dataset": "data.dataset", "fetch": "data.fetch", "prepare": "data.prepare",
     "PrepareConfig": "data.prepare_config", "SynthConfig": "data.synth", "synth": "data.synth",
@@ -63,7 +65,7 @@ __all__ = [
     "PrepareConfig", "RunConfig", "SynthConfig", "TrainingError", "baseline", "doctor", "embed",
     "evaluate", "export", "fetch", "fit_baseline", "load", "load_embeddings",
     "merge_adapters", "off_policy", "popularity_bias", "prepare", "pretrain_text",
-    "recommend", "synth", "train", "write_text_encoder",
+    "recommend", "suggest_config", "synth", "train", "write_text_encoder",
 ]
 
 

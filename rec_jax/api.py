@@ -37,6 +37,8 @@ from rec_jax.inference.without_history import Newcomer
 from rec_jax.mesh import is_first, parse_mesh
 from rec_jax.plan.compile import compile_step
 from rec_jax.plan.estimate import make_plan, nearest_fit
+from rec_jax.plan.suggest import suggest_config as suggest_config
+from rec_jax.plan.suggest import suggested
 from rec_jax.processes import broadcast_text, run_on_all
 from rec_jax.progress import reporter_of
 from rec_jax.run import Run, RunConfig
@@ -83,7 +85,7 @@ def train(config: RunConfig | AgentConfig | PathLike | None = None, *, run: Path
       no rows, for another catalogue, whose ids mean other items.
     continue_from: folder of a run that a new one goes on from with its config, now that its dataset
       was appended to in `data`: tested on what is new there, and then trained on it; see
-      `rec_jax.train.continuing`.
+      `rec_jax.train.continuing`. `data` alone: the run has the config of `suggest_config`.
     trust_code: a config may name modules of third parties (a dotted `kind`), which then run.
     since: `time.perf_counter()` when the program began, for the seconds before the first step.
 
@@ -101,8 +103,9 @@ def train(config: RunConfig | AgentConfig | PathLike | None = None, *, run: Path
         config = run_on_all(lambda: going_on(source, str(data), overrides))
         overrides = ()
     elif data is not None:
-        raise InputError("data is the dataset of a run that goes on from another one; expected "
-                         "continue_from, or data.path in the config")
+        alone = config is None and resume in (None, AUTO)
+        config = run_on_all(lambda: suggested(str(data), overrides, alone, progress))
+        overrides = ()
     if plays(config, resume):
         return _train_agent(config, run, overrides, resume, force=force, trust_code=trust_code,
                             start_from=start_from, progress=progress)

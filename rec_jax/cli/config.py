@@ -17,10 +17,11 @@ import typer
 from rec_jax import shipped
 from rec_jax.cli.options import App
 from rec_jax.cli.show import as_is, print_json
-from rec_jax.cli.types import Json
+from rec_jax.cli.types import DatasetDir, Json
 from rec_jax.errors import InputError
 
-app = App(no_args_is_help=True, help="Show the shipped configs, and the keys of a config.")
+app = App(no_args_is_help=True, help="Show the shipped configs and the keys of a config, or make "
+                                        "one for a dataset.")
 
 _JOBS = {"run": ("rec_jax.run", "RunConfig"),
          "prepare": ("rec_jax.data.prepare_config", "PrepareConfig"),
@@ -57,6 +58,30 @@ def show(
         print_json({"name": path.stem, "path": str(path), "text": text})
     else:
         print(text, end="")
+
+
+@app.command()
+def suggest(
+    data: DatasetDir,
+    out: Annotated[str | None, typer.Option(
+        metavar="FILE", help="Write the config there; stdout by default.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Print a whole config for a dataset, with the reason of each setting."""
+    from rec_jax import api
+    from rec_jax.files import check_path, write_atomic
+
+    if out is not None and check_path(out).exists():
+        raise InputError(f"--out {out} exists; expected the name of a new file")
+    text = api.suggest_config(data)
+    if out is not None:
+        write_atomic(out, text)
+    if as_json:
+        print_json({"data": data, "text": text, "out": out})
+    elif out is None:
+        print(text, end="")
+    else:
+        print(as_is(out))
 
 
 @app.command()

@@ -58,10 +58,12 @@ _PROCESSES = {
     "coordinator, processes and process": "--coordinator, --processes and --process"}
 _PHRASES: Mapping[str, Mapping[str, str]] = {
     "train": {"leave `run` out": "leave --run out",
-              "train needs a config, or the run to resume": "train needs CONFIG or --resume RUN",
+              "train needs a config, or the run to resume":
+                  "train needs CONFIG, --data DATASET or --resume RUN",
               "expected the dataset that was appended to, and no config or start_from":
                   "expected --data DATASET, and no CONFIG or --start-from",
               "data is the dataset of": "--data is the dataset of",
+              "without a config, or of": "without CONFIG, or of",
               "expected continue_from, or data.path in the config":
                   "expected --continue RUN, or data.path in the config",
               "encoder_only is of a run that starts from another; expected start_from":

@@ -33,7 +33,9 @@ def train(
                                           "grown: test on what is new in --data, then train on "
                                           "it, in a new run.")] = None,
     data: Annotated[str | None, typer.Option(
-        metavar="DATASET", help="With --continue: made by `rec-jax prepare --append`.")] = None,
+        metavar="DATASET", help="Without CONFIG: train with what `rec-jax config suggest` "
+                                "says of it; with --continue: made by `rec-jax prepare "
+                                "--append`.")] = None,
     encoder_only: Annotated[bool, typer.Option(
         "--encoder-only", help="With --start-from: take no rows, for another catalogue, whose ids "
                                 "mean other items.")] = False,

@@ -41,7 +41,7 @@ def log(rec_jax: Command) -> Command:
     (("simulate", "r", "--users", "1"), "--users is 1; expected at least 2"),
     (("recommend", "r", "--cold", "both", "--cold-bias", "nan"), "--cold-bias is nan"),
     ((*USUAL, "--withhold", "1"), "--withhold is 1.0; expected at least 0 and less than 1"),
-    (("train",), "train needs CONFIG or --resume RUN"),
+    (("train",), "train needs CONFIG, --data DATASET or --resume RUN"),
 ])
 def test_an_option_is_named(log: Command, arguments: tuple[str, ...], expected: str) -> None:
     line = refused(log(*arguments))
