@@ -8,6 +8,7 @@ both axes, rows over the axes `over` of their table. On one device an island is 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
