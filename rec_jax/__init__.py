@@ -37,16 +37,19 @@ if TYPE_CHECKING:
     from rec_jax.data.synth import SynthConfig, synth
     from rec_jax.errors import InputError, TrainingError
     from rec_jax.inference.export import Embeddings, load_embeddings
+    from rec_jax.lookup import load_search, search
     from rec_jax.run import RunConfig
     from rec_jax.simulate.judge import JudgeConfig
     from rec_jax.simulate.log_files import LogColumns
     from rec_jax.solvers.compare import BaselineConfig
+    from rec_jax.text.search import SearchConfig
 
 _VERBS = ("train",)  # also names of packages in this one
 _HOMES = {
     "baseline": "api", "fit_baseline": "api", "recommend": "api", "load": "api",
     "off_policy": "api", "embed": "api", "popularity_bias": "api", "evaluate": "api",
     "export": "api", "merge_adapters": "api",
+    "search": "lookup", "load_search": "lookup", "SearchConfig": "text.search",
     "doctor": "bench.machine", "BaselineConfig": "solvers.compare",
     "Dataset": "data.dataset", "fetch": "data.fetch", "prepare": "data.prepare",
     "PrepareConfig": "data.prepare_config", "SynthConfig": "data.synth", "synth": "data.synth",
@@ -57,9 +60,10 @@ _HOMES = {
 
 __all__ = [
     "BaselineConfig", "Dataset", "Embeddings", "InputError", "JudgeConfig", "LogColumns",
-    "PrepareConfig", "RunConfig", "SynthConfig", "TrainingError", "baseline", "doctor", "embed",
-    "evaluate", "export", "fetch", "fit_baseline", "load", "load_embeddings",
-    "merge_adapters", "off_policy", "popularity_bias", "prepare", "recommend", "synth", "train",
+    "PrepareConfig", "RunConfig", "SearchConfig", "SynthConfig", "TrainingError",
+    "baseline", "doctor", "embed", "evaluate", "export", "fetch", "fit_baseline", "load",
+    "load_embeddings", "load_search", "merge_adapters", "off_policy", "popularity_bias", "prepare",
+    "recommend", "search", "synth", "train",
 ]
 
 

@@ -21,6 +21,7 @@ from rec_jax.cli.ope import ope
 from rec_jax.cli.options import App
 from rec_jax.cli.plan import plan
 from rec_jax.cli.prepare import fetch, prepare, synth
+from rec_jax.cli.search import app as search_app
 from rec_jax.cli.show import NobodyReads, drop_stdout, open_streams, print_json, say
 from rec_jax.cli.simulate import simulate
 from rec_jax.cli.summary import doctor as show_doctor
@@ -39,6 +40,7 @@ app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_deltas.app, name="deltas")
 app.add_typer(cli_baseline.app)
 app.add_typer(embed_app)
+app.add_typer(search_app)
 
 _UsageError: Any = typer.BadParameter.__mro__[1]  # typer does not export it
 

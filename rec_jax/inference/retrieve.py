@@ -16,6 +16,7 @@ from rec_jax.errors import InputError
 from rec_jax.inference.asking import made_once, map_rounds, tile_queries
 from rec_jax.inference.bias import Given, bias_of_rows, given_bias
 from rec_jax.inference.histories import (
+    Tiles,
     choose_shapes,
     make_tiles,
     recent_codes,
@@ -113,8 +114,24 @@ def recommend(served: Served, *, user: str | None = None, history: Sequence[str]
     """
     dataset, added = served.dataset, given_bias(served, bias)
     check_question(user, history, k, dataset.num_items)
+    tiles, items = question_of(served, user, history, times)
+    settings = served.config.evaluate
+    filter_seen = settings.filter_seen if filter_seen is None else filter_seen
+    cold = cold_items(dataset, settings, served.filled)
+    scores, best = _first(served, tiles, min(k, dataset.num_items), filter_seen,
+                          bias_of_rows(served, added, cold))
+    if tell is not None and np.sum(best >= 0) < k:
+        tell(_shortfall(int(np.sum(best >= 0)), k, dataset.num_items,
+                        items if filter_seen else items[:0], cold))
+    return listed(dataset, best, scores)
+
+
+def question_of(served: Served, user: str | None, history: Sequence[str] | None,
+                times: Sequence[int] | None) -> tuple[Tiles, np.ndarray]:
+    """A tile whose first user is who asks, and the items of the whole history; see `recommend`."""
     if user is not None and times is not None:
         raise InputError("times belong to a history; a user of the dataset has their own")
+    dataset = served.dataset
     reading = served.reading
     if user is not None:
         index = int(dataset.user_index([user])[0])
@@ -141,15 +158,7 @@ def recommend(served: Served, *, user: str | None = None, history: Sequence[str]
                        codes=[recent_codes(dataset, reading, items, end)],
                        capacity=seen_capacity(count, shape.users),
                        users=None if user is None else np.array([index]))
-    settings = served.config.evaluate
-    filter_seen = settings.filter_seen if filter_seen is None else filter_seen
-    cold = cold_items(dataset, settings, served.filled)
-    scores, best = _first(served, tiles, min(k, dataset.num_items), filter_seen,
-                          bias_of_rows(served, added, cold))
-    if tell is not None and np.sum(best >= 0) < k:
-        tell(_shortfall(int(np.sum(best >= 0)), k, dataset.num_items,
-                        items if filter_seen else items[:0], cold))
-    return listed(dataset, best, scores)
+    return tiles, items
 
 
 def _seconds(times: Sequence[int], count: int) -> np.ndarray:
