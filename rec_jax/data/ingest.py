@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,8 @@ from rec_jax.progress import Reporter, Silent
 _EARLY_STOP_ROWS = 1_000_000
 MOST_RATINGS = 255
 """Different ratings that are kept: one byte an interaction, and 0 for an unknown one."""
+MOST_EVENTS = 255
+"""Different types of events: one byte an interaction, and 0 for an unknown one."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class Known:
 
 @dataclass(frozen=True)
 class Ingested:
-    """rows: in file order, spilled; users, items: the ids by code; ratings: the different ones."""
+    """rows: in file order, spilled; users, items: the ids by code; ratings: the different ones;
+    events: their types, by code - 1, as the rows have them."""
 
     rows: InteractionFiles
     users: Vocabulary
@@ -58,6 +62,7 @@ class Ingested:
     counts: RowCounts
     ratings: RatingValues
     times: Times | None = None
+    events: Vocabulary | None = None
 
 
 @dataclass
@@ -124,9 +129,11 @@ def ingest(config: PrepareConfig, folder: Path, reporter: Reporter | None = None
     counts = RowCounts()
     ratings = RatingValues()
     times = Times(TimeReader(columns)) if columns.time is not None else None
+    events = None if columns.event is None else Vocabulary("event")
     rows = InteractionFiles.named(
         folder, "read", times=columns.time is not None, news=known is not None,
-        ratings=columns.rating is not None and (known is None or known.rated))
+        ratings=columns.rating is not None and (known is None or known.rated),
+        events=events is not None)
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(open_flat(path)) for path in rows.paths]
         for old in known.rows if known else ():
@@ -145,8 +152,8 @@ def ingest(config: PrepareConfig, folder: Path, reporter: Reporter | None = None
                 good = parse_rows(frame, config, counts, source, times.reader if times else None)
                 if counts.rows >= _EARLY_STOP_ROWS:
                     check_bad_share(counts, config)
-                parts = [users.encode(good["user"], source.name),
-                         items.encode(good["item"], source.name)]
+                parts: list[npt.NDArray[Any]] = [users.encode(good["user"], source.name),
+                                                 items.encode(good["item"], source.name)]
                 if times and rows.times:
                     files[2].flush()
                     times.add(good["time"], rows.times, coarser)
@@ -158,11 +165,23 @@ def ingest(config: PrepareConfig, folder: Path, reporter: Reporter | None = None
                     parts.append(found)
                 if rows.news:
                     parts.append(np.full(len(good), NEW, np.uint8))
+                if events is not None:
+                    parts.append(_event_codes(events, good["event"], columns.event, source.name))
                 for part, file in zip(parts, files, strict=True):
                     write_flat(file, part)
                 reporter.advance(frame.height)
     check_bad_share(counts, config)
-    return Ingested(rows, users, items, counts, ratings, times)
+    return Ingested(rows, users, items, counts, ratings, times, events)
+
+
+def _event_codes(events: Vocabulary, types: pl.Series, column: str | None,
+                 source: str) -> npt.NDArray[np.uint8]:
+    """Codes from 1 of the types of some events."""
+    codes = events.encode(types.cast(pl.String), source) + 1
+    if events.size > MOST_EVENTS:
+        raise InputError(f"{source}: column {column!r} has more than {MOST_EVENTS} types of "
+                         "events; expected a column of few, such as view, cart and purchase")
+    return codes.astype(np.uint8)
 
 
 def _rescale(path: Path, factor: int) -> None:
@@ -193,10 +212,11 @@ def file_layout(config: PrepareConfig, source: SourceFile, roles: dict[str, str]
 def _frames(config: PrepareConfig, source: SourceFile) -> Iterator[pl.DataFrame]:
     form = file_format(config, source)
     columns = config.columns
-    if form in ("pairs", "lists") and (columns.time or columns.rating):
-        raise InputError(f"format {form!r} has neither times nor ratings; "
-                         "columns.time and columns.rating must be left out")
+    if form in ("pairs", "lists") and (columns.time or columns.rating or columns.event):
+        raise InputError(f"format {form!r} has neither times nor ratings nor types of events; "
+                         "columns.time, columns.rating and columns.event must be left out")
     roles = {"user": columns.user, "item": columns.item,
              **({"time": columns.time} if columns.time else {}),
-             **({"rating": columns.rating} if columns.rating else {})}
+             **({"rating": columns.rating} if columns.rating else {}),
+             **({"event": columns.event} if columns.event else {})}
     return read(source.path, form, file_layout(config, source, roles))

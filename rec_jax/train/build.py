@@ -112,7 +112,8 @@ def build(config: RunConfig) -> Built:
                          values=config.objective.needs.values,
                          histories=config.objective.needs.histories,
                          first=None if config.continual is None else first_targets(
-                             dataset, config.continual, config.seed))
+                             dataset, config.continual, config.seed),
+                         events=config.data.targets)
     horizon = steps_of(config, stream.rows_per_epoch)
     content = open_content(config.content, dataset)
     encoder, params = build_encoder(
