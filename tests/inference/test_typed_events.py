@@ -13,7 +13,7 @@ from command import Command, refused
 
 from rec_jax import config
 from rec_jax.data.dataset import Dataset
-from rec_jax.data.features import find_features
+from rec_jax.data.features import EVENT, find_features
 from rec_jax.data.prepare import Columns, PrepareConfig, SplitConfig, prepare
 from rec_jax.errors import InputError
 from rec_jax.inference.protocol import choose_panel, protocol
@@ -23,6 +23,7 @@ from rec_jax.model.encoder import build_encoder
 from rec_jax.run import Run, RunConfig
 from rec_jax.run_sections import EvaluateConfig
 from rec_jax.tables.table import padded_size
+from rec_jax.train.build import build
 
 Mapping = Callable[..., dict[str, Any]]
 
@@ -116,3 +117,15 @@ def test_types_of_events_come_once(tiny_run: Path, rec_jax: Command) -> None:
     assert "keeps no types of events" in line and "prepare it with columns.event" in line
     line = refused(rec_jax("evaluate", tiny_run, "--event", "view"))
     assert "keeps no types of events" in line
+
+
+def test_a_run_trains_on_the_labels_that_its_config_names(served: Served) -> None:
+    batch = build(served.config).stream.batch(0)
+    dataset = served.dataset
+    assert dataset.events is not None
+    kept = batch["targets"] >= 0
+    assert 0 < kept.sum() < (batch["segments"] > 0).sum()
+    # The type of a target is that of the next input, where the segment has one.
+    (code,) = dataset.event_codes(["buy"])
+    same = (batch["segments"][:, 1:] == batch["segments"][:, :-1]) & (batch["segments"][:, 1:] > 0)
+    np.testing.assert_array_equal(kept[:, :-1][same], batch[EVENT][:, 1:, 0][same] == code)
