@@ -172,6 +172,21 @@ def test_what_is_no_type_is_said_with_those_there_are(tmp_path: Path) -> None:
         BatchStream(plain, length=4, rows=2, events=("view",))
 
 
+def test_types_go_with_their_interactions_into_a_split_by_chance(tmp_path: Path) -> None:
+    rows = log_of(8)
+    found = read_back(made(tmp_path, rows, SplitConfig(kind="random")))
+    assert {user: sorted(events) for user, events in found.items()} == {
+        user: sorted(events) for user, events in histories(rows).items()}
+
+
+def test_nothing_is_appended_to_types(tmp_path: Path) -> None:
+    dataset = made(tmp_path, log_of(9))
+    with pytest.raises(InputError, match="append: types of events cannot be appended to"):
+        prepare(PrepareConfig(str(tmp_path / "log.csv"), str(tmp_path / "more"),
+                              append=str(dataset.folder),
+                              columns=Columns(time="time", event="what")))
+
+
 def test_an_event_without_a_type_is_a_bad_row(tmp_path: Path) -> None:
     rows = [*log_of(7), ("u1", "i1", 99, "")]
     with pytest.raises(InputError, match="no what"):

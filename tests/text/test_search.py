@@ -178,6 +178,10 @@ def test_vectors_that_were_projected_meet_queries_that_are(folder: Path) -> None
     found = index.encode(titles)[index.has]
     np.testing.assert_allclose(found, open_item_vectors(dataset, "few").vectors[index.has],
                                atol=1e-4)
+    asked = open_index(dataset, SearchConfig(model=str(folder / "model"), name="few", prefix="w5 "))
+    assert asked.encode is not None
+    np.testing.assert_allclose(asked.encode(["w3"]), index.encode(["w5 w3"]), atol=1e-4)
+    assert not np.allclose(asked.encode(["w3"]), index.encode(["w3"]), atol=1e-2)
     with pytest.raises(InputError, match=r"2 item vectors that are made of text \(few, text\)"):
         open_index(dataset, SearchConfig(model=str(folder / "model")))
 
