@@ -38,10 +38,12 @@ if TYPE_CHECKING:
     from rec_jax.data.synth import SynthConfig, synth
     from rec_jax.errors import InputError, TrainingError
     from rec_jax.inference.export import Embeddings, load_embeddings
+    from rec_jax.lookup import load_search, search
     from rec_jax.run import RunConfig
     from rec_jax.simulate.judge import JudgeConfig
     from rec_jax.simulate.log_files import LogColumns
     from rec_jax.solvers.compare import BaselineConfig
+    from rec_jax.text.search import SearchConfig
     from rec_jax.train.merging import write_text_encoder
     from rec_jax.train.pretrain_text import pretrain_text
 
@@ -51,6 +53,7 @@ _HOMES = {
     "off_policy": "api", "embed": "api", "popularity_bias": "api", "evaluate": "api",
     "export": "api", "merge_adapters": "api",
     "suggest_config": "api",
+    "search": "lookup", "load_search": "lookup", "SearchConfig": "text.search",
     "doctor": "bench.machine", "BaselineConfig": "solvers.compare",
     "Dataset": "data.dataset", "fetch": "data.fetch", "prepare": "data.prepare",
     "PrepareConfig": "data.prepare_config", "SynthConfig": "data.synth", "synth": "data.synth",
@@ -62,10 +65,11 @@ _HOMES = {
 
 __all__ = [
     "BaselineConfig", "Dataset", "Embeddings", "InputError", "JudgeConfig", "LogColumns",
-    "PrepareConfig", "RunConfig", "SynthConfig", "TrainingError", "baseline", "doctor", "embed",
-    "evaluate", "export", "fetch", "fit_baseline", "load", "load_embeddings",
-    "merge_adapters", "off_policy", "popularity_bias", "prepare", "pretrain_text",
-    "recommend", "suggest_config", "synth", "train", "write_text_encoder",
+    "PrepareConfig", "RunConfig", "SearchConfig", "SynthConfig", "TrainingError",
+    "baseline", "doctor", "embed", "evaluate", "export", "fetch", "fit_baseline", "load",
+    "load_embeddings", "load_search", "merge_adapters", "off_policy", "popularity_bias", "prepare",
+    "pretrain_text", "recommend", "search", "suggest_config", "synth", "train",
+    "write_text_encoder",
 ]
 
 

@@ -188,12 +188,12 @@ def load(run: PathLike, *, cold: ColdFill | str | None = None, step: int | None 
 def evaluate(run: Loadable, *, split: Split = "test", step: int | None = None,
              filter_seen: bool | None = None, seen_targets: str | None = None,
              batch: int | None = None, baseline: bool | str = False, bias: Given | None = None,
-             cold: ColdFill | str | None = None, data: str | None = None, mesh: str | None = None,
-             trust_code: bool = False, progress: bool = False, tell: Tell = warn
-             ) -> dict[str, Any]:
+             event: str | None = None, cold: ColdFill | str | None = None, data: str | None = None,
+             mesh: str | None = None, trust_code: bool = False, progress: bool = False,
+             tell: Tell = warn) -> dict[str, Any]:
     """Full-ranking metrics of a run's best checkpoint (or of `step`) with their protocol.
 
-    filter_seen, seen_targets, batch: replace those of the run's config. baseline: popularity
+    filter_seen, seen_targets, batch, event: replace those of the run's config. baseline: popularity
     beside it, or the models of `baseline` with these names, separated by commas, as they are by
     default. bias: added to the model's scores, one number for each item in the order of the
     dataset (-inf: it is not shown), or a `popularity_bias`; the protocol says so. cold: see `load`;
@@ -207,7 +207,7 @@ def evaluate(run: Loadable, *, split: Split = "test", step: int | None = None,
     served = _loaded(run, cold=cold, step=step, data=data, mesh=mesh, trust_code=trust_code,
                      tell=tell)
     given: dict[str, Any] = {"filter_seen": filter_seen, "seen_targets": seen_targets,
-                             "batch": batch}
+                             "batch": batch, "event": event}
     settings = replace(served.config.evaluate, **{
         name: value for name, value in given.items() if value is not None})
     with reporter_of("evaluate", progress and is_first()) as reporter:
@@ -271,13 +271,13 @@ def recommend(run: Loadable, *, user: str | None = None, history: Sequence[str] 
               bias: Given | None = None, cold: ColdFill | str | None = None,
               attributes: Mapping[str, str] | None = None, users: PathLike | None = None,
               user_id: str = "user_id", friends: Sequence[str] | None = None,
-              friendships: PathLike | None = None, step: int | None = None, data: str | None = None,
-              mesh: str | None = None, trust_code: bool = False, tell: Tell = warn
-              ) -> list[Recommendation]:
+              friendships: PathLike | None = None, events: Sequence[str] | None = None,
+              step: int | None = None, data: str | None = None, mesh: str | None = None,
+              trust_code: bool = False, tell: Tell = warn) -> list[Recommendation]:
     """The k best items for a user of the dataset, or after any history of item ids; fewer where
     no more may be recommended. It loads the model; `load` keeps it for the next question.
 
-    times: seconds of the items of `history`, where the model reads times.
+    times: seconds of the items of `history`, where the model reads times; events: their types.
     filter_seen: replaces that of the run's `evaluate` section. bias: as for `evaluate`.
     attributes: of somebody without a history instead, such as {"gender": "F"}: what is popular
     among the users who have them by the table `users` (CSV, TSV, Parquet; user ids in the column
@@ -287,14 +287,14 @@ def recommend(run: Loadable, *, user: str | None = None, history: Sequence[str] 
     cold, step, data, mesh, trust_code, tell: see `load`.
     """
     others = {"user": user, "history": history, "times": times, "filter_seen": filter_seen,
-              "bias": bias, "cold": cold, "step": step, "mesh": mesh}
+              "bias": bias, "cold": cold, "events": events, "step": step, "mesh": mesh}
     newcomer = Newcomer(attributes, users, user_id, friends, friendships)
     if newcomer.check(others):
         return newcomer.recommend(*_without_model(run, data, trust_code, k))
     model = run if isinstance(run, Recommender) and cold is None else Recommender(
         _loaded(run, cold=cold, step=step, data=data, mesh=mesh, trust_code=trust_code, tell=tell))
     return model.recommend(user=user, history=history, times=times, k=k, filter_seen=filter_seen,
-                           bias=bias)
+                           bias=bias, events=events)
 
 
 def _without_model(run: Loadable, data: str | None, trust_code: bool, k: int,

@@ -21,12 +21,15 @@ class DataConfig:
     length: positions in a row, L; also the longest history that the encoder sees.
     pack: several users share a row; otherwise one user a row, padded at the end.
     window: a long history gives its last L targets, or all of them in chunks of L.
+    targets: types of events that are labels, such as ["purchase"]; the others are only read.
+      Empty: all are labels.
     """
 
     path: str
     length: int = 200
     pack: bool = True
     window: Literal["last", "chunks"] = "last"
+    targets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check(self, "data.", length=at_least(1))
@@ -115,6 +118,8 @@ class EvaluateConfig:
     metric: decides early stopping and the best checkpoint, such as `ndcg@10`, or of a model of
       ratings `rmse`, `mae` or (of two ratings) `auc`.
     batch: users ranked at once; it changes speed only.
+    event: targets are events of this type, the first one of a user in the split, after everything
+      before it; users without one are not evaluated. None: of any type.
     users: validate on the first so many users of a seeded shuffle; none: all.
     """
 
@@ -125,6 +130,7 @@ class EvaluateConfig:
     metric: str = "ndcg@10"
     batch: int = 512
     users: int | None = None
+    event: str | None = None
 
     def __post_init__(self) -> None:
         check(self, "evaluate.", ks=at_least(1, 2**62), batch=at_least(1), users=at_least(1))

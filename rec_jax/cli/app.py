@@ -23,6 +23,7 @@ from rec_jax.cli.picture import draw
 from rec_jax.cli.plan import plan
 from rec_jax.cli.prepare import fetch, prepare, synth
 from rec_jax.cli.pretrain_text import app as pretrain_app
+from rec_jax.cli.search import app as search_app
 from rec_jax.cli.show import NobodyReads, drop_stdout, open_streams, print_json, say
 from rec_jax.cli.simulate import simulate
 from rec_jax.cli.summary import doctor as show_doctor
@@ -42,6 +43,7 @@ app.add_typer(cli_deltas.app, name="deltas")
 app.add_typer(cli_baseline.app)
 app.add_typer(embed_app)
 app.add_typer(pretrain_app)
+app.add_typer(search_app)
 
 _UsageError: Any = typer.BadParameter.__mro__[1]  # typer does not export it
 

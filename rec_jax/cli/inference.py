@@ -47,6 +47,9 @@ def evaluate(
              "is left out (leave_out); the run's setting by default.")] = None,
     batch: Annotated[int | None, typer.Option(
         help="Users ranked at once; changes speed only.")] = None,
+    event: Annotated[str | None, typer.Option(
+        metavar="TYPE", help="Only events of this type are targets; the run's setting by "
+                             "default.")] = None,
     baseline: Annotated[str | None, typer.Option(
         "--baseline", metavar="[NAME,...]",
         help=f"Show popularity beside it, or one or more of {', '.join(SOLVERS)} as `rec-jax "
@@ -78,8 +81,9 @@ def evaluate(
         bias = api.popularity_bias(loaded, popularity_bias)
     result = api.evaluate(model, split=split, step=step,  # type: ignore[arg-type]
                           filter_seen=filter_seen, seen_targets=seen_targets, batch=batch,
-                          baseline=_baselines(baseline), bias=bias, cold=fill, data=data, mesh=mesh,
-                          trust_code=trust_code, progress=not as_json, tell=say)
+                          baseline=_baselines(baseline), bias=bias, event=event, cold=fill,
+                          data=data, mesh=mesh, trust_code=trust_code, progress=not as_json,
+                          tell=say)
     if not first:
         return
     if as_json:
@@ -137,6 +141,11 @@ def recommend(
                              "repeat the option, or separate them by commas.")] = None,
     times_file: Annotated[str | None, typer.Option(
         metavar="FILE", help="The same, one a line.")] = None,
+    events: Annotated[list[str] | None, typer.Option(
+        metavar="TYPE", help="Types of the history's events: repeat the option, or separate them "
+                             "by commas.")] = None,
+    events_file: Annotated[str | None, typer.Option(
+        metavar="FILE", help="The same, one a line.")] = None,
     attributes: Annotated[list[str] | None, typer.Option(
         metavar="NAME=VALUE", help="Instead of a user or a history, for somebody new: what is "
                                    "popular among users who have it by --users. May be "
@@ -179,10 +188,13 @@ def recommend(
             run, user=user, history=history or history_file, times=times or times_file,  # type: ignore[arg-type]
             attributes=_pairs(attributes) if attributes else None, users=users, user_id=user_id,
             friends=friend, friendships=friends, k=k, filter_seen=keep_seen, bias=popularity_bias,  # type: ignore[arg-type]
+            events=events or events_file,  # type: ignore[arg-type]
             cold=fill, step=step, data=data, mesh=mesh, trust_code=trust_code), as_json)
         return
-    if (history and history_file) or (times and times_file):
-        raise InputError("ids and times come from options or from a file, not from both")
+    if (history and history_file) or (times and times_file) or (events and events_file):
+        raise InputError("ids, times and types come from options or from a file, not from both")
+    types = (typed.read_lines(events_file) if events_file else
+             [name for text in events for name in text.split(",")] if events else None)
     when = typed.read_times(typed.read_lines(times_file) if times_file else times or [])
     items = typed.read_lines(history_file) if history_file else None
     first = join_processes(coordinator, processes, process, multihost)
@@ -193,6 +205,7 @@ def recommend(
     found = retrieve.recommend(
         served, user=user, history=items, times=when if times or times_file else None, k=k,
         filter_seen=None if keep_seen is None else not keep_seen, tell=say if first else None,
+        events=types,
         bias=None if popularity_bias is None else bias.popularity_bias(served, popularity_bias))
     if not first:
         return

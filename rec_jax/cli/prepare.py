@@ -85,6 +85,8 @@ def prepare(
     time: Annotated[str | None, typer.Option(help="Column of the time.")] = None,
     rating: Annotated[str | None, typer.Option(
         help="Column of the rating.")] = None,
+    event: Annotated[str | None, typer.Option(
+        help="Column of the event's type, such as view, cart or purchase.")] = None,
     time_unit: Annotated[str | None, typer.Option(
         help="Unit of numeric times: s, ms, us, ns or YYYYMMDD; found where it is clear.")] = None,
     separator: Annotated[str | None, typer.Option(
@@ -132,7 +134,7 @@ def prepare(
     flags = _without_none({
         "source": list(source) if source else None, "out": out, "format": format,
         "columns": _without_none({"user": user, "item": item, "time": time, "rating": rating,
-                                  "time_unit": time_unit}),
+                                  "event": event, "time_unit": time_unit}),
         "separator": separator and separator.replace(r"\t", "\t"),  # as shells pass it
         "quote": quote, "escape": escape,
         "filters": _without_none({"min_rating": min_rating, "user_core": core, "item_core": core,

@@ -28,13 +28,14 @@ class Interactions(NamedTuple):
     """Some interactions in memory. users, items: int32 codes `[n]`; times: int64 ticks `[n]`,
     as fine as the source's (see `rec_jax.data.times`), and ratings: f32 `[n]`, each None where
     the source has none; news: uint8 `[n]`, what they were in the dataset
-    that others are appended to, or None."""
+    that others are appended to, or None; events: uint8 `[n]`, types of events, from 1, or None."""
 
     users: npt.NDArray[np.int32]
     items: npt.NDArray[np.int32]
     times: npt.NDArray[np.int64] | None = None
     ratings: npt.NDArray[np.float32] | None = None
     news: npt.NDArray[np.uint8] | None = None
+    events: npt.NDArray[np.uint8] | None = None
 
     def take(self, which: npt.NDArray[Any] | slice) -> Interactions:
         """Those of a mask, of a range, or in an order."""
@@ -42,7 +43,8 @@ class Interactions(NamedTuple):
             self.users[which], self.items[which],
             None if self.times is None else self.times[which],
             None if self.ratings is None else self.ratings[which],
-            None if self.news is None else self.news[which])
+            None if self.news is None else self.news[which],
+            None if self.events is None else self.events[which])
 
 
 @dataclass(frozen=True)
@@ -54,25 +56,27 @@ class InteractionFiles:
     times: Path | None = None
     ratings: Path | None = None
     news: Path | None = None
+    events: Path | None = None
 
     @classmethod
     def named(cls, folder: Path, name: str, times: bool, ratings: bool = False,
-              news: bool = False) -> InteractionFiles:
+              news: bool = False, events: bool = False) -> InteractionFiles:
         return cls(folder / f"{name}.users", folder / f"{name}.items",
                    folder / f"{name}.times" if times else None,
                    folder / f"{name}.ratings" if ratings else None,
-                   folder / f"{name}.news" if news else None)
+                   folder / f"{name}.news" if news else None,
+                   folder / f"{name}.events" if events else None)
 
     def like(self, folder: Path, name: str) -> InteractionFiles:
         """Files of another name with the same columns."""
         return InteractionFiles.named(folder, name, times=self.times is not None,
                                       ratings=self.ratings is not None,
-                                      news=self.news is not None)
+                                      news=self.news is not None, events=self.events is not None)
 
     @property
     def paths(self) -> list[Path]:
         """The files that there are, in the order of `Interactions`."""
-        every = (self.users, self.items, self.times, self.ratings, self.news)
+        every = (self.users, self.items, self.times, self.ratings, self.news, self.events)
         return [path for path in every if path is not None]
 
     def count(self) -> int:
@@ -86,7 +90,8 @@ class InteractionFiles:
             read_flat(self.items, np.int32, start, stop),
             read_flat(self.times, np.int64, start, stop) if self.times else None,
             read_flat(self.ratings, np.float32, start, stop) if self.ratings else None,
-            read_flat(self.news, np.uint8, start, stop) if self.news else None)
+            read_flat(self.news, np.uint8, start, stop) if self.news else None,
+            read_flat(self.events, np.uint8, start, stop) if self.events else None)
 
     def delete(self) -> None:
         for path in self.paths:

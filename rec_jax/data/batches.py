@@ -67,7 +67,8 @@ class BatchStream(Iterator[Batch]):
                  times: bool = False, targets: Targets = "next",
                  features: Sequence[FeatureConfig] = (), users: bool = False,
                  values: Sequence[str] = (), histories: bool = False,
-                 first: npt.NDArray[np.int64] | None = None) -> None:
+                 first: npt.NDArray[np.int64] | None = None,
+                 events: Sequence[str] = ()) -> None:
         """Settings; nothing large is read before the first batch.
 
         length: positions in a row, L.
@@ -87,6 +88,9 @@ class BatchStream(Iterator[Batch]):
         histories: batches say where each history ends.
         first: int64 [U], absolute position of each user's first target: older ones are inputs, and
           no targets (-1); a user without a target is left out. None: all are targets.
+
+        events: types of events that are targets; others are inputs, and no targets (-1). Empty: all
+          are targets.
 
         Raises:
           InputError: impossible settings, or a dataset without any target or such a feature.
@@ -114,6 +118,9 @@ class BatchStream(Iterator[Batch]):
             self._settings["targets"] = targets
         if first is not None:
             self._settings["first"] = hashlib.sha256(first.tobytes()).hexdigest()[:16]
+        self._events = dataset.event_codes(events) if events else None
+        if events:
+            self._settings["events"] = list(events)
         self._first = first
         self._share, self._times, self._step = share, times, 0
         self._features, self._users = tuple(features), users
@@ -206,6 +213,8 @@ class BatchStream(Iterator[Batch]):
         wanted = position + self._shift
         counts = (np.ones(len(wanted), bool) if self._first is None
                   else wanted >= np.repeat(self._first[user], size))
+        if self._events is not None and self.dataset.events is not None:
+            counts &= np.isin(self.dataset.events[wanted], self._events)
         filled: dict[str, tuple[int, Any, npt.NDArray[Any]]] = {
             "items": (0, np.int32, self.dataset.items[position]),
             "targets": (-1, np.int32, np.where(counts, self.dataset.items[wanted], -1)),

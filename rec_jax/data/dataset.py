@@ -5,6 +5,8 @@
     times.npy             int64 [N]    seconds; only where the source has times
     ratings.npy           uint8 [N]    number of the rating among meta's `ratings`, from 1; only
                                        where the source has ratings, of at most 255 values
+    events.npy            uint8 [N]    number of its type among meta's `events`, from 1; only where
+                                       the source has types of events
     withheld.npy, withheld_offsets.npy  interactions of withheld items, in no part of the split;
                                        only where some are (see `rec_jax.data.withheld`)
     old_train_end.npy, old_end.npy  int64 [U]; only of a dataset that was appended to another one
@@ -39,10 +41,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from rec_jax.data.arrays import counting
+from rec_jax.data.arrays import chunks, counting
 from rec_jax.data.dataset_arrays import open_arrays, read_vocabulary
 from rec_jax.data.dataset_check import check
 from rec_jax.data.dataset_files import read_meta
+from rec_jax.data.events import event_codes
 from rec_jax.data.item_features import FOLDER
 from rec_jax.errors import InputError
 from rec_jax.files import is_unicode
@@ -59,6 +62,7 @@ class Dataset:
     items: int32 [N]; offsets: int64 [U+1]; times: int64 [N] seconds or None;
     train_end, valid_end: int64 [U], absolute positions in `items`.
     ratings: uint8 [N] or None; entry i of `rating_values` has code i + 1.
+    events: uint8 [N] or None; entry i of `event_types` has code i + 1.
     item_features: name -> int32 [V, K], codes of each item's categories, 0 where it has none.
     old_train_end, old_end: int64 [U], or None; see `rec_jax.data.appended`.
     withheld: int32 [M], and withheld_offsets: int64 [U+1], or None; see `rec_jax.data.withheld`.
@@ -72,6 +76,7 @@ class Dataset:
     valid_end: Int64s
     times: Int64s | None = None
     ratings: npt.NDArray[np.uint8] | None = None
+    events: npt.NDArray[np.uint8] | None = None
     item_features: Mapping[str, Int32s] = field(default_factory=dict)
     withheld: Int32s | None = None
     withheld_offsets: Int64s | None = None
@@ -101,6 +106,7 @@ class Dataset:
             valid_end=arrays["valid_end"],
             times=arrays.get("times"),
             ratings=arrays.get("ratings"),
+            events=arrays.get("events"),
             item_features={name: arrays[f"{FOLDER}/{name}"] for name in meta["item_features"]},
             withheld=arrays.get("withheld"),
             withheld_offsets=arrays.get("withheld_offsets"),
@@ -131,6 +137,15 @@ class Dataset:
         """The different ratings, rising; empty where none are kept."""
         return list(self.meta["ratings"] or ())
 
+    @property
+    def event_types(self) -> Sequence[str]:
+        """The types of events, by code - 1; empty where none are kept."""
+        return list(self.meta["events"] or ())
+
+    def event_codes(self, names: Sequence[str]) -> npt.NDArray[np.uint8]:
+        """Codes uint8 [n] of types of events; raises InputError where one is none of them."""
+        return event_codes(self.folder, self.event_types, names)
+
     def categories(self, name: str) -> int:
         """How many categories the attribute `name` of the items has: codes are 1 to that."""
         return int(self.meta["item_features"][name]["categories"])
@@ -152,8 +167,11 @@ class Dataset:
         index = np.asarray(users, np.int64)
         return self.train_end[index], self.valid_end[index], self.offsets[index + 1]
 
-    def targets(self, which: Period | Literal["new"]) -> tuple[Int64s, Int32s, Int64s]:
+    def targets(self, which: Period | Literal["new"], event: str | None = None
+                ) -> tuple[Int64s, Int32s, Int64s]:
         """Who is evaluated in a period, and on what.
+
+        event: only events of this type are targets, the first one of the period.
 
         Returns:
           users int64 [M] in rising order; the item each meets first in the period, int32 [M];
@@ -161,15 +179,36 @@ class Dataset:
           everything before the target. Users without anything before it are left out. Of "new",
           the period that was appended, all interactions are targets, so that a user may come again.
         """
+        code = 0 if event is None else int(self.event_codes([event])[0])
         if which == "new":
-            return self._new_targets()
+            users, items, position = self._new_targets()
+            if not code:
+                return users, items, position
+            assert self.events is not None
+            asked = np.asarray(self.events[position]) == code
+            return users[asked], items[asked], position[asked]
         if which not in ("valid", "test"):
             raise InputError(f"period {which!r} is not one of 'valid', 'test'")
         begin, end = ((self.train_end, self.valid_end) if which == "valid"
                       else (self.valid_end, self.offsets[1:]))
+        if code:
+            begin = self._first_of(code, begin, end)
         users = np.flatnonzero((end > begin) & (begin > self.offsets[:-1])).astype(np.int64)
         position = np.asarray(begin[users])
         return users, np.asarray(self.items[position]), position
+
+    def _first_of(self, code: int, begin: Int64s, end: Int64s) -> Int64s:
+        """Position int64 [U] of the first event of a type in [begin, end); `end` where none is."""
+        assert self.events is not None
+        found = np.array(end, np.int64)
+        for start, stop in chunks(self.num_users, 1 << 16):
+            number = np.asarray(end[start:stop] - begin[start:stop])
+            place = np.repeat(begin[start:stop], number) + counting(number)
+            right = np.asarray(self.events[place]) == code
+            owner, place = np.repeat(np.arange(start, stop), number)[right], place[right]
+            # Of several the last write stands, and that is the first of them.
+            found[owner[::-1]] = place[::-1]
+        return found
 
     def _new_targets(self) -> tuple[Int64s, Int32s, Int64s]:
         if self.old_end is None:

@@ -41,6 +41,8 @@ def open_arrays(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
         arrays["times"] = _open_array(folder, "times", np.int64, count)
     if meta["ratings"]:
         arrays["ratings"] = _open_array(folder, "ratings", np.uint8, count)
+    if meta["events"]:
+        arrays["events"] = _open_array(folder, "events", np.uint8, count)
     if meta["withheld"]:
         count = int(meta["withheld"]["interactions"])
         arrays["withheld"] = _open_array(folder, "withheld", np.int32, count)

@@ -107,7 +107,7 @@ def out_of_bounds(meta: Mapping[str, Any], arrays: Arrays, folder: Path) -> Iter
         yield "withheld_offsets.npy does not rise from 0 to the end of withheld.npy"
         return
     most = {"items": (0, meta["num_items"] - 1), "withheld": (0, meta["num_items"] - 1),
-            "ratings": (0, len(meta["ratings"] or ()))}
+            "ratings": (0, len(meta["ratings"] or ())), "events": (0, len(meta["events"] or ()))}
     most |= {f"{FOLDER}/{name}": (0, about["categories"])
              for name, about in meta["item_features"].items()}
     for name, (low, high) in most.items():

@@ -28,10 +28,10 @@ _PLAIN_NAME = re.compile(r"\w[\w-]*")
 _META_TYPES = {"num_users": int, "num_items": int, "num_interactions": int, "has_times": bool,
                "split_hash": str, "item_columns": list, "ratings": list | None,
                "item_features": dict, "hashes": dict, "files": dict | None, "withheld": dict | None,
-               "checksum": str | None, "appended": dict | None}
+               "checksum": str | None, "appended": dict | None, "events": list | None}
 # Folders of before these were kept lack them.
 _LATER: dict[str, Any] = {"ratings": None, "item_features": {}, "hashes": {}, "files": None,
-                          "checksum": None, "withheld": None, "appended": None}
+                          "checksum": None, "withheld": None, "appended": None, "events": None}
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
@@ -69,6 +69,7 @@ def file_names(meta: Mapping[str, Any]) -> list[str]:
              "user_vocab.parquet"]
     names += ["times.npy"] if meta["has_times"] else []
     names += ["ratings.npy"] if meta["ratings"] else []
+    names += ["events.npy"] if meta["events"] else []
     names += ["withheld.npy", "withheld_offsets.npy"] if meta["withheld"] else []
     names += ["old_train_end.npy", "old_end.npy"] if meta["appended"] else []
     return names + [f"{FOLDER}/{name}.{end}" for name in meta["item_features"]
@@ -120,6 +121,8 @@ def _check_types(meta: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is {str(value)[:40]!r}")
     if not all(isinstance(column, str) for column in meta["item_columns"]):
         raise ValueError("item_columns are no names")
+    if not all(isinstance(name, str) for name in meta["events"] or ()):
+        raise ValueError("events are no names")
     for value in meta["ratings"] or ():
         if type(value) not in (int, float) or abs(value) > float(np.finfo(np.float32).max):
             raise ValueError(f"a rating is {str(value)[:40]!r}")

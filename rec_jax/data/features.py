@@ -21,6 +21,8 @@ from rec_jax.ranges import check
 Codes = Mapping[str, npt.NDArray[np.int32]]
 """int32 `[n, K]` by the path of a feature, for n interactions."""
 
+EVENT = "features/event"
+"""Path of the types of events."""
 _PLANNED_CATEGORIES, _PLANNED_VALUES = 1024, 4
 
 
@@ -28,13 +30,14 @@ _PLANNED_CATEGORIES, _PLANNED_VALUES = 1024, 4
 class FeatureConfig:
     """One `[[features]]` entry of a run.
 
-    kind: item_category, a categorical attribute of the item that the dataset keeps (an item of
+    kind: event, the type of the interaction, such as view, cart or purchase; item_category, a
+      categorical attribute of the item that the dataset keeps (an item of
       several categories has the mean of their vectors); time_gap, seconds since the item before
       it in the row, in logarithmic buckets, unknown for the first; rating, of the interaction.
     name: of the attribute, for item_category alone.
     """
 
-    kind: Literal["item_category", "time_gap", "rating"]
+    kind: Literal["item_category", "time_gap", "rating", "event"]
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -85,7 +88,7 @@ def read_codes(features: Sequence[FeatureConfig], dataset: Dataset, items: npt.N
     """Codes of n interactions, but for time gaps.
 
     items: int `[n]`; places: of the interactions in the dataset's arrays; None: they are not
-      from there, and their ratings are unknown.
+      from there, and their ratings and types are unknown.
     """
     found: dict[str, npt.NDArray[np.int32]] = {}
     for feature in features:
@@ -97,13 +100,18 @@ def read_codes(features: Sequence[FeatureConfig], dataset: Dataset, items: npt.N
             codes = (np.zeros(len(items), np.int32) if places is None or dataset.ratings is None
                      else dataset.ratings[places].astype(np.int32))
             found[feature.path] = codes[:, None]
+        elif feature.kind == "event":
+            codes = (np.zeros(len(items), np.int32) if places is None or dataset.events is None
+                     else dataset.events[places].astype(np.int32))
+            found[feature.path] = codes[:, None]
     return found
 
 
 def vocabularies(features: Sequence[FeatureConfig], dataset: Dataset) -> dict[str, Any]:
     """What the codes of each feature stand for, by its path: equal if and only if they agree."""
     meanings = {"item_category": lambda name: dataset.meta["item_features"][name]["hash"],
-                "rating": lambda name: list(dataset.rating_values)}
+                "rating": lambda name: list(dataset.rating_values),
+                "event": lambda name: list(dataset.event_types)}
     return {feature.path: meanings[feature.kind](feature.name) for feature in features
             if feature.kind in meanings}
 
@@ -119,6 +127,11 @@ def _find(feature: FeatureConfig, dataset: Dataset) -> Feature:
             raise InputError(f"feature 'rating': {dataset.folder} has no ratings, or more than "
                              "255 different ones; prepare it with columns.rating")
         return Feature(feature.kind, feature.path, len(dataset.rating_values))
+    if feature.kind == "event":
+        if dataset.events is None:
+            raise InputError(f"feature 'event': {dataset.folder} keeps no types of events; prepare "
+                             "it with columns.event")
+        return Feature(feature.kind, feature.path, len(dataset.event_types))
     known = dataset.item_features
     if feature.name not in known:
         hint = did_you_mean(feature.name, known)

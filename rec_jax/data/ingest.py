@@ -36,6 +36,8 @@ from rec_jax.progress import Reporter, Silent
 _EARLY_STOP_ROWS = 1_000_000
 MOST_RATINGS = 255
 """Different ratings that are kept: one byte an interaction, and 0 for an unknown one."""
+MOST_EVENTS = 255
+"""Different types of events: one byte an interaction, and 0 for an unknown one."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Known:
 
 @dataclass(frozen=True)
 class Ingested:
-    """rows: in file order, spilled; users, items: the ids by code; ratings: the different ones."""
+    """rows: in file order, spilled; users, items: the ids by code; ratings: the different ones;
+    events: their types, by code - 1, as the rows have them."""
 
     rows: InteractionFiles
     users: Vocabulary
@@ -59,6 +62,7 @@ class Ingested:
     counts: RowCounts
     ratings: RatingValues
     times: Times | None = None
+    events: Vocabulary | None = None
 
 
 @dataclass
@@ -126,6 +130,7 @@ class Reading:
     times: Times | None
     rows: InteractionFiles
     files: list[IO[bytes]]
+    events: Vocabulary | None = None
 
     def add(self, part: Interactions, coarser: int = 1) -> None:
         """Rows in global codes. coarser: ticks in a second of the times before them."""
@@ -152,11 +157,14 @@ class Reading:
                 self.items.encode(good["item"], source.name),
                 good["time"].to_numpy() if self.rows.times else None,
                 good["rating"].cast(pl.Float32).to_numpy() if self.rows.ratings else None,
-                np.full(len(good), NEW, np.uint8) if self.rows.news else None), coarser)
+                np.full(len(good), NEW, np.uint8) if self.rows.news else None,
+                None if self.events is None else event_codes(
+                    self.events, good["event"], config.columns.event, source.name)), coarser)
             yield frame.height
 
     def finished(self) -> Ingested:
-        return Ingested(self.rows, self.users, self.items, self.counts, self.ratings, self.times)
+        return Ingested(self.rows, self.users, self.items, self.counts, self.ratings, self.times,
+                        self.events)
 
 
 @contextlib.contextmanager
@@ -169,15 +177,17 @@ def reading(config: PrepareConfig, folder: Path, known: Known | None = None,
     """
     columns = config.columns
     empty = pl.Series("id", [], pl.String) if as_text else None
+    events = None if columns.event is None else Vocabulary("event")
     rows = InteractionFiles.named(
         folder, "read", times=columns.time is not None, news=known is not None,
-        ratings=columns.rating is not None and (known is None or known.rated))
+        ratings=columns.rating is not None and (known is None or known.rated),
+        events=events is not None)
     with contextlib.ExitStack() as stack:
         into = Reading(
             Vocabulary("user", known.users if known else empty),
             Vocabulary("item", known.items if known else empty), RowCounts(), RatingValues(),
             Times(TimeReader(columns)) if columns.time is not None else None, rows,
-            [stack.enter_context(open_flat(path)) for path in rows.paths])
+            [stack.enter_context(open_flat(path)) for path in rows.paths], events)
         for old in known.rows if known else ():
             into.add(old)
         yield into
@@ -203,6 +213,20 @@ def ingest(config: PrepareConfig, folder: Path, reporter: Reporter | None = None
                 reporter.advance(rows)
     check_bad_share(into.counts, config)
     return into.finished()
+
+
+def event_codes(events: Vocabulary, types: pl.Series, column: str | None,
+                source: str) -> npt.NDArray[np.uint8]:
+    """Codes from 1 of the types of some events.
+
+    Raises:
+      InputError: there are too many types.
+    """
+    codes = events.encode(types.cast(pl.String), source) + 1
+    if events.size > MOST_EVENTS:
+        raise InputError(f"{source}: column {column!r} has more than {MOST_EVENTS} types of "
+                         "events; expected a column of few, such as view, cart and purchase")
+    return codes.astype(np.uint8)
 
 
 def _rescale(path: Path, factor: int) -> None:
@@ -231,10 +255,11 @@ def file_layout(config: PrepareConfig, source: SourceFile, roles: dict[str, str]
 def _frames(config: PrepareConfig, source: SourceFile) -> Iterator[pl.DataFrame]:
     form = file_format(config, source)
     columns = config.columns
-    if form in ("pairs", "lists") and (columns.time or columns.rating):
-        raise InputError(f"format {form!r} has neither times nor ratings; "
-                         "columns.time and columns.rating must be left out")
+    if form in ("pairs", "lists") and (columns.time or columns.rating or columns.event):
+        raise InputError(f"format {form!r} has neither times nor ratings nor types of events; "
+                         "columns.time, columns.rating and columns.event must be left out")
     roles = {"user": columns.user, "item": columns.item,
              **({"time": columns.time} if columns.time else {}),
-             **({"rating": columns.rating} if columns.rating else {})}
+             **({"rating": columns.rating} if columns.rating else {}),
+             **({"event": columns.event} if columns.event else {})}
     return read(source.path, form, file_layout(config, source, roles))

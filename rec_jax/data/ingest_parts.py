@@ -15,7 +15,15 @@ import numpy as np
 import polars as pl
 
 from rec_jax.data.arrays import NEW, InteractionFiles, Interactions, chunks
-from rec_jax.data.ingest import Ingested, Known, RatingValues, Reading, Times, reading
+from rec_jax.data.ingest import (
+    Ingested,
+    Known,
+    RatingValues,
+    Reading,
+    Times,
+    event_codes,
+    reading,
+)
 from rec_jax.data.prepare_config import PrepareConfig
 from rec_jax.data.row_parsing import RowCounts, check_bad_share
 from rec_jax.data.source_files import SourceFile, files_of
@@ -76,7 +84,7 @@ def read_part(part: Part) -> Found:
     with reading(part.config, part.folder, as_text=part.as_text) as into:
         for _ in into.read(part.config, part.source):
             pass
-    for ids in (into.users, into.items):
+    for ids in (into.users, into.items, *([into.events] if into.events else [])):
         ids.typed_ids().to_frame().write_parquet(_ids_file(part, ids.kind))
     return Found(into.rows, into.counts, into.ratings, into.times)
 
@@ -85,6 +93,9 @@ def _add(into: Reading, part: Part, found: Found) -> None:
     """Append what a task read."""
     users, items = (ids.encode(pl.read_parquet(_ids_file(part, ids.kind))["id"], part.source.name)
                     for ids in (into.users, into.items))
+    types = (None if into.events is None else event_codes(
+        into.events, pl.read_parquet(_ids_file(part, "event"))["id"], part.config.columns.event,
+        part.source.name))
     into.counts.add(found.counts)
     into.ratings.join(found.ratings)
     coarser = into.times.reader.per_second if into.times else 1
@@ -96,7 +107,8 @@ def _add(into: Reading, part: Part, found: Found) -> None:
             users[rows.users], items[rows.items],
             None if rows.times is None else _as_fine(rows.times, found.times, into.times),
             rows.ratings if into.rows.ratings else None,
-            np.full(len(rows.users), NEW, np.uint8) if into.rows.news else None), coarser)
+            np.full(len(rows.users), NEW, np.uint8) if into.rows.news else None,
+            None if types is None or rows.events is None else types[rows.events - 1]), coarser)
         coarser = into.times.reader.per_second if into.times else 1
 
 

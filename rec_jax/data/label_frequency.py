@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,22 +16,26 @@ _USERS = 1 << 16  # histories read at a time
 
 
 def label_counts(dataset: Dataset, *, length: int, window: Window,
-                 part: Part = "train", targets: Targets = "next") -> npt.NDArray[np.int64]:
+                 part: Part = "train", targets: Targets = "next",
+                 events: Sequence[str] = ()) -> npt.NDArray[np.int64]:
     """Times that an epoch of `BatchStream` predicts each item: int64 `[V]`.
 
     All items, but a user's first where `targets` are the next ones; with `window` "last" only the
-    newest `length` of them.
+    newest `length` of them. events: as of `BatchStream`.
     """
     counts = np.zeros(dataset.num_items, np.int64)
     ends = part_end(dataset, part)
+    codes = dataset.event_codes(events) if events else None
     for start, stop in chunks(dataset.num_users, _USERS):
         end = np.asarray(ends[start:stop])
         begin = np.asarray(dataset.offsets[start:stop]) + (targets != "all")
         if window == "last":
             begin = np.maximum(begin, end - length)
         number = np.maximum(end - begin, 0)
-        ids, times = np.unique(dataset.items[np.repeat(begin, number) + counting(number)],
-                               return_counts=True)
+        places = np.repeat(begin, number) + counting(number)
+        if codes is not None and dataset.events is not None:
+            places = places[np.isin(dataset.events[places], codes)]
+        ids, times = np.unique(dataset.items[places], return_counts=True)
         counts[ids] += times
     return counts
 

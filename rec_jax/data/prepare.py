@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import json
 import shutil
 import time
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from rec_jax.data.appended import Before, open_before, write_marks
 from rec_jax.data.arrays import NpyWriter
 from rec_jax.data.dataset_check import ids_hash
 from rec_jax.data.dataset_files import FORMAT_VERSION, check_ours, write_meta
+from rec_jax.data.events import event_codes
 from rec_jax.data.filters import Filtered, add_counts, k_core
 from rec_jax.data.ids import missing_ids
 from rec_jax.data.ingest import Ingested, ingest
@@ -46,7 +48,7 @@ from rec_jax.data.repeats import repeats
 from rec_jax.data.row_parsing import RowCounts
 from rec_jax.data.sorting import sort_rows
 from rec_jax.data.source_files import files_of
-from rec_jax.data.split import by_time, leave_one_out, split_instants
+from rec_jax.data.split import by_time, leave_event_out, leave_one_out, split_instants
 from rec_jax.data.unused_times import unused_times
 from rec_jax.data.withheld import withhold, write_withheld
 from rec_jax.errors import InputError
@@ -162,7 +164,8 @@ def _write(config: PrepareConfig, found: Ingested, kept: Filtered, folder: Path,
     users = np.flatnonzero(kept.users)
     offsets = np.concatenate([[0], np.cumsum(by_user[users])]).astype(np.int64)
     per_second = found.times.reader.per_second if found.times else 1
-    kept, train_end, valid_end, split = _split(config, kept, users, offsets, per_second,
+    events = None if found.events is None else found.events.ids().to_list()
+    kept, train_end, valid_end, split = _split(config, kept, users, offsets, per_second, events,
                                                folder / "work")
     in_training = _training_counts(kept, users, offsets, train_end)
     last = 0 if taken is None else taken.items[items]  # withheld items come behind all others
@@ -175,6 +178,8 @@ def _write(config: PrepareConfig, found: Ingested, kept: Filtered, folder: Path,
     index = np.zeros(len(kept.items), np.int32)
     index[items] = np.arange(len(items), dtype=np.int32)
     hashes = _write_arrays(kept, index, offsets, train_end, valid_end, ratings, per_second, folder)
+    if events is not None:
+        hashes["event types"] = hashlib.sha256(json.dumps(events).encode()).hexdigest()
     withheld = None
     if taken is not None:
         withheld, more = write_withheld(taken, users, index, config.withheld, folder)
@@ -210,6 +215,7 @@ def _write(config: PrepareConfig, found: Ingested, kept: Filtered, folder: Path,
         "notes": [*missing_ids(user_ids, "user", by_user[users]),
                   *missing_ids(ids, "item", by_item[items]), *notes],
         "ratings": None if ratings is None else ratings.tolist(),
+        "events": events,
         "item_features": features,
         "item_columns": vocab.columns,
         "split": split,
@@ -229,9 +235,13 @@ def _write(config: PrepareConfig, found: Ingested, kept: Filtered, folder: Path,
 
 
 def _split(config: PrepareConfig, kept: Filtered, users: Int64s, offsets: Int64s, per_second: int,
-           work: Path) -> tuple[Filtered, Int64s, Int64s, dict[str, Any]]:
+           events: list[str] | None, work: Path) -> tuple[Filtered, Int64s, Int64s, dict[str, Any]]:
     """The interactions in the order of their parts, both ends, and what the dataset says of it."""
     split = config.split
+    if split.event is not None:
+        (code,) = event_codes(config.out, events, [split.event])
+        return kept, *leave_event_out(kept, users, offsets, code), {
+            "kind": "leave_one_out", "event": split.event, "fewest_events": 2}
     if split.kind == "leave_one_out":
         return kept, *leave_one_out(offsets), {"kind": "leave_one_out", "fewest_items": 3}
     if split.kind == "random":
@@ -268,7 +278,8 @@ def _write_arrays(kept: Filtered, index: npt.NDArray[np.int32], offsets: Int64s,
     """
     count = int(offsets[-1])
     types = {"items": np.int32, **({"times": np.int64} if kept.files.times else {}),
-             **({} if ratings is None else {"ratings": np.uint8})}
+             **({} if ratings is None else {"ratings": np.uint8}),
+             **({} if kept.files.events is None else {"events": np.uint8})}
     with contextlib.ExitStack() as stack:
         files = {name: stack.enter_context(NpyWriter(folder / f"{name}.npy", dtype, count))
                  for name, dtype in types.items()}
@@ -278,6 +289,8 @@ def _write_arrays(kept: Filtered, index: npt.NDArray[np.int32], offsets: Int64s,
                 files["times"].write(part.times // per_second)
             if ratings is not None and part.ratings is not None:
                 files["ratings"].write(np.searchsorted(ratings, part.ratings) + 1)
+            if part.events is not None:
+                files["events"].write(part.events)
         hashes = {name: file.close() for name, file in files.items()}
     for name, values in (("offsets", offsets), ("train_end", train_end),
                          ("valid_end", valid_end)):

@@ -29,6 +29,7 @@ class Columns:
     time_unit: of numeric times. auto: found where the numbers are of the years 1990 to 2100 in
       one unit only, and asked for where they are not; small numbers, such as 0, 1, 2, are
       seconds. YYYYMMDD: days, such as 20240131.
+    event: its type, such as view, cart or purchase, kept where it is given (docs/events.md).
     time_format: of dates as text (`strptime`); none: ISO 8601, with or without an offset, and
       without one in UTC.
 
@@ -40,6 +41,7 @@ class Columns:
     item: str = "item_id"
     time: str | None = None
     rating: str | None = None
+    event: str | None = None
     time_unit: Literal["auto", "s", "ms", "us", "ns", "YYYYMMDD"] = "auto"
     time_format: str | None = None
 
@@ -140,6 +142,8 @@ class SplitConfig:
 
     leave_one_out: the last item is the test target, the one before it the validation target;
       users with fewer than three items only train, as in SASRec (Kang and McAuley, 2018).
+      event: the last two events of this type are, after all that came before them, and what a user
+      did after the last one is of the test part; users with fewer than two only train.
     time: two instants for everybody: train < valid_time <= validation < test_time <= test.
     valid_time, test_time: seconds; none: the quantiles of all interactions' times.
     random: every interaction is of a part by chance, whatever its time, and times are not kept: for
@@ -154,8 +158,12 @@ class SplitConfig:
     valid_share: float = 0.1
     test_share: float = 0.1
     seed: int = 0
+    event: str | None = None
 
     def __post_init__(self) -> None:
+        if self.event is not None and self.kind != "leave_one_out":
+            raise InputError(f"split.event is of a split that leaves one out, and split.kind is "
+                             f"{self.kind!r}; expected leave_one_out")
         check(self, "split.", valid_quantile=between(0, 1), test_quantile=between(0, 1),
               valid_time=SECONDS, test_time=SECONDS, valid_share=between(0, 1),
               test_share=between(0, 1), seed=at_least(0, 2**32 - 1))
@@ -236,6 +244,8 @@ class PrepareConfig:
             raise InputError("source is empty; expected at least one file")
         check_escape(self.escape)
         check(self, "", max_bad_share=at_least(0, 1), memory_rows=at_least(1, 2**40))
+        if self.split.event is not None and self.columns.event is None:
+            raise InputError("split.event needs columns.event")
         if self.filters.min_rating is not None and self.columns.rating is None:
             raise InputError("filters.min_rating needs columns.rating")
         labels = [feature.label for feature in self.item_features]

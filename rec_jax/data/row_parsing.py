@@ -16,7 +16,7 @@ from rec_jax.errors import InputError
 
 MAX_BAD_LINES = 5
 """Bad lines that a report names."""
-_ROLES = ("user", "item", "time", "rating")
+_ROLES = ("user", "item", "time", "rating", "event")
 
 
 @dataclass

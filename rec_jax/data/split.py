@@ -24,6 +24,30 @@ def leave_one_out(offsets: Int64s) -> tuple[Int64s, Int64s]:
     return end - 2 * enough, end - 1 * enough
 
 
+def leave_event_out(kept: Filtered, users: Int64s, offsets: Int64s, code: int
+                    ) -> tuple[Int64s, Int64s]:
+    """(train_end, valid_end): the positions of the last two events of type `code` of each user.
+
+    users: codes of the kept users in the order of `offsets`. Users with fewer than two of them, or
+    with nothing before, have neither: all that they have is for training.
+    """
+    last = np.full((2, len(kept.users)), -1, np.int64)  # the last one, and the one before it
+    position = 0
+    for part in kept.chunks():
+        assert part.events is not None
+        at = np.flatnonzero(part.events == code)
+        owner = part.users[at]
+        ends = np.flatnonzero(np.append(owner[1:] != owner[:-1], len(owner) > 0))
+        two = ends[(ends > 0) & (owner[ends - 1] == owner[ends])]
+        one = np.setdiff1d(ends, two)
+        last[1, owner[two]], last[1, owner[one]] = position + at[two - 1], last[0, owner[one]]
+        last[0, owner[ends]] = position + at[ends]
+        position += len(part.users)
+    enough = last[1, users] > offsets[:-1]
+    return (np.where(enough, last[1, users], offsets[1:]),
+            np.where(enough, last[0, users], offsets[1:]))
+
+
 def by_time(kept: Filtered, users: Int64s, offsets: Int64s, instants: tuple[int, int],
             per_second: int = 1) -> tuple[Int64s, Int64s]:
     """(train_end, valid_end): what lies before the first and before the second instant.

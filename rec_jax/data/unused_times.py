@@ -30,7 +30,8 @@ def unused_times(config: PrepareConfig) -> list[str]:
     source = source_files(config.sources[0])[0]
     form = file_format(config, source)
     types = column_types(source.path, form, file_layout(config, source, {}))
-    mapped = {config.columns.user, config.columns.item, config.columns.rating}
+    mapped = {config.columns.user, config.columns.item, config.columns.rating,
+              config.columns.event}
     types = {name: kind for name, kind in types.items() if name not in mapped}
     text = [name for name, kind in types.items() if kind == pl.String]
     roles = {f"c{place}": name for place, name in enumerate(text)}

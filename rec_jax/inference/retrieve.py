@@ -12,10 +12,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rec_jax.data.dataset import Dataset
+from rec_jax.data.features import EVENT, Codes
 from rec_jax.errors import InputError
 from rec_jax.inference.asking import made_once, map_rounds, tile_queries
 from rec_jax.inference.bias import Given, bias_of_rows, given_bias
 from rec_jax.inference.histories import (
+    Tiles,
     choose_shapes,
     make_tiles,
     recent_codes,
@@ -61,10 +63,11 @@ class Recommender:
     def recommend(self, *, user: str | None = None, history: Sequence[str] | None = None,
                   times: Sequence[int] | None = None, k: int = 10,
                   filter_seen: bool | None = None,
-                  bias: Given | None = None) -> list[Recommendation]:
+                  bias: Given | None = None, events: Sequence[str] | None = None
+                  ) -> list[Recommendation]:
         """The k best items for a user or after a history; see `rec_jax.recommend`."""
         return recommend(self.served, user=user, history=history, times=times, k=k,
-                         filter_seen=filter_seen, bias=bias)
+                         filter_seen=filter_seen, bias=bias, events=events)
 
 
 def check_question(user: str | None, history: Sequence[str] | None, k: int,
@@ -93,8 +96,8 @@ def listed(dataset: Dataset, items: np.ndarray, scores: np.ndarray) -> list[Reco
 
 def recommend(served: Served, *, user: str | None = None, history: Sequence[str] | None = None,
               times: Sequence[int] | None = None, k: int = 10, filter_seen: bool | None = None,
-              bias: Given | None = None, tell: Callable[[str], None] | None = None
-              ) -> list[Recommendation]:
+              bias: Given | None = None, events: Sequence[str] | None = None,
+              tell: Callable[[str], None] | None = None) -> list[Recommendation]:
     """The k best items after a history, best first; fewer where no more may be recommended.
 
     What may be recommended is what the run's evaluation measures: see `evaluate.filter_seen`,
@@ -105,6 +108,8 @@ def recommend(served: Served, *, user: str | None = None, history: Sequence[str]
     times: seconds of the items of `history`; needed where the model reads times. Ratings of such
       a history are unknown to a model that reads them.
     bias: added to the scores of the items, see `rec_jax.inference.bias`; -inf takes one out.
+    events: types of the events of `history`, such as view or purchase; without them a model that
+      reads types does not know them.
     tell: is told in one line why there are fewer than k items.
 
     Raises:
@@ -113,8 +118,27 @@ def recommend(served: Served, *, user: str | None = None, history: Sequence[str]
     """
     dataset, added = served.dataset, given_bias(served, bias)
     check_question(user, history, k, dataset.num_items)
+    tiles, items = question_of(served, user, history, times, events)
+    settings = served.config.evaluate
+    filter_seen = settings.filter_seen if filter_seen is None else filter_seen
+    cold = cold_items(dataset, settings, served.filled)
+    scores, best = _first(served, tiles, min(k, dataset.num_items), filter_seen,
+                          bias_of_rows(served, added, cold))
+    if tell is not None and np.sum(best >= 0) < k:
+        tell(_shortfall(int(np.sum(best >= 0)), k, dataset.num_items,
+                        items if filter_seen else items[:0], cold))
+    return listed(dataset, best, scores)
+
+
+def question_of(served: Served, user: str | None, history: Sequence[str] | None,
+                times: Sequence[int] | None, events: Sequence[str] | None = None
+                ) -> tuple[Tiles, np.ndarray]:
+    """A tile whose first user is who asks, and the items of the whole history; see `recommend`."""
     if user is not None and times is not None:
         raise InputError("times belong to a history; a user of the dataset has their own")
+    if user is not None and events is not None:
+        raise InputError("types of events belong to a history; a user of the dataset has their own")
+    dataset = served.dataset
     reading = served.reading
     if user is not None:
         index = int(dataset.user_index([user])[0])
@@ -138,18 +162,24 @@ def recommend(served: Served, *, user: str | None = None, history: Sequence[str]
     shape = tile_shapes(reading.length)[choose_shapes(reading, count)[0]]
     tiles = make_tiles([items], None, group=1, shape=shape, reading=reading,
                        times=None if when is None else [when],
-                       codes=[recent_codes(dataset, reading, items, end)],
+                       codes=[_with_types(dataset, recent_codes(dataset, reading, items, end),
+                                          items.size, events)],
                        capacity=seen_capacity(count, shape.users),
                        users=None if user is None else np.array([index]))
-    settings = served.config.evaluate
-    filter_seen = settings.filter_seen if filter_seen is None else filter_seen
-    cold = cold_items(dataset, settings, served.filled)
-    scores, best = _first(served, tiles, min(k, dataset.num_items), filter_seen,
-                          bias_of_rows(served, added, cold))
-    if tell is not None and np.sum(best >= 0) < k:
-        tell(_shortfall(int(np.sum(best >= 0)), k, dataset.num_items,
-                        items if filter_seen else items[:0], cold))
-    return listed(dataset, best, scores)
+    return tiles, items
+
+
+def _with_types(dataset: Dataset, codes: Codes, count: int,
+                events: Sequence[str] | None) -> Codes:
+    """Codes of a history's newest items with the types of its `count` events, where these are
+    given and read."""
+    if events is None:
+        return codes
+    if len(events) != count:
+        raise InputError(f"{len(events)} types of events for {count} items; expected one for each")
+    found = dataset.event_codes(list(events)).astype(np.int32)
+    return {path: found[count - len(each):, None] if path == EVENT else each
+            for path, each in codes.items()}
 
 
 def _seconds(times: Sequence[int], count: int) -> np.ndarray:

@@ -230,7 +230,7 @@ def _text_shapes(opened: CheckpointReader) -> dict[str, tuple[int, ...]]:
 def counts_of(config: RunConfig, dataset: Dataset) -> np.ndarray:
     """How often each item is a label of the training, int64 `[V]`."""
     return label_counts(dataset, length=config.data.length, window=config.data.window,
-                        targets=targets_of(config))
+                        targets=targets_of(config), events=config.data.targets)
 
 
 def serving_values(config: RunConfig, dataset: Dataset) -> np.ndarray | None:

@@ -138,7 +138,8 @@ def build(config: RunConfig) -> Built:
                          values=config.objective.needs.values,
                          histories=config.objective.needs.histories,
                          first=None if config.continual is None else first_targets(
-                             dataset, config.continual, config.seed))
+                             dataset, config.continual, config.seed),
+                         events=config.data.targets)
     horizon = steps_of(config, stream.rows_per_epoch)
     texts = open_texts(config, dataset, mesh)
     content = open_content(config.content, dataset, 0 if texts is None else texts.width)

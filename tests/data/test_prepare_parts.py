@@ -87,6 +87,19 @@ def test_the_folder_is_the_same_bit_for_bit(tmp_path: Path, ids: str, settings: 
     assert ("_write_ordered" in by.done) == (settings.get("memory_rows", 9999) < report.rows)
 
 
+def test_types_of_events_have_the_same_numbers(tmp_path: Path) -> None:
+    source = tmp_path / "log"
+    source.mkdir()
+    for number, types in enumerate((["view", "cart"], ["buy", "view"], ["cart", "wish"])):
+        rows = [f"{user},{item},{types[(user + item) % 2]}" for user in range(3)
+                for item in range(4)]
+        (source / f"{number}.csv").write_text("user,item,event\n" + "\n".join(rows) + "\n")
+    settings: dict[str, Any] = {"columns": Columns("user", "item", event="event")}
+    _, wanted = made(source, tmp_path / "alone", None, **settings)
+    _, files = made(source, tmp_path / "parts", Elsewhere(), **settings)
+    assert files == wanted and "events.npy" in files
+
+
 def test_a_day_is_appended_by_tasks_too(tmp_path: Path) -> None:
     old, new = write_logs(tmp_path / "old", 3), write_logs(tmp_path / "new", 4)
     prepare(PrepareConfig(source=str(old), out=str(tmp_path / "first"), columns=COLUMNS,
