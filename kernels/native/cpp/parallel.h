@@ -11,7 +11,7 @@
 
 namespace rec_jax {
 
-// Who lends threads; `module.cc` asks XLA.
+// Who lends threads; `calls.h` asks XLA.
 class Threads {
  public:
   virtual ~Threads() = default;
