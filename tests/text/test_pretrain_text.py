@@ -166,6 +166,7 @@ def write_texts(folder: Path) -> Path:
 
 
 @needs_tokenizers
+@pytest.mark.slow
 def test_a_job_learns_and_a_killed_one_goes_on_to_the_same_bits(
         model: Path, tmp_path: Path) -> None:
     texts = str(write_texts(tmp_path))

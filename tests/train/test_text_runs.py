@@ -97,6 +97,7 @@ def stored(run: Path, step: int = 8) -> np.ndarray:
     return rows[read_row_map(order, 50).rows(np.arange(50))]
 
 
+@pytest.mark.slow
 def test_a_run_trains_its_text_encoder_and_is_served_by_what_it_stores(
         model: Path, tiny_mapping: Mapping, tmp_path: Path) -> None:
     mapping = mapping_of(tiny_mapping, model, "lora", 'table.update="sparse"')
@@ -111,7 +112,7 @@ def test_a_run_trains_its_text_encoder_and_is_served_by_what_it_stores(
     rows = stored(run)
     wanted = plain_vectors(run, model)
     np.testing.assert_allclose(rows[:, 16:], wanted, atol=2e-5)
-    assert not wanted[wanted.any(axis=1)].std(axis=0).min() < 1e-4
+    assert wanted[wanted.any(axis=1)].std(axis=0).min() > 1e-4
     # What is served is e + A x, from a disk and from a mesh, without a look at texts.
     vectors = rows[:, :16] + rows[:, 16:] @ found["model['encoder']['content/words']"]
     out = load_embeddings(api.export(run, out=tmp_path / "items"))
