@@ -19,7 +19,7 @@ from rec_jax.data.item_vectors import open_item_vectors, vector_names
 from rec_jax.errors import InputError
 from rec_jax.inference.blocks import host_rows, set_rows
 from rec_jax.inference.cold_edges import fill_by_edges
-from rec_jax.inference.cold_rule import ColdRule, Floats, Known, cold_vectors
+from rec_jax.inference.cold_rule import EDGES, ColdRule, Floats, Known, cold_vectors
 from rec_jax.inference.served import Served
 from rec_jax.model.rows import RowSource
 from rec_jax.ranges import MOST_FLOAT, check
@@ -62,7 +62,7 @@ def fill_cold(served: Served, fill: ColdFill | str) -> Served:
     """
     if isinstance(fill, str):
         fill = ColdFill(ColdRule(fill))  # type: ignore[arg-type]  # the rule checks it
-    if fill.rule.fill == "edges":
+    if fill.rule.fill == EDGES:
         if fill.vectors:
             raise InputError("cold.vectors are content, by which edges fill nothing; expected none")
         return fill_by_edges(served, fill.bias)

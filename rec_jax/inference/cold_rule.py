@@ -28,7 +28,9 @@ from rec_jax.ranges import above, at_least, check
 
 Floats = npt.NDArray[np.float32]
 Fill = Literal["neighbours", "projection", "both", "edges"]
-FILLS: tuple[str, ...] = get_args(Fill)
+EDGES = "edges"
+FILLS: tuple[str, ...] = tuple(fill for fill in get_args(Fill) if fill != EDGES)
+"""By content."""
 _MOST = 1 << 24  # products that are held at once
 
 
@@ -46,9 +48,9 @@ class ColdRule:
     ridge: float = 10.0
 
     def __post_init__(self) -> None:
-        if self.fill not in FILLS:
+        if self.fill not in (*FILLS, EDGES):
             raise InputError(f"cold items are filled by {self.fill!r}; expected one of "
-                             f"{', '.join(FILLS)}")
+                             f"{', '.join(FILLS)}, or {EDGES}")
         check(self, "cold.", neighbours=at_least(1), temperature=above(0), ridge=above(0))
 
 

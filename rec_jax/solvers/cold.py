@@ -25,6 +25,7 @@ from rec_jax.inference.cold_evaluate import (
     measure_cold,
     nothing_yet,
 )
+from rec_jax.inference.cold_rule import EDGES
 from rec_jax.inference.protocol import Split
 from rec_jax.progress import Reporter
 from rec_jax.run_sections import EvaluateConfig
@@ -45,7 +46,7 @@ def check_cold(dataset: Dataset, names: Sequence[str], fill: ColdFill) -> None:
         raise InputError("of the models that are solved, ease alone has columns for cold items; "
                          "expected --model ease")
     check_withheld(dataset)
-    if fill.rule.fill == "edges":
+    if fill.rule.fill == EDGES:
         raise InputError("ease has no vectors of users to make an item's of; expected --cold "
                          "neighbours, projection or both")
     for name in fill.vectors or only_vectors(dataset):

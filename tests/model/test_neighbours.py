@@ -6,9 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rec_jax.data.interaction_graph import distinct_edges
-from rec_jax.model.neighbours import Adjacent, draw, make_sampled_graph, walk, weights
-from rec_jax.tables import ITEMS, USERS
+from rec_jax.model.neighbours import Adjacent, draw, weights
 
 DEGREES = [0, 1, 5, 8, 9, 100, 3]
 FIRST = np.concatenate([[0], np.cumsum(DEGREES)]).astype(np.int32)
@@ -53,21 +51,3 @@ def test_weights_do_not_overflow_where_a_node_has_a_billion_neighbours() -> None
     most = Adjacent(jnp.array([0, 2**31 - 2**27], jnp.int32), jnp.zeros(1, jnp.int32))
     share = np.asarray(jax.jit(lambda nodes: weights(most, nodes, 4096))(jnp.zeros(1, jnp.int32)))
     np.testing.assert_allclose(share, 1 / 4096, rtol=1e-6)
-
-
-def test_walks_go_along_edges() -> None:
-    random = np.random.default_rng(3)
-    edges = distinct_edges(random.integers(0, 9, 40), random.integers(0, 11, 40), 12)
-    graph = jax.tree.map(jnp.asarray, make_sampled_graph(edges, 9, 12, (2,), "mean"))
-    near = np.zeros((9, 12), bool)
-    near[edges.users, edges.items] = True
-    starts, people = jnp.repeat(jnp.arange(12), 200), jnp.repeat(jnp.arange(9), 50)
-    ends, items = (np.asarray(each) for each in jax.jit(lambda key: (
-        walk(graph, ITEMS, starts, 2, key), walk(graph, USERS, people, 1, key)))(
-        jax.random.key(0)))
-    both = near.T.astype(int) @ near.astype(int)
-    both[11, 11] = 1  # who has nobody stays
-    found = np.zeros((12, 12), bool)
-    found[np.asarray(starts), ends] = True
-    assert not (found & (both == 0)).any() and found.sum() > 0.9 * (both > 0).sum()
-    assert near[np.asarray(people), items].all()

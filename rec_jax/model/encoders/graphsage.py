@@ -41,11 +41,10 @@ class Config(user.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= len(self.fan_out) <= MOST_LAYERS or not all(
-                1 <= places <= MOST_PLACES for places in self.fan_out):
-            raise InputError(f"encoder.fan_out is {list(self.fan_out)}; expected 1 to "
-                             f"{MOST_LAYERS} numbers from 1 to {MOST_PLACES}, one a layer")
-        check(self, "encoder.", drop=at_least(0, 1))
+        check(self, "encoder.", drop=at_least(0, 1), fan_out=at_least(1, MOST_PLACES))
+        if not 1 <= len(self.fan_out) <= MOST_LAYERS:
+            raise InputError(f"encoder.fan_out has {len(self.fan_out)} numbers; expected one a "
+                             f"layer, for 1 to {MOST_LAYERS} layers")
 
     @property
     def graph_layers(self) -> int:
