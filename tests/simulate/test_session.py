@@ -121,21 +121,24 @@ def test_users_are_played_to_their_end_and_likely_items_keep_them(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", ["1x1", "2x2"])
-def test_an_agent_learns_in_it(tiny_run: Path, mesh: str) -> None:
-    """Whoever learns shows what is taken more often, on one device and on several."""
-    data, items = mesh.split("x")
-    agent = build_agent(config.build(AgentConfig, {
-        "environment": {"kind": "session", "run": str(tiny_run), "slate": 2, "horizon": 8},
-        "acting": {"episodes": 32}, "table": {"dim": 8}, "train": {"steps": 40},
-        "objective": {"kind": "policy_gradient", "baseline": "mean"},
-        "optimizer": {"rate": 0.05, "warmup": 0},
-        "mesh": {"data": int(data), "items": int(items)}}))
-    state, earned = agent.first(), []
-    for _ in range(40):
-        state, metrics = agent.step(state)
-        earned.append(float(metrics.earned))
-    assert np.mean(earned[-10:]) > 1.2 * np.mean(earned[:10]), earned
+def test_an_agent_plays_and_learns_in_it_on_any_mesh(tiny_run: Path) -> None:
+    """The same users do the same on one device and on several."""
+    earned: list[list[float]] = []
+    for data, items in ((1, 1), (2, 2)):
+        agent = build_agent(config.build(AgentConfig, {
+            "environment": {"kind": "session", "run": str(tiny_run), "slate": 2, "horizon": 8},
+            "acting": {"episodes": 32}, "table": {"dim": 8}, "train": {"steps": 3},
+            "objective": {"kind": "policy_gradient", "baseline": "mean"},
+            "mesh": {"data": data, "items": items}}))
+        state = agent.first()
+        before = np.asarray(state.training.items.rows[:agent.environment.num_items])
+        earned.append([])
+        for _ in range(3):
+            state, metrics = agent.step(state)
+            earned[-1].append(float(metrics.earned))
+        after = np.asarray(state.training.items.rows[:agent.environment.num_items])
+        assert np.isfinite(after).all() and np.abs(after - before).max() > 0
+    assert earned[0] == earned[1] and min(earned[0]) > 0
 
 
 @pytest.mark.parametrize(("settings", "message"), [
