@@ -16,6 +16,7 @@ fixed list, and shapes are compared with file sizes before memory is taken for t
 from __future__ import annotations
 
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def array_spec(folder: Path, shape: tuple[int, ...], dtype: str, block: int) -> 
     """The tensorstore spec of an array; opening it fails if the file on disk says otherwise."""
     return {
         "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": str(folder)},
+        "kvstore": {"driver": "file", "path": os.path.realpath(folder)},  # it refuses a ".."
         "metadata": {
             "shape": list(shape), "data_type": dtype,
             "chunk_grid": {"name": "regular", "configuration": {

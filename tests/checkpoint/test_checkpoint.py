@@ -52,6 +52,19 @@ def test_what_is_restored_has_the_bits_that_were_saved(tmp_path: Path) -> None:
         assert checkpoints.extra(3) == extra
 
 
+def test_a_folder_may_be_named_by_a_way_back(tmp_path: Path,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--run ../runs/x`: tensorstore takes no path with `..` in it."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    saved = items(rows=50_000)  # arrays with a store of their own
+    with Checkpoints(Path("../c")) as checkpoints:
+        checkpoints.save(1, saved, {})
+    with Checkpoints(Path("../c")) as checkpoints:
+        assert_bitwise(checkpoints.restore(1, shapes(saved)), saved)
+    assert (tmp_path / "c").is_dir()
+
+
 def test_a_save_has_the_values_of_its_moment_even_if_the_arrays_are_given_away(
         tmp_path: Path) -> None:
     state = items(rows=50_000)
