@@ -26,7 +26,8 @@ from rec_jax.bench.record import record
 from rec_jax.data.prepare_config import Columns, SplitConfig
 
 SEEDS = (0, 1, 2)
-USERS, ITEMS, SESSIONS, VIEWS = 1000, 60, 5, 4
+USERS, ITEMS, VIEWS = 1000, 60, 4
+SESSIONS = (3, 8)
 READ = {"features": [{"kind": "event"}]}
 LABELS = {"targets": ["purchase"]}
 
@@ -34,7 +35,7 @@ LABELS = {"targets": ["purchase"]}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--out", required=True, help="JSON file to write")
     options = parser.parse_args()
     ways: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -75,7 +76,7 @@ def make_log(folder: Path, seed: int) -> Path:
     lines = ["user_id,item_id,time,event"]
     for user in range(USERS):
         when = 0
-        for _ in range(SESSIONS):
+        for _ in range(random.integers(*SESSIONS)):
             looked = random.integers(ITEMS, size=VIEWS)
             carted = random.integers(VIEWS)
             kinds = ["cart" if place == carted else "view" for place in range(VIEWS)]
@@ -96,8 +97,8 @@ def settings(steps: int, seed: int) -> dict[str, Any]:
     """What all models share."""
     return {"seed": seed, "table": {"dim": 32},
             "encoder": {"kind": "transformer", "layers": 2, "heads": 2, "hidden": 2,
-                        "dropout": 0.0},
-            "optimizer": {"rate": 5e-3, "warmup": 20},
+                        "dropout": 0.0, "positions": "rotary"},
+            "optimizer": {"rate": 3e-3, "warmup": 50},
             "train": {"rows": 32, "steps": steps, "evaluate_every": 1000.0, "log_every": 100},
             "evaluate": {"event": "purchase", "filter_seen": False}}
 
