@@ -7,6 +7,7 @@ rest of the project. `docs/kernels.md` explains the mathematics and the backends
 from .dispatch import BACKENDS, PREFERENCE, describe, explain
 from .entropy import softmax_entropy
 from .exclusion import Exclude
+from .parts import Folded, fold_part, loss_of_parts, no_part, softmax_in_parts
 from .primitives import Backend, Problem, RowUpdate, SparseRows
 from .rank import count_ahead, target_rank, target_scores
 from .sampling import sample
@@ -19,6 +20,7 @@ __all__ = [
     "PREFERENCE",
     "Backend",
     "Exclude",
+    "Folded",
     "Problem",
     "RowUpdate",
     "SparseRows",
@@ -26,8 +28,12 @@ __all__ = [
     "count_ahead",
     "describe",
     "explain",
+    "fold_part",
+    "loss_of_parts",
+    "no_part",
     "sample",
     "softmax_entropy",
+    "softmax_in_parts",
     "softmax_item_update",
     "softmax_loss",
     "target_rank",

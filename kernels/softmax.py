@@ -104,7 +104,7 @@ def softmax_loss(queries: Array, items: Array, targets: Array, *, bias: Array | 
 def _loss(static: _Static, queries: Array, items: Array, targets: Array, bias: Array | None,
           scale: Array, num_items: Array | None) -> tuple[Array, Array]:
     merged = _fold(static, queries, items, targets, bias, scale, num_items, False)
-    return _finish(merged)
+    return finish(merged)
 
 
 def _fold(static: _Static, queries: Array, items: Array, targets: Array, bias: Array | None,
@@ -135,7 +135,8 @@ def merge(parts: Partials, axis_name: AxisName | None) -> Partials:
     return Partials(m, l_minus, o_minus, jnp.where(found > 0, s_y, -jnp.inf))
 
 
-def _finish(merged: Partials) -> tuple[Array, Array]:
+def finish(merged: Partials) -> tuple[Array, Array]:
+    """Loss and lse, f32 `[N]`, of the sums over the whole table."""
     s_y = merged.s_y
     # lse of all items but the label; there may be none, and `m` then means nothing.
     others = jnp.where(merged.l_minus == 0, -jnp.inf, jnp.log(merged.l_minus) + merged.m)
@@ -180,11 +181,9 @@ def _label_factors(loss: Array, lse: Array, g: Array, z: Array, softcap: float |
 def _loss_fwd(static: _Static, queries: Array, items: Array, targets: Array, bias: Array | None,
               scale: Array, num_items: Array | None) -> Any:
     merged = _fold(static, queries, items, targets, bias, scale, num_items, True)
-    assert merged.o_minus is not None
-    loss, lse = _finish(merged)
-    share = -jnp.expm1(-loss) / jnp.where(merged.l_minus > 0, merged.l_minus, 1.0)
-    expected = merged.o_minus * share[:, None]
-    residuals = _Residuals(queries, items, targets, bias, scale, num_items, lse, loss, expected)
+    loss, lse = finish(merged)
+    residuals = _Residuals(queries, items, targets, bias, scale, num_items, lse, loss,
+                           expected_rows(merged, loss))
     return (loss, lse), residuals
 
 
@@ -195,7 +194,7 @@ def _loss_bwd(static: _Static, kept: _Residuals, cotangents: tuple[Array, Array]
         kept.items, side.queries, kept.targets, kept.bias, kept.scale, *side[1:])
     rule = score_rule(items, scale, bias, count, static.softcap, static.axis_name)
     label_rows = pick_rows(items, targets, rule.row_offset, static.axis_name)
-    d_raw = (_weighted(side.weight, kept.expected) + _weighted(side.label_weight, label_rows))
+    d_raw = query_grad(side, kept.expected, label_rows)
     d_scale = jnp.sum(side.queries.astype(jnp.float32) * d_raw)
     d_queries = (kept.scale * d_raw).astype(kept.queries.dtype)
     assert static.backend.item_grad is not None
@@ -204,6 +203,21 @@ def _loss_bwd(static: _Static, kept: _Residuals, cotangents: tuple[Array, Array]
     if kept.bias is not None and d_bias is not None:
         d_bias = d_bias.astype(kept.bias.dtype)
     return d_queries, d_items.astype(kept.items.dtype), None, d_bias, d_scale, None
+
+
+def expected_rows(merged: Partials, loss: Array) -> Array:
+    """f32 `[N, d]`: sum over j != y of p_j c'_j w_j."""
+    assert merged.o_minus is not None
+    share = -jnp.expm1(-loss) / jnp.where(merged.l_minus > 0, merged.l_minus, 1.0)
+    return merged.o_minus * share[:, None]
+
+
+def query_grad(side: Side, expected: Array, label_rows: Array) -> Array:
+    """f32 `[N, d]`: gradient of the queries, but for the factor `scale`.
+
+    expected: of `expected_rows`; label_rows: f32 `[N, d]`, 0 where a label is no row.
+    """
+    return _weighted(side.weight, expected) + _weighted(side.label_weight, label_rows)
 
 
 def _weighted(weights: Array, rows: Array) -> Array:

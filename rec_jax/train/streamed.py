@@ -19,7 +19,7 @@ from rec_jax.errors import InputError
 from rec_jax.kernels.entropy import EntropySide
 from rec_jax.model.rows import drop_of
 from rec_jax.objectives.base import Ids
-from rec_jax.tables import Table, row_optimizer
+from rec_jax.tables import ITEMS, Table, row_optimizer
 from rec_jax.tables.bias import update_bias
 from rec_jax.tables.entropy import adding_entropy, with_offsets, without_offsets
 from rec_jax.tables.fixed import leave_rows, trained_only
@@ -30,7 +30,7 @@ from rec_jax.tables.on_mesh import (
     full_softmax,
 )
 from rec_jax.tables.update_streamed import Scored
-from rec_jax.train.fetched import fetch_rows
+from rec_jax.train.fetched import FetchedRows, fetch_rows
 from rec_jax.train.mode import Array, Composed, Gradients, OpenTable, Request, Setting
 from rec_jax.train.sparse import SparseCatalogue
 
@@ -63,7 +63,7 @@ class StreamedCatalogue(SparseCatalogue):
     def __init__(self, setting: Setting, table: Table, parts: Mapping[str, Any],
                  shared: Mapping[str, Array], ids: Mapping[str, Ids], composed: Composed) -> None:
         super().__init__(setting, table, shared, parts["each"], ids, composed)
-        self._zeros = parts["zeros"]
+        self._zeros, self._part = parts["zeros"], setting.tables[ITEMS].part
 
     def softmax(self, queries: Array, targets: Array, *, scale: float = 1.0,
                 softcap: float | None = None, backend: str = "auto"
@@ -74,13 +74,19 @@ class StreamedCatalogue(SparseCatalogue):
                              "that asks for the log-normaliser once, or table.update = 'dense'")
         table = self._table
         targets, queries = table.row_map.rows(targets), self._composed.queries(queries)
-        loss, lse = full_softmax(
-            self._mesh, queries, jax.lax.stop_gradient(table.rows), targets,
-            num_items=table.num_items, over=table.over, bias=table.bias, logit_scale=scale,
-            softcap=softcap, backend=backend)
+        loss, lse = self._answers(queries, targets, scale, softcap, backend)
         loss, lse = loss + self._zeros["loss"], lse + self._zeros["lse"]
         self.asked = (Asked(queries, targets, loss, lse, scale, softcap, backend),)
         return loss, lse
+
+    def _answers(self, queries: Array, targets: Array, scale: float, softcap: float | None,
+                 backend: str) -> tuple[Array, Array]:
+        """Loss and log-normaliser f32 `[N]`; queries and targets are those of `full_softmax`."""
+        table = self._table
+        return full_softmax(
+            self._mesh, queries, jax.lax.stop_gradient(table.rows), targets,
+            num_items=table.num_items, over=table.over, bias=table.bias, logit_scale=scale,
+            softcap=softcap, part=self._part, backend=backend)
 
     def entropy(self, queries: Array, lse: Array, *, scale: float = 1.0,
                 softcap: float | None = None) -> Array:
@@ -124,17 +130,8 @@ def open_table(setting: Setting, name: str, table: Table, request: Request) -> O
                                  composed)
 
     def close(gradients: Gradients) -> Table:
-        joined = None
-        if fetched is not None:
-            joined = (fetched.distinct.unique.ids,
-                      fetched.pull(gradients.parameters, gradients.slices["each"]))
-        if not gradients.asked:
-            raise InputError("a streamed table was not asked for its log-normaliser; expected an "
-                             "objective with needs.normaliser, or table.update = 'sparse'")
-        (asked,), to_zeros = gradients.asked, gradients.slices["zeros"]
-        scored = Scored(*(x.reshape(-1, *x.shape[2:]) for x in (
-            asked.queries, asked.targets, asked.loss, asked.lse, to_zeros["loss"],
-            to_zeros["lse"])))
+        joined, asked, scored = left(fetched, gradients)
+        to_zeros = gradients.slices["zeros"]
         own = row_optimizer(setting.tables[name].optimizer).update
         update = trained_only(own, table.fixed)
         if drop_of(setting.encoder.source) == 1:  # items have no values of their own
@@ -149,7 +146,8 @@ def open_table(setting: Setting, name: str, table: Table, request: Request) -> O
             return without_offsets(moved)
         if table.bias is None or not table.trains_bias:
             return apply_streamed(setting.mesh, table, scored, joined, update, gradients.hyper,
-                                  bias=table.bias, seed=gradients.seed, **asked.scoring)
+                                  bias=table.bias, seed=gradients.seed,
+                                  part=setting.tables[name].part, **asked.scoring)
         moved, to_bias = apply_streamed_with_bias(
             setting.mesh, table, scored, joined, update, gradients.hyper, bias=table.bias,
             seed=gradients.seed, **asked.scoring)
@@ -157,3 +155,19 @@ def open_table(setting: Setting, name: str, table: Table, request: Request) -> O
         return moved.replace(bias=bias, bias_state=state)
 
     return OpenTable({} if fetched is None else fetched.shared, slices, catalogue, close)
+
+
+def left(fetched: FetchedRows | None, gradients: Gradients
+         ) -> tuple[tuple[Array, Array] | None, Asked, Scored]:
+    """What a step leaves for the update of all rows: gradients of those that it named, and the
+    softmax that its loss asked for, of all micro-batches."""
+    joined = None
+    if fetched is not None:
+        joined = (fetched.distinct.unique.ids,
+                  fetched.pull(gradients.parameters, gradients.slices["each"]))
+    if not gradients.asked:
+        raise InputError("a streamed table was not asked for its log-normaliser; expected an "
+                         "objective with needs.normaliser, or table.update = 'sparse'")
+    (asked,), to_zeros = gradients.asked, gradients.slices["zeros"]
+    return joined, asked, Scored(*(x.reshape(-1, *x.shape[2:]) for x in (
+        asked.queries, asked.targets, asked.loss, asked.lse, to_zeros["loss"], to_zeros["lse"])))
