@@ -21,6 +21,9 @@ TABLE_SHARE = 0.7
 CACHE_SHARE = 0.4
 """Share of a device's memory that the caches of all tables take, where nobody says otherwise."""
 _PART = 10  # without a limit of memory a cache has this part of the rows
+PART_BYTES = 64 * 2**20
+"""Bytes of the rows of a part that passes by, where nobody says how many rows it has."""
+_UNIT = 8192  # rows that it is a multiple of then
 
 
 class Asked(NamedTuple):
@@ -95,6 +98,12 @@ def choose_placement(config: TableConfig, asked: Asked, *, shards: int, needed: 
                          "expected 'device'")
     return Placement(config.placement, _slots(config, asked, shards, needed, memory),
                      "table.placement asks for it", asked.passes)
+
+
+def part_rows(dim: int, itemsize: int, total: int, asked: int | None = None) -> int:
+    """Rows of a part of a table of `total` rows; asked: by a config."""
+    wanted = max(1, PART_BYTES // (dim * itemsize) // _UNIT) * _UNIT if asked is None else asked
+    return min(wanted, total)
 
 
 def _slots(config: TableConfig, asked: Asked, shards: int, needed: float,

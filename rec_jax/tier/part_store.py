@@ -240,7 +240,7 @@ class DiskParts:
         data, at = _aligned(count * PAGE), self._at(part, leaf, page)
         done = 0
         while done < len(data):
-            size = os.preadv(self._handle(), [data[done:]], at + done)
+            size = os.preadv(self._handle(), [data[done:].data], at + done)
             if not size:
                 break
             done += size

@@ -25,20 +25,11 @@ from rec_jax.tables.unique import NO_ID
 from rec_jax.tier.exchange import Exchange
 from rec_jax.tier.part_store import PartStore
 
-PART_BYTES = 64 * 2**20
-"""Bytes of a part's rows, where nobody says how many rows it has."""
-_UNIT = 8192  # rows that a part is a multiple of
 _WRITES = 2  # parts that may be on their way out at once
 ROWS = 0
 """The leaf of the rows themselves; the others are their optimizer's state."""
 
 Array = jax.Array
-
-
-def part_rows(dim: int, itemsize: int, total: int, asked: int | None = None) -> int:
-    """Rows of a part of a table of `total` rows; asked: by a config."""
-    wanted = max(1, PART_BYTES // (dim * itemsize) // _UNIT) * _UNIT if asked is None else asked
-    return min(wanted, total)
 
 
 class PassingTable:

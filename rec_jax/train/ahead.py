@@ -39,7 +39,8 @@ class AskedAhead:
         self._device = _host_device()
 
     def __call__(self, key: np.ndarray, step: int, batch: Batch) -> dict[str, HostIds]:
-        """By table, of those of which it names rows, all ids that a step reads, int32 `[n]`, and which of them are there.
+        """By table all ids that a step reads, int32 `[n]`, and which of them are there; a table of
+        which it names no row is left out.
 
         key: uint32 `[2]`, of the state; step: updates done before it.
         """

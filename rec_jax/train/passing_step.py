@@ -6,8 +6,8 @@
     update   part by part: the rows' gradient, and their optimizer's step
 
 The step is that of `rec_jax.train.streamed`, cut where it passes over the table. What it is given
-and what it leaves travel with the table's rows (`rec_jax.train.passing`). The encoder's forward pass is
-computed twice, so that no step keeps more of it than one micro-batch.
+and what it leaves travel with the table's rows (`rec_jax.train.passing`). The encoder's forward
+pass is computed twice, so that no step keeps more of it than one micro-batch.
 """
 
 from __future__ import annotations
@@ -57,15 +57,15 @@ class PassingStep:
 
         self._fold, self._update = fold, update
 
-    def __call__(self, state: TrainState, batch: Batch, places: Mapping[str, Places] = {}  # noqa: B006 (never changed)
+    def __call__(self, state: TrainState, batch: Batch, places: Mapping[str, Places] | None = None
                  ) -> tuple[TrainState, Any]:
         """See `Step`."""
-        (asked,) = self._ask(_with(state, Nothing()), batch, places)[ITEMS]
+        (asked,) = self._ask(_with(state, Nothing()), batch, places or {})[ITEMS]
         folded = jax.vmap(no_part)(asked.queries)
         for first, rows in self._table.parts():
             folded = jax.block_until_ready(folded)  # or parts pile up faster than they are folded
             folded = self._fold(folded, rows, first, asked)
-        state, metrics = self._step(_with(state, folded), batch, places)
+        state, metrics = self._step(_with(state, folded), batch, places or {})
         rest, structure = state.items.passing, jax.tree.structure(state.items.state)
         state = _with(state, None)
         if isinstance(rest, Left):  # a frozen table leaves nothing

@@ -17,12 +17,12 @@ from rec_jax.inference.apart import RowsApart
 from rec_jax.mesh import Axes
 from rec_jax.tables import USERS, RowMap, Table, TableConfig, padded_size, row_optimizer
 from rec_jax.tables.on_mesh import shards_of
-from rec_jax.tables.placement import Where
+from rec_jax.tables.placement import Where, part_rows
 from rec_jax.tables.places import Places
 from rec_jax.tier.disk_store import DiskStore
 from rec_jax.tier.exchange import Exchange, empty_cache
 from rec_jax.tier.part_store import DiskParts, HostParts, PartStore
-from rec_jax.tier.passing import PassingTable, part_rows
+from rec_jax.tier.passing import PassingTable
 from rec_jax.tier.store import HostStore, Leaf, RowStore
 from rec_jax.tier.tiered import ROWS, Loaded, TieredTable
 from rec_jax.train.ahead import AskedAhead, HostIds

@@ -138,11 +138,45 @@ def test_mined_negatives_are_refused(tiny_mapping: Mapping, tmp_path: Path) -> N
             "objective.kind=hard_negatives", "table.update=sparse", *HOST)))
 
 
-def test_the_full_softmax_is_refused(tiny_mapping: Mapping, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"table.placement = 'host' cannot be: the table trains "
-                                         r"streamed, and a step reads all of its rows"):
-        run_training(Run(tmp_path / "run"), config.build(
-            RunConfig, tiny_mapping("table.update=streamed", *HOST)))
+STREAMED = (*SPARSE[2:], "objective.kind=next_item", "table.update=streamed", "table.part=500")
+
+
+@pytest.mark.slow
+def test_a_full_softmax_goes_from_the_host_to_the_disk_and_to_the_devices(
+        tiny_mapping: Mapping, tmp_path: Path) -> None:
+    """With the bits of the run on the devices, stops between, validations and checkpoints."""
+    run, other, said = Run(tmp_path / "run"), Run(tmp_path / "other"), StopAfter(8)
+    run_training(other, config.build(RunConfig, tiny_mapping(*STREAMED)))
+    with pytest.raises(Stopped):
+        run_training(run, config.build(RunConfig, tiny_mapping(
+            *STREAMED, "table.placement=host")), said)
+    assert any("they pass by in parts, twice a step" in line for line in said.lines)
+    with pytest.raises(Stopped):
+        run_training(run, config.build(RunConfig, tiny_mapping(
+            *STREAMED, "table.placement=disk", "train.lookahead=0")), StopAfter(6))
+    run_training(run, config.build(RunConfig, tiny_mapping(*STREAMED)))
+    same(run, other)
+    assert sorted(path.name for path in run.folder.iterdir()) == sorted(
+        path.name for path in other.folder.iterdir())
+
+
+NOT_BY = {
+    "a cache": (("table.cache=30",), "table.cache = 30 holds rows from one step to the next"),
+    "several devices": (("mesh.items=2",), "the rows of a full softmax pass by one device, and the "
+                                           "mesh has 2"),
+    "a bias": (("bias.strength=1",), r"a bias in the loss \(bias.strength\) lies on the devices"),
+    "smoothing": (("objective.label_smoothing=0.1",), "needs the mean row"),
+}
+
+
+@pytest.mark.parametrize("what", NOT_BY)
+def test_what_cannot_pass_by_is_refused(
+        tiny_mapping: Mapping, tmp_path: Path, what: str) -> None:
+    lines, message = NOT_BY[what]
+    with pytest.raises(InputError, match=message) as caught:
+        run_training(Run(tmp_path / "run"), config.build(RunConfig, tiny_mapping(
+            *STREAMED, "table.placement=host", *lines)))
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
 
 
 def test_a_run_that_starts_from_another_is_refused(
