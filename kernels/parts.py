@@ -134,6 +134,7 @@ def softmax_in_parts(queries: Array, items: Array, targets: Array, *, part: int,
     held, total = jax.lax.stop_gradient((queries, items)), items.shape[0]
     fold = functools.partial(fold_part, targets=targets, num_items=num_items,
                              logit_scale=logit_scale, softcap=softcap, backend=backend)
+    part = min(part, total)
     whole = total // part
 
     def one(index: Array, folded: Folded) -> Folded:

@@ -71,14 +71,17 @@ def _in_parts(one: Callable[[Array, Any, int | Array], Updated], rows: Array, st
               part: int) -> Updated:
     """`one` of each part of so many rows; the last one may have fewer."""
     def moved(carry: tuple[Array, Any], first: int | Array, count: int) -> tuple[Array, Any]:
-        old = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, count), carry)
-        new = one(*old, first)[:2]
+        old, old_state = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, count), carry)
+        new = one(old, old_state, first)[:2]
         return jax.tree.map(lambda leaf, values: jax.lax.dynamic_update_slice_in_dim(
             leaf, values, first, 0), carry, new)
 
-    total, whole = rows.shape[0], rows.shape[0] // part
+    total = rows.shape[0]
+    part = min(part, total)
+    whole = total // part
     carry = jax.lax.fori_loop(
         0, whole, lambda index, carry: moved(carry, index * part, part), (rows, state))
     if total % part:
         carry = moved(carry, whole * part, total % part)
-    return Updated(*carry, None)
+    return Updated(carry[0], carry[1], None)

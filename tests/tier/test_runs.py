@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rec_jax import api, config
@@ -138,7 +139,7 @@ def test_mined_negatives_are_refused(tiny_mapping: Mapping, tmp_path: Path) -> N
             "objective.kind=hard_negatives", "table.update=sparse", *HOST)))
 
 
-STREAMED = (*SPARSE[2:], "objective.kind=next_item", "table.update=streamed", "table.part=500")
+STREAMED = (*SPARSE[3:], "objective.kind=next_item", "table.update=streamed", "table.part=500")
 
 
 @pytest.mark.slow
@@ -154,10 +155,23 @@ def test_a_full_softmax_goes_from_the_host_to_the_disk_and_to_the_devices(
     with pytest.raises(Stopped):
         run_training(run, config.build(RunConfig, tiny_mapping(
             *STREAMED, "table.placement=disk", "train.lookahead=0")), StopAfter(6))
-    run_training(run, config.build(RunConfig, tiny_mapping(*STREAMED)))
+    run_training(run, config.build(RunConfig, tiny_mapping(*STREAMED, "table.placement=disk")))
     same(run, other)
     assert sorted(path.name for path in run.folder.iterdir()) == sorted(
         path.name for path in other.folder.iterdir())
+    for one in (run, other):
+        (one.folder / "asked").mkdir()
+    figures_of, lists, users = ([ask(one.folder) for one in (run, other)] for ask in (
+        lambda folder: api.evaluate(folder)["metrics"],
+        lambda folder: [[one.item for one in loaded.recommend(user=user, k=7)]
+                        for loaded in [api.load(folder)]
+                        for user in loaded.served.dataset.user_ids()[:5]],
+        lambda folder: api.load_embeddings(api.export(
+            folder, out=folder / "asked" / "users", what="users")).vectors))
+    assert figures_of[0] == figures_of[1] and lists[0] == lists[1] and len(lists[0][0]) == 7
+    np.testing.assert_allclose(users[0], users[1], rtol=1e-6, atol=1e-7)
+    with pytest.raises(InputError, match="needs all rows on the devices"):
+        api.evaluate(run.folder, cold="content")
 
 
 NOT_BY = {
