@@ -12,7 +12,7 @@ from .primitives import Backend, Problem, RowUpdate, SparseRows
 from .rank import count_ahead, target_rank, target_scores
 from .sampling import sample
 from .softmax import softmax_loss
-from .topk import top_k
+from .topk import join_top_k, top_k
 from .update import Updated, softmax_item_update
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "describe",
     "explain",
     "fold_part",
+    "join_top_k",
     "loss_of_parts",
     "no_part",
     "sample",

@@ -179,18 +179,18 @@ def make_plan(config: RunConfig, num_items: int, devices: Devices, ways: Ways | 
         "memory": traffic / (chip.bandwidth * BANDWIDTH_EFFICIENCY),
         "communication": sum(communication.values()) / (chip.link * BANDWIDTH_EFFICIENCY),
     }
-    passes = None
+    way = None
     if placements[ITEMS].passes:
-        passes = passing(
+        way = passing(
             rows, dim * width, state_bytes, part_rows(dim, width, rows, table.part),
             where=placements[ITEMS].where, ways=ways or Ways(), positions=predicted,
             memory=chip.bandwidth * BANDWIDTH_EFFICIENCY if chip.name == "cpu" else None,
             compute_seconds=max(operations["softmax"] / rate, seconds["exponentials"]))
-        seconds["rows that pass by"] = passes.seconds
-        memory["parts that pass by"] = passes.held
+        seconds["rows that pass by"] = way.seconds
+        memory["parts that pass by"] = way.held
     reason = f"{reason}; {trained_by(table, mode)}"
     return Plan(devices, (data, items), mode, reason, rows, placements, memory, host, operations,
-                exps, traffic, communication, seconds, passes)
+                exps, traffic, communication, seconds, way)
 
 
 def nearest_fit(config: RunConfig, num_items: int, devices: Devices) -> list[str]:

@@ -20,10 +20,12 @@ from rec_jax.data.fresh import first_targets
 from rec_jax.data.label_frequency import log_shares
 from rec_jax.dtypes import DTYPES
 from rec_jax.errors import InputError
-from rec_jax.inference.apart import RowsApart, apart, make_apart_ranker
-from rec_jax.inference.evaluate import Ranker, make_ranker, rank_users
+from rec_jax.inference.apart import apart, make_apart_ranker
+from rec_jax.inference.evaluate import make_ranker, rank_users
 from rec_jax.inference.protocol import Panel, choose_panel, cold_items
+from rec_jax.inference.ranked import Ranker
 from rec_jax.inference.ratings import RatingPredictor, check_range
+from rec_jax.inference.rows_apart import RowsApart
 from rec_jax.inference.served import counts_of, reading_of, serving_bias, serving_values
 from rec_jax.mesh import ITEMS as ITEMS_AXIS
 from rec_jax.mesh import Axes, device_memory, make_mesh, row_sharding

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from rec_jax.checkpoint.row_ranges import RowRanges
 from rec_jax.errors import InputError
-from rec_jax.inference.apart import RowsApart
+from rec_jax.inference.rows_apart import RowsApart
 from rec_jax.mesh import Axes
 from rec_jax.tables import USERS, RowMap, Table, TableConfig, padded_size, row_optimizer
 from rec_jax.tables.on_mesh import shards_of

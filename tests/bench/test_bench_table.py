@@ -32,7 +32,7 @@ def test_what_is_no_combination_is_refused(arguments, message) -> None:
 
 @pytest.mark.slow
 def test_every_kind_of_table_takes_its_steps_and_is_written_of(tmp_path: Path) -> None:
-    cells = bench_table.cells([900, 2000], bench_table.PLACEMENTS, [0.5], [0, 8])
+    cells = bench_table.cells([900], bench_table.PLACEMENTS, [0.5], [0, 8])
     shapes = Shapes(positions=20, length=10, dim=8, part=500, warm=1, dtype="bf16")
     result = bench_table.run(cells, shapes, steps=2, rounds=2, folder=tmp_path)
     assert not list(tmp_path.iterdir())
@@ -43,5 +43,5 @@ def test_every_kind_of_table_takes_its_steps_and_is_written_of(tmp_path: Path) -
         assert (one["times_the_device"] == 1) == (one["where"] == "device")
     assert result["bytes_per_second"]["disk_read"] > 0
     text = bench_table.markdown(result)
-    assert text.count("\n| full softmax |") == 6 and "20 positions, d = 8, rows in bf16" in text
+    assert text.count("\n| full softmax |") == 3 and "20 positions, d = 8, rows in bf16" in text
     assert bench_table.plot(result, tmp_path / "plot.png").stat().st_size > 1000

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from rec_jax import api, config
 from rec_jax.checkpoint import Checkpoints
 from rec_jax.errors import InputError
+from rec_jax.inference.export import load_embeddings
 from rec_jax.progress import Silent
 from rec_jax.run import Run, RunConfig
 from rec_jax.train.log import read_metrics
@@ -115,7 +118,8 @@ def test_users_and_inputs_may_lie_elsewhere_too(
 
 
 REFUSED = {
-    "a dense table": (("table.update=dense",), "the table trains dense, and a step reads all of"),
+    "a dense table": (("table.update=dense",), "the table trains dense, and a step has the "
+                                               "gradient of all of its rows"),
     "a small cache": (("table.cache=20",), r"table.cache = 20 is 20 rows a shard, and a step may "
                                            r"read 28 of one shard; expected at least 28"),
     "an average": (("train.ema=0.9",), "train.ema would touch every row in every step"),
@@ -159,19 +163,36 @@ def test_a_full_softmax_goes_from_the_host_to_the_disk_and_to_the_devices(
     same(run, other)
     assert sorted(path.name for path in run.folder.iterdir()) == sorted(
         path.name for path in other.folder.iterdir())
-    for one in (run, other):
-        (one.folder / "asked").mkdir()
-    figures_of, lists, users = ([ask(one.folder) for one in (run, other)] for ask in (
-        lambda folder: api.evaluate(folder)["metrics"],
-        lambda folder: [[one.item for one in loaded.recommend(user=user, k=7)]
-                        for loaded in [api.load(folder)]
-                        for user in loaded.served.dataset.user_ids()[:5]],
-        lambda folder: api.load_embeddings(api.export(
-            folder, out=folder / "asked" / "users", what="users")).vectors))
-    assert figures_of[0] == figures_of[1] and lists[0] == lists[1] and len(lists[0][0]) == 7
-    np.testing.assert_allclose(users[0], users[1], rtol=1e-6, atol=1e-7)
-    with pytest.raises(InputError, match="needs all rows on the devices"):
-        api.evaluate(run.folder, cold="content")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lines", [
+    (*STREAMED, "table.placement=disk"),
+    (*SPARSE, "table.tied=false", "table.placement=host", "table.cache=0.9")])
+def test_a_model_whose_rows_are_left_on_disk_answers_as_one_that_is_loaded(
+        tiny_mapping: Mapping, tmp_path: Path, lines: tuple[str, ...]) -> None:
+    run, other = Run(tmp_path / "run"), Run(tmp_path / "other")
+    run_training(run, config.build(RunConfig, tiny_mapping(*lines, "train.steps=6")))
+    shutil.copytree(run.folder, other.folder)
+    text = other.config_path.read_text()
+    other.config_path.write_text(re.sub('placement = "(host|disk)"', 'placement = "device"', text))
+    left, there = (api.load(one.folder) for one in (run, other))
+    assert left.served.apart and not there.served.apart
+    assert api.evaluate(left)["metrics"] == api.evaluate(there)["metrics"]
+    users = there.served.dataset.user_ids()
+    for user in users[:5]:
+        found, expected = (one.recommend(user=user, k=7) for one in (left, there))
+        assert [one.item for one in found] == [one.item for one in expected] and len(found) == 7
+        np.testing.assert_allclose([one.score for one in found],
+                                   [one.score for one in expected], rtol=1e-5, atol=1e-6)
+    for what in ("users", "items"):
+        vectors = [load_embeddings(api.export(
+            one, out=tmp_path / f"{what}{number}", what=what)).vectors  # type: ignore[arg-type]
+            for number, one in enumerate((left, there))]
+        np.testing.assert_allclose(*vectors, rtol=1e-5, atol=1e-6)
+        assert len(vectors[0]) > 10
+    with pytest.raises(InputError, match="needs all rows on the devices, and those of run"):
+        api.load(run.folder, cold="content")
 
 
 NOT_BY = {
