@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -101,7 +100,5 @@ def _prepared(queries: Array, items: Array, targets: Array, first: int | Array,
     chosen = dispatch.choose(problem, backend)
     items, queries, targets, bias, scale, *others = align(
         items, queries, targets, bias, jnp.asarray(logit_scale, jnp.float32), *others)
-    rule = score_rule(items, scale, bias, num_items, softcap, axis_name)
-    if not isinstance(first, int) or first:
-        rule = dataclasses.replace(rule, row_offset=rule.row_offset + first)
+    rule = score_rule(items, scale, bias, num_items, softcap, axis_name, first)
     return chosen, rule, (items, queries, targets, *others)

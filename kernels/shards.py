@@ -58,9 +58,13 @@ def place(items: Array, num_items: int | Array | None, axis_name: AxisName | Non
 
 
 def score_rule(items: Array, scale: Array, bias: Array | None, num_items: int | Array | None,
-               softcap: float | None, axis_name: AxisName | None) -> Scores:
-    """How this shard scores; see `Scores`."""
+               softcap: float | None, axis_name: AxisName | None,
+               first: int | Array = 0) -> Scores:
+    """How this shard scores; see `Scores`. first: global id of row 0 of all shards together, where
+    they are a part of a table."""
     total, offset = place(items, num_items, axis_name)
+    if not isinstance(first, int) or first:
+        offset = offset + first
     bias = None if bias is None else bias.astype(jnp.float32)
     return Scores(jnp.asarray(scale, jnp.float32), bias, total, offset, softcap)
 

@@ -135,7 +135,7 @@ def _asked(op: str, queries: Array, items: Array, targets: Array, bias: Array | 
 def _loss(static: _Static, queries: Array, items: Array, targets: Array, bias: Array | None,
           scale: Array, num_items: Array | None) -> tuple[Array, Array, Array | None]:
     merged = _fold(static, queries, items, targets, bias, scale, num_items, False)
-    loss, lse = _finish(merged)
+    loss, lse = finish(merged)
     return loss, lse, entropy.value(merged, loss, lse) if static.entropy else None
 
 
@@ -178,7 +178,8 @@ def merge(parts: Partials, axis_name: AxisName | None) -> Partials:
                     added(l_moment), added(o_moment))
 
 
-def _finish(merged: Partials) -> tuple[Array, Array]:
+def finish(merged: Partials) -> tuple[Array, Array]:
+    """Loss and lse, f32 `[N]`, of the sums over the whole table."""
     s_y = merged.s_y
     # lse of all items but the label; there may be none, and `m` then means nothing.
     others = jnp.where(merged.l_minus == 0, -jnp.inf, jnp.log(merged.l_minus) + merged.m)
@@ -239,16 +240,13 @@ def _slope(loss: Array, lse: Array, softcap: float | None) -> Array | float:
 def _loss_fwd(static: _Static, queries: Array, items: Array, targets: Array, bias: Array | None,
               scale: Array, num_items: Array | None) -> Any:
     merged = _fold(static, queries, items, targets, bias, scale, num_items, True)
-    assert merged.o_minus is not None
-    loss, lse = _finish(merged)
-    share = -jnp.expm1(-loss) / jnp.where(merged.l_minus > 0, merged.l_minus, 1.0)
-    expected = merged.o_minus * share[:, None]
+    loss, lse = finish(merged)
     found = its_rows = None
     if static.entropy:
         found = entropy.value(merged, loss, lse)
-        its_rows = share[:, None] * entropy.rows(merged, found)
-    residuals = _Residuals(queries, items, targets, bias, scale, num_items, lse, loss, expected,
-                           found, its_rows)
+        its_rows = _share(merged, loss) * entropy.rows(merged, found)
+    residuals = _Residuals(queries, items, targets, bias, scale, num_items, lse, loss,
+                           expected_rows(merged, loss), found, its_rows)
     return (loss, lse, found), residuals
 
 
@@ -262,7 +260,7 @@ def _loss_bwd(static: _Static, kept: _Residuals,
         kept.items, side.queries, kept.targets, kept.bias, kept.scale, *side[1:])
     rule = score_rule(items, scale, bias, count, static.softcap, static.axis_name)
     label_rows = pick_rows(items, targets, rule.row_offset, static.axis_name)
-    d_raw = _weighted(g + z, kept.expected) + _weighted(side.label_weight, label_rows)
+    d_raw = query_grad(side._replace(weight=g + z), kept.expected, label_rows)
     if e is not None and kept.its_rows is not None:
         d_raw += _weighted(e, kept.its_rows)
     d_scale = jnp.sum(side.queries.astype(jnp.float32) * d_raw)
@@ -277,6 +275,25 @@ def _loss_bwd(static: _Static, kept: _Residuals,
     if kept.bias is not None and d_bias is not None:
         d_bias = d_bias.astype(kept.bias.dtype)
     return d_queries, d_items.astype(kept.items.dtype), None, d_bias, d_scale, None
+
+
+def expected_rows(merged: Partials, loss: Array) -> Array:
+    """f32 `[N, d]`: sum over j != y of p_j c'_j w_j."""
+    assert merged.o_minus is not None
+    return merged.o_minus * _share(merged, loss)
+
+
+def _share(merged: Partials, loss: Array) -> Array:
+    """f32 `[N, 1]`: what makes probabilities of sums over j != y of exp(s_j - m)."""
+    return (-jnp.expm1(-loss) / jnp.where(merged.l_minus > 0, merged.l_minus, 1.0))[:, None]
+
+
+def query_grad(side: Side, expected: Array, label_rows: Array) -> Array:
+    """f32 `[N, d]`: gradient of the queries, but for the factor `scale`.
+
+    expected: of `expected_rows`; label_rows: f32 `[N, d]`, 0 where a label is no row.
+    """
+    return _weighted(side.weight, expected) + _weighted(side.label_weight, label_rows)
 
 
 def _weighted(weights: Array, rows: Array) -> Array:

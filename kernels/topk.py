@@ -14,14 +14,16 @@ from .shards import align, check_arrays, score_rule
 def top_k(queries: Array, items: Array, k: int, *, exclude: Exclude | None = None,
           bias: Array | None = None, logit_scale: float | Array = 1.0,
           softcap: float | None = None, num_items: int | Array | None = None,
-          axis_name: AxisName | None = None, backend: str | Backend = "auto"
-          ) -> tuple[Array, Array]:
+          first: int | Array = 0, axis_name: AxisName | None = None,
+          backend: str | Backend = "auto") -> tuple[Array, Array]:
     """The k best items of each query that are not excluded.
 
     Args:
       queries: `[N, d]`; items: `[V, d]`; f32 or bf16.
       k: at least 1; may exceed the number of items.
       exclude: items that are no candidates, see `Exclude`.
+      first: id of the first row of `items`, of all shards together, where they are a part of a
+        table.
       bias, logit_scale, softcap, num_items, axis_name, backend: as for `softmax_loss`.
 
     Returns:
@@ -43,7 +45,7 @@ def top_k(queries: Array, items: Array, k: int, *, exclude: Exclude | None = Non
     items, queries, bias, scale, query, item = align(
         items, queries, bias, jnp.asarray(logit_scale, jnp.float32), *(pairs or (None, None)))
     pairs = None if pairs is None else Excluded(query, item)
-    rule = score_rule(items, scale, bias, num_items, softcap, axis_name)
+    rule = score_rule(items, scale, bias, num_items, softcap, axis_name, first)
     assert chosen.top_k is not None
     scores, ids = chosen.top_k(queries, items, k, pairs, rule)
     return (scores, ids) if axis_name is None else merge_top_k(scores, ids, k, axis_name)
@@ -64,3 +66,11 @@ def merge_top_k(scores: Array, ids: Array, k: int, axis_name: AxisName) -> tuple
     all_scores = jnp.where(all_ids < 0, -jnp.inf, ordered(all_scores))
     best, where = jax.lax.top_k(all_scores, k)
     return best, jnp.take_along_axis(all_ids, where, axis=1)
+
+
+def join_top_k(before: tuple[Array, Array], new: tuple[Array, Array]) -> tuple[Array, Array]:
+    """The best k, `[N, k]`, of two answers of `top_k` for parts of a table; `before` is of the rows
+    with lower ids, which come first among equals."""
+    scores, ids = (jnp.concatenate(each, axis=1) for each in zip(before, new, strict=True))
+    best, where = jax.lax.top_k(ordered(scores), before[0].shape[1])
+    return best, jnp.take_along_axis(ids, where, axis=1)

@@ -29,8 +29,8 @@ def softmax_item_update(items: Array, state: Any, queries: Array, targets: Array
                         sparse: SparseRows | None = None, seed: Array | None = None,
                         bias: Array | None = None, logit_scale: float | Array = 1.0,
                         softcap: float | None = None, num_items: int | Array | None = None,
-                        axis_name: AxisName | None = None, backend: str | Backend = "auto"
-                        ) -> Updated:
+                        axis_name: AxisName | None = None, first: int | Array = 0,
+                        backend: str | Backend = "auto") -> Updated:
     """Gradient of `softmax_loss` with respect to the rows, consumed tile by tile by `update`.
 
     For a training step: compute `loss` and `lse` with `softmax_loss` on `stop_gradient(items)`;
@@ -60,6 +60,8 @@ def softmax_item_update(items: Array, state: Any, queries: Array, targets: Array
       bias, logit_scale, softcap, num_items, axis_name, backend: as for `softmax_loss`. Inside
         `shard_map` all arguments but items, state and bias are equal on all shards, and on all
         data replicas of a shard (gather them first).
+      first: global id of row 0, where `items` are a part of a table (`num_items` is then that of
+        the whole table); not with `axis_name`.
 
     Raises:
       ValueError: wrong shapes or types, or a backend that cannot run.
@@ -82,7 +84,7 @@ def softmax_item_update(items: Array, state: Any, queries: Array, targets: Array
         items, targets, *side, bias, jnp.asarray(logit_scale, jnp.float32),
         *(sparse or (None, None)))
     sparse = None if sparse is None else SparseRows(ids, grads)
-    rule = score_rule(items, scale, bias, num_items, softcap, axis_name)
+    rule = score_rule(items, scale, bias, num_items, softcap, axis_name, first)
     known = (queries, items, state, targets, lse, weight, label_weight, rule)
     given: Any = {"update": update, "hyper": hyper, "sparse": sparse, "seed": seed}
     if of_entropy is None:

@@ -37,6 +37,7 @@ from rec_jax.inference.without_history import Newcomer
 from rec_jax.mesh import is_first, parse_mesh
 from rec_jax.plan.compile import compile_step
 from rec_jax.plan.estimate import make_plan, nearest_fit
+from rec_jax.plan.passing import Ways
 from rec_jax.plan.suggest import suggest_config as suggest_config
 from rec_jax.plan.suggest import suggested
 from rec_jax.processes import broadcast_text, run_on_all
@@ -354,12 +355,12 @@ def _loaded(run: Loadable, cold: ColdFill | str | None = None, **how: Any) -> Se
 
 def plan(config: RunConfig | PathLike, *, items: float, devices: str = "cpu",
          overrides: Sequence[str] = (), compiled: bool = False,
-         trust_code: bool = False) -> dict[str, Any]:
+         trust_code: bool = False, ways: Mapping[str, float] | None = None) -> dict[str, Any]:
     """What a run over `items` items would need on `devices`; see `rec_jax.plan.Plan`.
 
     devices: `v5p:4x4x4` (a TPU slice), `h100x8`, or `cpu` for this machine.
     compiled: also compile the step for a TPU slice and add XLA's own figures.
-    trust_code: see `train`.
+    trust_code: see `train`; ways: measured bytes a second, see `rec_jax.plan.passing.Ways`.
 
     Raises:
       InputError: unknown devices, or a catalogue that no table can hold.
@@ -371,17 +372,19 @@ def plan(config: RunConfig | PathLike, *, items: float, devices: str = "cpu",
         config = configs.load(RunConfig, shipped.locate(config), overrides,
                               trust_code=trust_code)
     machine = parse_devices(devices)
-    found = make_plan(config, int(items), machine)
+    found = make_plan(config, int(items), machine, Ways(**(ways or {})))
     result: dict[str, Any] = {
         "devices": str(machine), "mesh": found.mesh, "mode": found.mode, "reason": found.reason,
         "rows": found.rows,
-        "placements": {name: one._asdict() for name, one in found.placements.items()},
+        "placements": {name: {**one._asdict(), "line": one.line}
+                       for name, one in found.placements.items()},
         "memory_bytes": found.memory, "host_memory_bytes": found.host,
         "needed_bytes": found.needed,
         "available_bytes": found.available, "fits": found.fits, "operations": found.operations,
         "exponentials": found.exps, "memory_traffic_bytes": found.traffic,
         "communication_bytes": found.communication, "seconds": found.seconds,
         "step_seconds": found.step_seconds,
+        "passing": None if found.passing is None else found.passing._asdict(),
         "fitting_changes": nearest_fit(config, int(items), machine),
     }
     if compiled:

@@ -35,6 +35,7 @@ from rec_jax.model.lora import LoraConfig
 from rec_jax.model.optimizer import OptimizerConfig
 from rec_jax.model.tuning import TuneConfig
 from rec_jax.objectives import OBJECTIVES
+from rec_jax.objectives.full_softmax import FullSoftmax
 from rec_jax.ranges import at_least, check, check_different
 from rec_jax.run_sections import CheckpointConfig, DataConfig, EvaluateConfig, TrainConfig
 from rec_jax.tables import INPUTS, ITEMS, USERS, TableConfig
@@ -245,7 +246,9 @@ def placements_of(config: RunConfig, modes: Mapping[str, Mode], counts: Mapping[
     needed = sum(padded_size(counts[name]) * row_bytes(table) / shards
                  for name, table in tables.items() if modes[name] != "dense")
     return {name: choose_placement(
-        table, Asked(counts[name], _reads(config, name), _bound(config, name, modes, processes)),
+        table, Asked(counts[name], _reads(config, name),
+                     _bound(config, name, modes, processes, shards),
+                     passes=modes[name] == "streamed"),
         shards=shards, needed=needed, memory=memory) for name, table in tables.items()}
 
 
@@ -256,11 +259,21 @@ def _reads(config: RunConfig, name: str) -> int:
     return inputs + (positions + config.objective.drawn(positions) if name == ITEMS else 0)
 
 
-def _bound(config: RunConfig, name: str, modes: Mapping[str, Mode], processes: int) -> str | None:
+def _bound(config: RunConfig, name: str, modes: Mapping[str, Mode], processes: int, shards: int
+           ) -> str | None:
     """Why the rows of a table can only lie on the devices; None: they need not."""
-    if modes[name] != "sparse":
-        return (f"the table trains {modes[name]}, and a step reads all of its rows (expected "
-                "table.update = 'sparse' and an objective that samples)")
+    if modes[name] == "streamed":
+        if not isinstance(config.objective, FullSoftmax):
+            return (f"objective {config.objective.kind!r} asks more of the softmax than a table "
+                    "that passes by in parts answers (expected next_item or masked_item)")
+        if shards > 1:
+            return (f"the rows of a full softmax pass by one device, and the mesh has {shards} "
+                    "(expected mesh.data = mesh.items = 1)")
+        if config.bias.in_loss:
+            return "a bias in the loss (bias.strength) lies on the devices"
+    elif modes[name] != "sparse":
+        return (f"the table trains {modes[name]}, and a step has the gradient of all of its rows "
+                "(expected table.update = 'streamed', or 'sparse' and an objective that samples)")
     if config.objective.needs.search:
         return (f"objective {config.objective.kind!r} searches all rows, so the ids of a step are "
                 "not known ahead")

@@ -119,6 +119,52 @@ def peers(
         print(text)
 
 
+@app.command()
+def table(
+    items: Annotated[list[float] | None, typer.Option(help="Sizes of the table.")] = None,
+    placement: Annotated[list[str] | None, typer.Option(
+        help="device, host or disk; may be repeated.")] = None,
+    cache: Annotated[list[float] | None, typer.Option(
+        help="Shares of the rows that the device holds.")] = None,
+    negatives: Annotated[list[int] | None, typer.Option(
+        help="Negatives of a step; 0: the full softmax.")] = None,
+    settings: Set = None,
+    steps: Annotated[int, typer.Option(help="Steps of a combination in a round.")] = 10,
+    rounds: Annotated[int, typer.Option(help="Rounds over all combinations.")] = 5,
+    folder: Annotated[str, typer.Option(help="For rows on a disk.")] = ".",
+    out: Annotated[str, typer.Option(
+        help="JSON file to write; a table (.md) and a plot (.png) go beside it.")] = "table.json",
+    as_json: Json = False,
+) -> None:
+    """The step over a table's size, placement, cache and negatives, in turn."""
+    import logging
+    from pathlib import Path
+
+    from rec_jax import config
+    from rec_jax.bench import record as bench_record
+    from rec_jax.bench import table as bench_table
+    from rec_jax.files import write_atomic
+
+    for name, value in (("steps", steps), ("rounds", rounds)):
+        if value < 1:
+            raise InputError(f"{name} is {value}; expected at least 1")
+    if not as_json:
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    bench_record.json_path(out)
+    shapes = config.build(bench_table.Shapes, config.override({}, settings or ()))
+    cells = bench_table.cells(items or [1e5, 1e6], placement or bench_table.PLACEMENTS,
+                              cache or [0.1], negatives or [0, 1024])
+    result = bench_table.run(cells, shapes, steps=steps, rounds=rounds, folder=Path(folder))
+    path = bench_record.record(out, result)
+    text = bench_table.markdown(result)
+    write_atomic(path.with_suffix(".md"), text)
+    bench_table.plot(result, path.with_suffix(".png"))
+    if as_json:
+        print_json({"out": str(path), **result})
+    else:
+        print(text)
+
+
 def _names(given: str | None) -> list[str] | None:
     return None if given is None else [name.strip() for name in given.split(",")]
 

@@ -21,6 +21,11 @@ def plan(
     settings: Set = None,
     compile: Annotated[bool, typer.Option(
         "--compile", help="Compile the step for a TPU slice; show XLA's own figures.")] = False,
+    host_link: Annotated[float | None, typer.Option(
+        help="GB a second between host and device, each way.")] = None,
+    disk_read: Annotated[float | None, typer.Option(
+        help="GB a second that the disk reads, for a table that lies there.")] = None,
+    disk_write: Annotated[float | None, typer.Option(help="GB a second that it writes.")] = None,
     trust_code: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -31,7 +36,10 @@ def plan(
         raise InputError(f"--items is {items:g}; expected at least 1")
     lines = [*(settings or ()), *([] if dim is None else [f"table.dim={dim}"])]
     result = api.plan(config, items=items, devices=devices, overrides=lines, compiled=compile,
-                      trust_code=trust_code)
+                      trust_code=trust_code, ways={
+                          name: value * 1e9 for name, value in (
+                              ("host_link", host_link), ("disk_read", disk_read),
+                              ("disk_write", disk_write)) if value is not None})
     if as_json:
         print_json(result)
     else:
@@ -45,8 +53,14 @@ def _show_plan(result: Mapping[str, Any]) -> None:
                 f"{result['mode']}: {result['reason']}")
     for name, one in result["placements"].items():
         if one["where"] != "device":
-            shown.print(f"rows of table {name!r}: on the {one['where']}, {one['reason']}; a "
-                        f"shard's cache has {one['slots']:,} of them")
+            shown.print(f"rows of table {name!r}: {one['line']}")
+    if result["passing"]:
+        by = result["passing"]
+        bound = by["positions"] >= by["bound_from"]
+        shown.print(f"a step reads {by['read'] / 2**30:.3g} GiB of rows and state and writes "
+                    f"{by['written'] / 2**30:.3g} GiB, which takes {by['seconds']:.3g} s; from "
+                    f"{by['bound_from']:,} positions on, computing takes longer, and a step has "
+                    f"{by['positions']:,}: it is bound by {'computing' if bound else 'the way'}")
     rows = [(name, f"{size / 2**30:.3f}") for name, size in result["memory_bytes"].items()]
     rows.append(("in all", f"{result['needed_bytes'] / 2**30:.3f} of "
                            f"{result['available_bytes'] / 2**30:.1f}"))

@@ -8,7 +8,6 @@ mesh, where parts are the devices', so the ranks are the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -18,28 +17,26 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rec_jax.inference.asking import made_once, map_rounds, tile_queries
-from rec_jax.inference.evaluate import Ranked, Ranker, target_seen
 from rec_jax.inference.histories import Tiles
+from rec_jax.inference.ranked import Ranked, Ranker, target_seen
+from rec_jax.inference.rows_apart import RowsApart
 from rec_jax.mesh import ITEMS, Axes, row_sharding
 from rec_jax.metrics import MISSED
 from rec_jax.model.encoder import TABLES, Encoder, Params
 from rec_jax.tables import INPUTS, USERS, RowMap, Table
 from rec_jax.tables.bias import place_bias
 from rec_jax.tables.on_mesh import shards_of
-from rec_jax.tables.tiles import ahead_in_part, bias_of, rows_of, scores_in_part
+from rec_jax.tables.tiles import (
+    ahead_in_part,
+    bias_of,
+    rows_of,
+    scores_in_part,
+    top_k_in_part,
+)
 
 PART_BYTES = 64 * 2**20
 """Bytes of a part, all shards together; two are on the devices at once."""
 _FEWEST = 768
-
-
-@dataclass(frozen=True, eq=False)
-class RowsApart:
-    """Rows `[V_padded, w]` that lie elsewhere. take: numbers of rows int64 `[n]` -> `[n, w]`."""
-
-    shape: tuple[int, int]
-    dtype: Any
-    take: Callable[[np.ndarray], np.ndarray]
 
 
 def apart(rows: jax.Array | RowsApart) -> RowsApart:
@@ -51,26 +48,16 @@ def apart(rows: jax.Array | RowsApart) -> RowsApart:
 
 
 def make_apart_ranker(encoder: Encoder, num_items: int, mesh: Mesh, *, filter_seen: bool,
-                      cold: np.ndarray | None = None, over: Axes = (ITEMS,),
-                      row_map: RowMap | None = None, part_bytes: int = PART_BYTES) -> Ranker:
-    """As `make_ranker`, without lists, for rows that are `RowsApart`, also those beside the
-    parameters."""
+                      cold: np.ndarray | None = None, list_length: int = 0,
+                      over: Axes = (ITEMS,), row_map: RowMap | None = None,
+                      part_bytes: int = PART_BYTES) -> Ranker:
+    """As `make_ranker`, for rows that are `RowsApart`, also those beside the parameters."""
     order = RowMap(num_items) if row_map is None else row_map
-    sharding, pieces = row_sharding(mesh, over), shards_of(mesh, over).pieces
+    pieces = shards_of(mesh, over).pieces
+    placed, some = make_placed(mesh, over)
     against = cache(lambda total: None if cold is None else np.asarray(place_bias(
         total, mesh, barred=cold, over=over, row_map=order)))
-    ask, score, count = _jitted(encoder, num_items, mesh, filter_seen, over)
-
-    def placed(values: np.ndarray, size: int) -> jax.Array:
-        whole = np.zeros((size, *values.shape[1:]), values.dtype)
-        whole[:len(values)] = values
-        return jax.device_put(whole, sharding)
-
-    def some(rows: RowsApart, numbers: np.ndarray) -> tuple[jax.Array, np.ndarray]:
-        """The rows of `numbers` int `[...]` alone, and where among them each is."""
-        distinct, where = np.unique(numbers, return_inverse=True)
-        size = -(-max(_FEWEST, 1 << (len(distinct) - 1).bit_length()) // pieces) * pieces
-        return placed(rows.take(distinct), size), where.reshape(numbers.shape).astype(np.int32)
+    ask, score, count, best = part_programs(encoder, num_items, mesh, filter_seen, over)
 
     def rank(params: Params, rows: RowsApart, tiles: Tiles, bias: jax.Array | None = None
              ) -> Ranked:
@@ -79,13 +66,7 @@ def make_apart_ranker(encoder: Encoder, num_items: int, mesh: Mesh, *, filter_se
         numbers: dict[str, Any] = {name: order.rows(np.asarray(getattr(tiles, name)))
                                    for name in ("items", "targets", "seen_items")}
         tiles = tiles._replace(**numbers)
-        params, here = dict(params), tiles
-        elsewhere = {name: apart(params.pop(name)) for name in TABLES if name in params}
-        read, where = some(elsewhere.get(INPUTS, rows), tiles.items)
-        here = here._replace(items=where)
-        if USERS in elsewhere:
-            params[USERS], users = some(elsewhere[USERS], np.asarray(tiles.users))
-            here = here._replace(users=users)
+        params, read, here = read_apart(params, rows, tiles, some)
         given = None if bias is None else np.asarray(bias)
         added = against(total)
         if given is not None:
@@ -100,15 +81,57 @@ def make_apart_ranker(encoder: Encoder, num_items: int, mesh: Mesh, *, filter_se
         scores = score(labels, None if added is None else placed(added[distinct], size), queries,
                        label, tiles.used)
         ahead, before = jnp.zeros(label.shape, jnp.int32), None
+        lists = no_list((*label.shape, list_length)) if list_length else None
         for first, part, extra in _parts(rows, added, size, placed):
             counted = ahead
             ahead = count(ahead, part, extra, np.int32(first), queries, scores, tiles)
+            if lists is not None:
+                lists = best(lists, part, extra, np.int32(first), queries, tiles)
             if before is not None:
                 before.block_until_ready()  # or parts pile up faster than they are counted
             before = counted
-        return Ranked(jnp.where(listed, 1 + ahead, MISSED), None)
+        return Ranked(jnp.where(listed, 1 + ahead, MISSED),
+                      None if lists is None else order.ids(lists[1]))
 
     return rank
+
+
+def read_apart(params: Params, rows: RowsApart, tiles: Tiles, some: Callable[..., Any]
+               ) -> tuple[Params, jax.Array, Tiles]:
+    """Parameters, rows and tiles as they are where only the rows are that these users read; tiles
+    name items by the numbers of their rows. some: (rows, numbers) -> those rows alone, and where
+    among them each is."""
+    params = dict(params)
+    elsewhere = {name: apart(params.pop(name)) for name in TABLES if name in params}
+    read, where = some(elsewhere.get(INPUTS, rows), tiles.items)
+    here = tiles._replace(items=where)
+    if USERS in elsewhere:
+        params[USERS], users = some(elsewhere[USERS], np.asarray(tiles.users))
+        here = here._replace(users=users)
+    return params, read, here
+
+
+def make_placed(mesh: Mesh, over: Axes) -> tuple[Callable[..., jax.Array], Callable[..., Any]]:
+    """Two functions that bring rows to the devices: `placed(values, size)`, padded with 0, and
+    `some` of `read_apart`."""
+    sharding, pieces = row_sharding(mesh, over), shards_of(mesh, over).pieces
+
+    def placed(values: np.ndarray, size: int) -> jax.Array:
+        whole = np.zeros((size, *values.shape[1:]), values.dtype)
+        whole[:len(values)] = values
+        return jax.device_put(whole, sharding)
+
+    def some(rows: RowsApart, numbers: np.ndarray) -> tuple[jax.Array, np.ndarray]:
+        distinct, where = np.unique(numbers, return_inverse=True)
+        size = -(-max(_FEWEST, 1 << (len(distinct) - 1).bit_length()) // pieces) * pieces
+        return placed(rows.take(distinct), size), where.reshape(numbers.shape).astype(np.int32)
+
+    return placed, some
+
+
+def no_list(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Scores and ids of lists in which nothing is yet."""
+    return jnp.full(shape, -jnp.inf), jnp.full(shape, -1, jnp.int32)
 
 
 def _part_rows(rows: RowsApart, part_bytes: int, pieces: int, labels: int) -> int:
@@ -116,6 +139,15 @@ def _part_rows(rows: RowsApart, part_bytes: int, pieces: int, labels: int) -> in
     wanted = max(part_bytes // (rows.shape[1] * np.dtype(rows.dtype).itemsize), labels)
     unit = _FEWEST * pieces // np.gcd(_FEWEST, pieces)
     return int(min(rows.shape[0], -(-wanted // unit) * unit))
+
+
+def parts_of(rows: RowsApart, added: np.ndarray | None, part_bytes: int, pieces: int,
+             placed: Callable[..., jax.Array]) -> Iterator[tuple[int, jax.Array, jax.Array | None]]:
+    """(number of its first row, rows, what is added to their scores) of each part.
+
+    added: f32 `[V_padded]`, or None; pieces: that the mesh cuts rows into.
+    """
+    return _parts(rows, added, _part_rows(rows, part_bytes, pieces, 1), placed)
 
 
 def _parts(rows: RowsApart, added: np.ndarray | None, size: int, placed: Callable[..., jax.Array]
@@ -128,9 +160,10 @@ def _parts(rows: RowsApart, added: np.ndarray | None, size: int, placed: Callabl
 
 
 @made_once
-def _jitted(encoder: Encoder, num_items: int, mesh: Mesh, filter_seen: bool, over: Axes
+def part_programs(encoder: Encoder, num_items: int, mesh: Mesh, filter_seen: bool, over: Axes
             ) -> tuple[Callable[..., Any], ...]:
-    """What `make_apart_ranker` calls: for queries, for scores of targets, and for each part."""
+    """What `make_apart_ranker` calls: for queries, for scores of targets, and for each part counts
+    and lists."""
 
     @jax.jit
     def ask(params: Params, read: jax.Array, labels: jax.Array, given: jax.Array | None,
@@ -170,4 +203,16 @@ def _jitted(encoder: Encoder, num_items: int, mesh: Mesh, filter_seen: bool, ove
 
         return ahead + map_rounds(mesh, one, (queries, scores, tiles))
 
-    return ask, score, count
+    @jax.jit
+    def best(before: Any, rows: jax.Array, added: jax.Array | None, first: jax.Array,
+             queries: jax.Array, tiles: Tiles) -> Any:
+        part = Table(rows, (), num_items, over)
+
+        def one(each: Any) -> Any:
+            queries, before, tiles = each
+            seen = (tiles.seen_offsets, tiles.seen_items) if filter_seen else None
+            return top_k_in_part(mesh, queries, part, first, before, seen, tiles.used, bias=added)
+
+        return map_rounds(mesh, one, (queries, before, tiles))
+
+    return ask, score, count, best

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh
 
+from rec_jax.inference.rows_apart import RowsApart
 from rec_jax.inference.served import Served
 from rec_jax.mesh import replicated
 from rec_jax.tables import Table
@@ -30,8 +31,17 @@ def row_blocks(served: Served, rows: jax.Array,
 
     compose: (parameters, stored rows) -> vectors; None: the rows are the vectors.
     """
+    if isinstance(rows, RowsApart):
+        return _apart_blocks(served, rows, compose)
     return table_blocks(served.mesh, Table(rows, (), served.dataset.num_items, served.over),
                         served.params, compose)
+
+
+def _apart_blocks(served: Served, rows: RowsApart, compose: Any) -> Iterator[Floats]:
+    total = served.dataset.num_items
+    for first in range(0, total, BLOCK):
+        block = rows.take(np.arange(first, min(first + BLOCK, total))).astype(np.float32)
+        yield block if compose is None else np.asarray(compose(served.params, block))
 
 
 def table_blocks(mesh: Mesh, table: Table, params: Any = None,

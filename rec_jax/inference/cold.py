@@ -60,6 +60,7 @@ def fill_cold(served: Served, fill: ColdFill | str) -> Served:
     Raises:
       InputError: there is no content, or no item that has it is warm.
     """
+    served.check_there("rows of cold items from their content")
     if isinstance(fill, str):
         fill = ColdFill(ColdRule(fill))  # type: ignore[arg-type]  # the rule checks it
     if fill.rule.fill == EDGES:

@@ -206,6 +206,7 @@ def people_of(dataset: Dataset, split: Split) -> People:
 
 
 def _asker(served: Served, settings: EvaluateConfig) -> Ask:
+    served.check_there("an evaluation of cold items")
     dataset, mesh, over = served.dataset, served.mesh, served.over
     length = min(max(settings.ks), dataset.num_trained)
     total = served.rows.shape[0]

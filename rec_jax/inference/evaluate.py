@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rec_jax.data.dataset import Dataset
+from rec_jax.inference.apart import make_apart_ranker
 from rec_jax.inference.asking import made_once, map_rounds, tile_queries
 from rec_jax.inference.bias import Given, bias_of_rows, given_bias
 from rec_jax.inference.histories import Reading, Tiles, iterate_tiles
@@ -28,6 +29,7 @@ from rec_jax.inference.protocol import (
     protocol,
     seen_targets,
 )
+from rec_jax.inference.ranked import Ranked, Ranker, target_seen
 from rec_jax.inference.ratings import RatingPredictor
 from rec_jax.inference.served import Served
 from rec_jax.mesh import ITEMS, Axes
@@ -41,22 +43,6 @@ from rec_jax.tables.tiles import bias_of, rank_tiles, rows_of, top_k_tiles
 
 __all__ = ["Split", "choose_users", "cold_items", "evaluate_served", "make_ranker",
            "popularity_ranks", "protocol", "rank_users"]
-
-
-class Ranked(NamedTuple):
-    """One jitted call's answer.
-
-    ranks: int32 `[G, T]`, `MISSED` where the target may not be recommended; best: int32
-    `[G, T, k]`, -1 where there is nothing left to recommend, or None.
-    """
-
-    ranks: jax.Array
-    best: jax.Array | None
-
-
-Ranker = Callable[..., Ranked]
-"""`ranker(params, rows, tiles, bias=None)`; bias: f32 `[V_padded]` beside the rows, cut and ordered
-as they are, added to the scores of all users."""
 
 
 def make_ranker(encoder: Encoder, num_items: int, mesh: Mesh, *, filter_seen: bool,
@@ -124,15 +110,6 @@ def _jitted(encoder: Encoder, num_items: int, mesh: Mesh, filter_seen: bool, lis
     return ranker
 
 
-def target_seen(tile: Tiles) -> jax.Array:
-    """Whether each target is in its user's history, bool `[T]`; `target_rank` ranks it all the
-    same."""
-    users, entries = tile.targets.shape[0], tile.seen_items.shape[0]
-    owner = jnp.searchsorted(tile.seen_offsets[1:], jnp.arange(entries), side="right")
-    same = tile.seen_items == tile.targets[jnp.minimum(owner, users - 1)]
-    return jnp.zeros(users, bool).at[owner].max(same, mode="drop")
-
-
 def rank_users(ranker: Ranker, params: Params, rows: jax.Array, dataset: Dataset,
                users: np.ndarray, targets: np.ndarray, ends: np.ndarray, *, reading: Reading,
                batch: int, devices: int = 1, reporter: Reporter | None = None,
@@ -187,10 +164,11 @@ def evaluate_served(served: Served, *, split: Split = "test",
     popularity = dataset.popularity()
     k = max(settings.ks)
     coverage = Coverage(popularity)
-    ranker = make_ranker(served.encoder, dataset.num_items, served.mesh,
-                         filter_seen=settings.filter_seen,
-                         cold=cold_items(dataset, settings, served.filled),
-                         list_length=min(k, dataset.num_items), over=served.over)
+    make = make_apart_ranker if served.apart else make_ranker
+    ranker = cast(Callable[..., Ranker], make)(
+        served.encoder, dataset.num_items, served.mesh, filter_seen=settings.filter_seen,
+        cold=cold_items(dataset, settings, served.filled),
+        list_length=min(k, dataset.num_items), over=served.over)
     ranks = rank_users(ranker, served.params, served.rows, dataset, users, targets, ends,
                        reading=served.reading, batch=settings.batch, devices=served.mesh.size,
                        reporter=reporter, coverage=coverage, bias=bias_of_rows(served, added))

@@ -23,6 +23,7 @@ import pyarrow as pa
 from rec_jax import files
 from rec_jax.checkpoint import ordered_blocks, read_blocks
 from rec_jax.errors import InputError, first_line
+from rec_jax.inference.apart_answers import apart_queries
 from rec_jax.inference.asking import jitted_queries
 from rec_jax.inference.blocks import BLOCK, host_rows, row_blocks
 from rec_jax.inference.export_formats import READERS, WRITERS, Blocks
@@ -182,7 +183,8 @@ def _user_blocks(served: Served) -> Blocks:
     dataset, mesh = served.dataset, served.mesh
     users = np.arange(dataset.num_users)
     ends = np.asarray(dataset.offsets)[1:]
-    encode = jitted_queries(served.encoder, dataset.num_items, mesh, served.over)
+    encode = (apart_queries if served.apart else jitted_queries)(
+        served.encoder, dataset.num_items, mesh, served.over)
     for first in range(0, len(users), BLOCK):
         part = slice(first, first + BLOCK)
         block = np.zeros((len(users[part]), served.config.table.dim), np.float32)

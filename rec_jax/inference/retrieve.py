@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.features import EVENT, Codes
 from rec_jax.errors import InputError
+from rec_jax.inference.apart_answers import apart_best
 from rec_jax.inference.asking import made_once, map_rounds, tile_queries
 from rec_jax.inference.bias import Given, bias_of_rows, given_bias
 from rec_jax.inference.histories import (
@@ -238,7 +239,8 @@ def _first(served: Served, tiles: Any, k: int, filter_seen: bool,
     """Scores f32 `[k]` and items int32 `[k]` of the first user of the first tile."""
     # One program serves many k: a longer list begins with the shorter one.
     room = min(max(_LEAST, 1 << (k - 1).bit_length()), served.dataset.num_items)
-    program = _jitted(served.encoder, served.dataset.num_items, served.mesh, served.over)
+    program = (apart_best if served.apart else _jitted)(
+        served.encoder, served.dataset.num_items, served.mesh, served.over)
     scores, items = program(served.params, served.rows, tiles, bias, k=room,
                             filter_seen=filter_seen)
     return np.asarray(scores)[0, 0, :k], np.asarray(items)[0, 0, :k]

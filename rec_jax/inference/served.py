@@ -24,6 +24,7 @@ from rec_jax.data.features import find_features, uses_gaps
 from rec_jax.data.label_frequency import label_counts
 from rec_jax.errors import InputError
 from rec_jax.inference.histories import Reading
+from rec_jax.inference.rows_apart import RowsApart, left_there, without_rows
 from rec_jax.mesh import ITEMS as ITEMS_AXIS
 from rec_jax.mesh import (
     Axes,
@@ -103,6 +104,19 @@ class Served:
     def reading(self) -> Reading:
         """What the model reads of a history."""
         return reading_of(self.config)
+
+    @property
+    def apart(self) -> bool:
+        """Whether the rows are left on disk, as `RowsApart`: those of a run whose tables do not lie
+        on the devices."""
+        return isinstance(self.rows, RowsApart)
+
+    def check_there(self, what: str) -> None:
+        """Raises InputError where the rows are left on disk; what: needs them on the devices."""
+        if self.apart:
+            raise InputError(f"{what} needs all rows on the devices, and those of run "
+                             f"{self.run.folder} lie elsewhere; expected table.placement = "
+                             "'device'")
 
 
 @dataclass(frozen=True)
@@ -302,16 +316,22 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
     if not row_map.identity:
         items = row_map.ids(np.arange(dataset.num_items))
         moved = {f"['tables']['{table}']": items for table in tables if table != USERS}
+    # Where one table lies elsewhere all are left there: one way to read them.
+    elsewhere = any(settings.placement in ("host", "disk") for settings in tables.values())
+    away = set(tables) if elsewhere and jax.process_count() == 1 else set()
     like = {"encoder": params,
-            "tables": {table: stored(table, settings) for table, settings in tables.items()}}
+            "tables": {table: stored(table, settings) for table, settings in tables.items()
+                       if table not in away}}
     if config.bias.in_loss:
         like["bias"] = {ITEMS: jax.ShapeDtypeStruct((total,), jnp.float32,
                                                     sharding=row_sharding(chosen, over))}
         moved |= {} if row_map.identity else {f"['bias']['{ITEMS}']": items}
-    model = opened.restore({name: like}, widen=True, moved=moved)[name]
+    left = {table: left_there(opened, name, table, stored(table, tables[table]),
+                              RowMap() if table == USERS else row_map) for table in away}
+    model = without_rows(opened, name, away).restore({name: like}, widen=True, moved=moved)[name]
     bias = serving_bias(config, serving_values(config, dataset),
                         model.get("bias", {}).get(ITEMS), total, chosen, over)
-    found = model["tables"]
+    found = {**model.get("tables", {}), **left}
     graph = graph_of(config.encoder, dataset, chosen)
     nodes = None if graph is None else Nodes(graph, encoder.source, found)
     if graph is None:

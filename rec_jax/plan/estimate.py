@@ -26,10 +26,12 @@ from rec_jax.model.encoder import build_encoder
 from rec_jax.model.lora import adapted_in
 from rec_jax.model.tuning import find_tuning
 from rec_jax.plan.messages import Cut, Sizes, messages
+from rec_jax.plan.passing import Passing, Ways, passing
 from rec_jax.plan.shapes import check_known, drawn_rows, task_shapes
 from rec_jax.run import RunConfig, modes_of, placements_of, tables_of, update_of
+from rec_jax.tables import ITEMS
 from rec_jax.tables.choose import trained_by
-from rec_jax.tables.placement import Placement
+from rec_jax.tables.placement import Placement, part_rows
 from rec_jax.tables.table import padded_size
 
 # Bytes of row-optimizer state, as multiples of the width and constant, by kind.
@@ -46,6 +48,7 @@ class Plan:
     memory: bytes by part; operations, exps: counts; traffic: bytes to and from memory by the
     softmax and the update; communication: bytes sent to other devices, by what for.
     seconds: predicted parts of a step's time; compute and memory overlap, communication does not.
+    passing: of a table whose rows pass by in parts, which overlaps with computing; or None.
     """
 
     devices: Devices
@@ -61,6 +64,7 @@ class Plan:
     traffic: float
     communication: dict[str, float]
     seconds: dict[str, float]
+    passing: Passing | None = None
 
     @property
     def needed(self) -> float:
@@ -84,8 +88,11 @@ class Plan:
         return busy + self.seconds["communication"]
 
 
-def make_plan(config: RunConfig, num_items: int, devices: Devices) -> Plan:
+def make_plan(config: RunConfig, num_items: int, devices: Devices, ways: Ways | None = None
+              ) -> Plan:
     """The plan of `config` for a catalogue of `num_items` on `devices`.
+
+    ways: to rows that lie elsewhere, where they were measured.
 
     The mesh is the config's where it uses all devices, else all of them along `items`.
     """
@@ -150,7 +157,8 @@ def make_plan(config: RunConfig, num_items: int, devices: Devices) -> Plan:
     on_host = sum(placements[name].where == "host" for name in away)
     host = {"rows": float(on_host * rows * (dim * width + state_bytes)),
             "which of them, and where": float(rows * sum(
-                4 + (1 if placements[name].where == "host" else 8) for name in away))
+                4 + (1 if placements[name].where == "host" else 8) for name in away
+                if not placements[name].passes))
             } if away else {}
     exps = 2.0 * pairs / count
     passes = max(1.0, predicted / groups / _QUERY_TILE)
@@ -171,9 +179,18 @@ def make_plan(config: RunConfig, num_items: int, devices: Devices) -> Plan:
         "memory": traffic / (chip.bandwidth * BANDWIDTH_EFFICIENCY),
         "communication": sum(communication.values()) / (chip.link * BANDWIDTH_EFFICIENCY),
     }
+    way = None
+    if placements[ITEMS].passes:
+        way = passing(
+            rows, dim * width, state_bytes, part_rows(dim, width, rows, table.part),
+            where=placements[ITEMS].where, ways=ways or Ways(), positions=predicted,
+            memory=chip.bandwidth * BANDWIDTH_EFFICIENCY if chip.name == "cpu" else None,
+            compute_seconds=max(operations["softmax"] / rate, seconds["exponentials"]))
+        seconds["rows that pass by"] = way.seconds
+        memory["parts that pass by"] = way.held
     reason = f"{reason}; {trained_by(table, mode)}"
     return Plan(devices, (data, items), mode, reason, rows, placements, memory, host, operations,
-                exps, traffic, communication, seconds)
+                exps, traffic, communication, seconds, way)
 
 
 def nearest_fit(config: RunConfig, num_items: int, devices: Devices) -> list[str]:

@@ -146,6 +146,7 @@ def probabilities(served: Served, histories: Histories, items: Int64s, *,
     cold = cold_items(dataset, settings)
     shown = np.zeros(dataset.num_items, bool)
     shown[items[items >= 0]] = True
+    served.check_there("the policy of a run")
     score = _scorer(served, temperature, cold, shown if cold is None else shown & ~cold)
     readable = np.flatnonzero(histories.readable)
     logged, supported = np.full((2, len(items)), np.nan)

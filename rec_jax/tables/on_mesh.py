@@ -15,7 +15,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from rec_jax.kernels import RowUpdate, Updated, sample, softmax_entropy, softmax_loss, top_k
+from rec_jax.errors import InputError
+from rec_jax.kernels import (
+    RowUpdate,
+    Updated,
+    sample,
+    softmax_entropy,
+    softmax_in_parts,
+    softmax_loss,
+    top_k,
+)
 from rec_jax.mesh import BOTH, ITEMS, Axes
 from rec_jax.mesh import island as island
 from rec_jax.tables import gather
@@ -94,14 +103,23 @@ def spread(mesh: Mesh, rows: Array, unique: Unique, like: dict[str, Array]) -> d
 
 def full_softmax(mesh: Mesh, queries: Array, rows: Array, targets: Array, *, num_items: int,
                  over: Axes = (ITEMS,), bias: Array | None = None, logit_scale: float = 1.0,
-                 softcap: float | None = None, backend: str = "auto") -> tuple[Array, Array]:
+                 softcap: float | None = None, part: int | None = None, backend: str = "auto"
+                 ) -> tuple[Array, Array]:
     """`softmax_loss` against a table over the mesh: loss and lse f32 `[N]`.
 
     queries: `[N, d]`, N a multiple of the device count; rows `[V_padded, d]` and bias
       f32 `[V_padded]`, one number a row, cut over the axes `over`. Queries and results are cut
       over the axes that do not cut the rows, and are on all devices of the others.
       Differentiable, in the bias too.
+    part: fold so many rows at a time, as one does of a table that lies elsewhere; on one device,
+      without a bias, and differentiable in the queries alone.
     """
+    if part is not None:
+        if not shards_of(mesh, over).alone or bias is not None:
+            raise InputError("table.part is for a table without a bias on one device; expected "
+                             "none")
+        return softmax_in_parts(queries, rows, targets, part=part, num_items=num_items,
+                                logit_scale=logit_scale, softcap=softcap, backend=backend)
     loss, lse = _over_table(softmax_loss, mesh, over, queries, rows, targets, bias, 2, dict(
         num_items=num_items, logit_scale=logit_scale, softcap=softcap, backend=backend))
     return loss, lse
@@ -196,14 +214,16 @@ def apply_sparse(mesh: Mesh, table: Table, fetched: Fetched, grads: Array, updat
 def apply_streamed(mesh: Mesh, table: Table, scored: Scored, inputs: tuple[Array, Array] | None,
                    update: RowUpdate, hyper: Any, *, seed: Array | None = None,
                    bias: Array | None = None, logit_scale: float = 1.0,
-                   softcap: float | None = None, backend: str = "auto") -> Table:
+                   softcap: float | None = None, part: int | None = None,
+                   backend: str = "auto") -> Table:
     """Update every row, from what the full softmax left; see `update_streamed`.
 
     inputs: (`fetched.unique.ids`, gradient of `fetched.rows`), or None if untied.
     bias: of that softmax; it stays as it is, see `apply_streamed_with_bias`.
     """
     rows, state, _ = _streamed(mesh, table, scored, inputs, update, hyper, seed, bias,
-                               logit_scale=logit_scale, softcap=softcap, backend=backend)
+                               logit_scale=logit_scale, softcap=softcap, part=part,
+                               backend=backend)
     return table.replace(rows=rows, state=state)
 
 

@@ -21,30 +21,42 @@ TABLE_SHARE = 0.7
 CACHE_SHARE = 0.4
 """Share of a device's memory that the caches of all tables take, where nobody says otherwise."""
 _PART = 10  # without a limit of memory a cache has this part of the rows
+PART_BYTES = 64 * 2**20
+"""Bytes of the rows of a part that passes by, where nobody says how many rows it has."""
+_UNIT = 8192  # rows that it is a multiple of then
 
 
 class Asked(NamedTuple):
     """What a table is asked for. size: its items, or users; reads: the most rows that a step
-    names; refusal: why its rows cannot lie elsewhere than on the devices, or None."""
+    names; refusal: why its rows cannot lie elsewhere than on the devices, or None; passes: a step
+    reads all of its rows, which pass by in parts where they lie elsewhere."""
 
     size: int
     reads: int
     refusal: str | None
+    passes: bool = False
 
 
 class Placement(NamedTuple):
     """where; slots: rows of a shard's cache, 0 where all rows are on the devices; reason: one
-    clause for the log."""
+    clause for the log; passes: all rows pass by in parts, and the cache is of one step."""
 
     where: Where
     slots: int
     reason: str
+    passes: bool = False
+
+    @property
+    def line(self) -> str:
+        """One clause: where, why, and what of the rows the devices have."""
+        held = (f"they pass by in parts, twice a step, and {self.slots:,} of them are held that a "
+                "step names" if self.passes else f"a shard's cache has {self.slots:,} of them")
+        return f"on the {self.where}, {self.reason}; {held}"
 
 
 def placement_lines(placements: Mapping[str, Placement]) -> list[str]:
     """Lines of the log: what does not lie where tables lie as a rule, and why."""
-    return [f"rows of table {name!r}: on the {one.where}, {one.reason}; a shard's cache has "
-            f"{one.slots:,} of them"
+    return [f"rows of table {name!r}: {one.line}"
             for name, one in placements.items() if one.where != "device"]
 
 
@@ -79,12 +91,19 @@ def choose_placement(config: TableConfig, asked: Asked, *, shards: int, needed: 
             return Placement("device", 0, f"{sizes}, of {memory / 2**30:.3g} GiB, but "
                                           f"they must be there: {asked.refusal}")
         reason = f"{sizes}, more than {TABLE_SHARE * memory / 2**30:.3g} GiB"
-        return Placement("host", _slots(config, asked, shards, needed, memory), reason)
+        return Placement("host", _slots(config, asked, shards, needed, memory), reason,
+                         asked.passes)
     if asked.refusal is not None:
         raise InputError(f"table.placement = {config.placement!r} cannot be: {asked.refusal}; "
                          "expected 'device'")
     return Placement(config.placement, _slots(config, asked, shards, needed, memory),
-                     "table.placement asks for it")
+                     "table.placement asks for it", asked.passes)
+
+
+def part_rows(dim: int, itemsize: int, total: int, asked: int | None = None) -> int:
+    """Rows of a part of a table of `total` rows; asked: by a config."""
+    wanted = max(1, PART_BYTES // (dim * itemsize) // _UNIT) * _UNIT if asked is None else asked
+    return min(wanted, total)
 
 
 def _slots(config: TableConfig, asked: Asked, shards: int, needed: float,
@@ -92,6 +111,12 @@ def _slots(config: TableConfig, asked: Asked, shards: int, needed: float,
     """Rows of the cache of one shard."""
     own = padded_size(asked.size) // shards
     least = min(own, asked.reads)  # all that a step names may be of one shard
+    if asked.passes:
+        if config.cache is not None:
+            raise InputError(f"table.cache = {config.cache:g} holds rows from one step to the "
+                             "next, and under the full softmax every row changes in every step; "
+                             "expected none")
+        return least
     if config.cache is None:
         wanted = max(4 * least, own // _PART) if memory is None else int(
             own * min(1.0, CACHE_SHARE * memory / needed))

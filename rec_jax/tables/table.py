@@ -62,6 +62,9 @@ class TableConfig:
       changes speed only, and no bit.
     cache: rows that the devices hold of a table that lies elsewhere, up to 1 as a share of all;
       none: as many as leave room, or without a limit of memory a tenth. It changes speed only.
+    part: rows of a streamed table that are on a device at once, where the table lies elsewhere;
+      none: 64 MiB of them. The loss is summed part by part, so that it decides the last digits;
+      on one device, a table that lies there is folded in the same parts where it is given.
     """
 
     dim: int = 64
@@ -73,10 +76,12 @@ class TableConfig:
     gather_slack: float | None = None
     placement: Literal["auto", "device", "host", "disk"] = "auto"
     cache: float | None = None
+    part: int | None = None
 
     def __post_init__(self) -> None:
         check(self, "table.", dim=at_least(1, 2**20), init_scale=at_least(0, 1e6),
-              gather_slack=above(0, 1e6), cache=above(0, MAX_ITEMS))
+              gather_slack=above(0, 1e6), cache=above(0, MAX_ITEMS),
+              part=at_least(1, MAX_ITEMS))
 
 
 @jax.tree_util.register_dataclass
@@ -94,6 +99,8 @@ class Table:
     places: where the rows of this step are, if `rows` and `state` are a cache of some rows and not
       the whole table (`rec_jax.tier`); their number is then that of its slots. Outside of a step
       None.
+    passing: what the step of a table whose rows pass by it is given of them, and what it leaves
+      for their update (`rec_jax.train.passing`). Outside of a step None.
     """
 
     rows: Array
@@ -106,6 +113,7 @@ class Table:
     bias_state: Any = ()
     trains_bias: bool = field(default=False, metadata={"static": True})
     places: Places | None = None
+    passing: Any = None
 
     @property
     def total(self) -> int:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from rec_jax.kernels import count_ahead, target_rank, target_scores, top_k
+from rec_jax.kernels import count_ahead, join_top_k, target_rank, target_scores, top_k
 from rec_jax.kernels.rows import gather_rows
 from rec_jax.mesh import BOTH, Axes
 from rec_jax.tables.on_mesh import fetch, island, shards_of, spread
@@ -139,6 +139,31 @@ def top_k_tiles(mesh: Mesh, queries: Array, table: Table, k: int,
     found: tuple[Array, Array] = island(
         body, mesh, (cut, cut, tile, tile, tile), (tile, tile))(
         table.rows, bias, used, queries, seen)
+    return found
+
+
+def top_k_in_part(mesh: Mesh, queries: Array, part: Table, first: Array,
+                  before: tuple[Array, Array], seen: tuple[Array, Array] | None, used: Array, *,
+                  bias: Array | None = None) -> tuple[Array, Array]:
+    """`top_k_tiles` of the parts of a table up to this one; arguments as in `ahead_in_part`.
+
+    before: of the parts in front of it; ids -1 and scores -inf where this is the first one.
+    """
+    axis, k = shards_of(mesh, part.over).axis, before[0].shape[-1]
+
+    def body(rows: Array, bias: Array | None, first: Array, used: Array, *tiles: Any
+             ) -> tuple[Array, Array]:
+        def one(queries: Array, before: tuple[Array, Array], seen: Any) -> tuple[Array, Array]:
+            return join_top_k(before, top_k(
+                queries, rows, k, first=first, exclude=seen, bias=bias,
+                num_items=part.num_items, axis_name=axis))
+
+        return _each(mesh, part.over, one, used, tiles)
+
+    tile, cut = P(_uncut(mesh, part.over)), P(part.over)
+    found: tuple[Array, Array] = island(
+        body, mesh, (cut, cut, P(), tile, tile, tile, tile), (tile, tile))(
+        part.rows, bias, first, used, queries, before, seen)
     return found
 
 

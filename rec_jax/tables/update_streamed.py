@@ -7,6 +7,7 @@ as inputs of the encoder (tied embeddings), and takes the optimizer step in plac
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -39,6 +40,7 @@ def update_streamed(rows: Array, state: Any, scored: Scored, inputs: tuple[Array
                     shards: Shards, update: RowUpdate, hyper: Any, *, num_items: int,
                     seed: Array | None = None, bias: Array | None = None,
                     logit_scale: float = 1.0, softcap: float | None = None,
+                    first: int | Array = 0, part: int | None = None,
                     backend: str = "auto") -> Updated:
     """One optimizer step of every row; donate rows and state.
 
@@ -50,12 +52,39 @@ def update_streamed(rows: Array, state: Any, scored: Scored, inputs: tuple[Array
       bias: f32 `[V / shards.pieces]`, this device's share, or None. It is not changed: its
         gradient is returned, that of all queries, so that replicas agree.
       num_items, logit_scale, softcap, backend: as for `softmax_loss`.
+      first: number of row 0, where `rows` are a part of a table that passes by one device.
+      part: change so many rows at a time, with the bits of a table that passes by in such parts;
+        on one device, without a bias.
     """
     if not shards.alone:
         scored = jax.tree.map(lambda x: jax.lax.all_gather(x, BOTH, tiled=True), scored)
     sparse = None if inputs is None else SparseRows(*gather_all(*inputs, shards))
     *known, of_entropy = scored
-    return softmax_item_update(
-        rows, state, *known, update=update, of_entropy=of_entropy, hyper=hyper, sparse=sparse,
-        seed=seed, bias=bias, logit_scale=logit_scale, softcap=softcap, num_items=num_items,
-        axis_name=shards.axis, backend=backend)
+
+    def one(rows: Array, state: Any, first: int | Array) -> Updated:
+        return softmax_item_update(
+            rows, state, *known, update=update, of_entropy=of_entropy, hyper=hyper, sparse=sparse,
+            seed=seed, bias=bias, logit_scale=logit_scale, softcap=softcap, num_items=num_items,
+            axis_name=shards.axis, first=first, backend=backend)
+
+    return one(rows, state, first) if part is None else _in_parts(one, rows, state, part)
+
+
+def _in_parts(one: Callable[[Array, Any, int | Array], Updated], rows: Array, state: Any,
+              part: int) -> Updated:
+    """`one` of each part of so many rows; the last one may have fewer."""
+    def moved(carry: tuple[Array, Any], first: int | Array, count: int) -> tuple[Array, Any]:
+        old, old_state = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, count), carry)
+        new = one(old, old_state, first)[:2]
+        return jax.tree.map(lambda leaf, values: jax.lax.dynamic_update_slice_in_dim(
+            leaf, values, first, 0), carry, new)
+
+    total = rows.shape[0]
+    part = min(part, total)
+    whole = total // part
+    carry = jax.lax.fori_loop(
+        0, whole, lambda index, carry: moved(carry, index * part, part), (rows, state))
+    if total % part:
+        carry = moved(carry, whole * part, total % part)
+    return Updated(carry[0], carry[1], None)

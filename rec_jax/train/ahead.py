@@ -32,13 +32,15 @@ class AskedAhead:
                         streams.of_step(run, step, streams.NEGATIVES))
             tasks = setting.objective.plan(batch, keys, num_items).settled()
             return {name: _joined([*request.each.values(), *request.shared.values()])
-                    for name, request in asked_of(setting, batch, tasks).items()}
+                    for name, request in asked_of(setting, batch, tasks).items()
+                    if not request.empty}
 
         self._ask = jax.jit(ask)
         self._device = _host_device()
 
     def __call__(self, key: np.ndarray, step: int, batch: Batch) -> dict[str, HostIds]:
-        """By table all ids that a step reads, int32 `[n]`, and which of them are there.
+        """By table all ids that a step reads, int32 `[n]`, and which of them are there; a table of
+        which it names no row is left out.
 
         key: uint32 `[2]`, of the state; step: updates done before it.
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -20,16 +20,13 @@ from rec_jax.data.fresh import first_targets
 from rec_jax.data.label_frequency import log_shares
 from rec_jax.dtypes import DTYPES
 from rec_jax.errors import InputError
-from rec_jax.inference.apart import RowsApart, apart, make_apart_ranker
-from rec_jax.inference.evaluate import Ranker, make_ranker, rank_users
+from rec_jax.inference.apart import apart, make_apart_ranker
+from rec_jax.inference.evaluate import make_ranker, rank_users
 from rec_jax.inference.protocol import Panel, choose_panel, cold_items
+from rec_jax.inference.ranked import Ranker
 from rec_jax.inference.ratings import RatingPredictor, check_range
-from rec_jax.inference.served import (
-    counts_of,
-    reading_of,
-    serving_bias,
-    serving_values,
-)
+from rec_jax.inference.rows_apart import RowsApart
+from rec_jax.inference.served import counts_of, reading_of, serving_bias, serving_values
 from rec_jax.mesh import ITEMS as ITEMS_AXIS
 from rec_jax.mesh import Axes, device_memory, make_mesh, row_sharding
 from rec_jax.metrics import rank_metrics
@@ -56,12 +53,13 @@ from rec_jax.tables.on_mesh import shards_of
 from rec_jax.tables.placement import Placement
 from rec_jax.tables.row_map import row_map_of
 from rec_jax.text.item_encoder import ItemEncoder, open_item_encoder
-from rec_jax.tier.tiered import TieredTable
+from rec_jax.tier.passing import PassingTable
 from rec_jax.train.backends import check_named
 from rec_jax.train.mode import Setting
+from rec_jax.train.passing_step import PassingStep
 from rec_jax.train.state import TrainState, bias_of, init_state, served
 from rec_jax.train.step import Step, make_train_step
-from rec_jax.train.tiers import Tiers, tiered_table
+from rec_jax.train.tiers import Away, Tiers, passing_table, tiered_table
 
 
 class Horizon(NamedTuple):
@@ -172,7 +170,7 @@ def build(config: RunConfig) -> Built:
     placements = placements_of(config, modes, counts, shards=shards_of(mesh, over).pieces,
                                memory=device_memory(mesh), processes=jax.process_count())
     new: dict[str, Table] = {}
-    tiered: dict[str, TieredTable] = {}
+    tiered: dict[str, Away] = {}
     for name, table in tables.items():
         row_map = (RowMap(counts[name]) if name == USERS else
                    row_map_of(choice.mode, dataset.num_trained))
@@ -182,7 +180,9 @@ def build(config: RunConfig) -> Built:
                 optimizer=None if modes[name] == "dense" or tuning.freezes_table(name) else
                 row_optimizer(table.optimizer))
         else:
-            new[name], tiered[name] = tiered_table(
+            make: Callable[..., tuple[Table, Away]] = (
+                passing_table if modes[name] == "streamed" else tiered_table)
+            new[name], tiered[name] = make(
                 table, counts[name], config.seed, mesh, name=name, over=over, row_map=row_map,
                 slots=placements[name].slots, where=placements[name].where)
     # Withheld items have rows, and are in no softmax and among no negatives.
@@ -194,12 +194,17 @@ def build(config: RunConfig) -> Built:
         params, new, optimizer, average=settings.ema is not None, seed=config.seed, modes=modes,
         mesh=mesh, tuning=tuning)
     graph = graph_of(config.encoder, dataset, mesh)
+    rate = schedule(config.optimizer, horizon.total)
     step = make_train_step(
         encoder, config.objective, optimizer, precision=settings.precision, ema=settings.ema,
-        tables=tables, modes=modes, mesh=mesh, rate=schedule(config.optimizer, horizon.total),
-        tuning=tuning, graph=graph, texts=texts)
-    tiers = Tiers(tiered, Setting(encoder, config.objective, tables, modes, mesh,
-                                  DTYPES[settings.precision], tuning), dataset.num_trained)
+        tables=tables, modes=modes, mesh=mesh, rate=rate, tuning=tuning, graph=graph, texts=texts)
+    setting = Setting(encoder, config.objective, tables, modes, mesh,
+                      DTYPES[settings.precision], tuning)
+    items = tiered.get(ITEMS)
+    if isinstance(items, PassingTable):
+        items.num_items = dataset.num_trained
+        step = PassingStep(setting, optimizer, items, rate=rate)
+    tiers = Tiers(tiered, setting, dataset.num_trained)
     return Built(dataset, stream, mesh, horizon, choice, placements, step, state, tiers,
                  Validator(config, dataset, encoder, mesh, state.items.over, graph),
                  _log_share(config, dataset), config, encoder, modes, tuning, content, texts)

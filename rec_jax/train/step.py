@@ -9,7 +9,7 @@ dropout and masks are those of one device. Only where rows meet the mesh are the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -113,10 +113,25 @@ def make_train_step(encoder: Encoder, objective: Objective,
     check_modes(objective, tables, modes, ema, rate)
     check_drop(drop_of(encoder.source), modes[ITEMS])
     setting = Setting(encoder, objective, tables, modes, mesh, DTYPES[precision], tuning)
+    jitted = jax.jit(step_program(setting, optimizer, ema=ema, rate=rate, losses=losses,
+                                  texts=texts), donate_argnums=0)
+    if texts is not None:
+        return WithTexts(jitted, jax.device_put(texts.tokens, replicated(mesh)))
+    return jitted if graph is None else WithGraph(jitted, graph)
+
+
+def step_program(setting: Setting, optimizer: optax.GradientTransformation, *,
+                 ema: float | None = None, rate: optax.Schedule | None = None,
+                 losses: bool = False, asks: bool = False,
+                 texts: ItemEncoder | None = None) -> Callable[..., Any]:
+    """What `make_train_step` compiles; its arguments.
+
+    asks: give only what the loss asks of each table, by name, stacked over micro-batches.
+    """
+    encoder, objective, tables, modes, mesh, _, tuning = setting
 
     def step(state: TrainState, batch: Batch, places: Mapping[str, Places] | None = None,
-             graph: AnyGraph | None = None, tokens: Any = None,
-             ) -> tuple[TrainState, StepMetrics]:
+             graph: AnyGraph | None = None, tokens: Any = None) -> Any:
         state = state._replace(tables={
             name: table.replace(places=(places or {}).get(name))
             for name, table in state.tables.items()})
@@ -164,11 +179,14 @@ def make_train_step(encoder: Encoder, objective: Objective,
             asked = {name: one.asked for name, one in answers.items()}
             return weighted(loss, task.weights), (asked, loss if losses else None)
 
-        gradient = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
         shared: dict[str, Any] = {"encoder": trained,
                   "tables": {name: table.parameters for name, table in opened.items()},
                   **({} if made is None else {"texts": made.vectors})}
         slices = {name: table.slices for name, table in opened.items()}
+        if asks:
+            return jax.lax.scan(lambda _, each: (None, loss_of(shared, *each)[1][0]), None,
+                                (slices, batch, tasks, ids, dropout))[1]
+        gradient = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
 
         def one(carry: Any, micro: Any) -> Any:
             part, batch, task, named, key = micro
@@ -218,10 +236,7 @@ def make_train_step(encoder: Encoder, objective: Objective,
                               divisor, each)
         return jax.lax.with_sharding_constraint(new, state_shardings(new, mesh)), metrics
 
-    jitted = jax.jit(step, donate_argnums=0)
-    if texts is not None:
-        return WithTexts(jitted, jax.device_put(texts.tokens, replicated(mesh)))
-    return jitted if graph is None else WithGraph(jitted, graph)
+    return step
 
 
 def place_batch(batch: Batch, mesh: Mesh) -> Batch:

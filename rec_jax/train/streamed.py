@@ -8,7 +8,7 @@ tables, further labels) are fetched as in `sparse`, and their gradients join in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from rec_jax.errors import InputError
 from rec_jax.model.rows import drop_of
 from rec_jax.objectives.base import Ids
-from rec_jax.tables import Table, row_optimizer
+from rec_jax.tables import ITEMS, Table, row_optimizer
 from rec_jax.tables.bias import update_bias
 from rec_jax.tables.fixed import leave_rows, trained_only
 from rec_jax.tables.on_mesh import (
@@ -28,7 +28,7 @@ from rec_jax.tables.on_mesh import (
     full_softmax,
 )
 from rec_jax.tables.update_streamed import Scored
-from rec_jax.train.fetched import fetch_rows
+from rec_jax.train.fetched import FetchedRows, fetch_rows
 from rec_jax.train.mode import Array, Composed, Gradients, OpenTable, Request, Setting
 from rec_jax.train.sparse import SparseCatalogue
 
@@ -61,38 +61,50 @@ class StreamedCatalogue(SparseCatalogue):
     def __init__(self, setting: Setting, table: Table, parts: Mapping[str, Any],
                  shared: Mapping[str, Array], ids: Mapping[str, Ids], composed: Composed) -> None:
         super().__init__(setting, table, shared, parts["each"], ids, composed)
-        self._zeros = parts["zeros"]
+        self._zeros, self._part = parts["zeros"], setting.tables[ITEMS].part
 
     def softmax(self, queries: Array, targets: Array, *, scale: float = 1.0,
                 softcap: float | None = None, backend: str = "auto"
                 ) -> tuple[Array, Array]:
         """See `Catalogue`."""
-        return self._ask(full_softmax, ("loss", "lse"), queries, targets, scale, softcap, backend)
+        return self._ask(("loss", "lse"), queries, targets, scale, softcap, backend)
 
     def entropy(self, queries: Array, targets: Array, *, scale: float = 1.0,
                 softcap: float | None = None, backend: str = "auto"
                 ) -> tuple[Array, Array, Array]:
         """See `Catalogue`."""
-        return self._ask(full_entropy, ("loss", "lse", "entropy"), queries, targets, scale, softcap,
-                         backend)
+        return self._ask(("loss", "lse", "entropy"), queries, targets, scale, softcap, backend)
 
-    def _ask(self, pass_over: Callable[..., Any], names: tuple[str, ...], queries: Array,
-             targets: Array, scale: float, softcap: float | None, backend: str) -> Any:
+    def _ask(self, names: tuple[str, ...], queries: Array, targets: Array, scale: float,
+             softcap: float | None, backend: str) -> Any:
         """The answers of one pass, with zeros added whose gradients are their cotangents."""
         if self.asked:
             raise InputError("a streamed table is passed over once a step; expected an objective "
                              "that asks for the log-normaliser once, or table.update = 'dense'")
         table = self._table
         targets, queries = table.row_map.rows(targets), self._composed.queries(queries)
-        answers = pass_over(
-            self._mesh, queries, jax.lax.stop_gradient(table.rows), targets,
-            num_items=table.num_items, over=table.over, bias=table.bias, logit_scale=scale,
-            softcap=softcap, backend=backend)
+        answers = self._answers(names, queries, targets, scale, softcap, backend)
         found = {name: answer + self._zeros[name]
                  for name, answer in zip(names, answers, strict=True)}
         self.asked = (Asked(queries, targets, found["loss"], found["lse"], found.get("entropy"),
                             scale, softcap, backend),)
         return tuple(found.values())
+
+    def _answers(self, names: tuple[str, ...], queries: Array, targets: Array, scale: float,
+                 softcap: float | None, backend: str) -> tuple[Array, ...]:
+        """What is asked by name, f32 `[N]` each; queries and targets are those of
+        `full_softmax`."""
+        table = self._table
+        given: dict[str, Any] = {
+            "num_items": table.num_items, "over": table.over, "bias": table.bias,
+            "logit_scale": scale, "softcap": softcap, "backend": backend}
+        rows = jax.lax.stop_gradient(table.rows)
+        if "entropy" not in names:
+            return full_softmax(self._mesh, queries, rows, targets, part=self._part, **given)
+        if self._part is not None:
+            raise InputError("a table that is read in parts (table.part) gives no entropy; "
+                             "expected none")
+        return full_entropy(self._mesh, queries, rows, targets, **given)
 
     def bias(self, name: str) -> Array | None:
         """See `Catalogue`."""
@@ -120,25 +132,15 @@ def open_table(setting: Setting, name: str, table: Table, request: Request) -> O
                                  composed)
 
     def close(gradients: Gradients) -> Table:
-        joined = None
-        if fetched is not None:
-            joined = (fetched.distinct.unique.ids,
-                      fetched.pull(gradients.parameters, gradients.slices["each"]))
-        if not gradients.asked:
-            raise InputError("a streamed table was not asked for its log-normaliser; expected an "
-                             "objective with needs.normaliser, or table.update = 'sparse'")
-        (asked,), to_zeros = gradients.asked, gradients.slices["zeros"]
-        of_entropy = None if asked.entropy is None else (asked.entropy, to_zeros["entropy"])
-        scored = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), Scored(
-            asked.queries, asked.targets, asked.loss, asked.lse, to_zeros["loss"],
-            to_zeros["lse"], of_entropy))
+        joined, asked, scored = left(fetched, gradients)
         own = row_optimizer(setting.tables[name].optimizer).update
         update = trained_only(own, table.fixed)
         if drop_of(setting.encoder.source) == 1:  # items have no values of their own
             update = leave_rows
         if table.bias is None or not table.trains_bias:
             return apply_streamed(setting.mesh, table, scored, joined, update, gradients.hyper,
-                                  bias=table.bias, seed=gradients.seed, **asked.scoring)
+                                  bias=table.bias, seed=gradients.seed,
+                                  part=setting.tables[name].part, **asked.scoring)
         moved, to_bias = apply_streamed_with_bias(
             setting.mesh, table, scored, joined, update, gradients.hyper, bias=table.bias,
             seed=gradients.seed, **asked.scoring)
@@ -146,3 +148,21 @@ def open_table(setting: Setting, name: str, table: Table, request: Request) -> O
         return moved.replace(bias=bias, bias_state=state)
 
     return OpenTable({} if fetched is None else fetched.shared, slices, catalogue, close)
+
+
+def left(fetched: FetchedRows | None, gradients: Gradients
+         ) -> tuple[tuple[Array, Array] | None, Asked, Scored]:
+    """What a step leaves for the update of all rows: gradients of those that it named, and the
+    softmax that its loss asked for, of all micro-batches."""
+    joined = None
+    if fetched is not None:
+        joined = (fetched.distinct.unique.ids,
+                  fetched.pull(gradients.parameters, gradients.slices["each"]))
+    if not gradients.asked:
+        raise InputError("a streamed table was not asked for its log-normaliser; expected an "
+                         "objective with needs.normaliser, or table.update = 'sparse'")
+    (asked,), to_zeros = gradients.asked, gradients.slices["zeros"]
+    of_entropy = None if asked.entropy is None else (asked.entropy, to_zeros["entropy"])
+    return joined, asked, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), Scored(
+        asked.queries, asked.targets, asked.loss, asked.lse, to_zeros["loss"], to_zeros["lse"],
+        of_entropy))

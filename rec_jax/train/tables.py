@@ -13,7 +13,7 @@ from rec_jax.objectives import Objective, Task
 from rec_jax.objectives.base import Ids, Search, Searching
 from rec_jax.tables import ITEMS, USERS, Hyper, Table, TableConfig
 from rec_jax.tables.choose import Mode as ModeName
-from rec_jax.train import dense, sparse, streamed
+from rec_jax.train import dense, passing, sparse, streamed
 from rec_jax.train.fetched import fetch_rows
 from rec_jax.train.frozen import held
 from rec_jax.train.mode import READ, Array, Batch, Opener, OpenTable, Request, Setting
@@ -75,7 +75,8 @@ def _open_nodes(setting: Setting, state: TrainState, ids: dict[str, dict[str, Id
 
 
 def _open(setting: Setting, name: str, table: Table, request: Request) -> OpenTable:
-    opened = MODES[setting.modes[name]](setting, name, table, request)
+    how = MODES[setting.modes[name]] if table.passing is None else passing.open_table
+    opened = how(setting, name, table, request)
     return held(opened, table) if setting.tuning.freezes_table(name) else opened
 
 

@@ -13,17 +13,19 @@ from jax.sharding import Mesh
 
 from rec_jax.checkpoint.row_ranges import RowRanges
 from rec_jax.errors import InputError
-from rec_jax.inference.apart import RowsApart
+from rec_jax.inference.rows_apart import RowsApart
 from rec_jax.mesh import Axes
 from rec_jax.tables import USERS, RowMap, Table, TableConfig, padded_size, row_optimizer
 from rec_jax.tables.on_mesh import shards_of
-from rec_jax.tables.placement import Where
+from rec_jax.tables.placement import Where, part_rows
 from rec_jax.tables.places import Places
 from rec_jax.tier.disk_store import DiskStore
 from rec_jax.tier.exchange import Exchange, empty_cache
+from rec_jax.tier.part_store import DiskParts, HostParts, PartStore
+from rec_jax.tier.passing import PassingTable
 from rec_jax.tier.store import HostStore, Leaf, RowStore
 from rec_jax.tier.tiered import ROWS, Loaded, TieredTable
-from rec_jax.train.ahead import AskedAhead
+from rec_jax.train.ahead import AskedAhead, HostIds
 from rec_jax.train.mode import Batch, Setting
 from rec_jax.train.state import TrainState
 
@@ -33,11 +35,16 @@ class Fed(NamedTuple):
 
     batch: Batch
     sequences: int
-    loaded: Mapping[str, Loaded]
+    loaded: Mapping[str, Loaded | np.ndarray]
 
 
 STORES: dict[str, Callable[..., RowStore]] = {"host": HostStore, "disk": DiskStore}
 """By placement, what keeps the rows."""
+PART_STORES: dict[str, Callable[..., PartStore]] = {"host": HostParts, "disk": DiskParts}
+"""By placement, what keeps the rows of a table that passes by in parts."""
+Away = TieredTable | PassingTable
+"""A table that does not lie on the devices."""
+_NONE = HostIds(np.zeros(0, np.int32), np.zeros(0, bool))
 
 
 def tiered_table(config: TableConfig, num_items: int, seed: int, mesh: Mesh, *, name: str,
@@ -49,19 +56,37 @@ def tiered_table(config: TableConfig, num_items: int, seed: int, mesh: Mesh, *, 
     `init_table`.
     """
     shards = shards_of(mesh, over).pieces
-    cache = empty_cache(config, num_items, slots * shards, mesh, over=over, row_map=row_map,
-                        optimizer=row_optimizer(config.optimizer))
-    leaves = [Leaf(leaf.shape[1:], np.dtype(leaf.dtype))
-              for leaf in (cache.rows, *jax.tree.leaves(cache.state))]
+    cache, leaves = _cache(config, num_items, slots * shards, mesh, over, row_map)
     return cache, TieredTable(
         cache, STORES[where](padded_size(num_items), leaves),
         Exchange(config, name, num_items, seed, mesh, cache), shards)
 
 
+def passing_table(config: TableConfig, num_items: int, seed: int, mesh: Mesh, *, name: str,
+                  over: Axes, row_map: RowMap, slots: int, where: Where = "host"
+                  ) -> tuple[Table, PassingTable]:
+    """As `tiered_table`, of a table that passes by one device in parts; slots: the most rows that
+    a step names."""
+    cache, leaves = _cache(config, num_items, slots, mesh, over, row_map)
+    total = padded_size(num_items)
+    part = part_rows(config.dim, leaves[ROWS].dtype.itemsize, total, config.part)
+    return cache, PassingTable(cache, PART_STORES[where](total, leaves, part),
+                               Exchange(config, name, num_items, seed, mesh, cache))
+
+
+def _cache(config: TableConfig, num_items: int, slots: int, mesh: Mesh, over: Axes,
+           row_map: RowMap) -> tuple[Table, list[Leaf]]:
+    """The empty cache of a table, and what its store has of a row."""
+    cache = empty_cache(config, num_items, slots, mesh, over=over, row_map=row_map,
+                        optimizer=row_optimizer(config.optimizer))
+    return cache, [Leaf(leaf.shape[1:], np.dtype(leaf.dtype))
+                   for leaf in (cache.rows, *jax.tree.leaves(cache.state))]
+
+
 class Tiers:
     """The tables of a run that are caches of what lies elsewhere, by name; there may be none."""
 
-    def __init__(self, tables: Mapping[str, TieredTable], setting: Setting, num_items: int
+    def __init__(self, tables: Mapping[str, Away], setting: Setting, num_items: int
                  ) -> None:
         self._tables = dict(tables)
         self._ask = AskedAhead(setting, num_items) if tables else None
@@ -93,16 +118,16 @@ class Tiers:
             loaded = {}
             if self._ask is not None:
                 asked = self._ask(key, number, batch)
-                loaded = {name: table.load(table.plan(asked[name].ids, asked[name].present))
+                loaded = {name: table.load(table.plan(*asked.get(name, _NONE)))  # type: ignore[arg-type]
                           for name, table in self._tables.items()}
             yield Fed(batch, sequences, loaded)
 
-    def enter(self, state: TrainState, loaded: Mapping[str, Loaded]
+    def enter(self, state: TrainState, loaded: Mapping[str, Loaded | np.ndarray]
               ) -> tuple[TrainState, dict[str, Places]]:
         """The state with the rows of the next step in its caches, and where they are."""
         places, tables = {}, dict(state.tables)
         for name, table in self._tables.items():
-            tables[name], places[name] = table.enter(tables[name], loaded[name])
+            tables[name], places[name] = table.enter(tables[name], loaded[name])  # type: ignore[arg-type]
         return state._replace(tables=tables), places
 
     def apart(self, state: TrainState) -> dict[str, RowsApart]:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from steps import MeanSoFar
 
-from rec_jax.inference.apart import RowsApart, make_apart_ranker
+from rec_jax.inference.apart import make_apart_ranker
 from rec_jax.inference.evaluate import make_ranker
 from rec_jax.inference.histories import Reading, TileShape, make_tiles
+from rec_jax.inference.rows_apart import RowsApart
 from rec_jax.mesh import MeshConfig, make_mesh, row_sharding
 from rec_jax.metrics import MISSED
 from rec_jax.model.encoder import Encoder
@@ -54,7 +55,7 @@ def test_ranks_are_those_of_the_whole_table(shape: tuple[int, int], options: dic
     draw = np.random.default_rng(9)
     rows = rows_of(1, ORDER, options.get("dtype", np.float32))
     settings: dict[str, Any] = {
-        "filter_seen": options.get("seen", True), "row_map": ORDER,
+        "list_length": 9, "filter_seen": options.get("seen", True), "row_map": ORDER,
         "cold": draw.random(COUNT) < 0.3 if "cold" in options else None}
     bias = place_bias(len(rows), mesh, values=draw.normal(size=COUNT).astype(np.float32),
                       row_map=ORDER) if "bias" in options else None
@@ -71,6 +72,8 @@ def test_ranks_are_those_of_the_whole_table(shape: tuple[int, int], options: dic
     found = make_apart_ranker(encoder, COUNT, mesh, **settings, part_bytes=1)(
         away, cast(Any, RowsApart(rows.shape, rows.dtype, lambda numbers: rows[numbers])), tiles,
         bias)
+    lists = [np.asarray(each.best).reshape(-1, 9)[:count] for each in (expected, found)]
+    assert (lists[0] == lists[1]).all() and (lists[0] >= 0).all()
     ranks = np.asarray(expected.ranks).reshape(-1)[:count]
     assert np.asarray(found.ranks).reshape(-1)[:count].tolist() == ranks.tolist()
     assert len(set(ranks.tolist())) > count // 2

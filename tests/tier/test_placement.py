@@ -37,10 +37,19 @@ def test_a_table_lies_on_the_devices_where_it_fits_and_else_on_the_host() -> Non
 def test_a_table_that_must_be_on_the_devices_stays_there_by_itself_and_says_why() -> None:
     found = plan(1e9, "h100", "objective.kind=hard_negatives").placements["items"]
     assert found.where == "device" and "searches all rows" in found.reason
-    found = plan(1e9, "h100", "objective.kind=next_item").placements["items"]
-    assert found.where == "device" and "the table trains streamed" in found.reason
-    with pytest.raises(InputError, match="cannot be: the table trains streamed"):
-        plan(1e9, "h100", "objective.kind=next_item", "table.placement=disk")
+    found = plan(1e9, "h100x2", "objective.kind=next_item").placements["items"]
+    assert found.where == "device" and "pass by one device, and the mesh has 2" in found.reason
+    with pytest.raises(InputError, match="cannot be: the rows of a full softmax pass by one"):
+        plan(1e9, "h100x2", "objective.kind=next_item", "table.placement=disk")
+
+
+def test_the_rows_of_a_full_softmax_pass_by_where_they_do_not_fit() -> None:
+    found = plan(1e9, "h100", "objective.kind=next_item")
+    placed = found.placements["items"]
+    assert placed.where == "host" and placed.passes and placed.slots == 2 * 64 * 64
+    assert "they pass by in parts, twice a step" in placed.line and found.fits
+    assert "which of them, and where" in found.host and not found.host["which of them, and where"]
+    assert not plan(1e6, "h100", "objective.kind=next_item").placements["items"].passes
 
 
 def test_a_disk_is_taken_where_it_is_asked_for_and_the_host_keeps_where_rows_are() -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rec_jax import api, config
 from rec_jax.checkpoint import Checkpoints
 from rec_jax.errors import InputError
+from rec_jax.inference.export import load_embeddings
 from rec_jax.progress import Silent
 from rec_jax.run import Run, RunConfig
 from rec_jax.train.log import read_metrics
@@ -114,7 +118,8 @@ def test_users_and_inputs_may_lie_elsewhere_too(
 
 
 REFUSED = {
-    "a dense table": (("table.update=dense",), "the table trains dense, and a step reads all of"),
+    "a dense table": (("table.update=dense",), "the table trains dense, and a step has the "
+                                               "gradient of all of its rows"),
     "a small cache": (("table.cache=20",), r"table.cache = 20 is 20 rows a shard, and a step may "
                                            r"read 28 of one shard; expected at least 28"),
     "an average": (("train.ema=0.9",), "train.ema would touch every row in every step"),
@@ -138,11 +143,75 @@ def test_mined_negatives_are_refused(tiny_mapping: Mapping, tmp_path: Path) -> N
             "objective.kind=hard_negatives", "table.update=sparse", *HOST)))
 
 
-def test_the_full_softmax_is_refused(tiny_mapping: Mapping, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"table.placement = 'host' cannot be: the table trains "
-                                         r"streamed, and a step reads all of its rows"):
-        run_training(Run(tmp_path / "run"), config.build(
-            RunConfig, tiny_mapping("table.update=streamed", *HOST)))
+STREAMED = (*SPARSE[3:], "objective.kind=next_item", "table.update=streamed", "table.part=500")
+
+
+@pytest.mark.slow
+def test_a_full_softmax_goes_from_the_host_to_the_disk_and_to_the_devices(
+        tiny_mapping: Mapping, tmp_path: Path) -> None:
+    """With the bits of the run on the devices, stops between, validations and checkpoints."""
+    run, other, said = Run(tmp_path / "run"), Run(tmp_path / "other"), StopAfter(8)
+    run_training(other, config.build(RunConfig, tiny_mapping(*STREAMED)))
+    with pytest.raises(Stopped):
+        run_training(run, config.build(RunConfig, tiny_mapping(
+            *STREAMED, "table.placement=host")), said)
+    assert any("they pass by in parts, twice a step" in line for line in said.lines)
+    with pytest.raises(Stopped):
+        run_training(run, config.build(RunConfig, tiny_mapping(
+            *STREAMED, "table.placement=disk", "train.lookahead=0")), StopAfter(6))
+    run_training(run, config.build(RunConfig, tiny_mapping(*STREAMED, "table.placement=disk")))
+    same(run, other)
+    assert sorted(path.name for path in run.folder.iterdir()) == sorted(
+        path.name for path in other.folder.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lines", [
+    (*STREAMED, "table.placement=disk"),
+    (*SPARSE, "table.tied=false", "table.placement=host", "table.cache=0.9")])
+def test_a_model_whose_rows_are_left_on_disk_answers_as_one_that_is_loaded(
+        tiny_mapping: Mapping, tmp_path: Path, lines: tuple[str, ...]) -> None:
+    run, other = Run(tmp_path / "run"), Run(tmp_path / "other")
+    run_training(run, config.build(RunConfig, tiny_mapping(*lines, "train.steps=6")))
+    shutil.copytree(run.folder, other.folder)
+    text = other.config_path.read_text()
+    other.config_path.write_text(re.sub('placement = "(host|disk)"', 'placement = "device"', text))
+    left, there = (api.load(one.folder) for one in (run, other))
+    assert left.served.apart and not there.served.apart
+    assert api.evaluate(left)["metrics"] == api.evaluate(there)["metrics"]
+    users = there.served.dataset.user_ids()
+    for user in users[:5]:
+        found, expected = (one.recommend(user=user, k=7) for one in (left, there))
+        assert [one.item for one in found] == [one.item for one in expected] and len(found) == 7
+        np.testing.assert_allclose([one.score for one in found],
+                                   [one.score for one in expected], rtol=1e-5, atol=1e-6)
+    for what in ("users", "items"):
+        vectors = [load_embeddings(api.export(
+            one, out=tmp_path / f"{what}{number}", what=what)).vectors  # type: ignore[arg-type]
+            for number, one in enumerate((left, there))]
+        np.testing.assert_allclose(*vectors, rtol=1e-5, atol=1e-6)
+        assert len(vectors[0]) > 10
+    with pytest.raises(InputError, match="needs all rows on the devices, and those of run"):
+        api.load(run.folder, cold="content")
+
+
+NOT_BY = {
+    "a cache": (("table.cache=30",), "table.cache = 30 holds rows from one step to the next"),
+    "several devices": (("mesh.items=2",), "the rows of a full softmax pass by one device, and the "
+                                           "mesh has 2"),
+    "a bias": (("bias.strength=1",), r"a bias in the loss \(bias.strength\) lies on the devices"),
+    "smoothing": (("objective.label_smoothing=0.1",), "needs the mean row"),
+}
+
+
+@pytest.mark.parametrize("what", NOT_BY)
+def test_what_cannot_pass_by_is_refused(
+        tiny_mapping: Mapping, tmp_path: Path, what: str) -> None:
+    lines, message = NOT_BY[what]
+    with pytest.raises(InputError, match=message) as caught:
+        run_training(Run(tmp_path / "run"), config.build(RunConfig, tiny_mapping(
+            *STREAMED, "table.placement=host", *lines)))
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
 
 
 def test_a_run_that_starts_from_another_is_refused(
