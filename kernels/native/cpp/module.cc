@@ -6,6 +6,7 @@
 #include "engine_vector.h"
 #include "feed_forward.h"
 #include "fold.h"
+#include "id_map.h"
 #include "pairs.h"
 #include "rank.h"
 #include "xla/ffi/api/ffi.h"
