@@ -12,7 +12,7 @@
 namespace rec_jax {
 
 constexpr int kBucketIds = 5;
-constexpr int kAhead = 24;  // look-ups whose bucket is on its way from memory
+constexpr int64_t kAhead = 32;  // look-ups whose bucket is on its way from memory
 
 // rows: 0 where there is no id.
 struct alignas(64) Bucket {
@@ -43,37 +43,43 @@ void each_home(const Bucket* table, int64_t buckets, const int64_t* ids, int64_t
   int64_t homes[kAhead];
   const int64_t first = std::min<int64_t>(kAhead, count);
   auto ask = [&](int64_t i) {
-    const int64_t home = homes[i % kAhead] = home_of(ids[i], buckets);
+    const int64_t home = homes[i & (kAhead - 1)] = home_of(ids[i], buckets);
     __builtin_prefetch(table + home);
   };
   for (int64_t i = 0; i < first; ++i) ask(i);
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t home = homes[i % kAhead];
+    const int64_t home = homes[i & (kAhead - 1)];
     if (i + kAhead < count) ask(i + kAhead);
     work(i, home);
   }
 }
 
-inline int slot_in(const Bucket& bucket, int64_t id) {
+// All places are looked at without a branch: which of them has the id is nobody's guess. An empty
+// place has row 0 and so adds nothing, also where the id is 0.
+inline int32_t row_in(const Bucket& bucket, int64_t id) {
+  int32_t row = 0;
   for (int slot = 0; slot < kBucketIds; ++slot)
-    if (bucket.ids[slot] == id && bucket.rows[slot]) return slot;
-  return -1;
+    row |= bucket.ids[slot] == id ? bucket.rows[slot] : 0;
+  return row;
 }
 
 // The row of each id; 0 where there is none.
 inline void find_ids(const Bucket* table, int64_t buckets, const int64_t* ids, int64_t count,
                      int32_t* rows) {
   each_home(table, buckets, ids, count, [&](int64_t i, int64_t at) {
-    rows[i] = 0;
-    for (int64_t tried = 0; tried < buckets; ++tried, at = next_bucket(at, buckets)) {
-      const int slot = slot_in(table[at], ids[i]);
-      if (slot >= 0) {
-        rows[i] = table[at].rows[slot];
-        return;
-      }
-      if (!table[at].passed) return;
+    int32_t row = row_in(table[at], ids[i]);
+    for (int64_t tried = 1; !row && table[at].passed && tried < buckets; ++tried) {
+      at = next_bucket(at, buckets);
+      row = row_in(table[at], ids[i]);
     }
+    rows[i] = row;
   });
+}
+
+inline int slot_in(const Bucket& bucket, int64_t id) {
+  for (int slot = 0; slot < kBucketIds; ++slot)
+    if (bucket.ids[slot] == id && bucket.rows[slot]) return slot;
+  return -1;
 }
 
 // Adds ids that are not there, with rows above 0. Returns how many found room.
