@@ -53,7 +53,7 @@ def test_what_is_erased_leaves_no_trace() -> None:
         tried.add(ids, np.arange(1, len(ids) + 1))
         tried.remove(random.permutation(ids))
         assert not tried.table.any()
-    assert len(tried) == 0 and tried.nbytes == NativeMap(4000).nbytes
+    assert len(tried) == 0 and 18 * 4000 < tried.nbytes < 23 * 4000
 
 
 @pytest.mark.parametrize("kind", [NativeMap, SortedMap])
