@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rec_jax.kernels.rows import scatter_rows
+from rec_jax.kernels.rows import gather_rows, scatter_rows
 from rec_jax.mesh import row_sharding
 from rec_jax.tables.table import Table, TableConfig, first_rows, table_stream
 
@@ -32,6 +32,18 @@ def given_to(table: Table, config: TableConfig, rows: np.ndarray, ids: np.ndarra
 def taken_away(table: Table, rows: np.ndarray, *, mesh: Mesh) -> Table:
     """The table whose `rows`, distinct int `[n]`, are nobody's; it is donated."""
     return _changed(table, rows, np.zeros(len(rows), np.int64), mesh, None)
+
+
+def rows_at(table: Table, rows: np.ndarray) -> np.ndarray:
+    """f32 `[n, d]` on the host: the rows int `[n]` of a table."""
+    where = np.zeros(_size(len(rows)), np.int32)
+    where[:len(rows)] = rows
+    return np.asarray(_reader(table.rows, where))[:len(rows)]
+
+
+@jax.jit
+def _reader(rows: Array, where: Array) -> Array:
+    return gather_rows(rows, where).astype(jnp.float32)
 
 
 def first_of_ids(seed: int, name: str, ids: np.ndarray, *, dim: int, scale: float) -> Array:
@@ -54,13 +66,17 @@ def _values(dim: int, scale: float, seed: int, name: str, low: Any, high: Any) -
                       num_items=_ALL)
 
 
+def _size(count: int) -> int:
+    """A size for `count`, of few, so that few programs are compiled."""
+    return max(_LEAST, 1 << max(0, count - 1).bit_length())
+
+
 def _changed(table: Table, rows: np.ndarray, ids: np.ndarray, mesh: Mesh,
              begin: tuple[int, float, int, str] | None) -> Table:
     if not len(rows):
         return table
     order = np.argsort(rows)
-    # Few sizes, so that few programs are compiled; what is too much has no row.
-    spare = max(_LEAST, 1 << (len(rows) - 1).bit_length()) - len(rows)
+    spare = _size(len(rows)) - len(rows)  # these have no row
     where = np.concatenate([rows[order], table.total + np.arange(spare)]).astype(np.int32)
     low, high = (np.concatenate([part[order], np.zeros(spare, part.dtype)])
                  for part in _halves(ids))

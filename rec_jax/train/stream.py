@@ -42,7 +42,7 @@ from rec_jax.model.encoders import user
 from rec_jax.objectives.given_negatives import EXPECTED, GIVEN, Config
 from rec_jax.ranges import at_least, check
 from rec_jax.tables import ITEMS, USERS, TableConfig, init_table, row_optimizer
-from rec_jax.tables.new_rows import given_to, taken_away
+from rec_jax.tables.new_rows import given_to, rows_at, taken_away
 from rec_jax.tier.dynamic_ids import DynamicIds, DynamicIdsConfig, Evicted
 from rec_jax.tier.live_draws import Draw, LiveDraws
 from rec_jax.train.state import TrainState, from_items, init_state, to_items
@@ -148,7 +148,7 @@ class Stream:
 
     def rows_of(self, name: str, ids: np.ndarray) -> np.ndarray:
         """f32 `[n, d]`: what `ids` int64 `[n]` of a table read: own rows, or the shared one."""
-        return np.asarray(self.state.tables[name].rows[self.ids[name].find(ids)], np.float32)
+        return rows_at(self.state.tables[name], self.ids[name].find(ids))
 
     def save(self, folder: Path | str) -> int:
         """Save into the folder of checkpoints; the last two stay. Returns the step.
@@ -213,7 +213,7 @@ class Stream:
         live = self.ids[ITEMS].live
         rows = live.live()
         ids = pl.Series("id", live.ids[rows]).cast(pl.String) if names is None else names
-        vectors = np.asarray(self.state.items.rows[rows], np.float32)
+        vectors = rows_at(self.state.items, rows)
         with files.atomic_folder(out) as folder:
             WRITERS["npy"](folder, ids.alias("id"), iter([vectors]), vectors.shape[1], None)
             (folder / ABOUT).write_text(dumps({

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import polars as pl
 import pytest
@@ -60,15 +59,17 @@ def test_a_step_is_that_of_the_formula_and_new_rows_begin_by_their_ids() -> None
     drawn = LiveDraws("uniform").draw(stream.ids[ITEMS].live, 24, (3, 0))
     label = stream.ids[ITEMS].find(items)
 
-    def loss(tables: dict[str, jax.Array]) -> jax.Array:
-        q, w = tables[USERS][1:9], tables[ITEMS]
-        own = jnp.sum(q * w[label], axis=1)
-        others = q @ w[drawn.rows].T - drawn.log_expected
-        others = jnp.where(drawn.rows == label[:, None], -jnp.inf, others)
-        return jnp.mean(jax.nn.logsumexp(jnp.c_[own, others], axis=1) - own)
-
-    value, grads = jax.value_and_grad(loss)({n: jnp.asarray(t) for n, t in tables.items()})
-    assert learnt.loss[0] == pytest.approx(float(value), rel=1e-5)
+    q, w = tables[USERS][1:9], tables[ITEMS]
+    own, others = np.sum(q * w[label], axis=1), q @ w[drawn.rows].T - drawn.log_expected
+    others = np.where(drawn.rows == label[:, None], -np.inf, others)
+    share = np.exp(np.c_[own, others])
+    share /= share.sum(axis=1, keepdims=True)
+    assert learnt.loss[0] == pytest.approx(-np.log(share[:, 0]).mean(), rel=1e-5)
+    grads = {name: np.zeros_like(table) for name, table in tables.items()}
+    to_own, to_others = (share[:, :1] - 1) / 8, share[:, 1:] / 8
+    grads[USERS][1:9] = to_own * w[label] + to_others @ w[drawn.rows]
+    np.add.at(grads[ITEMS], label, to_own * q)
+    np.add.at(grads[ITEMS], drawn.rows, to_others.T @ q)
     for name, table in stream.state.tables.items():
         root = np.sqrt(np.mean(np.square(grads[name]), axis=1, keepdims=True))
         moved = np.where(root > 0, grads[name] / np.where(root > 0, root, 1), 0)
