@@ -26,7 +26,10 @@ def write(
     trust_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Write ids and rows of the items that changed or are new."""
+    """Write ids and rows of the items that changed or are new, and ids of those that are gone.
+
+    RUN may be an export of items, too. Items go from one export to another; a run keeps all.
+    """
     from rec_jax.inference.deltas import write_deltas
 
     _show(f"Delta in {out}", write_deltas(run, base, out, dtype=dtype,  # type: ignore[arg-type]
@@ -51,5 +54,6 @@ def _show(title: str, about: dict[str, Any], as_json: bool) -> None:
         return
     said = {name: value for name, value in about.items()
             if name not in ("files", "checksum", "format_version")}
-    summary.other(title, said, {"count": "items sent", "added": "of which new", "dim": "width",
+    summary.other(title, said, {"count": "items sent", "added": "of which new",
+                                "gone": "items taken away", "dim": "width",
                                 "base": "from version", "result": "to version"})

@@ -6,6 +6,7 @@ by the ids of the source.
     ids.parquet     ids of the items, in the order of the export; new ones last
     rows.npy        f32 [n, d]; or uint16 [n, d], the bits of bfloat16
     item_bias.npy   f32 [n]; only where the model has one
+    gone.parquet    ids of items that are taken away; only where there are some
     delta.json      the hash of the version that it applies to and of the one that comes of it, what
                     was trained, sizes; the sha256 of the other files, and its own checksum
 
@@ -19,6 +20,7 @@ such a copy and not against a run.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
@@ -41,13 +43,15 @@ from rec_jax.inference.blocks import BLOCK
 from rec_jax.inference.export import ABOUT, Embeddings, item_bias_of, item_blocks, load_embeddings
 from rec_jax.inference.export_formats import WRITERS, Blocks
 from rec_jax.inference.served import StoredRows, open_rows
+from rec_jax.inference.tombstones import Picked, match_versions, without
 from rec_jax.jsons import dumps
 from rec_jax.run import Run
 
 Dtype = Literal["f32", "bf16"]
-FORMAT_VERSION = 1
+FORMAT_VERSION, FORMAT_WITH_GONE = 1, 2
+"""A delta that takes items away is of another version, which earlier programs do not apply."""
 NAME = "delta.json"
-_FILES = ("ids.parquet", "rows.npy", "item_bias.npy")
+_FILES = ("ids.parquet", "rows.npy", "item_bias.npy", "gone.parquet")
 
 
 @dataclass(frozen=True)
@@ -70,12 +74,30 @@ class Version:
                     for first, last in chunks(len(vectors), BLOCK))
         return item_blocks(self.source, "items")
 
+    def picked(self, places: np.ndarray) -> Version:
+        """Some items of an export in another order, by their places int64 `[n]`."""
+        assert isinstance(self.source, Embeddings)
+        ids = self.ids.gather(places)
+        bias = None if self.bias is None else self.bias[places]
+        vectors: Any = Picked(self.source.vectors, places)
+        return Version(ids, self.dim, bias, dataclasses.replace(
+            self.source, ids=ids, vectors=vectors, item_bias=bias))
+
+    def about(self) -> dict[str, Any]:
+        """Which run, step and dataset it is of."""
+        if isinstance(self.source, Embeddings):
+            return {name: self.source.about[name] for name in ("run", "step", "dataset")}
+        return {"run": self.source.run.folder.name, "step": self.source.step,
+                "dataset": self.source.dataset.split_hash}
+
 
 def write_deltas(run: Path | str, base: Path | str, out: Path | str, *, dtype: Dtype = "f32",
                  step: int | None = None, data: str | None = None, trust_code: bool = False
                  ) -> dict[str, Any]:
     """Write the delta from `base`, an export of items or a run, to what `run` exports, into `out`.
 
+    run: or an export of items. From one export to another items may be gone: those that `base` has
+      and `run` has not are tombstones, and what stays keeps its order.
     step, data: of `run`, see `rec_jax.load`. Returns what `delta.json` says.
 
     Raises:
@@ -84,11 +106,21 @@ def write_deltas(run: Path | str, base: Path | str, out: Path | str, *, dtype: D
     """
     if dtype not in get_args(Dtype):
         raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(get_args(Dtype))}")
-    rows = open_rows(Run(Path(run), trust_code), step=step, dataset_path=data)
-    new, old = _of_run(rows), _base(Path(base), trust_code)
+    if (Path(run) / ABOUT).is_file():
+        new = _of_export(load_embeddings(run), Path(run))
+    else:
+        new = _of_run(open_rows(Run(Path(run), trust_code), step=step, dataset_path=data))
+    old = whole = _base(Path(base), trust_code)
+    gone = old.ids.clear()
+    if isinstance(old.source, Embeddings) and isinstance(new.source, Embeddings):
+        matched = match_versions(old.ids, new.ids)
+        old, new, gone = old.picked(matched.stays), new.picked(matched.order), matched.gone
     _check_order(old, new, Path(base), Path(run))
     with files.atomic_folder(out) as folder:
         changed, hashes = _compare(old, new, dtype)
+        if len(gone):
+            hashes["base"] = _hash(whole, whole.blocks())
+            gone.alias("id").to_frame().write_parquet(folder / "gone.parquet")
         count = int(changed.sum())
         dtypes: dict[str, Any] = {"f32": np.float32, "bf16": np.uint16}
         with NpyWriter(folder / "rows.npy", dtypes[dtype], count, new.dim) as file:
@@ -102,11 +134,10 @@ def write_deltas(run: Path | str, base: Path | str, out: Path | str, *, dtype: D
         if new.bias is not None:
             np.save(folder / "item_bias.npy", new.bias[changed])
         about: dict[str, Any] = {
-            "format_version": FORMAT_VERSION, "dtype": dtype, "count": count,
-            "added": len(new.ids) - len(old.ids), "items": len(new.ids), "dim": new.dim,
-            "item_bias": new.bias is not None, **hashes, "run": rows.run.folder.name,
-            "step": rows.step, "dataset": rows.dataset.split_hash,
-            "files": {name: file_hash(folder / name) for name in _FILES
+            "format_version": FORMAT_WITH_GONE if len(gone) else FORMAT_VERSION, "dtype": dtype,
+            "count": count, "added": len(new.ids) - len(old.ids), "gone": len(gone),
+            "items": len(new.ids), "dim": new.dim, "item_bias": new.bias is not None, **hashes,
+            **new.about(), "files": {name: file_hash(folder / name) for name in _FILES
                       if (folder / name).exists()}}
         about["checksum"] = checksum(json.loads(dumps(about)))
         (folder / NAME).write_text(dumps(about, indent=1) + "\n")
@@ -222,6 +253,9 @@ def _changed(old: Version, about: dict[str, Any], delta: Path) -> tuple[Version,
         ids = pl.read_parquet(delta / "ids.parquet", glob=False)["id"]
         rows = np.load(delta / "rows.npy", mmap_mode="r", allow_pickle=False)
         bias = np.load(delta / "item_bias.npy", allow_pickle=False) if about["item_bias"] else None
+        if about.get("gone"):
+            old = old.picked(without(
+                old.ids, pl.read_parquet(delta / "gone.parquet", glob=False)["id"]))
     except (OSError, ValueError, pl.exceptions.PolarsError) as error:
         raise InputError(f"delta {delta} is damaged: {first_line(error)}") from None
     known = places_of(old.ids, ids)
@@ -312,9 +346,9 @@ def _read_about(delta: Path) -> dict[str, Any]:
         about: dict[str, Any] = json.loads((delta / NAME).read_text())
         if about["checksum"] != checksum(about):
             raise ValueError(f"{NAME} is not as it was written")
-        if about["format_version"] != FORMAT_VERSION:
+        if about["format_version"] not in (FORMAT_VERSION, FORMAT_WITH_GONE):
             raise ValueError(f"its format version is {about['format_version']}, expected "
-                             f"{FORMAT_VERSION}")
+                             f"{FORMAT_VERSION} or {FORMAT_WITH_GONE}")
         for name, found in about["files"].items():
             if name not in _FILES or file_hash(delta / name) != found:
                 raise ValueError(f"{name} is not as it was written")

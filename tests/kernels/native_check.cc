@@ -8,6 +8,7 @@
 #include <array>
 #include <cmath>
 #include <cstdio>
+#include <map>
 #include <random>
 #include <set>
 #include <string>
@@ -21,6 +22,7 @@
 #include "engine_vector.h"
 #include "feed_forward.h"
 #include "fold.h"
+#include "id_map.h"
 #include "pairs.h"
 #include "rank.h"
 
@@ -385,6 +387,37 @@ void check_pairs() {
   for (; at < a.size(); ++at) failures += a[at] != 0 || b[at] != INT32_MAX;
 }
 
+// Ids come and go in a table of few buckets, so that most of them pass some.
+void check_ids() {
+  std::mt19937_64 draw(2);
+  constexpr int64_t kBuckets = 37;
+  std::vector<Bucket> table(kBuckets, Bucket{});
+  std::map<int64_t, int32_t> right;
+  std::vector<int64_t> pool = {0, -1, INT64_MAX, INT64_MIN};
+  while (pool.size() < 400) pool.push_back(int64_t(draw()));
+  for (int turn = 0; turn < 200; ++turn) {
+    std::vector<int64_t> added, gone;
+    std::vector<int32_t> rows, found(pool.size());
+    for (int64_t id : pool) {
+      if (draw() % 4) continue;
+      if (right.count(id)) {
+        gone.push_back(id);
+      } else if (right.size() + added.size() < kBuckets * kBucketIds) {
+        added.push_back(id);
+        rows.push_back(int32_t(1 + draw() % 1000));
+      }
+    }
+    failures += insert_ids(table.data(), kBuckets, added.data(), rows.data(), added.size()) !=
+                int64_t(added.size());
+    failures += erase_ids(table.data(), kBuckets, gone.data(), gone.size()) != int64_t(gone.size());
+    for (size_t i = 0; i < added.size(); ++i) right[added[i]] = rows[i];
+    for (int64_t id : gone) right.erase(id);
+    find_ids(table.data(), kBuckets, pool.data(), pool.size(), found.data());
+    for (size_t i = 0; i < pool.size(); ++i)
+      failures += found[i] != (right.count(pool[i]) ? right[pool[i]] : 0);
+  }
+}
+
 template <template <class, class> class Engine, template <class, class> class Fine>
 void check_all(const std::string& engine, double f32, double bf16) {
   const Shape shapes[] = {
@@ -428,6 +461,7 @@ using Exact = AmxEngine<Query, Item, 3>;
 int main() {
   using namespace rec_jax;
   check_pairs();
+  check_ids();
   check_all<VectorEngine, VectorEngine>("vector", 1e-5, 1e-2);
 #ifdef REC_JAX_AMX
   if (amx_permitted()) check_all<Coarse, Exact>("amx", 1e-4, 1e-2);

@@ -1,0 +1,3 @@
+// The map of ids, which Python calls and XLA does not.
+
+#include "id_map.h"
