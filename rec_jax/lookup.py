@@ -41,7 +41,11 @@ class Search:
             scores = blend_scores(scores, user_scores(self.served, user, history, times),
                                   trained_items(self.served), blend)
         found = best_items(scores, k)
-        return listed(self.dataset, found, scores[found])
+        entries, texts = listed(self.dataset, found, scores[found]), self.index.texts
+        if not texts:
+            return entries
+        return [replace(entry, title=entry.title or texts[item])  # of a table of texts
+                for entry, item in zip(entries, found.tolist(), strict=True)]
 
 
 def load_search(run: Loadable, config: SearchConfig, *, space: str = "text", tell: Tell = warn,

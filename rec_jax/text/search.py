@@ -10,7 +10,7 @@ vector that the run has of the item. Every item is scored, so the best ones are 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ class TextIndex:
     encode: texts -> their vectors f32 `[n, c]`; vectors: of the items, f32 `[V, c]`, of length 1,
     or 0 where an item has none; None: by words alone. words: None: by the encoder alone.
     lexical: see `SearchConfig`. has: bool `[V]`, which items can be found.
-    notes: lines for people.
+    notes: lines for people. texts: of the items, where their words count.
     """
 
     encode: Callable[[Sequence[str]], Floats] | None
@@ -83,7 +83,8 @@ class TextIndex:
     words: Lexical | None
     has: npt.NDArray[np.bool_]
     lexical: float = LEXICAL
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    texts: Sequence[str] = ()
 
     def cosines(self, texts: Sequence[str]) -> Floats:
         """f32 `[n, V]`, of the queries' vectors and the items'."""
@@ -129,7 +130,7 @@ def open_index(dataset: Dataset, config: SearchConfig) -> TextIndex:
       InputError: there are no such vectors, they are not of a text encoder or of another one than
         the model, or a table or its columns are not as they should be.
     """
-    words, worded = None, np.zeros(dataset.num_items, bool)
+    words, worded, listed = None, np.zeros(dataset.num_items, bool), list[str]()
     notes: list[str] = []
     kept = [name for name in KEPT if name in dataset.meta["item_columns"]]
     if config.lexical and (config.table is not None or kept):
@@ -142,7 +143,7 @@ def open_index(dataset: Dataset, config: SearchConfig) -> TextIndex:
             raise InputError(f"{dataset.folder} has no texts of its items, and no model is given; "
                              "expected the folder of the text encoder that made its item vectors, "
                              "or a table of texts")
-        return TextIndex(None, None, words, worded, config.lexical, tuple(notes))
+        return TextIndex(None, None, words, worded, config.lexical, tuple(notes), listed)
     if words is None and config.lexical:
         notes.append("the words of the items are not known: the search goes by the encoder alone "
                      "(a table of texts gives them)")
@@ -150,7 +151,7 @@ def open_index(dataset: Dataset, config: SearchConfig) -> TextIndex:
     found = open_item_vectors(dataset, name)
     encode = query_encoder(dataset, name, found, config)
     return TextIndex(encode, unit(np.asarray(found.vectors)), words, found.has | worded,
-                     config.lexical, tuple(notes))
+                     config.lexical, tuple(notes), listed)
 
 
 def only_text_vectors(dataset: Dataset) -> str:

@@ -20,6 +20,7 @@ from rec_jax import config
 from rec_jax.data.content import open_content
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.item_vectors import open_item_vectors
+from rec_jax.data.prepare import Columns, ItemFile, PrepareConfig, prepare
 from rec_jax.errors import InputError
 from rec_jax.inference.search import blend_scores, item_space, trained_items, user_scores
 from rec_jax.inference.served import Served
@@ -113,8 +114,6 @@ def folder(tiny_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     has no text. Beside it the model and the table."""
     pytest.importorskip("tokenizers")
     folder = tmp_path_factory.mktemp("search")
-    from rec_jax.data.prepare import Columns, ItemFile, PrepareConfig, prepare
-
     ids = pl.read_csv(tiny_csv, infer_schema=False)["item_id"].unique().sort()
     random = np.random.default_rng(5)
     lines = [f"{item},{' '.join(random.choice(models.WORDS[4:], 5))}" for item in ids[:-1]]
@@ -227,6 +226,13 @@ def test_the_verb_prints_what_python_finds(tiny_run: Path, rec_jax: Command) -> 
         entry.item for entry in expected]
     assert "no letter or digit; expected some words" in refused(
         rec_jax("search", tiny_run, "--text", "?!"))
+
+
+def test_texts_of_a_table_stand_for_titles(tiny_csv: Path, tmp_path: Path) -> None:
+    prepare(PrepareConfig(source=str(tiny_csv), out=str(tmp_path / "d")))
+    found = rec_jax.search(tmp_path / "d", "film 12", k=1, columns="title",
+                           table=tiny_csv.with_name("items.csv"))
+    assert found[0].title == "Title 12, the film" and found[0].item == "0012"
 
 
 @pytest.mark.parametrize(("given", "message"), [
