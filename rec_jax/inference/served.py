@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rec_jax.checkpoint import ArraySource, CheckpointReader, Checkpoints, Damaged, Missing
-from rec_jax.checkpoint.older import with_named_tables
+from rec_jax.checkpoint import ArraySource, CheckpointReader
 from rec_jax.data.content import Content
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.features import find_features, uses_gaps
 from rec_jax.data.label_frequency import label_counts
 from rec_jax.errors import InputError
+from rec_jax.inference.checkpoint_of import open_checkpoint, row_map_in
 from rec_jax.inference.histories import Reading
 from rec_jax.inference.rows_apart import RowsApart, left_there, without_rows
 from rec_jax.mesh import ITEMS as ITEMS_AXIS
@@ -52,7 +52,6 @@ from rec_jax.tables import (
     rows_over,
 )
 from rec_jax.tables.bias import place_bias, served_bias, serving_part
-from rec_jax.tables.row_map import read_row_map
 
 Tell = Callable[[str], None]
 
@@ -318,7 +317,9 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
         moved = {f"['tables']['{table}']": items for table in tables if table != USERS}
     # Where one table lies elsewhere all are left there: one way to read them.
     elsewhere = any(settings.placement in ("host", "disk") for settings in tables.values())
-    away = set(tables) if elsewhere and jax.process_count() == 1 else set()
+    # A graph, and content that is codes, make vectors of all rows at once.
+    whole = bool(graph_layers(config.encoder)) or encoder.source.coded
+    away = set(tables) if elsewhere and not whole and jax.process_count() == 1 else set()
     like = {"encoder": params,
             "tables": {table: stored(table, settings) for table, settings in tables.items()
                        if table not in away}}
@@ -364,42 +365,6 @@ def _choose_mesh(config: RunConfig, asked: MeshConfig | None, num_items: int, ov
              f"{'are' if count > 1 else 'is'} {there} ({jax.default_backend()}): the model is on "
              f"mesh {found}, with {total // pieces(found):,} of {total:,} rows a device")
     return make_mesh(found)
-
-
-def open_checkpoint(folder: Run, step: int | None) -> CheckpointReader:
-    """The best checkpoint, or that of `step`, which no process removes while it is read.
-
-    Raises:
-      InputError: there is none, or no such step.
-    """
-    if not folder.checkpoints.is_dir():
-        raise InputError(f"run {folder.folder} has no checkpoint yet")
-    with Checkpoints(folder.checkpoints, read_only=True) as checkpoints:
-        while True:
-            chosen = checkpoints.best() if step is None else step
-            if chosen is None:
-                raise InputError(f"run {folder.folder} has no checkpoint yet")
-            try:
-                return with_named_tables(checkpoints.open(chosen))
-            except Missing:  # there is no such step, or it was removed since it was chosen
-                if step is not None:
-                    raise InputError(f"run {folder.folder} has no checkpoint of step {step}; it "
-                                     f"has {', '.join(map(str, checkpoints.steps()))}") from None
-
-
-def row_map_in(opened: CheckpointReader, num_items: int) -> RowMap:
-    """From ids of items to rows of a checkpoint; the identity where it is older than row maps.
-
-    num_items: that were trained; the others have rows of their own numbers.
-
-    Raises:
-      Damaged: it says nothing usable.
-    """
-    try:
-        return read_row_map(opened.info.extra.get("row_map"), num_items)
-    except (KeyError, TypeError, ValueError) as error:
-        raise Damaged(f"checkpoint {opened.name} says nothing usable of the order of its rows: "
-                      f"{type(error).__name__} {error}") from None
 
 
 def check_dataset(dataset: Dataset, expected: str) -> None:
