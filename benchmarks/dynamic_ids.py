@@ -151,7 +151,7 @@ def main() -> None:
     config = DynamicIdsConfig(capacity=days.alive + days.new, keep=1.0, age=1)
     # A day is two units of time, so an age of one is less: who was not seen today goes. Until the
     # day's end new ids stand beside those that go.
-    with tempfile.TemporaryDirectory(dir=".") as folder:
+    with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "ids"
         first, lines = run(days, DynamicIds(config), 0, measure=True, save=(half, saved),
                            rounds=options.rounds)

@@ -26,7 +26,7 @@ class AdmissionConfig:
     """When an id gets a row.
 
     count: how often it was seen, this time included; 1: at once.
-    by: exact: an entry for each id that waits, 60 bytes; sketch: `depth` rows of `width` counters
+    by: exact: an entry for each id that waits, 55 bytes; sketch: `depth` rows of `width` counters
       of 4 bytes, which may count too much and never too little.
     seed: of the sketch's hashes.
     """

@@ -35,8 +35,7 @@ def read(folder: Path) -> dict[str, list[float]]:
     return dict(zip(found.ids.to_list(), np.asarray(found.vectors).tolist(), strict=True))
 
 
-@pytest.mark.parametrize(("form", "bias"), [("npy", False), ("parquet", True), ("zarr", False),
-                                            ("safetensors", True)])
+@pytest.mark.parametrize(("form", "bias"), [("npy", False), ("parquet", True)])
 def test_a_copy_follows_versions_whose_items_come_and_go(tmp_path: Path, form: str, bias: bool
                                                          ) -> None:
     random = np.random.default_rng(len(form))

@@ -63,17 +63,34 @@ inline int32_t row_in(const Bucket& bucket, int64_t id) {
   return row;
 }
 
-// The row of each id; 0 where there is none.
+// The row of each id; 0 where there is none. Ids that are not in their own bucket wait for the end
+// of a block, when the bucket behind is there as well.
 inline void find_ids(const Bucket* table, int64_t buckets, const int64_t* ids, int64_t count,
                      int32_t* rows) {
-  each_home(table, buckets, ids, count, [&](int64_t i, int64_t at) {
-    int32_t row = row_in(table[at], ids[i]);
-    for (int64_t tried = 1; !row && table[at].passed && tried < buckets; ++tried) {
-      at = next_bucket(at, buckets);
-      row = row_in(table[at], ids[i]);
+  constexpr int64_t kBlock = 64;
+  int64_t waits[kBlock], places[kBlock], waiting = 0;
+  auto settle = [&] {
+    for (int64_t k = 0; k < waiting; ++k) {
+      int64_t at = places[k];
+      int32_t row = row_in(table[at], ids[waits[k]]);
+      for (int64_t tried = 2; !row && table[at].passed && tried < buckets; ++tried) {
+        at = next_bucket(at, buckets);
+        row = row_in(table[at], ids[waits[k]]);
+      }
+      rows[waits[k]] = row;
     }
-    rows[i] = row;
+    waiting = 0;
+  };
+  each_home(table, buckets, ids, count, [&](int64_t i, int64_t at) {
+    rows[i] = row_in(table[at], ids[i]);
+    if (!rows[i] && table[at].passed) {
+      waits[waiting] = i;
+      places[waiting] = next_bucket(at, buckets);
+      __builtin_prefetch(table + places[waiting++]);
+    }
+    if ((i & (kBlock - 1)) == kBlock - 1) settle();
   });
+  settle();
 }
 
 inline int slot_in(const Bucket& bucket, int64_t id) {
