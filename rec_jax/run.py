@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -196,8 +197,10 @@ def update_of(config: RunConfig, num_items: int) -> Choice:
                                          or config.objective.needs.normaliser):
         return Choice("dense", "vectors that a graph makes of rows read every row")
     positions = config.train.rows * config.data.length
+    # Of a node its drawn neighbours are read, too.
+    of_each = math.prod(1 + places for places in (sampling_of(config.encoder) or ((), ""))[0])
     touched = (None if config.objective.needs.normaliser
-               else 2 * positions + config.objective.drawn(positions))
+               else of_each * (2 * positions + config.objective.drawn(positions)))
     return choose_update(config.table, num_items=num_items, touched=touched,
                          clips_global_norm=config.optimizer.clip is not None)
 
