@@ -37,8 +37,9 @@ class ContentConfig:
     codes: cut the vectors into so many pieces, and learn a row of d values for each of the
       `centres` that k-means finds of a piece: an item has the sum of its rows in the place of a map
       of its vector (VQ-Rec). 0: the vectors themselves.
-    table, id, columns: of an encoder: the texts, see `item_texts.texts_of`; max_length: how many
-      tokens of one are read.
+    centres: of each piece, where there are codes; at most 255.
+    table, id, columns: of an encoder: the texts, see `item_texts.texts_of`.
+    max_length: of an encoder: tokens of a text that are read; as its folder says by default.
     """
 
     name: str
