@@ -128,7 +128,7 @@ def test_an_agent_plays_and_learns_in_it_on_any_mesh(tiny_run: Path) -> None:
         agent = build_agent(config.build(AgentConfig, {
             "environment": {"kind": "session", "run": str(tiny_run), "slate": 2, "horizon": 8},
             "acting": {"episodes": 32}, "table": {"dim": 8}, "train": {"steps": 3},
-            "objective": {"kind": "policy_gradient", "baseline": "mean"},
+            "objective": {"kind": "policy_gradient", "discount": 0.9},
             "mesh": {"data": data, "items": items}}))
         state = agent.first()
         before = np.asarray(state.training.items.rows[:agent.environment.num_items])
