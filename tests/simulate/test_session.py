@@ -107,6 +107,7 @@ def test_an_item_may_stand_for_leaving(environment: session.Session, tiny_run: P
         session.Config(run=str(tiny_run), leave="nowhere").open()
 
 
+@pytest.mark.slow
 def test_users_are_played_to_their_end_and_likely_items_keep_them(
         environment: session.Session) -> None:
     likely = jnp.arange(SLATE)  # the most popular items
