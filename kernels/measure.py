@@ -72,7 +72,9 @@ def rank() -> Case:
     targets = draw.integers(0, 8192, 256)
 
     def by(name: str) -> Callable[..., Any]:
-        return lambda *x: (target_rank(*x, backend=name), top_k(x[0], x[1], 1, backend=name)[1])
+        return lambda queries, items, targets: (
+            target_rank(queries, items, targets, backend=name),
+            top_k(queries, items, 1, backend=name)[1])
 
     scores = queries @ items.T
     own = scores[np.arange(256), targets]

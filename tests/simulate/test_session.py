@@ -107,6 +107,7 @@ def test_an_item_may_stand_for_leaving(environment: session.Session, tiny_run: P
         session.Config(run=str(tiny_run), leave="nowhere").open()
 
 
+@pytest.mark.slow
 def test_users_are_played_to_their_end_and_likely_items_keep_them(
         environment: session.Session) -> None:
     likely = jnp.arange(SLATE)  # the most popular items
@@ -128,7 +129,7 @@ def test_an_agent_plays_and_learns_in_it_on_any_mesh(tiny_run: Path) -> None:
         agent = build_agent(config.build(AgentConfig, {
             "environment": {"kind": "session", "run": str(tiny_run), "slate": 2, "horizon": 8},
             "acting": {"episodes": 32}, "table": {"dim": 8}, "train": {"steps": 3},
-            "objective": {"kind": "policy_gradient", "baseline": "mean"},
+            "objective": {"kind": "policy_gradient", "discount": 0.9},
             "mesh": {"data": data, "items": items}}))
         state = agent.first()
         before = np.asarray(state.training.items.rows[:agent.environment.num_items])
