@@ -75,7 +75,7 @@ class TextIndex:
     encode: texts -> their vectors f32 `[n, c]`; vectors: of the items, f32 `[V, c]`, of length 1,
     or 0 where an item has none; None: by words alone. words: None: by the encoder alone.
     lexical: see `SearchConfig`. has: bool `[V]`, which items can be found.
-    notes: lines for people. texts: of the items, where their words count.
+    notes: lines for people. texts: of the items, where they were read.
     """
 
     encode: Callable[[Sequence[str]], Floats] | None
@@ -133,11 +133,12 @@ def open_index(dataset: Dataset, config: SearchConfig) -> TextIndex:
     words, worded, listed = None, np.zeros(dataset.num_items, bool), list[str]()
     notes: list[str] = []
     kept = [name for name in KEPT if name in dataset.meta["item_columns"]]
-    if config.lexical and (config.table is not None or kept):
+    if config.table is not None or (kept and config.lexical):
         texts = texts_of(dataset, config.table, config.id, config.columns)
         notes += texts.notes
         listed = [text for block in texts.blocks() for text in block]
-        words, worded = index_words(listed), np.array([bool(text) for text in listed])
+        if config.lexical:
+            words, worded = index_words(listed), np.array([bool(text) for text in listed])
     if config.model is None:
         if words is None:
             raise InputError(f"{dataset.folder} has no texts of its items, and no model is given; "
