@@ -41,7 +41,6 @@ app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_deltas.app, name="deltas")
 app.add_typer(cli_baseline.app)
-app.add_typer(embed_app)
 app.add_typer(pretrain_app)
 app.add_typer(search_app)
 

@@ -36,7 +36,7 @@ from rec_jax.text.projection import Projection
 Floats = npt.NDArray[np.float32]
 LEXICAL = 0.5
 """What a point of BM25 is worth in cosines: MRR@10 of the known items of two catalogues is flat
-from 0.2 to 2 (`benchmarks/search.py`)."""
+around it (`benchmarks/search.py`)."""
 
 
 @dataclass(frozen=True)
