@@ -200,6 +200,7 @@ NOT_BY = {
     "several devices": (("mesh.items=2",), "the rows of a full softmax pass by one device, and the "
                                            "mesh has 2"),
     "a bias": (("bias.strength=1",), r"a bias in the loss \(bias.strength\) lies on the devices"),
+    "inputs of their own": (("table.tied=false",), "do not keep every bit beside a table that"),
     "smoothing": (("objective.label_smoothing=0.1",), "needs the mean row"),
 }
 
