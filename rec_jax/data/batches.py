@@ -184,7 +184,9 @@ class BatchStream(Iterator[Batch]):
         Raises:
           InputError: the state belongs to other settings or to another dataset.
         """
-        for name, value in self._settings.items():
+        optional = {"targets", "first", "events"} & state.keys()  # kept where they were set
+        for name in [*self._settings, *sorted(optional - self._settings.keys())]:
+            value = self._settings.get(name)
             if state.get(name) != value:
                 raise InputError(f"data position was saved with {name} = {state.get(name)!r}, "
                                  f"not {value!r}; the order of batches would not be the same")
