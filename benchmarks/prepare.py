@@ -1,11 +1,12 @@
 """Peak memory and speed of `prepare` on a generated Parquet log of 100 million rows.
 
     python benchmarks/prepare.py [--rows 100000000] [--work FOLDER] [--by alone processes ray]
+        [--jobs plain] [--out benchmarks/results/prepare.json]
 
 The log is cut into eight files by time, so that a user's rows are spread over all of it. Each
 job runs in a process of its own, whose peak resident memory the kernel reports (without its
 workers'). `--by`: one process, two processes, or two workers of Ray (which must be installed);
-their folders are compared bit by bit. Results go to benchmarks/results/prepare.json.
+their folders are compared bit by bit.
 """
 
 from __future__ import annotations
@@ -78,6 +79,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000_000)
     parser.add_argument("--work", type=Path, help="folder for several GB; a temporary one")
     parser.add_argument("--by", nargs="+", default=["alone"], choices=["alone", "processes", "ray"])
+    parser.add_argument("--jobs", nargs="+", default=list(JOBS), choices=list(JOBS))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/prepare.json")
     parser.add_argument("--job", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.job:
@@ -86,19 +89,20 @@ def main() -> None:
         return
     work = Path(tempfile.mkdtemp(prefix="prepare-", dir=arguments.work))
     try:
-        measure(arguments.rows, work, arguments.by)
+        measure(arguments, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def measure(rows: int, work: Path, engines: list[str]) -> None:
+def measure(arguments: argparse.Namespace, work: Path) -> None:
+    rows = arguments.rows
     users = 1 + rows * 1_005 // (1_000 * MEAN_LENGTH)  # lengths are random: not fewer rows
     config = SynthConfig(users=users, items=max(1_000, users), mean_length=MEAN_LENGTH, slices=8)
     made = synth(config, work / "log")
     size = sum(Path(file).stat().st_size for file in made.files)
     print(f"{made.interactions} rows, {size / 1e9:.2f} GB, {made.seconds:.0f} s", flush=True)
     results = {}
-    for name, by in itertools.product(JOBS, engines):
+    for name, by in itertools.product(arguments.jobs, arguments.by):
         began = time.monotonic()
         done = subprocess.run([sys.executable, __file__, "--job", name, by, str(work / "dataset"),
                                *made.files], check=True, stdout=subprocess.PIPE, text=True)
@@ -116,11 +120,11 @@ def measure(rows: int, work: Path, engines: list[str]) -> None:
             "digest": digest(work / "dataset"),
         }
         print(name, by, results, flush=True)
-    for name in JOBS:
+    for name in arguments.jobs:
         same = {one["digest"] for key, one in results.items() if key.startswith(name)}
         if len(same) != 1:
             raise SystemExit(f"the folders of {name} differ: {same}")
-    record(Path(__file__).parent / "results" / "prepare.json", {
+    record(arguments.out, {
         "limit_bytes": LIMIT_BYTES, "source_bytes": size, "source_files": len(made.files),
         "load_average": os.getloadavg()[0], "generator_rows_per_second": round(
             made.interactions / made.seconds),
