@@ -206,7 +206,7 @@ def test_a_saved_mapping_is_compared_without_its_code_and_with_the_defaults_of_n
         config.difference(saved, built))
     plain = config.build(RunConfig, {"data": {"path": "x"}})
     assert config.difference({}, plain) == "data: None -> {'path': 'x', 'length': 200, " \
-        "'pack': True, 'window': 'last'}"
+        "'pack': True, 'window': 'last', 'targets': []}"
 
 
 @pytest.mark.parametrize("number", [0, 513, 10**9])

@@ -83,8 +83,8 @@ class PretrainTextConfig:
 
     def __post_init__(self) -> None:
         check(self, "", rows=at_least(1, 2**16), epochs=above(0), steps=at_least(1),
-              lora=at_least(1, 2**12), held_out=below(0, 1), save_every=at_least(1),
-              seed=at_least(0, 2**32 - 1))
+              lora=at_least(1, 2**12), held_out=below(0, 1), max_length=at_least(2),
+              save_every=at_least(1), seed=at_least(0, 2**32 - 1))
         if self.dataset is None and self.table is None:
             raise InputError("texts come from a dataset or a table; expected one of them")
 
