@@ -40,7 +40,7 @@ from rec_jax.mesh import MeshConfig, make_mesh
 from rec_jax.model.encoder import build_encoder
 from rec_jax.model.encoders import user
 from rec_jax.objectives.given_negatives import EXPECTED, GIVEN, Config
-from rec_jax.ranges import at_least, check
+from rec_jax.ranges import above, at_least, check
 from rec_jax.tables import ITEMS, USERS, TableConfig, init_table, row_optimizer
 from rec_jax.tables.new_rows import given_to, rows_at, taken_away
 from rec_jax.tier.dynamic_ids import DynamicIds, DynamicIdsConfig, Evicted
@@ -78,7 +78,7 @@ class StreamConfig:
 
     def __post_init__(self) -> None:
         check(self, "stream.", positions=at_least(1, 2**24), negatives=at_least(1, 2**24),
-              rate=at_least(0, 1e6), seed=at_least(0, 2**31 - 1))
+              rate=at_least(0, 1e6), scale=above(0), seed=at_least(0, 2**31 - 1))
 
     @property
     def each(self) -> int:
