@@ -125,7 +125,8 @@ def test_an_agent_earns_much_more_than_any_items(lines: list[str], steps: int) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lines", [REINFORCE, DQN], ids=["reinforce", "dqn"])
+@pytest.mark.parametrize("lines", [
+    pytest.param(REINFORCE, id="reinforce", marks=pytest.mark.slow), pytest.param(DQN, id="dqn")])
 def test_a_mesh_plays_and_learns_the_same(lines: list[str]) -> None:
     found = []
     for mesh in ((1, 1), (2, 4)):

@@ -127,9 +127,9 @@ def case_of(text: str) -> Case:
 
 
 FAST = ["adagrad bf16 log_uniform 20% 2 disk", "row_adam bf16 uniform 5% 8",
-        "adam bf16 log_uniform 5% 8 2x2 disk", "sgd f32 log_uniform 20% 0 untied"]
+        "sgd f32 log_uniform 20% 0 untied"]
 PAIRWISE = [  # with those, every two of optimizer, dtype, negatives, cache, lookahead and placement
-    "adagrad f32 uniform 5% 0", "adam f32 uniform 100% 2",
+    "adam bf16 log_uniform 5% 8 2x2 disk", "adagrad f32 uniform 5% 0", "adam f32 uniform 100% 2",
     "adagrad f32 uniform 5% 0 1x2", "adagrad bf16 log_uniform 100% 8",
     "row_adam bf16 uniform 5% 2", "row_adam f32 log_uniform 20% 8 1x4 untied",
     "row_adam bf16 uniform 100% 0 disk", "adam f32 uniform 20% 0",

@@ -70,7 +70,7 @@ def train(case: str, data: int, items: int, moved: bool):
                                 for leaf in jax.tree.leaves((table.rows, table.state))]
 
 
-FAST = [("sparse bf16", 2, 4), ("streamed", 1, 8)]
+FAST = [("sparse bf16", 2, 4)]
 
 
 @pytest.mark.parametrize(("case", "data", "items"), [
@@ -91,7 +91,7 @@ def test_spread_rows_train_to_the_same_numbers(case, data, items):
 
 
 @pytest.mark.parametrize(("case", "data", "items"), [
-    pytest.param(case, *mesh, marks=() if case == "sparse" else pytest.mark.slow)
+    pytest.param(case, *mesh, marks=() if (case, *mesh) == ("sparse", 2, 4) else pytest.mark.slow)
     for case in ("sparse", "sparse bf16", "streamed") for mesh in MESHES[1:]])
 def test_spread_rows_train_the_same_on_every_mesh(case, data, items):
     losses, leaves = train(case, data, items, True)
