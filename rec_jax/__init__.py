@@ -27,7 +27,6 @@ if TYPE_CHECKING:
         off_policy,
         popularity_bias,
         recommend,
-        suggest_config,
         train,
     )
     from rec_jax.bench.machine import doctor
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from rec_jax.errors import InputError, TrainingError
     from rec_jax.inference.export import Embeddings, load_embeddings
     from rec_jax.lookup import load_search, search
+    from rec_jax.plan.suggest import suggest_config
     from rec_jax.run import RunConfig
     from rec_jax.simulate.judge import JudgeConfig
     from rec_jax.simulate.log_files import LogColumns
@@ -52,7 +52,7 @@ _HOMES = {
     "baseline": "api", "fit_baseline": "api", "recommend": "api", "load": "api",
     "off_policy": "api", "embed": "api", "popularity_bias": "api", "evaluate": "api",
     "export": "api", "merge_adapters": "api",
-    "suggest_config": "api",
+    "suggest_config": "plan.suggest",
     "search": "lookup", "load_search": "lookup", "SearchConfig": "text.search",
     "doctor": "bench.machine", "BaselineConfig": "solvers.compare",
     "Dataset": "data.dataset", "fetch": "data.fetch", "prepare": "data.prepare",

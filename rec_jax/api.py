@@ -38,7 +38,6 @@ from rec_jax.mesh import is_first, parse_mesh
 from rec_jax.plan.compile import compile_step
 from rec_jax.plan.estimate import make_plan, nearest_fit
 from rec_jax.plan.passing import Ways
-from rec_jax.plan.suggest import suggest_config as suggest_config
 from rec_jax.plan.suggest import suggested
 from rec_jax.processes import broadcast_text, run_on_all
 from rec_jax.progress import reporter_of
@@ -291,19 +290,21 @@ def recommend(run: Loadable, *, user: str | None = None, history: Sequence[str] 
               "bias": bias, "cold": cold, "events": events, "step": step, "mesh": mesh}
     newcomer = Newcomer(attributes, users, user_id, friends, friendships)
     if newcomer.check(others):
-        return newcomer.recommend(*_without_model(run, data, trust_code, k))
+        dataset, settings = _without_model(run, data, trust_code)
+        return newcomer.recommend(dataset, k, settings)
     model = run if isinstance(run, Recommender) and cold is None else Recommender(
         _loaded(run, cold=cold, step=step, data=data, mesh=mesh, trust_code=trust_code, tell=tell))
     return model.recommend(user=user, history=history, times=times, k=k, filter_seen=filter_seen,
                            bias=bias, events=events)
 
 
-def _without_model(run: Loadable, data: str | None, trust_code: bool, k: int,
-                   ) -> tuple[Dataset, int, EvaluateConfig]:
+def _without_model(run: Loadable, data: str | None, trust_code: bool,
+                   ) -> tuple[Dataset, EvaluateConfig]:
     if isinstance(run, Recommender | Served):
-        return _loaded(run).dataset, k, _loaded(run).config.evaluate
+        served = _loaded(run)
+        return served.dataset, served.config.evaluate
     config = Run(Path(run), trust_code).config()
-    return Dataset.open(data or config.data.path), k, config.evaluate
+    return Dataset.open(data or config.data.path), config.evaluate
 
 
 def embed(dataset: PathLike, *, name: str = "text", model: PathLike | None = None,

@@ -84,7 +84,7 @@ def test_importing_the_package_or_the_kernels_does_no_more_than_that() -> None:
 
 GROUND = {"config", "dtypes", "metrics", "progress", "streams", "locks", "devices", "files",
           "jsons", "ranges", "shipped", "processes", "tasks", "errors", "compat", "allocator",
-          "mesh"}
+          "mesh", "sizes"}
 FACE = {"__main__", "cli", "lookup", "api"}
 RUN = {"run", "run_sections"}
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rec_jax.checkpoint.layout import BLOCK_BYTES
+from rec_jax.sizes import power_of_two
 
 StoredAs = Literal["exact", "bfloat16", "int8"]
 
@@ -46,7 +47,7 @@ def updated_rows(array: Any, ids: np.ndarray, stored: StoredAs = "exact") -> Upd
     for first in range(0, len(ids), size):
         part = ids[first:first + size]
         # One shape of index for all blocks, so that the gather is compiled once.
-        padded = np.pad(part, (0, min(size, _next_power_of_two(len(ids))) - len(part)), mode="edge")
+        padded = np.pad(part, (0, min(size, power_of_two(len(ids))) - len(part)), mode="edge")
         rows[first:first + size] = np.asarray(_gather(array, padded))[:len(part)]
     if stored == "exact" or dtype != "float32" or len(shape) != 2:
         return UpdatedRows(ids, rows, shape, dtype)
@@ -54,10 +55,6 @@ def updated_rows(array: Any, ids: np.ndarray, stored: StoredAs = "exact") -> Upd
         return UpdatedRows(ids, rows.astype(jnp.bfloat16), shape, dtype)
     scale = np.maximum(np.abs(rows).max(axis=1), np.finfo(np.float32).tiny) / np.float32(127)
     return UpdatedRows(ids, np.rint(rows / scale[:, None]).astype(np.int8), shape, dtype, scale)
-
-
-def _next_power_of_two(count: int) -> int:
-    return 1 << max(0, count - 1).bit_length()
 
 
 @partial(jax.jit)

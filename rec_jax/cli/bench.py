@@ -99,7 +99,6 @@ def peers(
     from rec_jax.bench import (
         record as bench_record,
     )
-    from rec_jax.files import write_atomic
 
     if not as_json:
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -109,14 +108,7 @@ def peers(
     result = bench_peers.run(
         dataset, folder=folder, peers=_names(peers), ours=_names(ours) or tuple(bench_peers.OURS),
         shapes=shapes, steps=steps, rounds=rounds, quality=quality, goal=goal)
-    path = bench_record.record(out, result)
-    text = bench_peers_report.markdown(result)
-    write_atomic(path.with_suffix(".md"), text)
-    bench_peers_report.plot(result, path.with_suffix(".png"))
-    if as_json:
-        print_json({"out": str(path), **result})
-    else:
-        print(text)
+    _keep(out, result, bench_peers_report, as_json)
 
 
 @app.command()
@@ -143,7 +135,6 @@ def table(
     from rec_jax import config
     from rec_jax.bench import record as bench_record
     from rec_jax.bench import table as bench_table
-    from rec_jax.files import write_atomic
 
     for name, value in (("steps", steps), ("rounds", rounds)):
         if value < 1:
@@ -155,10 +146,18 @@ def table(
     cells = bench_table.cells(items or [1e5, 1e6], placement or bench_table.PLACEMENTS,
                               cache or [0.1], negatives or [0, 1024])
     result = bench_table.run(cells, shapes, steps=steps, rounds=rounds, folder=Path(folder))
+    _keep(out, result, bench_table, as_json)
+
+
+def _keep(out: str, result: dict[str, Any], report: Any, as_json: bool) -> None:
+    """The record, and beside it the table and the plot that the module `report` makes of it."""
+    from rec_jax.bench import record as bench_record
+    from rec_jax.files import write_atomic
+
     path = bench_record.record(out, result)
-    text = bench_table.markdown(result)
+    text = report.markdown(result)
     write_atomic(path.with_suffix(".md"), text)
-    bench_table.plot(result, path.with_suffix(".png"))
+    report.plot(result, path.with_suffix(".png"))
     if as_json:
         print_json({"out": str(path), **result})
     else:

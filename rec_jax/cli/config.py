@@ -68,12 +68,12 @@ def suggest(
     as_json: Json = False,
 ) -> None:
     """Print a whole config for a dataset, with the reason of each setting."""
-    from rec_jax import api
     from rec_jax.files import check_path, write_atomic
+    from rec_jax.plan.suggest import suggest_config
 
     if out is not None and check_path(out).exists():
         raise InputError(f"--out {out} exists; expected the name of a new file")
-    text = api.suggest_config(data)
+    text = suggest_config(data)
     if out is not None:
         write_atomic(out, text)
     if as_json:

@@ -23,6 +23,7 @@ from rec_jax.inference.rows_apart import RowsApart
 from rec_jax.mesh import ITEMS, Axes, row_sharding
 from rec_jax.metrics import MISSED
 from rec_jax.model.encoder import TABLES, Encoder, Params
+from rec_jax.sizes import power_of_two
 from rec_jax.tables import INPUTS, USERS, RowMap, Table
 from rec_jax.tables.bias import place_bias
 from rec_jax.tables.on_mesh import shards_of
@@ -123,7 +124,7 @@ def make_placed(mesh: Mesh, over: Axes) -> tuple[Callable[..., jax.Array], Calla
 
     def some(rows: RowsApart, numbers: np.ndarray) -> tuple[jax.Array, np.ndarray]:
         distinct, where = np.unique(numbers, return_inverse=True)
-        size = -(-max(_FEWEST, 1 << (len(distinct) - 1).bit_length()) // pieces) * pieces
+        size = -(-max(_FEWEST, power_of_two(len(distinct))) // pieces) * pieces
         return placed(rows.take(distinct), size), where.reshape(numbers.shape).astype(np.int32)
 
     return placed, some

@@ -17,11 +17,10 @@ from jax.sharding import Mesh, PartitionSpec
 
 from rec_jax.inference.histories import Tiles
 from rec_jax.kernels import auto
-from rec_jax.mesh import BOTH, Axes, replicated
+from rec_jax.mesh import BOTH, Axes, island, replicated
 from rec_jax.model.encoder import Encoder, Params
 from rec_jax.model.encoders import Inputs
 from rec_jax.tables import INPUTS, USERS, RowMap, Table
-from rec_jax.tables.on_mesh import island
 from rec_jax.tables.tiles import map_used, rows_of
 
 Answer = TypeVar("Answer")

@@ -11,6 +11,7 @@ Somebody with few friends gets much of what is popular, somebody without any not
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy.typing as npt
 import polars as pl
 import scipy.sparse
 
-from rec_jax.data.dataset import Dataset
+from rec_jax.data.dataset import Dataset, places_of
 from rec_jax.data.file_layout import BLANK, Layout
 from rec_jax.data.ids import parse_ids
 from rec_jax.data.readers import guess_format, read
@@ -68,9 +69,13 @@ class Friends:
         weights = self.weights(of, hops)
         if leave_out is not None:
             weights[leave_out] = 0
+        return group_scores(self._total, [counted(self.dataset, weights, self.whole)], shrinkage)
+
+    @functools.cached_property
+    def _total(self) -> Weights:
+        """Interactions of each item by those who count: f64 `[V]`."""
         everybody = np.ones(self.dataset.num_users) if self.known is None else self.known * 1.0
-        return group_scores(counted(self.dataset, everybody, self.whole),
-                            [counted(self.dataset, weights, self.whole)], shrinkage)
+        return counted(self.dataset, everybody, self.whole)
 
 
 def read_friends(dataset: Dataset, path: Path | str | None) -> Friends:
@@ -85,23 +90,20 @@ def read_friends(dataset: Dataset, path: Path | str | None) -> Friends:
     size = dataset.num_users
     if path is None:
         return Friends(dataset, scipy.sparse.csr_array((size, size)))
-    codes = pl.DataFrame({"id": dataset.user_ids(), "code": np.arange(size)},
-                         schema={"id": pl.String, "code": pl.Int64})
+    users = dataset.user_ids()
     pairs = []
     form = guess_format(path, default="pairs")
     for frame in read(path, form, Layout(COLUMNS)):
         has_faults = "fault" in frame.columns
         rows = frame.filter(pl.col("fault").ne_missing(BLANK)) if has_faults else frame
-        ids = [parse_ids(rows[role], "user", Path(path).name).cast(pl.String).alias("id")
-               for role in COLUMNS]
+        ids = [parse_ids(rows[role], "user", Path(path).name).cast(pl.String) for role in COLUMNS]
         bad = ids[0].is_null() | ids[1].is_null()
         if has_faults:
             bad |= rows["fault"].is_not_null()
         if bad.any():
             raise InputError(f"{path}:{rows['line'].filter(bad)[0]} has no two ids; expected a "
                              "user and a friend on each line")
-        pairs.append([one.to_frame().join(codes, on="id", how="left", maintain_order="left")["code"]
-                      for one in ids])
+        pairs.append([places_of(users, one) for one in ids])
     left, right = (pl.concat([pair[side] for pair in pairs]) for side in (0, 1))
     both = (left.is_not_null() & right.is_not_null() & (left != right)).to_numpy()
     if not both.any():
@@ -122,13 +124,12 @@ def recommend_friend(known: Friends, friends: Sequence[str], k: int,
       InputError: a friend is no user of the dataset, or is named twice, or k is below 1.
     """
     ids = known.dataset.user_ids()
-    place = {name: number for number, name in enumerate(ids.to_list())}
-    for name in friends:
-        if name not in place:
+    places = places_of(ids, pl.Series(friends, dtype=pl.String))
+    for name, place in zip(friends, places, strict=True):
+        if place is None:
             raise InputError(f"friend {name!r} is no user of {known.dataset.folder}"
                              + did_you_mean(name, ids.head(100_000).to_list(), cutoff=0.8))
     if len(set(friends)) < len(friends) or not friends:
         raise InputError(f"friends are {', '.join(friends) or 'nobody'}; expected one or more "
                          "users, each once")
-    return best_of(known.dataset, known.scores(np.array([place[name] for name in friends])), k,
-                   settings)
+    return best_of(known.dataset, known.scores(places.to_numpy().astype(np.int64)), k, settings)

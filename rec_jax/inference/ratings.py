@@ -27,6 +27,7 @@ from rec_jax.mesh import Axes, replicated
 from rec_jax.metrics import rating_metrics
 from rec_jax.model.encoder import Encoder, Params
 from rec_jax.objectives.rating import Config as Rating
+from rec_jax.sizes import power_of_two
 from rec_jax.tables import RowMap, Table
 from rec_jax.tables.tiles import rows_of
 
@@ -105,7 +106,7 @@ class RatingPredictor:
 
     def _rows(self, params: Params, rows: jax.Array, items: np.ndarray) -> np.ndarray:
         """Vectors f32 `[M, d]`; in pieces of few lengths, since each is compiled."""
-        size = max(1 << (len(items) - 1).bit_length(), 256)
+        size = max(power_of_two(len(items)), 256)
         size = -(-size // self._mesh.size) * self._mesh.size
         ids = np.zeros(size, np.int32)
         ids[:len(items)] = items

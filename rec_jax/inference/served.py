@@ -337,7 +337,7 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
     nodes = None if graph is None else Nodes(graph, encoder.source, found)
     if graph is None:
         encoder, found[ITEMS] = without_codes(encoder, model["encoder"], found[ITEMS])
-    if graph is not None:
+    else:
         found = {**found, **served_vectors(graph, encoder.source, model["encoder"], found, chosen,
                                            over)}
         encoder = of_vectors(encoder)

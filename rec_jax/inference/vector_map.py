@@ -7,7 +7,6 @@ hold stands on the axes.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from rec_jax.data.item_files import read_items
 from rec_jax.data.item_vectors import open_item_vectors
 from rec_jax.data.prepare_config import ItemFile
 from rec_jax.errors import InputError
-from rec_jax.files import write_atomic
+from rec_jax.files import atomic_writer
 from rec_jax.inference.export import ABOUT, load_embeddings
 
 COLOURS = 9
@@ -74,7 +73,8 @@ def write_map(source: Path | str, out: Path | str, *, colour: str | None = None,
                          "or more")
     places, shares = principal_plane(found[there])
     shown = None if labels is None else labels.filter(pl.Series(there))
-    write_atomic(Path(out), _picture(places, shares, shown, colour))
+    with atomic_writer(Path(out)) as file:
+        _picture(places, shares, shown, colour).savefig(file, format="png", dpi=120)
     return {"picture": str(out), "vectors": int(there.sum()), "of": len(ids),
             "variance_shares": shares.tolist(),
             "coloured": None if shown is None else len(shown) - shown.null_count()}
@@ -111,12 +111,11 @@ def _labels(ids: pl.Series, table: Path | str, id: str, colour: str) -> pl.Serie
     return joined
 
 
-def _picture(places: Floats, shares: Floats, labels: pl.Series | None, colour: str | None) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def _picture(places: Floats, shares: Floats, labels: pl.Series | None, colour: str | None) -> Any:
+    """The figure."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.5, 6), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     size = float(np.clip(20_000 / len(places), 1, 16))
     for mask, name, paint in groups_of(labels, len(places)):
@@ -126,9 +125,7 @@ def _picture(places: Floats, shares: Floats, labels: pl.Series | None, colour: s
              ylabel=f"second ({shares[1]:.1%})")
     if labels is not None:
         axes.legend(title=colour, frameon=False, markerscale=3, fontsize="small")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
+    return figure
 
 
 def groups_of(labels: pl.Series | None, count: int

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rec_jax.sizes import power_of_two
 from rec_jax.solvers.base import Matrix
 
 LENGTH = 32
@@ -63,7 +64,8 @@ class Layout:
         """Batches of at least `PIECES` pieces, and of as many as the longest row needs."""
         counts = -(-np.diff(matrix.indptr).astype(np.int64) // LENGTH)
         longest = int(counts.max(initial=1))
-        pieces = max(min(PIECES, _power(int(counts.sum()) // devices + 1)), _power(longest))
+        pieces = max(min(PIECES, power_of_two(int(counts.sum()) // devices + 1)),
+                     power_of_two(longest))
         # Long and short rows mixed: batches then hold about the same number of rows.
         order = np.random.default_rng(0).permutation(matrix.shape[0])
         rows, ends = [], []
@@ -72,7 +74,7 @@ class Layout:
             rows.append(mine)
             ends.append(_cut(counts[mine], pieces))
         most = max((int(np.diff(one, prepend=0).max(initial=1)) for one in ends), default=1)
-        return cls(matrix, tuple(rows), tuple(ends), pieces, min(_power(most), pieces))
+        return cls(matrix, tuple(rows), tuple(ends), pieces, min(power_of_two(most), pieces))
 
     def batches(self, places: np.ndarray) -> Iterator[Batch]:
         """places: of the columns in the fixed table, see `places`."""
@@ -121,8 +123,3 @@ def _cut(counts: np.ndarray, most: int) -> np.ndarray:
         done = int(np.searchsorted(sums, before + most, "right"))
         ends.append(done)
     return np.array(ends, np.int64)
-
-
-def _power(count: int) -> int:
-    """The smallest power of two that is not less."""
-    return 1 << max(count - 1, 0).bit_length()

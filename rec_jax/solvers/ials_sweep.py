@@ -24,10 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from rec_jax.mesh import BOTH, batch_sharding, row_sharding
+from rec_jax.mesh import BOTH, batch_sharding, island, row_sharding
 from rec_jax.solvers.base import Matrix
 from rec_jax.solvers.ials_layout import Batch, Layout, places
-from rec_jax.tables.on_mesh import fetch, island, spread
+from rec_jax.tables.on_mesh import fetch, spread
 from rec_jax.tables.table import Table, first_rows, padded_size
 
 Array = jax.Array

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from rec_jax.kernels.rows import gather_rows, scatter_rows
 from rec_jax.mesh import row_sharding
+from rec_jax.sizes import power_of_two
 from rec_jax.tables.table import Table, TableConfig, first_rows, table_stream
 
 Array = jax.Array
@@ -68,7 +69,7 @@ def _values(dim: int, scale: float, seed: int, name: str, low: Any, high: Any) -
 
 def _size(count: int) -> int:
     """A size for `count`, of few, so that few programs are compiled."""
-    return max(_LEAST, 1 << max(0, count - 1).bit_length())
+    return max(_LEAST, power_of_two(count))
 
 
 def _changed(table: Table, rows: np.ndarray, ids: np.ndarray, mesh: Mesh,

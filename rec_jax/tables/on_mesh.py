@@ -25,8 +25,7 @@ from rec_jax.kernels import (
     softmax_loss,
     top_k,
 )
-from rec_jax.mesh import BOTH, ITEMS, Axes
-from rec_jax.mesh import island as island
+from rec_jax.mesh import BOTH, ITEMS, Axes, island
 from rec_jax.tables import gather
 from rec_jax.tables.gather import Route, Shards
 from rec_jax.tables.places import Places

@@ -16,8 +16,8 @@ from jax.sharding import Mesh, PartitionSpec
 
 from rec_jax.kernels import count_ahead, join_top_k, target_rank, target_scores, top_k
 from rec_jax.kernels.rows import gather_rows
-from rec_jax.mesh import BOTH, Axes
-from rec_jax.tables.on_mesh import fetch, island, shards_of, spread
+from rec_jax.mesh import BOTH, Axes, island
+from rec_jax.tables.on_mesh import fetch, shards_of, spread
 from rec_jax.tables.table import Table
 
 Array = jax.Array

@@ -16,9 +16,9 @@ from jax.sharding import Mesh, PartitionSpec
 
 from rec_jax.dtypes import DTYPES
 from rec_jax.kernels.rows import gather_rows, scatter_rows
-from rec_jax.mesh import Axes, row_sharding
+from rec_jax.mesh import Axes, island, row_sharding
+from rec_jax.sizes import power_of_two
 from rec_jax.tables import RowMap, RowOptimizer, Table, TableConfig
-from rec_jax.tables.on_mesh import island
 from rec_jax.tables.table import first_rows, table_stream
 
 Array = jax.Array
@@ -124,7 +124,7 @@ def _with_leaves(table: Table, leaves: Sequence[Array]) -> Table:
 
 def _room(parts: Sequence[np.ndarray]) -> int:
     most = max(map(len, parts))
-    return max(_FEWEST, 1 << (most - 1).bit_length() if most else 0)
+    return max(_FEWEST, power_of_two(most))
 
 
 def _padded(parts: Sequence[np.ndarray], fill: int, count: int | None = None) -> np.ndarray:

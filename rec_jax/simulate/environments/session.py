@@ -31,7 +31,7 @@ from rec_jax.data.dataset import Dataset, places_of
 from rec_jax.data.values import open_values
 from rec_jax.errors import InputError
 from rec_jax.inference.served import Served, load_served
-from rec_jax.kernels import softmax_loss
+from rec_jax.kernels import softmax_loss, target_scores
 from rec_jax.mesh import MeshConfig
 from rec_jax.model.encoder import encode
 from rec_jax.model.encoders import Inputs
@@ -240,14 +240,13 @@ class Session:
                          at=place[:, None])[:, 0].astype(jnp.float32)
         objective: Any = served.config.objective
         scale, softcap = getattr(objective, "scale", 1.0), getattr(objective, "softcap", None)
-        bias = None if served.bias is None else scale * served.bias
-        _, lse = softmax_loss(queries, served.rows, jnp.full(place.shape, -1), bias=bias,
-                              logit_scale=scale, softcap=softcap, num_items=self.num_items)
-        scores = scale * jnp.einsum("bd,bkd->bk", queries, served.rows[wanted].astype(jnp.float32))
-        scores += 0.0 if bias is None else bias[wanted]
-        if softcap is not None:
-            scores = softcap * jnp.tanh(scores / softcap)
-        return scores - lse[:, None]
+        rule: dict[str, Any] = {
+            "bias": None if served.bias is None else scale * served.bias, "logit_scale": scale,
+            "softcap": softcap, "num_items": self.num_items}
+        _, lse = softmax_loss(queries, served.rows, jnp.full(place.shape, -1), **rule)
+        scores = target_scores(jnp.repeat(queries, wanted.shape[1], axis=0), served.rows,
+                               wanted.reshape(-1), **rule)
+        return scores.reshape(wanted.shape) - lse[:, None]
 
     def tell(self, state: User) -> dict[str, Array]:
         """How many items the user has, and what the last one is worth."""
