@@ -27,6 +27,7 @@ import jax
 import numpy as np
 import pytest
 from command import rec_jax  # noqa: F401 (a fixture of all tests)
+from item_vectors import some_vectors  # noqa: F401 (as well)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rec_jax import api
 from rec_jax.data.content import Content, ContentConfig
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.item_codes import open_item_codes, quantise
@@ -79,23 +77,11 @@ def test_a_row_is_the_sum_of_its_codes_rows_and_so_is_the_gradient() -> None:
         SOURCE.expand(params, jnp.zeros((1, DIM)))
 
 
-@pytest.fixture
-def with_vectors(tiny_dataset: Path, tmp_path: Path) -> Path:
-    """The tiny dataset with vectors of all its items but the last three."""
-    folder = shutil.copytree(tiny_dataset, tmp_path / "d")
-    dataset = Dataset.open(folder)
-    count = dataset.num_items - 3
-    np.save(tmp_path / "v.npy", np.random.default_rng(0).standard_normal((count, 6)).astype("f4"))
-    (tmp_path / "ids.txt").write_text("\n".join(dataset.item_ids()[:count]) + "\n")
-    api.embed(folder, name="text", vectors=tmp_path / "v.npy", ids=tmp_path / "ids.txt")
-    return folder
-
-
-def test_codes_are_kept_beside_the_dataset(with_vectors: Path) -> None:
-    dataset = Dataset.open(with_vectors)
+def test_codes_are_kept_beside_the_dataset(some_vectors: Path) -> None:
+    dataset = Dataset.open(some_vectors)
     codes = open_item_codes(dataset, "text", 2, 8)
     assert not codes[-3:].any() and codes[:-3].min() == 1 and codes.max() <= 8
-    path = with_vectors / "item_codes" / "text-2x8.npy"
+    path = some_vectors / "item_codes" / "text-2x8.npy"
     before = path.stat().st_mtime_ns
     np.testing.assert_array_equal(open_item_codes(dataset, "text", 2, 8), codes)
     assert path.stat().st_mtime_ns == before

@@ -12,9 +12,8 @@ import numpy as np
 import optax
 import pytest
 from steps import MeanSoFar, make_step, modes_of, new_state, tables_of
-from test_same_bits import leaves
+from test_same_bits import leaves, trained_elsewhere
 
-from rec_jax.data.batches import prefetch
 from rec_jax.errors import TrainingError
 from rec_jax.mesh import MeshConfig, make_mesh
 from rec_jax.model.encoder import Encoder
@@ -109,19 +108,7 @@ def passing_by(case: Case, folder: Path) -> tuple[dict[str, bytes], list[float]]
         away[name].store.open(folder)
     state, tiers = state._replace(tables=tables), Tiers(away, setting, COUNT)
     step = PassingStep(setting, optimizer, away["items"], rate=RATE)
-    feed, losses = prefetch(tiers.feed(batches(case.micro), state.key, 0), 2), []
-    try:
-        for batch, _, loaded in feed:
-            state, places = tiers.enter(state, loaded)
-            state, metrics = step(state, place_batch(batch, MESH), places)
-            losses.append(float(metrics.loss))
-        tiers.flush(state)
-        items = jax.tree.map(lambda leaf: leaf.read(0, leaf.shape[0]) if hasattr(leaf, "read")
-                             else leaf, tiers.items(to_items(state)))
-        return leaves(items), losses
-    finally:
-        tiers.close()
-        feed.close()
+    return trained_elsewhere(step, state, tiers, batches(case.micro), MESH, 2)
 
 
 def case_of(text: str) -> Case:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -101,11 +102,21 @@ def elsewhere(case: Case) -> tuple[dict[str, bytes], list[float]]:
             config, COUNT, 0, mesh, name=name, over=state.items.over, row_map=spread(COUNT),
             slots=slots, where=case.where)
     state, tiers = state._replace(tables=tables), Tiers(tiered, setting, COUNT)
-    feed = prefetch(tiers.feed(batches(), state.key, 0), case.lookahead)
-    losses = []
+
+    def check(loaded: Any) -> None:
+        assert all(len(each.planned.moves) == case.items for each in loaded.values())
+
+    return trained_elsewhere(step, state, tiers, batches(), mesh, case.lookahead, check)
+
+
+def trained_elsewhere(step: Any, state: Any, tiers: Tiers, batches: Any, mesh: Any, lookahead: int,
+                      check: Callable[[Any], None] = lambda loaded: None,
+                      ) -> tuple[dict[str, bytes], list[float]]:
+    """What is stored after all batches, and their losses; check: of what each step loads."""
+    feed, losses = prefetch(tiers.feed(batches, state.key, 0), lookahead), []
     try:
         for batch, _, loaded in feed:
-            assert all(len(each.planned.moves) == case.items for each in loaded.values())
+            check(loaded)
             state, places = tiers.enter(state, loaded)
             state, metrics = step(state, place_batch(batch, mesh), places)
             losses.append(float(metrics.loss))

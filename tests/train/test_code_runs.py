@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,32 +21,20 @@ from rec_jax.run import RunConfig
 from rec_jax.tables.row_map import read_row_map
 
 
-@pytest.fixture
-def with_vectors(tiny_dataset: Path, tmp_path: Path) -> Path:
-    """The tiny dataset with vectors of all its items but the last three."""
-    folder = shutil.copytree(tiny_dataset, tmp_path / "d")
-    dataset = Dataset.open(folder)
-    count = dataset.num_items - 3
-    np.save(tmp_path / "v.npy", np.random.default_rng(0).standard_normal((count, 6)).astype("f4"))
-    (tmp_path / "ids.txt").write_text("\n".join(dataset.item_ids()[:count]) + "\n")
-    api.embed(folder, name="text", vectors=tmp_path / "v.npy", ids=tmp_path / "ids.txt")
-    return folder
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("given", [
     ('table.update="dense"',), ('table.update="sparse"', 'objective.kind="sampled_softmax"',
                                 "objective.count=32")], ids=["dense", "sparse"])
 def test_a_run_with_codes_is_resumed_and_served(
-        given: tuple[str, ...], with_vectors: Path, tmp_path: Path,
+        given: tuple[str, ...], some_vectors: Path, tmp_path: Path,
         tiny_mapping: Callable[..., dict[str, Any]]) -> None:
     mapping = tiny_mapping("train.steps=8", "train.checkpoint_every=4",
-                           "train.evaluate_every=1000.0", *given, f"data.path='{with_vectors}'")
+                           "train.evaluate_every=1000.0", *given, f"data.path='{some_vectors}'")
     mapping["content"] = [{"name": "text", "codes": 2, "centres": 8}]
     resumed_like(mapping, tmp_path / "runs")
     run = tmp_path / "runs" / "whole"
     found = arrays(run)
-    codes = open_item_codes(Dataset.open(with_vectors), "text", 2, 8)
+    codes = open_item_codes(Dataset.open(some_vectors), "text", 2, 8)
     order = json.loads(json.dumps(Checkpoints(run / "checkpoints", read_only=True).extra(8)))
     rows = found["model['tables']['items']"][
         read_row_map(order["row_map"], 50).rows(np.arange(50))]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 from dense_step import ROWS, D, Trained, U, V, log_softmax
-from stopping import StopAfter, Stopped
+from graph_runs import whole_and_resumed
 
 from rec_jax import api, config
 from rec_jax.data.interaction_graph import distinct_edges, interaction_edges
@@ -29,7 +28,7 @@ from rec_jax.model.encoders import graphsage
 from rec_jax.model.neighbours import Adjacent, make_sampled_graph
 from rec_jax.objectives import bpr, next_item
 from rec_jax.objectives.base import Ids
-from rec_jax.run import Run, RunConfig
+from rec_jax.run import RunConfig
 from rec_jax.tables import (
     ITEMS,
     USERS,
@@ -39,7 +38,6 @@ from rec_jax.tables import (
     padded_size,
     row_optimizer,
 )
-from rec_jax.train.loop import run_training
 from rec_jax.train.mode import READ
 from rec_jax.train.neighbourhood import Neighbourhood
 from rec_jax.train.state import TrainState
@@ -169,11 +167,6 @@ LINES = ("train.steps=12", "train.log_every=1", "train.evaluate_every=2.0", "opt
 DRAWN = {"kind": "bpr", "count": 32, "shared": True}
 
 
-def logged(run: Path, name: str) -> list[float]:
-    return [line[name] for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-            if name in line]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("lines", "objective"), [
     (('table.update="sparse"', "table.optimizer.rate=2e-2"), DRAWN),
@@ -185,19 +178,8 @@ def test_a_run_learns_goes_on_to_the_same_bits_and_answers(
         lines: tuple[str, ...], objective: dict[str, Any], tiny_mapping: Mapping, tmp_path: Path
         ) -> None:
     settings = small(tiny_mapping(*LINES, *lines), objective)
-    whole = api.train(settings, run=tmp_path / "whole")
-    stopped = tmp_path / "stopped"
-    with pytest.raises(Stopped):
-        run_training(Run(stopped), settings, StopAfter(6))
-    api.train(resume=stopped)
-    losses = logged(tmp_path / "whole", "loss")
-    assert np.mean(losses[-3:]) < 0.97 * np.mean(losses[:3])
-    assert logged(stopped, "loss") == losses
+    whole, model = whole_and_resumed(settings, tmp_path, 0.97)
     assert whole["table_update"] == ("sparse" if lines else "dense")
-
-    model, other = (api.load(run, step=12) for run in (tmp_path / "whole", stopped))
-    np.testing.assert_array_equal(model.served.rows, other.served.rows)
-    np.testing.assert_array_equal(model.served.params["users"], other.served.params["users"])
     # What is served are the layers over all neighbours, of rows by id.
     dataset, nodes, params = model.served.dataset, model.served.nodes, model.served.params
     assert nodes is not None

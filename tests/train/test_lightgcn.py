@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from dense_step import ROWS, D, Trained, U, V, log_softmax
-from stopping import StopAfter, Stopped
+from graph_runs import logged, whole_and_resumed
 
 from rec_jax import api, config
 from rec_jax.checkpoint import Checkpoints
@@ -26,7 +25,6 @@ from rec_jax.objectives import next_item
 from rec_jax.plan.shapes import check_known
 from rec_jax.run import Run, RunConfig
 from rec_jax.tables.table import padded_size
-from rec_jax.train.loop import run_training
 
 Mapping = Callable[..., dict[str, Any]]
 LAYERS = 2
@@ -74,26 +72,10 @@ def small(tiny_mapping: Mapping, objective: dict[str, Any], *lines: str) -> RunC
         "encoder": {"kind": "lightgcn", "layers": LAYERS}, "objective": objective})
 
 
-def logged(run: Path, name: str) -> list[float]:
-    return [line[name] for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-            if name in line]
-
-
 def test_a_run_learns_goes_on_to_the_same_bits_and_answers(tiny_mapping: Mapping, tmp_path: Path
                                                            ) -> None:
     settings = small(tiny_mapping, {"kind": "next_item", "backend": "xla"})
-    whole = api.train(settings, run=tmp_path / "whole")
-    stopped = tmp_path / "stopped"
-    with pytest.raises(Stopped):
-        run_training(Run(stopped), settings, StopAfter(6))
-    api.train(resume=stopped)
-    losses = logged(tmp_path / "whole", "loss")
-    assert np.mean(losses[-3:]) < 0.95 * np.mean(losses[:3])
-    assert logged(stopped, "loss") == losses
-
-    model, other = (api.load(run, step=12) for run in (tmp_path / "whole", stopped))
-    np.testing.assert_array_equal(model.served.rows, other.served.rows)
-    np.testing.assert_array_equal(model.served.params["users"], other.served.params["users"])
+    whole, model = whole_and_resumed(settings, tmp_path, 0.95)
     # What is served is P times what is stored.
     dataset, edges = model.served.dataset, interaction_edges(model.served.dataset)
     count = dataset.num_users

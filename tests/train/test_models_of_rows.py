@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from item_vectors import give_vectors
 from marks import slow_but
 
 from rec_jax import api, config
@@ -38,14 +39,6 @@ def with_vectors(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -
     np.save(folder / "values" / "reward.npy",
             random.standard_normal(dataset.num_interactions).astype(np.float32))
     return folder
-
-
-def give_vectors(folder: Path, vectors: np.ndarray) -> None:
-    np.save(folder.parent / "v.npy", vectors.astype(np.float32))
-    ids = Dataset.open(folder).item_ids()
-    (folder.parent / "ids.txt").write_text("\n".join(ids[:len(vectors)]) + "\n")
-    api.embed(folder, name="text", vectors=folder.parent / "v.npy", ids=folder.parent / "ids.txt",
-              overwrite=True)
 
 
 @pytest.fixture(autouse=True)
