@@ -27,9 +27,10 @@ from rec_jax.mesh import MeshConfig
 from rec_jax.metrics import RATING_METRICS
 from rec_jax.model.encoders import (
     ENCODERS,
-    graph_layers,
+    derives_vectors,
     reads_history,
     sampling_of,
+    unit_vectors,
     uses_users,
 )
 from rec_jax.model.lora import LoraConfig
@@ -107,7 +108,7 @@ class RunConfig:
             if table is not None and table.dim != self.table.dim:
                 raise InputError(f"{name}.dim is {table.dim}, and table.dim {self.table.dim}; "
                                  "expected the same width")
-        if graph_layers(self.encoder):
+        if derives_vectors(self.encoder):
             _check_graph(self)
         if self.objective.needs.walks and sampling_of(self.encoder) is None:
             raise InputError(f"objective {self.objective.kind!r} walks over a graph, which encoder "
@@ -152,7 +153,7 @@ def _check_text(config: RunConfig) -> None:
 
 
 def _check_graph(config: RunConfig) -> None:
-    """Raises InputError for what does not fit vectors that a graph makes of rows."""
+    """Raises InputError for what does not fit vectors that are made of rows."""
     kind, samples = config.encoder.kind, sampling_of(config.encoder) is not None
     for name, table in (("table", config.table), ("users", config.users)):
         if not samples and table is not None and table.update not in ("auto", "dense"):
@@ -161,8 +162,11 @@ def _check_graph(config: RunConfig) -> None:
     if samples:
         _check_sampled(config)
     elif config.content:
-        raise InputError(f"content: encoder {kind!r} makes an item's vector of its neighbours' "
-                         "rows, without content; expected no [[content]]")
+        raise InputError(f"content: encoder {kind!r} makes an item's vector of rows alone, "
+                         "without content; expected no [[content]]")
+    if unit_vectors(config.encoder) and config.objective.needs.rates:
+        raise InputError(f"encoder.unit: objective {config.objective.kind!r} reads biases in the "
+                         "last columns of rows; expected encoder.unit = false")
     if config.bias.trained:
         raise InputError(f"bias.trained: encoder {kind!r} trains rows alone; expected "
                          "bias.trained = false (a bias.strength may be given)")
@@ -193,9 +197,9 @@ def _check_sampled(config: RunConfig) -> None:
 
 def update_of(config: RunConfig, num_items: int) -> Choice:
     """How the item table of a run is updated, and why."""
-    if graph_layers(config.encoder) and (sampling_of(config.encoder) is None
+    if derives_vectors(config.encoder) and (sampling_of(config.encoder) is None
                                          or config.objective.needs.normaliser):
-        return Choice("dense", "vectors that a graph makes of rows read every row")
+        return Choice("dense", "vectors that are made of rows read every row")
     positions = config.train.rows * config.data.length
     # Of a node its drawn neighbours are read, too.
     of_each = math.prod(1 + places for places in (sampling_of(config.encoder) or ((), ""))[0])
@@ -287,7 +291,7 @@ def _bound(config: RunConfig, name: str, modes: Mapping[str, Mode], processes: i
         return "a validation of ratings reads rows that are on the devices"
     if config.content and name == ITEMS:
         return "content is a part of its rows"
-    if graph_layers(config.encoder):
+    if derives_vectors(config.encoder):
         return "a validation makes vectors of all rows, with those of their neighbours"
     if processes > 1:
         return f"the run has {processes} processes, each of which knows the ids of its own batch"

@@ -36,7 +36,7 @@ from rec_jax.mesh import (
     row_sharding,
 )
 from rec_jax.model.encoder import Encoder, Params, build_encoder, with_tables, without_codes
-from rec_jax.model.encoders import graph_layers, uses_times, uses_users
+from rec_jax.model.encoders import derives_vectors, uses_times, uses_users
 from rec_jax.model.graphs import AnyGraph, graph_of, of_vectors, served_vectors
 from rec_jax.model.rows import RowSource
 from rec_jax.processes import run_on_all
@@ -151,7 +151,7 @@ def reading_of(config: RunConfig) -> Reading:
 
 def stores_vectors(config: RunConfig) -> bool:
     """Whether an item's vector follows from its stored row alone."""
-    return not graph_layers(config.encoder)
+    return not derives_vectors(config.encoder)
 
 
 def open_rows(folder: Run, *, step: int | None = None, dataset_path: str | None = None,
@@ -173,7 +173,7 @@ def _open_rows(folder: Run, step: int | None, dataset_path: str | None,
         raise InputError(f"run {folder.folder} has one table for inputs and items (table.tied); "
                          "expected an export of items")
     if not stores_vectors(config):
-        raise InputError(f"run {folder.folder} makes its item vectors of all rows and of a graph; "
+        raise InputError(f"run {folder.folder} makes its item vectors of all rows as it is loaded; "
                          "expected a model that is loaded")
     dataset = Dataset.open(dataset_path or config.data.path)
     opened = open_checkpoint(folder, step)
@@ -318,7 +318,7 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
     # Where one table lies elsewhere all are left there: one way to read them.
     elsewhere = any(settings.placement in ("host", "disk") for settings in tables.values())
     # A graph, and content that is codes, make vectors of all rows at once.
-    whole = bool(graph_layers(config.encoder)) or encoder.source.coded
+    whole = derives_vectors(config.encoder) or encoder.source.coded
     away = set(tables) if elsewhere and not whole and jax.process_count() == 1 else set()
     like = {"encoder": params,
             "tables": {table: stored(table, settings) for table, settings in tables.items()

@@ -1,6 +1,6 @@
 """Vectors that a graph makes of rows: the one place that knows which kinds of graphs there are.
 
-    Graph          propagation without parameters over all edges (LightGCN)
+    Graph          propagation without parameters over all edges (LightGCN), or norms alone
     SampledGraph   learned layers over drawn neighbours (GraphSAGE)
 
 A training makes vectors where its step needs them (`rec_jax.train.propagated`,
@@ -21,7 +21,7 @@ from rec_jax.data.interaction_graph import interaction_edges
 from rec_jax.mesh import Axes, row_sharding
 from rec_jax.model.aggregation import all_layers
 from rec_jax.model.encoder import Encoder, Params
-from rec_jax.model.encoders import EncoderConfig, graph_layers, sampling_of
+from rec_jax.model.encoders import EncoderConfig, graph_layers, sampling_of, unit_vectors
 from rec_jax.model.neighbours import SampledGraph, make_sampled_graph, on_every_device
 from rec_jax.model.propagation import Graph, open_graph, propagate_now
 from rec_jax.model.rows import RowSource
@@ -37,7 +37,7 @@ def graph_of(config: EncoderConfig, dataset: Dataset, mesh: Mesh) -> AnyGraph | 
     it reads none."""
     sampling = sampling_of(config)
     if sampling is None:
-        return open_graph(dataset, graph_layers(config), mesh)
+        return open_graph(dataset, graph_layers(config), mesh, unit=unit_vectors(config))
     return on_every_device(make_sampled_graph(
         interaction_edges(dataset), padded_size(dataset.num_users),
         padded_size(dataset.num_items), *sampling), mesh)  # type: ignore[no-any-return]

@@ -12,6 +12,9 @@ for the backward pass, and neither direction adds two numbers at one place at on
 accelerator would give other bits each time. A sum over neighbours is a loop over the j-th neighbour
 of all rows, for rows that have about as many of them.
 
+With `unit` a vector is then divided by its norm; so it may be without any layer, where rows are
+vectors but for their norms.
+
 P acts on each column alone. On a mesh each device takes some columns of all rows, for which the
 rows travel once in each direction, however many layers there are; every device has the graph.
 """
@@ -58,33 +61,39 @@ class Neighbours(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Graph:
-    """The neighbours of all users and of all items; a pytree. layers: K, static."""
+    """The neighbours of all users and of all items; a pytree. layers: K, static, 0: nobody has
+    any; unit: vectors have norm 1, static."""
 
     users: Neighbours
     items: Neighbours
     layers: int = field(metadata={"static": True})
+    unit: bool = field(default=False, metadata={"static": True})
 
 
-def open_graph(dataset: Dataset, layers: int, mesh: Mesh) -> Graph | None:
-    """The graph of a dataset's training part, whole on every device; None without layers."""
-    if not layers:
+def open_graph(dataset: Dataset, layers: int, mesh: Mesh, *, unit: bool = False) -> Graph | None:
+    """The graph of a dataset's training part, whole on every device; None without layers, where
+    rows keep their norms."""
+    if not layers and not unit:
         return None
     whole = replicated(mesh)
 
     def place(host: npt.NDArray[Any]) -> Array:
         return jax.make_array_from_callback(host.shape, whole, lambda index: host[index])
 
-    graph = make_graph(interaction_edges(dataset), padded_size(dataset.num_users),
-                       padded_size(dataset.num_items), layers)
+    nobody = np.zeros(0, np.int32)
+    edges = interaction_edges(dataset) if layers else Edges(nobody, nobody)
+    graph = make_graph(edges, padded_size(dataset.num_users), padded_size(dataset.num_items),
+                       layers, unit=unit)
     return jax.tree.map(place, graph)  # type: ignore[no-any-return]
 
 
-def make_graph(edges: Edges, num_users: int, num_items: int, layers: int) -> Graph:
+def make_graph(edges: Edges, num_users: int, num_items: int, layers: int, *,
+               unit: bool = False) -> Graph:
     """The graph of distinct edges for so many rows of each table, in numpy."""
     by_item = np.argsort(edges.items, kind="stable")
     return Graph(_neighbours(edges.users, edges.items, num_users, num_items),
                  _neighbours(edges.items[by_item], edges.users[by_item], num_items, num_users),
-                 layers)
+                 layers, unit)
 
 
 def _neighbours(owners: npt.NDArray[np.int32], others: npt.NDArray[np.int32], count: int,
@@ -126,8 +135,16 @@ def folded(neighbours: Neighbours, rows: Array, join: Callable[[Array, Array], A
 
 def propagate(graph: Graph, rows: Rows, mesh: Mesh, over: Axes) -> dict[str, Array]:
     """The vectors f32 of all users and items, of the shapes of `rows`; over: axes that cut them."""
-    return _propagate(graph, {name: rows[name].astype(jnp.float32) for name in (ITEMS, USERS)},
-                      mesh, over)
+    vectors = {name: rows[name].astype(jnp.float32) for name in (ITEMS, USERS)}
+    if graph.layers:
+        vectors = _propagate(graph, vectors, mesh, over)
+    return {name: unit(one) for name, one in vectors.items()} if graph.unit else vectors
+
+
+def unit(vectors: Array) -> Array:
+    """Vectors f32 `[n, d]` divided by their norms; one of 0 stays."""
+    squares = jnp.sum(vectors * vectors, axis=1, keepdims=True)
+    return vectors * jnp.where(squares > 0, jax.lax.rsqrt(jnp.where(squares > 0, squares, 1)), 0)
 
 
 propagate_now = jax.jit(propagate, static_argnums=(2, 3))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rec_jax.errors import InputError
-from rec_jax.model.encoders import graph_layers
+from rec_jax.model.encoders import derives_vectors
 from rec_jax.objectives.base import Keys, Search, Task
 from rec_jax.run import RunConfig, tables_of
 from rec_jax.tables import USERS
@@ -17,9 +17,10 @@ from rec_jax.tables import USERS
 
 def check_known(config: RunConfig) -> None:
     """Raises InputError for a model whose step is not known from sizes alone."""
-    if graph_layers(config.encoder):
-        raise InputError(f"encoder {config.encoder.kind!r} propagates over the graph of a dataset, "
-                         "and a plan knows no dataset; expected an encoder without a graph")
+    if derives_vectors(config.encoder):
+        raise InputError(f"encoder {config.encoder.kind!r} makes vectors of all rows, by the graph "
+                         "of a dataset or by their norms, and a plan counts steps on rows alone; "
+                         "expected an encoder without a graph, and no encoder.unit")
 
 
 def batch_shapes(config: RunConfig) -> dict[str, Any]:

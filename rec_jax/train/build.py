@@ -38,7 +38,7 @@ from rec_jax.model.encoder import (
     with_tables,
     without_codes,
 )
-from rec_jax.model.encoders import graph_layers, uses_users
+from rec_jax.model.encoders import derives_vectors, uses_users
 from rec_jax.model.graphs import AnyGraph, graph_of, of_vectors, served_vectors
 from rec_jax.model.lora import adapted_in, init_lora
 from rec_jax.model.optimizer import dense_optimizer, schedule
@@ -161,9 +161,9 @@ def build(config: RunConfig) -> Built:
     tables, modes = tables_of(config), modes_of(config, choice.mode)
     still = [] if texts is None or texts.content.train == "all" else texts.parameters
     tuning = find_tuning(config.tune, params, tables, [*adapted_in(params), *still])
-    if graph_layers(config.encoder) and any(map(tuning.freezes_table, tables)):
-        raise InputError("tune: the rows of users and items that a graph joins train together; "
-                         "expected no frozen table")
+    if derives_vectors(config.encoder) and any(map(tuning.freezes_table, tables)):
+        raise InputError("tune: the rows of users and items train together where vectors are made "
+                         "of them; expected no frozen table")
     optimizer = dense_optimizer(config.optimizer, horizon.total, tuning)
     counts = {name: dataset.num_users if name == USERS else dataset.num_items for name in tables}
     over = rows_over(choice.mode)

@@ -19,7 +19,7 @@ from rec_jax.data.interaction_graph import distinct_edges, interaction_edges
 from rec_jax.errors import InputError
 from rec_jax.inference.export import load_embeddings
 from rec_jax.inference.served import open_rows
-from rec_jax.model.encoders import lightgcn
+from rec_jax.model.encoders import lightgcn, user
 from rec_jax.model.propagation import make_graph
 from rec_jax.objectives import next_item
 from rec_jax.plan.shapes import check_known
@@ -42,22 +42,29 @@ def normalised(edges: Any, users: int, items: int) -> np.ndarray:
     return sum(np.linalg.matrix_power(normal, k) for k in range(LAYERS + 1)) / (LAYERS + 1)
 
 
-@pytest.mark.parametrize(("mesh", "accumulate"), [
-    ((1, 1), 2), pytest.param((2, 4), 1, marks=pytest.mark.slow)], ids=str)
-def test_a_step_descends_on_the_rows_below_the_vectors(mesh: tuple[int, int], accumulate: int
-                                                       ) -> None:
+@pytest.mark.parametrize(("mesh", "accumulate", "layers", "unit"), [
+    ((1, 1), 2, LAYERS, False), ((1, 1), 1, 0, True), *(
+        pytest.param(*case, marks=pytest.mark.slow) for case in (
+            ((2, 4), 1, LAYERS, False), ((2, 4), 1, LAYERS, True), ((2, 4), 1, 0, True)))], ids=str)
+def test_a_step_descends_on_the_rows_below_the_vectors(
+        mesh: tuple[int, int], accumulate: int, layers: int, unit: bool) -> None:
     random = np.random.default_rng(1)
     edges = distinct_edges(random.integers(0, U, 60), random.integers(0, V, 60), V)
     graph = jax.tree.map(jnp.asarray,
-                         make_graph(edges, padded_size(U), padded_size(V), LAYERS))
-    trained = Trained(next_item.Config(backend="xla"), lightgcn.Config(layers=LAYERS), "dense",
-                      mesh, accumulate=accumulate, graph=graph)
-    dense = normalised(edges, U, V)
+                         make_graph(edges, padded_size(U), padded_size(V), layers, unit=unit))
+    encoder = lightgcn.Config(layers=layers, unit=unit) if layers else user.Config(unit=unit)
+    scale = 5.0 if unit else 1.0
+    trained = Trained(next_item.Config(backend="xla", scale=scale), encoder, "dense", mesh,
+                      accumulate=accumulate, graph=graph)
+    dense = normalised(edges, U, V) if layers else np.eye(U + V)
     batch = {name: value.reshape(ROWS, -1) for name, value in trained.batch.items()}
 
     def loss(params: Any, items: Any, users: Any) -> Any:
         vectors = jnp.asarray(dense) @ jnp.concatenate([users, items])
-        logs = log_softmax(trained.queries(params, vectors[U:], vectors[:U]) @ vectors[U:].T)
+        if unit:
+            vectors = vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
+        queries = trained.queries(params, vectors[U:], vectors[:U])
+        logs = log_softmax(scale * queries @ vectors[U:].T)
         row, place = np.nonzero(batch["targets"] >= 0)
         return -jnp.mean(logs[row, place, batch["targets"][row, place]])
 
@@ -99,10 +106,41 @@ def test_a_run_learns_goes_on_to_the_same_bits_and_answers(tiny_mapping: Mapping
         open_rows(Run(tmp_path / "whole"))
 
 
-def stored_rows(run: Path) -> dict[str, np.ndarray]:
-    """The rows of both tables as the checkpoint of the last step has them."""
+def test_unit_vectors_are_rows_over_their_norms_wherever_they_are_seen(
+        tiny_mapping: Mapping, tmp_path: Path) -> None:
+    mapping = tiny_mapping("train.steps=4", "train.evaluate_every=1000.0", "optimizer.rate=1e-1")
+    api.train(config.build(RunConfig, mapping | {
+        "encoder": {"kind": "user", "unit": True},
+        "objective": {"kind": "next_item", "scale": 10.0, "backend": "xla"}}), run=tmp_path / "run")
+    stored = stored_rows(tmp_path / "run", 4)
+    items, users = (load_embeddings(api.export(tmp_path / "run", out=tmp_path / what, what=what))
+                    for what in ("items", "users"))
+    for name, found in (("items", items), ("users", users)):
+        rows = stored[name][:len(found.ids)]
+        np.testing.assert_allclose(
+            found.vectors, rows / np.linalg.norm(rows, axis=1, keepdims=True), atol=1e-6)
+    cosines = users.vectors[3] @ items.vectors.T
+    best = api.recommend(tmp_path / "run", user=str(users.ids[3]), k=1, filter_seen=False)[0]
+    assert best.item == items.ids[int(np.argmax(cosines))]
+    with pytest.raises(InputError, match="makes its item vectors of all rows"):
+        open_rows(Run(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(("encoder", "objective", "said"), [
+    ({"kind": "user", "unit": True, "item_bias": True}, {}, "no column for a bias"),
+    ({"kind": "graphsage", "unit": True}, {}, "vectors of any norm"),
+    ({"kind": "user", "unit": True}, {"kind": "rating"}, "reads biases in the last columns")])
+def test_unit_vectors_that_cannot_be_are_refused(
+        encoder: dict[str, Any], objective: dict[str, Any], said: str, tiny_mapping: Mapping
+        ) -> None:
+    with pytest.raises(InputError, match=said):
+        config.build(RunConfig, tiny_mapping() | {"encoder": encoder, "objective": objective})
+
+
+def stored_rows(run: Path, step: int = 12) -> dict[str, np.ndarray]:
+    """The rows of both tables as the checkpoint of a step has them."""
     with Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
-        opened = checkpoints.open(12)
+        opened = checkpoints.open(step)
         sources = {name: opened.items["model"][f"['tables']['{name}']"]
                    for name in ("items", "users")}
         return {name: np.asarray(source.read(0, source.shape[0]), np.float64)

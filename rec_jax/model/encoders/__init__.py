@@ -7,9 +7,11 @@ One file an encoder. Each holds a frozen `Config` whose `build` returns a `flax.
 from rec_jax.model.encoders.base import (
     EncoderConfig,
     Inputs,
+    derives_vectors,
     graph_layers,
     reads_history,
     sampling_of,
+    unit_vectors,
     uses_times,
     uses_users,
 )
@@ -23,5 +25,5 @@ ENCODERS = {
     "user": "rec_jax.model.encoders.user",
 }
 
-__all__ = ["ENCODERS", "EncoderConfig", "Inputs", "graph_layers", "reads_history", "sampling_of",
-           "uses_times", "uses_users"]
+__all__ = ["ENCODERS", "EncoderConfig", "Inputs", "derives_vectors", "graph_layers",
+           "reads_history", "sampling_of", "unit_vectors", "uses_times", "uses_users"]

@@ -51,7 +51,8 @@ class EncoderConfig(Protocol):
     inputs, so that every item of a history is a label of a causal objective. A property
     `graph_layers` above 0 says that the vectors of users and items are made of their rows by so
     many layers of a graph: of `rec_jax.model.propagation`, or where there is a property `samples`
-    of `rec_jax.model.aggregation`. A property `drop` is the share of steps in which an item has no
+    of `rec_jax.model.aggregation`. A property `unit` that is true says that these vectors have
+    norm 1. A property `drop` is the share of steps in which an item has no
     row of its own.
     """
 
@@ -86,9 +87,18 @@ def reads_history(config: EncoderConfig) -> bool:
 
 
 def graph_layers(config: EncoderConfig) -> int:
-    """Layers of propagation that make vectors of the rows of users and items; 0: rows are vectors.
-    """
+    """Layers of a graph that make vectors of the rows of users and items; 0: there is no graph."""
     return int(getattr(config, "graph_layers", 0))
+
+
+def unit_vectors(config: EncoderConfig) -> bool:
+    """Whether the vectors of users and items are made of their rows with norm 1."""
+    return bool(getattr(config, "unit", False))
+
+
+def derives_vectors(config: EncoderConfig) -> bool:
+    """Whether the vectors of users and items are made of their rows, and are not these."""
+    return graph_layers(config) > 0 or unit_vectors(config)
 
 
 def sampling_of(config: EncoderConfig) -> tuple[tuple[int, ...], str] | None:

@@ -42,6 +42,9 @@ class Config(user.Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self, "encoder.", drop=at_least(0, 1), fan_out=at_least(1, MOST_PLACES))
+        if self.unit:
+            raise InputError("encoder.unit: the layers of 'graphsage' end in vectors of any norm; "
+                             "expected encoder.unit = false, or encoder.kind = 'lightgcn'")
         if not 1 <= len(self.fan_out) <= MOST_LAYERS:
             raise InputError(f"encoder.fan_out has {len(self.fan_out)} numbers; expected one a "
                              f"layer, for 1 to {MOST_LAYERS} layers")
