@@ -5,7 +5,10 @@ items of the history's labels, p_j = r_j^power / sum of r^power:
 
     KL(p || softmax(scores)) = lse - sum_j p_j s_j + sum_j p_j log p_j
 
-with one log-normaliser a history, however many items were rated. With the encoder `user` every
+with one log-normaliser a history, however many items were rated. A step's loss is the mean over its
+histories, each of which may count by a power of its number n of labels: with n^0 all are alike, and
+with n^1 all labels are, which is the likelihood of draws from each user's softmax (Liang et al.,
+WWW 2018). With the encoder `user` every
 item of a user is a label, and a step's N queries are its users; with one that reads histories it is
 the items that come next, of which the query has seen all but the last: hence the user's own row is
 what it is made for.
@@ -33,14 +36,17 @@ class Config(FullSoftmax):
     power: of the ratings, which sharpens their distribution above 1 and flattens it below; 0: all
       items of a user alike, and the dataset needs no ratings. Items whose rating is not above 0
       are no labels otherwise.
+    count_power: of the number of a history's labels, by which its divergence counts; 0: all
+      histories alike, 1: all labels alike.
     """
 
     kind: str = "rating_distribution"
     power: float = 1.0
+    count_power: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, "objective.", power=at_least(0, 100))
+        check(self, "objective.", power=at_least(0, 100), count_power=at_least(0, 1))
 
     @property
     def causal(self) -> bool:
@@ -57,7 +63,7 @@ class Config(FullSoftmax):
         del keys, num_items
         targets = batch["targets"]
         rated = batch["values/rating"] if self.power else jnp.ones(targets.shape, jnp.float32)
-        one = functools.partial(distributions, power=self.power)
+        one = functools.partial(distributions, power=self.power, count_power=self.count_power)
         return jax.vmap(one)(targets, batch["segments"], batch["histories"],
                              jnp.where(targets >= 0, jnp.maximum(rated, 0.0), 0.0))
 
@@ -67,7 +73,7 @@ class Config(FullSoftmax):
 
 
 def distributions(targets: Array, segments: Array, histories: Array, rated: Array,
-                  power: float) -> Task:
+                  power: float, count_power: float = 0.0) -> Task:
     """The task of one micro-batch: query i is that of history i of its row, N = B * S.
 
     targets, segments: int32 `[B, L]`; histories: int32 `[B, S]`, where each ends, -1 for none;
@@ -87,6 +93,7 @@ def distributions(targets: Array, segments: Array, histories: Array, rated: Arra
     where = (jnp.maximum(histories, 0) + length * jnp.arange(rows)[:, None]).reshape(-1)
     labels = jnp.maximum(targets, 0).reshape(-1)
     present = (histories.reshape(-1) >= 0) & (total > 0)
-    return Task(where.astype(jnp.int32), labels[where], present.astype(jnp.float32),
+    counted = jnp.zeros(rows * most).at[flat].add(value > 0) ** count_power if count_power else 1.0
+    return Task(where.astype(jnp.int32), labels[where], jnp.where(present, counted, 0.0),
                 labels=Labels(flat, labels, share),
                 values={"negative_entropy": jnp.zeros(rows * most).at[flat].add(terms)})

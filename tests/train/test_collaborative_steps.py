@@ -24,20 +24,22 @@ def flat(trained: Trained) -> dict[str, np.ndarray]:
     return {name: value.reshape(-1, value.shape[-1]) for name, value in trained.batch.items()}
 
 
-@pytest.mark.parametrize(("power", "mode", "mesh"), [
-    (1.0, "dense", (1, 1)), (1.0, "streamed", (2, 4)), (0.0, "dense", (1, 1)),
-    (2.5, "streamed", (1, 1)), *(pytest.param(*case, marks=pytest.mark.slow) for case in (
-        (1.0, "dense", (2, 4)), (1.0, "streamed", (1, 1)), (0.0, "streamed", (1, 1)),
-        (2.5, "dense", (1, 1))))], ids=str)
-def test_the_divergence_from_a_users_ratings(power: float, mode: str,
+@pytest.mark.parametrize(("power", "count_power", "mode", "mesh"), [
+    (1.0, 0.0, "dense", (1, 1)), (1.0, 0.5, "streamed", (2, 4)), (0.0, 1.0, "dense", (1, 1)),
+    (2.5, 0.0, "streamed", (1, 1)), *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        (1.0, 1.0, "dense", (2, 4)), (1.0, 0.0, "streamed", (1, 1)), (0.0, 0.5, "streamed", (1, 1)),
+        (2.5, 1.0, "dense", (1, 1))))], ids=str)
+def test_the_divergence_from_a_users_ratings(power: float, count_power: float, mode: str,
                                              mesh: tuple[int, int]) -> None:
-    """Each user's ratings give a distribution, by powers, and with it a loss."""
-    trained = Trained(rating_distribution.Config(power=power, backend="xla", scale=1.5),
+    """Each user's ratings give a distribution, by powers, and with it a loss, which counts by how
+    many they are."""
+    trained = Trained(rating_distribution.Config(power=power, count_power=count_power,
+                                                 backend="xla", scale=1.5),
                       user.Config(), mode, mesh)
     batch = flat(trained)
 
     def loss(params: Any, items: Any, users: Any) -> Any:
-        queries, total, count = trained.queries(params, items, users), 0.0, 0
+        queries, total, count = trained.queries(params, items, users), 0.0, 0.0
         for row in range(ROWS):
             for segment, last in ((1, 2), (2, 4)):
                 own = (batch["segments"][row] == segment) & (batch["targets"][row] >= 0)
@@ -46,7 +48,9 @@ def test_the_divergence_from_a_users_ratings(power: float, mode: str,
                 share = batch["values/rating"][row][own].astype(np.float64) ** power
                 share /= share.sum()
                 logs = log_softmax(1.5 * queries[row, last] @ items.T)[batch["targets"][row][own]]
-                total, count = total + jnp.sum(share * (np.log(share) - logs)), count + 1
+                weight = own.sum() ** count_power
+                total += weight * jnp.sum(share * (np.log(share) - logs))
+                count += weight
         return total / count
 
     trained.check(loss)
