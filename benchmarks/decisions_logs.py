@@ -161,8 +161,9 @@ def distance_from_log(served: Served, users: int = 64) -> float:
     return float(jnp.mean(jnp.sum(chance * (np.log(chance) - logs), axis=-1)))
 
 
-def synthetic(seeds: int, users: int, steps: int, names: list[str]) -> dict[str, Any]:
-    """True returns by objective and seed of the log and of the run."""
+def synthetic(seeds: int, users: int, steps: int, names: list[str],
+              save: Callable[[dict[str, Any]], None]) -> None:
+    """True returns by objective and seed of the log and of the run, saved after each seed."""
     settings = {
         "data": {"length": ENVIRONMENT.horizon, "pack": False}, "table": {"dim": 16},
         "encoder": {"kind": "transformer", "layers": 1, "heads": 2, "hidden": 2, "dropout": 0.0},
@@ -193,9 +194,9 @@ def synthetic(seeds: int, users: int, steps: int, names: list[str]) -> dict[str,
                 print(seed, name, *(round(each[-1], 2) for each in (
                     one["returns"], one["by_values"], one["distance_from_log"]) if each),
                     file=sys.stderr, flush=True)
-    for each in found["objectives"].values():
-        each["mean"] = float(np.mean(each["returns"]))
-    return {**found, "log_return": float(np.mean(logs))}
+        for each in found["objectives"].values():
+            each["mean"] = float(np.mean(each["returns"]))
+        save({**found, "seeds": seed + 1, "log_return": float(np.mean(logs))})
 
 
 def invoices(raw: Path, seed: int) -> pl.DataFrame:
@@ -261,8 +262,8 @@ def money_of_lists(served: Served, length: int) -> dict[str, float]:
 
 
 def retail(raw: Path, work: Path, seeds: int, epochs: float, names: list[str],
-           report: Callable[[str], None]) -> dict[str, Any]:
-    """NDCG@10 and money of the lists, by objective and seed."""
+           report: Callable[[str], None], save: Callable[[dict[str, Any]], None]) -> None:
+    """NDCG@10 and money of the lists, by objective and seed, saved after each seed."""
     work.mkdir(parents=True, exist_ok=True)
     folder = work / "dataset"
     dataset = Dataset.open(folder) if folder.exists() else write_retail(raw, folder)
@@ -288,10 +289,10 @@ def retail(raw: Path, work: Path, seeds: int, epochs: float, names: list[str],
                    **money_of_lists(served, settings["data"]["length"])}
             found["objectives"][name]["runs"].append(one)
             report(f"{seed} {name} {one}")
-    for each in found["objectives"].values():
-        each["mean"] = {key: float(np.mean([run[key] for run in each["runs"]]))
-                        for key in ("ndcg@10", "hit_money@10", "list_money@10", "hr@10")}
-    return found
+        for each in found["objectives"].values():
+            each["mean"] = {key: float(np.mean([run[key] for run in each["runs"]]))
+                            for key in ("ndcg@10", "hit_money@10", "list_money@10", "hr@10")}
+        save({**found, "seeds": seed + 1})
 
 
 def main() -> None:
@@ -310,14 +311,17 @@ def main() -> None:
     given = parser.parse_args()
     settings = SYNTHETIC if given.what == "synthetic" else RETAIL
     names = [name for name in given.objectives or settings if name in settings]
+
+    def save(found: dict[str, Any]) -> None:
+        record(given.out, found)
+
     if given.what == "synthetic":
-        found = synthetic(given.seeds, given.users, given.steps, names)
+        synthetic(given.seeds, given.users, given.steps, names, save)
     else:
         if given.raw is None:
             parser.error("retail needs --raw")
-        found = retail(given.raw, given.work, given.seeds, given.epochs, names,
-                       lambda line: print(line, file=sys.stderr, flush=True))
-    record(given.out, found)
+        retail(given.raw, given.work, given.seeds, given.epochs, names,
+               lambda line: print(line, file=sys.stderr, flush=True), save)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def peer(python: Path, sees: str, seed: int, turns: int, threads: int) -> list[s
     environment = choc_kale.Config()
     chocolate = Path(tempfile.gettempdir()) / "choc_kale_chocolate.npy"
     np.save(chocolate, np.asarray(environment.open().chocolate, np.float64))
-    return [str(python), str(HERE / "peers" / "run_stable_baselines3.py"), json.dumps({
+    return [str(python), str(HERE / "peers" / "play_stable_baselines3.py"), json.dumps({
         "environment": {**asdict(environment), "chocolate": str(chocolate)}, "sees": sees,
         "settings": SETTINGS, "seed": seed, "turns": turns, "every": turns // 15, "users": USERS,
         "threads": threads, "began": time.time()})]
