@@ -4,16 +4,18 @@
     python benchmarks/decisions.py scale      --out benchmarks/results/decisions_scale.json
     python benchmarks/decisions.py throughput --out benchmarks/results/decisions_throughput.json
 
-choc_kale: REINFORCE and DQN, looking at the next reward alone and far ahead, over seeds, held
-against the optimum of the environment by dynamic programming; learning curves beside it as PNG.
+choc_kale: REINFORCE, DQN, SQN and SA2C, looking at the next reward alone and far ahead, over
+seeds, held against the optimum of the environment by dynamic programming; learning curves beside it
+as PNG, with those of an earlier record (`--beside`) that has other agents.
 scale: the step of a policy gradient and of Q-learning beside that of the next item, over large
 catalogues; turns are taken round by round, so that their ratios hold.
-throughput: turns of users a second, beside the same environment as a loop in plain Python.
+throughput: turns of users a second, beside the same environments as a loop in plain Python.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from peers.plain_users import PlainChocKale, PlainInterest
 
 from rec_jax import config as configs
 from rec_jax import shipped, streams
@@ -42,10 +45,23 @@ from rec_jax.tables import ITEMS, RowOptimizerConfig, TableConfig, init_table, r
 from rec_jax.train.state import init_state
 from rec_jax.train.step import make_train_step, place_batch
 
-AGENTS = {"reinforce": "choc_kale_reinforce", "dqn": "choc_kale_dqn"}
 DISCOUNTS = (0.0, 0.95)
-# What keeps a policy from settling early is in the units of the rewards that it looks at.
-SMALL = {("reinforce", 0.0): ["objective.entropy=0.1"]}
+_TWO_HEADS = ['objective.kind="supervised_q"', 'acting.policy="sample"']
+AGENTS: dict[str, tuple[str, list[str]]] = {
+    "reinforce": ("choc_kale_reinforce", []),
+    "dqn": ("choc_kale_dqn", []),
+    # The same store, targets and average; what acts is the softmax of what was taken.
+    "sqn": ("choc_kale_dqn", [*_TWO_HEADS, 'objective.form="sqn"']),
+    "advantage": ("choc_kale_dqn", [*_TWO_HEADS, 'objective.form="advantage"']),
+}
+"""Of each a shipped config, and what differs from it."""
+# Looking at the next reward alone, rewards and their differences are smaller: what keeps a policy
+# from settling early is in their units, and values need no steps.
+_VALUES = ["objective.steps=1", "objective.reward_scale=0.1"]
+NEXT_REWARD = {"reinforce": ["objective.entropy=0.1"], "dqn": _VALUES, "sqn": _VALUES,
+               "advantage": _VALUES}
+KEYS = 8
+"""Evaluations whose mean is what a run reached: of so many times `train.episodes` users."""
 
 
 def optimum(config: choc_kale.Config, discount: float, cells: int = 801) -> float:
@@ -76,61 +92,86 @@ def optimum(config: choc_kale.Config, discount: float, cells: int = 801) -> floa
     return float(np.interp(begin, exposure, earned).mean())
 
 
+def lines_of(agent: str, discount: float, seed: int) -> list[str]:
+    """What a run of an agent has in its config beside the shipped one."""
+    return [*AGENTS[agent][1], f"objective.discount={discount}", f"seed={seed}",
+            *(NEXT_REWARD[agent] if discount == 0 else [])]
+
+
 def learn_choc_kale(agents: list[str], seeds: int, steps: int | None) -> dict[str, Any]:
     """Returns by agent, discount and seed, with the curve of each."""
     found: dict[str, Any] = {"optimum": {}, "runs": []}
     for discount in DISCOUNTS:
         found["optimum"][str(discount)] = optimum(choc_kale.Config(), discount)
+    for seed in range(seeds):
         for name in agents:
-            for seed in range(seeds):
-                lines = [f"objective.discount={discount}", f"seed={seed}",
-                         *SMALL.get((name, discount), [])]
+            for discount in DISCOUNTS:
+                lines = lines_of(name, discount, seed)
                 lines += [] if steps is None else [f"train.steps={steps}"]
                 found["runs"].append({"agent": name, "discount": discount, "seed": seed,
-                                      **learn(AGENTS[name], lines)})
-                print(found["runs"][-1]["agent"], discount, seed,
-                      round(found["runs"][-1]["best_items"], 1), file=sys.stderr, flush=True)
+                                      **learn(AGENTS[name][0], lines)})
+                print(name, discount, seed, round(found["runs"][-1]["best_items"], 1),
+                      file=sys.stderr, flush=True)
     return found
 
 
-def learn(name: str, lines: list[str]) -> dict[str, Any]:
-    """One run of a shipped config: its curve, and what its last weights earn."""
+def learn(name: str, lines: list[str], began: float | None = None) -> dict[str, Any]:
+    """One run of a shipped config: its curve, and what its last weights earn.
+
+    A point of the curve is episodes, return of the best items, return of draws, and the seconds
+    since `began` (time.time(); by default now), without those of evaluations.
+    """
+    began = time.time() if began is None else began
     config = configs.load(AgentConfig, shipped.locate(name), lines)
     agent = build_agent(config)
     state = agent.first()
-    players = {policy: make_player(agent, policy) for policy in ("greedy", "sample")}  # type: ignore[arg-type]
-    key = streams.of_run(1_000 + config.seed, streams.PLAY)
-    curve, seconds = [], 0.0
+    players = {policy: make_player(agent, policy)  # type: ignore[arg-type]
+               for policy in ("greedy", "sample")}
+    # Of an agent that plays its best items draws say nothing.
+    shown = ["greedy", *(["sample"] if config.acting.policy == "sample" else [])]
+
+    def earned(policy: str, stream: int) -> float:
+        key = streams.of_run(stream + config.seed, streams.PLAY)
+        return float(np.mean(np.asarray(players[policy](evaluated(state.training), key))))
+
+    curve, seconds, start, apart = [], 0.0, 0.0, 0.0
     for done in range(1, config.train.steps + 1):
         begin = time.perf_counter()
         state, _ = jax.block_until_ready(agent.step(state))
         seconds += (time.perf_counter() - begin) if done > 1 else 0.0  # the first one compiles
+        start = time.time() - began if done == 1 else start
         if done % config.train.evaluate_every == 0 or done == config.train.steps:
-            weights = evaluated(state.training)
-            earned = {policy: float(np.mean(np.asarray(player(weights, key))))
-                      for policy, player in players.items()}
-            curve.append([done * config.acting.episodes, earned["greedy"], earned["sample"]])
-    return {"best_items": curve[-1][1], "draws": curve[-1][2], "curve": curve,
-            "steps": config.train.steps, "episodes": curve[-1][0], "seconds": seconds}
+            now = time.time()
+            points = {policy: earned(policy, 1_000) for policy in shown}
+            curve.append([done * config.acting.episodes, points["greedy"], points.get("sample"),
+                          now - began - apart])
+            apart += time.time() - now
+    reached = {policy: float(np.mean([earned(policy, 2_000 + 1_000 * key) for key in range(KEYS)]))
+               for policy in shown}
+    return {"best_items": reached["greedy"], "draws": reached.get("sample"), "curve": curve,
+            "steps": config.train.steps, "episodes": curve[-1][0], "seconds": seconds,
+            "start_seconds": start, "evaluated_on": KEYS * config.train.episodes}
 
 
-def draw_curves(found: dict[str, Any], path: Path) -> None:
+def draw_curves(found: dict[str, Any], beside: list[dict[str, Any]], path: Path) -> None:
     """A picture of all curves by discount, with the optimum."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    runs = [*found["runs"], *(run for each in beside for run in each["runs"])]
+    names = [name for name in AGENTS if any(run["agent"] == name for run in runs)]
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     for axis, discount in zip(figure.subplots(1, len(DISCOUNTS)), DISCOUNTS, strict=True):
-        for place, name in enumerate(AGENTS):
-            runs = [run for run in found["runs"]
-                    if (run["agent"], run["discount"]) == (name, discount)]
-            for number, run in enumerate(runs):
-                points = np.array(run["curve"])
-                axis.plot(points[:, 0], points[:, 2 if name == "reinforce" else 1], lw=1,
+        for place, name in enumerate(names):
+            own = [run["curve"] for run in runs
+                   if (run["agent"], run["discount"]) == (name, discount)]
+            for number, curve in enumerate(own):
+                axis.plot([point[0] for point in curve], [point[1] for point in curve], lw=1,
                           color=f"C{place}", label=None if number else name)
         axis.axhline(found["optimum"][str(discount)], ls=":", color="k", label="optimum")
-        axis.set(xlabel="episodes", ylabel="return", title=f"discount {discount:g}")
+        axis.set(xlabel="episodes", ylabel="return of the best items",
+                 title=f"discount {discount:g}", ylim=(0, None))
         axis.legend(frameon=False)
     figure.savefig(path, dpi=120)
 
@@ -196,31 +237,6 @@ def scale(sizes: list[int], rounds: int) -> dict[str, Any]:
     return found
 
 
-class PlainChocKale:
-    """The environment as an object for one user, in plain Python and numpy, as RecSim's are."""
-
-    def __init__(self, config: choc_kale.Config, chocolate: np.ndarray, seed: int) -> None:
-        self.config, self.chocolate = config, chocolate
-        self.random = np.random.default_rng(seed)
-
-    def reset(self) -> None:
-        """A new user."""
-        self.exposure = (self.random.random() - 0.5) / (1 - self.config.memory)
-        self.left = self.config.horizon
-
-    def step(self, slate: list[int]) -> tuple[float, bool]:
-        """Reward, and whether the user leaves."""
-        config, share = self.config, self.chocolate[slate[0]]
-        satisfaction = 1 / (1 + np.exp(-config.sensitivity * self.exposure))
-        mean = share * config.choc_mean + (1 - share) * config.kale_mean
-        deviation = share * config.choc_deviation + (1 - share) * config.kale_deviation
-        reward = np.exp(self.random.normal(satisfaction * mean, deviation))
-        self.exposure = (config.memory * self.exposure + 1 - 2 * share
-                         + self.random.normal(0, config.innovation))
-        self.left -= 1
-        return float(reward), self.left == 0
-
-
 def throughput(users: int, seconds: float) -> dict[str, Any]:
     """Turns of users a second, any items shown."""
     found: dict[str, Any] = {"users": users}
@@ -243,17 +259,29 @@ def throughput(users: int, seconds: float) -> dict[str, Any]:
             done, _ = jax.block_until_ready(run(jax.random.key(number)))
             turns += int(done)
         found[name] = turns / (time.perf_counter() - begin)
-    config = choc_kale.Config()
-    plain = PlainChocKale(config, np.asarray(config.open().chocolate), 0)
+    kale, moved = choc_kale.Config(), interest.Config()
+    topics = moved.open()
+    for name, plain in (
+            ("choc_kale", PlainChocKale(kale, np.asarray(kale.open().chocolate), 0)),
+            ("interest", PlainInterest(moved, np.asarray(topics.topic),
+                                       np.asarray(topics.quality), 0))):
+        found[f"{name}_python_loop"] = loop(plain, seconds)
+        found[f"{name}_times_the_loop"] = found[name] / found[f"{name}_python_loop"]
+    return found
+
+
+def loop(user: PlainChocKale | PlainInterest, seconds: float) -> float:
+    """Turns a second of one user after the other, any items shown."""
+    items = user.config.items
+    slate = getattr(user.config, "slate", 1)
     turns, begin = 0, time.perf_counter()
     while time.perf_counter() - begin < seconds:
-        plain.reset()
+        user.reset()
         done = False
         while not done:
-            _, done = plain.step([int(plain.random.integers(config.items))])
+            _, done = user.step(user.random.integers(items, size=slate).tolist())
             turns += 1
-    found["choc_kale_python_loop"] = turns / (time.perf_counter() - begin)
-    return found
+    return turns / (time.perf_counter() - begin)
 
 
 def main() -> None:
@@ -263,6 +291,8 @@ def main() -> None:
     parser.add_argument("what", choices=["choc_kale", "scale", "throughput"])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--agents", nargs="+", choices=list(AGENTS), default=list(AGENTS))
+    parser.add_argument("--beside", type=Path, nargs="+", default=[], metavar="JSON",
+                        help="records of other agents, whose curves are drawn too")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, help="of a choc_kale run; its config's by default")
     parser.add_argument("--sizes", type=int, nargs="+", default=[10**6, 10**7])
@@ -272,7 +302,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.what == "choc_kale":
         found = learn_choc_kale(given.agents, given.seeds, given.steps)
-        draw_curves(found, given.out.with_suffix(".png"))
+        draw_curves(found, [json.loads(path.read_text()) for path in given.beside],
+                    given.out.with_suffix(".png"))
     elif given.what == "scale":
         found = scale(given.sizes, given.rounds)
     else:

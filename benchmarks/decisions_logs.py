@@ -6,7 +6,9 @@
 
 synthetic: a policy that likes chocolate shows items to users of `choc_kale`, and writes down what
 it showed, with which probability, and what came of it. The runs see that log alone; then each shows
-its best items to users of the same environment, whose optimum is known, with the same chance.
+its best items to users of the same environment, whose optimum is known, with the same chance. Where
+a run has a head of values, `by_values` is what showing the items of the largest values would have
+earned; `distance_from_log` says how far a run's softmax is from the policy that wrote.
 retail: Online Retail, an invoice a user, in an order by chance; the reward of an item is its
 quantity times its price. There are no propensities, so nothing is said of what a policy would have
 earned: beside NDCG@10 stand the reward of the test items that the lists have, and what the listed
@@ -37,6 +39,8 @@ from rec_jax.inference.served import Served, load_served
 from rec_jax.kernels import top_k
 from rec_jax.model.encoder import encode
 from rec_jax.model.encoders import Inputs
+from rec_jax.model.heads import apply_head
+from rec_jax.objectives import supervised_q
 from rec_jax.run import Run, RunConfig
 from rec_jax.simulate.environments import choc_kale
 from rec_jax.simulate.rollout import Episodes, play
@@ -51,6 +55,11 @@ SYNTHETIC: dict[str, dict[str, Any]] = {
                         "baseline": "place", "cap": 10.0, "entropy": 1.0},
     **{form: {"kind": "supervised_q", "form": form, "discount": DISCOUNT, "reward_scale": 0.02,
               "steps": 5} for form in ("sqn", "sac", "advantage")},
+    # With rewards less their mean a value is above 0 where an action is better than what is usual.
+    "sac_centred": {"kind": "supervised_q", "form": "sac", "discount": DISCOUNT,
+                    "reward_scale": 0.02, "steps": 5, "reward": "centred"},
+    "q_learning_conservative": {"kind": "q_learning", "discount": DISCOUNT, "reward_scale": 0.02,
+                                "steps": 5, "conservative": 0.1},
 }
 RETAIL: dict[str, dict[str, Any]] = {
     "supervised": {"kind": "next_item"},
@@ -79,10 +88,12 @@ def write_log(seed: int, users: int, folder: Path) -> Dataset:
     played, chance = logged(seed, users)
     items = np.concatenate([played.items[:, :1], played.targets], axis=1)
     # Nobody was rewarded for the item that a user came by, and nobody chose it.
-    rewards = np.concatenate([np.zeros((users, 1)), played.rewards], axis=1)
+    rewards, centred = (np.concatenate([np.zeros((users, 1)), each], axis=1)
+                        for each in (played.rewards, played.rewards - played.rewards.mean()))
     return write_dataset(folder, items.ravel().astype(str), np.repeat(
         np.arange(users), items.shape[1]).astype(str), {
-            "reward": rewards.ravel(), "propensity": chance[items].ravel()})
+            "reward": rewards.ravel(), "centred": centred.ravel(),
+            "propensity": chance[items].ravel()})
 
 
 def write_dataset(folder: Path, items: Any, users: Any, values: dict[str, np.ndarray]) -> Dataset:
@@ -108,17 +119,19 @@ def trained(dataset: Dataset, objective: dict[str, Any], settings: dict[str, Any
     return load_served(Run(folder), step=run["steps"])
 
 
-def best_items(served: Served, items: Any, place: Any, k: int) -> Any:
+def best_items(served: Served, items: Any, place: Any, k: int, head: str | None = None) -> Any:
     """int32 `[B, k]` of histories `[B, L]` that are known up to `place [B]`, by item of the
-    dataset."""
+    dataset; head: by whose queries, of a run that has two."""
     places = jnp.broadcast_to(jnp.arange(items.shape[1]), items.shape)
     inputs = Inputs((places <= place[:, None]).astype(jnp.int32), places)
     queries = encode(served.encoder, served.params, served.rows, items, inputs,
                      at=place[:, None])[:, 0]
+    if head is not None:
+        queries = apply_head(served.params, head, queries)
     return top_k(queries, served.rows, k, num_items=served.dataset.num_items)[1]
 
 
-def true_return(served: Served, users: int) -> float:
+def true_return(served: Served, users: int, head: str | None = None) -> float:
     """Mean return of users who are shown a run's best items; the same users for every run."""
     environment = ENVIRONMENT.open()
     to_world = jnp.asarray(served.dataset.item_ids().cast(pl.Int32).to_numpy())
@@ -127,14 +140,30 @@ def true_return(served: Served, users: int) -> float:
 
     def choose(items: Any, place: Any, seed: Any) -> Any:
         del seed
-        return to_world[best_items(served, to_run[items], jnp.broadcast_to(place, len(items)), 1)]
+        return to_world[best_items(served, to_run[items], jnp.broadcast_to(place, len(items)), 1,
+                                   head)]
 
     return float(jnp.mean(jax.jit(lambda key: play(environment, choose, key, users).returns)(
         jax.random.key(1_000))))
 
 
-def synthetic(seeds: int, users: int, steps: int, names: list[str]) -> dict[str, Any]:
-    """True returns by objective and seed of the log and of the run."""
+def distance_from_log(served: Served, users: int = 64) -> float:
+    """Mean over places of the divergence KL(log's policy | softmax of the run)."""
+    dataset, length = served.dataset, ENVIRONMENT.horizon
+    items = np.asarray(dataset.items).reshape(-1, length + 1)[:users, :length]
+    inputs = Inputs(jnp.ones(items.shape, jnp.int32),
+                    jnp.broadcast_to(jnp.arange(length), items.shape))
+    queries = encode(served.encoder, served.params, served.rows, jnp.asarray(items), inputs)
+    logs = jax.nn.log_softmax(queries @ served.rows[:dataset.num_items].T)
+    chance = np.zeros(dataset.num_items)
+    chance[np.asarray(dataset.items)] = np.load(dataset.folder / "values" / "propensity.npy")
+    chance = chance / chance.sum()  # of the items that the log has
+    return float(jnp.mean(jnp.sum(chance * (np.log(chance) - logs), axis=-1)))
+
+
+def synthetic(seeds: int, users: int, steps: int, names: list[str],
+              save: Callable[[dict[str, Any]], None]) -> None:
+    """True returns by objective and seed of the log and of the run, saved after each seed."""
     settings = {
         "data": {"length": ENVIRONMENT.horizon, "pack": False}, "table": {"dim": 16},
         "encoder": {"kind": "transformer", "layers": 1, "heads": 2, "hidden": 2, "dropout": 0.0},
@@ -145,7 +174,8 @@ def synthetic(seeds: int, users: int, steps: int, names: list[str]) -> dict[str,
         "discount": DISCOUNT, "liking": LIKING, "settings": settings,
         "optimum": optimum(ENVIRONMENT, DISCOUNT),
         "optimum_of_next_reward": optimum(ENVIRONMENT, 0.0),
-        "objectives": {name: {"settings": SYNTHETIC[name], "returns": []} for name in names}}
+        "objectives": {name: {"settings": SYNTHETIC[name], "returns": [], "by_values": [],
+                              "distance_from_log": []} for name in names}}
     logs = []
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as folder:
@@ -156,11 +186,17 @@ def synthetic(seeds: int, users: int, steps: int, names: list[str]) -> dict[str,
                 served = trained(dataset, SYNTHETIC[name], {**settings, "seed": seed},
                                  Path(folder) / name)
                 earned = true_return(served, 1024)
-                found["objectives"][name]["returns"].append(earned)
-                print(seed, name, round(earned, 1), file=sys.stderr, flush=True)
-    for each in found["objectives"].values():
-        each["mean"] = float(np.mean(each["returns"]))
-    return {**found, "log_return": float(np.mean(logs))}
+                one = found["objectives"][name]
+                one["returns"].append(earned)
+                one["distance_from_log"].append(distance_from_log(served))
+                if SYNTHETIC[name]["kind"] == "supervised_q":
+                    one["by_values"].append(true_return(served, 1024, supervised_q.HEAD))
+                print(seed, name, *(round(each[-1], 2) for each in (
+                    one["returns"], one["by_values"], one["distance_from_log"]) if each),
+                    file=sys.stderr, flush=True)
+        for each in found["objectives"].values():
+            each["mean"] = float(np.mean(each["returns"]))
+        save({**found, "seeds": seed + 1, "log_return": float(np.mean(logs))})
 
 
 def invoices(raw: Path, seed: int) -> pl.DataFrame:
@@ -226,14 +262,14 @@ def money_of_lists(served: Served, length: int) -> dict[str, float]:
 
 
 def retail(raw: Path, work: Path, seeds: int, epochs: float, names: list[str],
-           report: Callable[[str], None]) -> dict[str, Any]:
-    """NDCG@10 and money of the lists, by objective and seed."""
+           report: Callable[[str], None], save: Callable[[dict[str, Any]], None]) -> None:
+    """NDCG@10 and money of the lists, by objective and seed, saved after each seed."""
     work.mkdir(parents=True, exist_ok=True)
     folder = work / "dataset"
     dataset = Dataset.open(folder) if folder.exists() else write_retail(raw, folder)
     settings: dict[str, Any] = {
-        "data": {"length": 50}, "table": {"dim": 64},
-        "encoder": {"kind": "transformer", "layers": 2, "heads": 2, "dropout": 0.3},
+        "data": {"length": 50}, "table": {"dim": 32},
+        "encoder": {"kind": "transformer", "layers": 1, "heads": 2, "dropout": 0.2},
         "optimizer": {"rate": 1e-3, "schedule": "cosine", "warmup": 50},
         "train": {"rows": 64, "epochs": epochs, "evaluate_every": 2, "patience": 5, "ema": 0.99},
         "evaluate": {"filter_seen": False}}
@@ -253,10 +289,10 @@ def retail(raw: Path, work: Path, seeds: int, epochs: float, names: list[str],
                    **money_of_lists(served, settings["data"]["length"])}
             found["objectives"][name]["runs"].append(one)
             report(f"{seed} {name} {one}")
-    for each in found["objectives"].values():
-        each["mean"] = {key: float(np.mean([run[key] for run in each["runs"]]))
-                        for key in ("ndcg@10", "hit_money@10", "list_money@10", "hr@10")}
-    return found
+        for each in found["objectives"].values():
+            each["mean"] = {key: float(np.mean([run[key] for run in each["runs"]]))
+                            for key in ("ndcg@10", "hit_money@10", "list_money@10", "hr@10")}
+        save({**found, "seeds": seed + 1})
 
 
 def main() -> None:
@@ -269,18 +305,23 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=1000, help="of a synthetic log")
     parser.add_argument("--steps", type=int, default=400, help="of a run on a synthetic log")
     parser.add_argument("--epochs", type=float, default=20.0, help="of a run on Online Retail")
-    parser.add_argument("--objectives", nargs="+", choices=list(SYNTHETIC), default=list(SYNTHETIC))
+    parser.add_argument("--objectives", nargs="+", choices=sorted({*SYNTHETIC, *RETAIL}))
     parser.add_argument("--raw", type=Path, help="online_retail.parquet")
     parser.add_argument("--work", type=Path, default=Path("retail"), help="dataset and runs")
     given = parser.parse_args()
+    settings = SYNTHETIC if given.what == "synthetic" else RETAIL
+    names = [name for name in given.objectives or settings if name in settings]
+
+    def save(found: dict[str, Any]) -> None:
+        record(given.out, found)
+
     if given.what == "synthetic":
-        found = synthetic(given.seeds, given.users, given.steps, given.objectives)
+        synthetic(given.seeds, given.users, given.steps, names, save)
     else:
         if given.raw is None:
             parser.error("retail needs --raw")
-        found = retail(given.raw, given.work, given.seeds, given.epochs, given.objectives,
-                       lambda line: print(line, file=sys.stderr, flush=True))
-    record(given.out, found)
+        retail(given.raw, given.work, given.seeds, given.epochs, names,
+               lambda line: print(line, file=sys.stderr, flush=True), save)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -63,3 +65,11 @@ def new_state(params: Params, optimizer: optax.GradientTransformation, table: Ta
         new_tables(table, mode, num_items, mesh, seed=seed, row_map=row_map), optimizer,
         seed=seed if run_seed is None else run_seed, modes=modes_of(table, mode), average=average,
         mesh=mesh)
+
+
+def compiled_sizes(step: Step, state: TrainState, batch: Any) -> list[int]:
+    """Elements of every array that the compiled step makes: no array of positions x items is in a
+    program whose largest array is smaller than that."""
+    text = step.lower(state, batch).compile().as_text()  # type: ignore[attr-defined]
+    return [int(np.prod([int(n) for n in shape.split(",")]))
+            for shape in re.findall(r"(?:f32|bf16|s32|u32|pred)\[([\d,]+)\]", text)]

@@ -284,8 +284,8 @@ def test_peers_are_those_set_up_unless_named(peers: Path, tmp_path: Path) -> Non
 
 def test_every_peer_that_can_be_set_up_has_a_runner() -> None:
     wanted = {path.stem for path in (RUNNERS / "requirements").glob("*.txt")}
-    runners = {path.stem.partition("_")[2] for kind in ("run", "embed")  # trainers, text encoders
-               for path in RUNNERS.glob(f"{kind}_*.py")}
+    runners = {path.stem.partition("_")[2]  # trainers, text encoders, agents
+               for kind in ("run", "embed", "play") for path in RUNNERS.glob(f"{kind}_*.py")}
     assert wanted and runners == wanted | {"rec_jax"}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from dense_step import RATE, Trained, log_softmax, make_batch
-from steps import MeanSoFar, make_step, new_state
+from steps import MeanSoFar, compiled_sizes, make_step, new_state
 
 from rec_jax.errors import InputError
 from rec_jax.model.encoders import user
@@ -138,9 +137,6 @@ def test_no_array_of_positions_times_items_is_compiled() -> None:
     step = make_step(MeanSoFar(), config, rule, table, "streamed")  # type: ignore[arg-type]
     state = new_state(params, rule, table, "streamed", items)
     batch = {key: jnp.asarray(value) for key, value in make_batch(0).items() if key != "users"}
-    text = step.lower(state, batch).compile().as_text()  # type: ignore[attr-defined]
-    sizes = [int(np.prod([int(n) for n in shape.split(",")]))
-             for shape in re.findall(r"(?:f32|bf16|s32|pred)\[([\d,]+)\]", text)]
-    positions = batch["items"].size
+    sizes, positions = compiled_sizes(step, state, batch), batch["items"].size
     assert max(sizes) < positions * items // 2
     assert max(sizes) >= items * 4  # the table itself is seen

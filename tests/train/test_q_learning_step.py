@@ -10,12 +10,12 @@ import numpy as np
 import optax
 import pytest
 from dense_step import LENGTH, Trained, log_softmax, make_batch
-from steps import MeanSoFar, make_step, new_state
+from steps import MeanSoFar, compiled_sizes, make_step, new_state
 
 from rec_jax.errors import InputError
 from rec_jax.model.encoders import bag
 from rec_jax.objectives.q_learning import Config
-from rec_jax.tables import TableConfig
+from rec_jax.tables import RowOptimizerConfig, TableConfig
 
 CONFIGS = {
     "one step": Config(discount=0.8),
@@ -134,3 +134,21 @@ def test_a_state_past_which_nothing_comes_has_its_reward_as_target() -> None:
 def test_settings_that_make_no_sense_are_one_line(settings: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Config(**settings)
+
+
+@pytest.mark.parametrize(("config", "mode", "average"), [
+    (Config(discount=0.5, steps=2), "sparse", False),
+    (Config(discount=0.5, conservative=0.3), "streamed", False),
+    pytest.param(Config(discount=0.5), "dense", True, marks=pytest.mark.slow)],
+    ids=["plain", "conservative", "average"])
+def test_no_array_of_positions_times_items_is_compiled(config: Config, mode: str,
+                                                       average: bool) -> None:
+    """The best item of every state is of all items, and its search keeps no scores of them."""
+    items, table = 40_000, TableConfig(dim=4, optimizer=RowOptimizerConfig(kind="sgd", rate=0.1))
+    rule, params = optax.sgd(0.1), {"kernel": jnp.eye(4)}
+    step = make_step(MeanSoFar(), config, rule, table, mode,  # type: ignore[arg-type]
+                     ema=0.9 if average else None)
+    state = new_state(params, rule, table, mode, items, average=average)
+    batch = {key: jnp.asarray(value) for key, value in make_batch(0).items() if key != "users"}
+    sizes, positions = compiled_sizes(step, state, batch), batch["items"].size
+    assert items * 4 <= max(sizes) < positions * items // 2  # the table itself is seen
