@@ -272,9 +272,6 @@ def _bound(config: RunConfig, name: str, modes: Mapping[str, Mode], processes: i
         if shards > 1:
             return (f"the rows of a full softmax pass by one device, and the mesh has {shards} "
                     "(expected mesh.data = mesh.items = 1)")
-        if not config.table.tied:
-            return ("inputs of their own (table.tied = false) do not keep every bit beside a table "
-                    "that passes by")
         if config.bias.in_loss:
             return "a bias in the loss (bias.strength) lies on the devices"
     elif modes[name] != "sparse":
