@@ -80,8 +80,8 @@ def softmax_item_update(items: Array, state: Any, queries: Array, targets: Array
                          f"{(*sparse.ids.shape, items.shape[1])}")
     problem = dispatch.describe(op, queries, items, bias=bias, softcap=softcap)
     chosen = dispatch.choose(problem, backend)
-    # XLA would compute the factors of the labels once more inside of what reads them where the table
-    # is one tile, and there their sum is rounded in another way than where it stands alone.
+    # Where a table is one tile, XLA would compute the factors of the labels inside of what reads
+    # them, and there their sum is rounded in another way than where it stands alone.
     side = materialise(second_pass(queries, loss, lse, loss_grad, lse_grad, softcap, of_entropy),
                        targets[0])
     items, targets, queries, lse, weight, label_weight, log_weight, bias, scale, ids, grads = align(

@@ -349,9 +349,12 @@ class Run:
           InputError: the folder is no run on a dataset, or its config names code that is not
             trusted.
         """
-        if "environment" in self.saved_config():
+        saved = self.saved_config()
+        if "environment" in saved:
             raise InputError(f"{self.folder} is a run in an environment; expected one on a dataset "
                              "(`rec-jax simulate` plays with it)")
+        if "stream" in saved:
+            raise InputError(f"{self.folder} is a run of a stream; expected one on a dataset")
         return config.load(RunConfig, self.config_path, trust_code=self.trust_code)
 
     def saved_config(self) -> dict[str, Any]:
