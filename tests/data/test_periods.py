@@ -54,7 +54,7 @@ def test_rows_that_are_none_are_skipped_and_ratings_may_be_too_low(tmp_path: Pat
     (tmp_path / "none.csv").write_text("user_id,item_id,timestamp\n")
     assert read(tmp_path / "none.csv", seconds=5) == [] and len(read(tmp_path / "none.csv")[0]) == 0
     for settings, message in (
-            ({"columns": columns}, r"2 of 5 rows are bad \(40.0%; max_bad_share is 1.0%\): day.csv"),
+            ({"columns": columns}, r"2 of 5 rows are bad \(40.0%; max_bad_share is 1.0%\): day"),
             ({}, "no column 'user_id'"),
             ({"columns": {"user": "who", "item": "what"}}, "data.columns.time is missing; expec"),
             ({"columns": rated}, "data.min_rating and data.columns.rating belong together"),
