@@ -134,11 +134,12 @@ def evaluate(run: PathLike, *, data: str | None = None, batch: int | None = None
     settings = config.evaluate if batch is None else replace(config.evaluate, batch=batch)
     files, known = files_of([data]), {one["sha256"] for one in found.position.periods}
     every = [period for file in files for period in periods_of(config.data, file)]
-    ids = [np.concatenate([np.zeros(0, np.int64), *(hashed(texts).ids for texts in columns)])
-           for columns in ([one.users for one in every], [one.items for one in every])]
-    figures, popular, protocol = tested(found.stream, *ids, settings)
+    users, items = (
+        np.concatenate([np.zeros(0, np.int64), *(hashed(texts).ids for texts in columns)])
+        for columns in ([one.users for one in every], [one.items for one in every]))
+    figures, popular, protocol = tested(found.stream, users, items, settings)
     if not figures:
-        raise InputError(f"there is nothing to test in {data}: it has {len(ids[0])} interactions, "
+        raise InputError(f"there is nothing to test in {data}: it has {len(items)} interactions, "
                          f"and the run {len(found.stream.ids[ITEMS].live)} live items "
                          f"(evaluate.interactions is {settings.interactions})")
     if any(file_hash(file.path) in known for file in files):
