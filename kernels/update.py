@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from . import dispatch
+from .compat import materialise
 from .primitives import Array, AxisName, Backend, RowUpdate, SparseRows
 from .shards import align, check_arrays, score_rule
 from .softmax import second_pass
@@ -79,7 +80,10 @@ def softmax_item_update(items: Array, state: Any, queries: Array, targets: Array
                          f"{(*sparse.ids.shape, items.shape[1])}")
     problem = dispatch.describe(op, queries, items, bias=bias, softcap=softcap)
     chosen = dispatch.choose(problem, backend)
-    side = second_pass(queries, loss, lse, loss_grad, lse_grad, softcap, of_entropy)
+    # Where a table is one tile, XLA would compute the factors of the labels inside of what reads
+    # them, and there their sum is rounded in another way than where it stands alone.
+    side = materialise(second_pass(queries, loss, lse, loss_grad, lse_grad, softcap, of_entropy),
+                       targets[0])
     items, targets, queries, lse, weight, label_weight, log_weight, bias, scale, ids, grads = align(
         items, targets, *side, bias, jnp.asarray(logit_scale, jnp.float32),
         *(sparse or (None, None)))

@@ -44,15 +44,15 @@ from rec_jax.progress import reporter_of
 from rec_jax.run import Run, RunConfig
 from rec_jax.run_sections import EvaluateConfig
 from rec_jax.simulate.agent_config import AgentConfig
-from rec_jax.simulate.agent_report import write_agent_report
-from rec_jax.simulate.train_agent import run_agent
 from rec_jax.simulate.verbs import off_policy as off_policy
 from rec_jax.simulate.verbs import simulate as simulate
+from rec_jax.simulate.verbs import train_agent
 from rec_jax.solvers.compare import BaselineConfig, check_names, compare
 from rec_jax.solvers.verbs import baseline as baseline
 from rec_jax.solvers.verbs import fit_baseline as fit_baseline
 from rec_jax.text.embed_items import EmbedConfig, embed_items
 from rec_jax.text.encoder import TextConfig
+from rec_jax.train import stream_verbs
 from rec_jax.train.continuing import going_on
 from rec_jax.train.growing import Start
 from rec_jax.train.loop import run_training
@@ -68,7 +68,7 @@ def train(config: RunConfig | AgentConfig | PathLike | None = None, *, run: Path
           overrides: Sequence[str] = (), resume: PathLike | None = None, force: bool = False,
           start_from: PathLike | None = None, keep_state: bool = False, encoder_only: bool = False,
           continue_from: PathLike | None = None, data: PathLike | None = None,
-          trust_code: bool = False, progress: bool = False,
+          stream: Sequence[PathLike] = (), trust_code: bool = False, progress: bool = False,
           since: float | None = None) -> dict[str, Any]:
     """Train a run to its end and write its report; see `RunConfig` for what can be set.
 
@@ -86,6 +86,8 @@ def train(config: RunConfig | AgentConfig | PathLike | None = None, *, run: Path
     continue_from: folder of a run that a new one goes on from with its config, now that its dataset
       was appended to in `data`: tested on what is new there, and then trained on it; see
       `rec_jax.train.continuing`. `data` alone: the run has the config of `suggest_config`.
+    stream: of a config or run with `[stream]`, files of interactions to learn, period by period, in
+      the place of its `data.files`; see `rec_jax.train.stream_run`.
     trust_code: a config may name modules of third parties (a dotted `kind`), which then run.
     since: `time.perf_counter()` when the program began, for the seconds before the first step.
 
@@ -94,6 +96,11 @@ def train(config: RunConfig | AgentConfig | PathLike | None = None, *, run: Path
     Raises:
       InputError: the config, the data or the run folder are not as they should be.
     """
+    if stream or stream_verbs.learns_stream(config, resume, continue_from):
+        return stream_verbs.train_stream(
+            config, stream, run=run, overrides=overrides, resume=resume, force=force,
+            progress=progress, others={"start_from": start_from, "continue_from": continue_from,
+                                       "data": data, "encoder_only": encoder_only})
     if continue_from is not None:
         if config is not None or data is None or start_from is not None:
             raise InputError("a run that goes on from another one has the config of that one; "
@@ -107,8 +114,8 @@ def train(config: RunConfig | AgentConfig | PathLike | None = None, *, run: Path
         config = run_on_all(lambda: suggested(str(data), overrides, alone, progress))
         overrides = ()
     if plays(config, resume):
-        return _train_agent(config, run, overrides, resume, force=force, trust_code=trust_code,
-                            start_from=start_from, progress=progress)
+        return train_agent(config, run, overrides, resume, force=force, trust_code=trust_code,
+                           start_from=start_from, progress=progress)
     if encoder_only and start_from is None:
         raise InputError("encoder_only is of a run that starts from another; expected start_from")
     start = (None if start_from is None
@@ -147,20 +154,6 @@ def plays(config: RunConfig | AgentConfig | PathLike | None, resume: PathLike | 
     return resume not in (None, AUTO) and "environment" in Run(Path(str(resume))).saved_config()
 
 
-def _train_agent(config: Any, run: PathLike | None, overrides: Sequence[str],
-                 resume: PathLike | None, *, force: bool, trust_code: bool,
-                 start_from: PathLike | None, progress: bool) -> dict[str, Any]:
-    if start_from is not None:
-        raise InputError("a run in an environment starts from nothing; expected no --start-from")
-    target, resolved = open_run(config, run, overrides, resume, force=force,
-                                trust_code=trust_code, of=AgentConfig)
-    with reporter_of("train", progress) as reporter:
-        summary = {"run": str(target.folder), **run_agent(
-            target, resolved, reporter, force=force, new=resume is None)}
-    write_agent_report(target, summary)
-    return summary
-
-
 def load(run: PathLike, *, cold: ColdFill | str | None = None, step: int | None = None,
          data: str | None = None, mesh: str | None = None, trust_code: bool = False,
          tell: Tell = warn) -> Recommender:
@@ -185,6 +178,7 @@ def load(run: PathLike, *, cold: ColdFill | str | None = None, step: int | None 
     return Recommender(served if cold is None else fill_cold(served, cold))
 
 
+@stream_verbs.also_of_streams(stream_verbs.evaluate)
 def evaluate(run: Loadable, *, split: Split = "test", step: int | None = None,
              filter_seen: bool | None = None, seen_targets: str | None = None,
              batch: int | None = None, baseline: bool | str = False, bias: Given | None = None,
@@ -242,6 +236,7 @@ def popularity_bias(model: Recommender | Served, strength: float, prior: float =
     return made_popularity_bias(_loaded(model), strength, prior)
 
 
+@stream_verbs.also_of_streams(stream_verbs.export)
 def export(run: Loadable, *, out: PathLike, what: What = "items", format: str = "npy",
            cold: ColdFill | str | None = None, step: int | None = None, data: str | None = None,
            mesh: str | None = None, trust_code: bool = False, progress: bool = False,
@@ -266,6 +261,7 @@ def export(run: Loadable, *, out: PathLike, what: What = "items", format: str = 
         return export_served(served, out, what=what, format=format, reporter=reporter)
 
 
+@stream_verbs.also_of_streams(stream_verbs.recommend)
 def recommend(run: Loadable, *, user: str | None = None, history: Sequence[str] | None = None,
               times: Sequence[int] | None = None, k: int = 10, filter_seen: bool | None = None,
               bias: Given | None = None, cold: ColdFill | str | None = None,

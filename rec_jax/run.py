@@ -276,9 +276,6 @@ def _bound(config: RunConfig, name: str, modes: Mapping[str, Mode], processes: i
         if shards > 1:
             return (f"the rows of a full softmax pass by one device, and the mesh has {shards} "
                     "(expected mesh.data = mesh.items = 1)")
-        if not config.table.tied:
-            return ("inputs of their own (table.tied = false) do not keep every bit beside a table "
-                    "that passes by")
         if config.bias.in_loss:
             return "a bias in the loss (bias.strength) lies on the devices"
     elif modes[name] != "sparse":
@@ -356,9 +353,12 @@ class Run:
           InputError: the folder is no run on a dataset, or its config names code that is not
             trusted.
         """
-        if "environment" in self.saved_config():
+        saved = self.saved_config()
+        if "environment" in saved:
             raise InputError(f"{self.folder} is a run in an environment; expected one on a dataset "
                              "(`rec-jax simulate` plays with it)")
+        if "stream" in saved:
+            raise InputError(f"{self.folder} is a run of a stream; expected one on a dataset")
         return config.load(RunConfig, self.config_path, trust_code=self.trust_code)
 
     def saved_config(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rec_jax import api, config
@@ -15,11 +16,13 @@ from rec_jax.model.encoders import uses_times
 from rec_jax.run import RunConfig
 from rec_jax.simulate.agent import build_agent
 from rec_jax.simulate.agent_config import AgentConfig
+from rec_jax.train.stream_config import StreamRunConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 EVERY = sorted(CONFIGS.glob("*.toml"))
 AGENTS = [path for path in EVERY if "environment" in config.read_mapping(path)]
-ALL = [path for path in EVERY if path not in AGENTS]
+STREAMS = [path for path in EVERY if "stream" in config.read_mapping(path)]
+ALL = [path for path in EVERY if path not in AGENTS + STREAMS]
 LOSSES = ["bce", "gbce", "hard_negatives", "in_batch", "sampled_softmax", "sce"]
 
 
@@ -42,6 +45,34 @@ def test_a_config_of_an_agent_builds_it_and_comes_back_from_a_run(path: Path,
     config.save(loaded, tmp_path / "saved.toml")
     assert config.load(AgentConfig, tmp_path / "saved.toml") == loaded
     assert f"rec-jax train configs/{path.name}" in path.read_text()
+
+
+@pytest.mark.parametrize("path", STREAMS, ids=lambda path: path.stem)
+def test_a_config_of_a_stream_loads_and_says_how_it_is_used(path: Path, tmp_path: Path) -> None:
+    loaded = config.load(StreamRunConfig, path)
+    assert loaded.data.files and loaded.data.seconds == 604_800
+    config.save(loaded, tmp_path / "saved.toml")
+    assert config.load(StreamRunConfig, tmp_path / "saved.toml") == loaded
+    assert f"rec-jax train configs/{path.name}" in path.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", STREAMS, ids=lambda path: path.stem)
+def test_a_config_of_a_stream_learns_its_weeks_and_comes_back_from_a_run(
+        path: Path, tmp_path: Path) -> None:
+    """On some rows in the form of its file, and with its own sizes but for a batch."""
+    random, week = np.random.default_rng(0), 604_800
+    lines = [f"{random.integers(9)}\t{random.integers(12)}\t4\t{880_000_000 + when}"
+             for when in random.integers(0, 3 * week, 90)]
+    (tmp_path / "u.data").write_text("\n".join(lines) + "\n")
+    found = api.train(path, run=tmp_path / "run", stream=[tmp_path / "u.data"], overrides=[
+        "stream.positions=16", "stream.negatives=16", "stream.users.capacity=30",
+        "stream.items.capacity=30", "stream.table.dim=4"])
+    assert sum(one["interactions"] for one in found["periods"]) == 90
+    assert len(found["periods"]) in (3, 4) and "ndcg@10" in found["periods"][1]
+    saved = config.load(StreamRunConfig, tmp_path / "run" / "config.toml")
+    own = config.load(StreamRunConfig, path)
+    assert dataclasses.replace(saved, stream=own.stream, data=own.data) == own
 
 
 @pytest.mark.parametrize("path", [path for path in ALL if path.stem.startswith(("ml", "beauty"))],

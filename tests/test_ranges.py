@@ -27,7 +27,7 @@ from rec_jax.simulate.environments import ENVIRONMENTS
 from rec_jax.simulate.judge import JudgeConfig
 from rec_jax.solvers.compare import BaselineConfig
 from rec_jax.train.pretrain_text import PretrainTextConfig
-from rec_jax.train.stream import StreamConfig
+from rec_jax.train.stream_config import StreamRunConfig
 
 NEEDED: dict[str, dict[str, Any]] = {
     "DataConfig": {"path": "x"}, "RunConfig": {"data": DataConfig("x")},
@@ -42,6 +42,7 @@ NEEDED: dict[str, dict[str, Any]] = {
 ANY_FINITE = {"BiasConfig.strength": "rare items may be preferred",
               "BiasConfig.serve_strength": "rare items may be preferred",
               "Filters.min_rating": "ratings may be of any sign",
+              "PeriodsConfig.min_rating": "ratings may be of any sign",
               **{f"rating.{name}": "ratings may be of any sign"
                  for name in ("low", "high", "mean")},
               "policy_gradient.constant": "rewards may be of any sign",
@@ -55,8 +56,9 @@ ANY_FINITE = {"BiasConfig.strength": "rare items may be preferred",
 
 FREE_NAMES = {
     "kind": "of a component: the module of a third party names its own",
-    "path": "of files", "source": "of files", "out": "of files", "id": "of a column",
-    "title": "of a column", "user": "of a column", "item": "of a column", "time": "of a column",
+    "path": "of files", "files": "of files", "source": "of files", "out": "of files",
+    "id": "of a column", "title": "of a column", "user": "of a column", "item": "of a column",
+    "time": "of a column",
     "rating": "of a column", "column": "of a column", "name": "of a feature",
     "separator": "between fields", "encoding": "of files: Python knows them, the reader asks it",
     "time_format": "of dates", "text": "of columns", "names": "of columns", "flags": "of columns",
@@ -84,7 +86,7 @@ def classes() -> dict[str, type]:
                     visit(typing.cast(type, part))
 
     for cls in (RunConfig, PrepareConfig, SynthConfig, JudgeConfig, BaselineConfig, AgentConfig,
-                StreamConfig, PretrainTextConfig):
+                StreamRunConfig, PretrainTextConfig):
         visit(cls)
     for modules in (OBJECTIVES, ENCODERS, ENVIRONMENTS):
         for kind in modules:

@@ -27,7 +27,8 @@ _JOBS = {"run": ("rec_jax.run", "RunConfig"),
          "prepare": ("rec_jax.data.prepare_config", "PrepareConfig"),
          "synth": ("rec_jax.data.synth", "SynthConfig"),
          "baseline": ("rec_jax.solvers.compare", "BaselineConfig"),
-         "agent": ("rec_jax.simulate.agent_config", "AgentConfig")}
+         "agent": ("rec_jax.simulate.agent_config", "AgentConfig"),
+         "stream": ("rec_jax.train.stream_config", "StreamRunConfig")}
 
 
 @app.command("list")
@@ -87,7 +88,8 @@ def suggest(
 @app.command()
 def keys(
     job: Annotated[str, typer.Argument(
-        metavar="JOB", help="run, prepare, synth, baseline or agent: whose config.")] = "run",
+        metavar="JOB",
+        help="run, prepare, synth, baseline, agent or stream: whose config.")] = "run",
     as_json: Json = False,
 ) -> None:
     """Print every key of a config with its type, its default and what it means."""

@@ -28,12 +28,16 @@ def write(
 ) -> None:
     """Write ids and rows of the items that changed or are new, and ids of those that are gone.
 
-    RUN may be an export of items, too. Items go from one export to another; a run keeps all.
+    RUN may be an export of items, too. Items go from one export to another, and from a run of a
+    stream; any other run keeps all.
     """
     from rec_jax.inference.deltas import write_deltas
+    from rec_jax.train.stream_verbs import exported
 
-    _show(f"Delta in {out}", write_deltas(run, base, out, dtype=dtype,  # type: ignore[arg-type]
-                                          step=step, data=data, trust_code=trust_code), as_json)
+    with exported(run) as new:
+        about = write_deltas(new, base, out, dtype=dtype,  # type: ignore[arg-type]
+                             step=step, data=data, trust_code=trust_code)
+    _show(f"Delta in {out}", about, as_json)
 
 
 @app.command()

@@ -181,15 +181,16 @@ def recommend(
     """Recommend items to a user, or after a history."""
     from rec_jax import api
     from rec_jax.inference import bias, retrieve, typed
+    from rec_jax.train.stream_verbs import is_stream
 
     fill = read_fill(cold, cold_vectors, cold_bias)
-    if attributes or users or friend or friends:
+    if attributes or users or friend or friends or is_stream(run):
         summary.recommendations(api.recommend(
             run, user=user, history=history or history_file, times=times or times_file,  # type: ignore[arg-type]
             attributes=_pairs(attributes) if attributes else None, users=users, user_id=user_id,
             friends=friend, friendships=friends, k=k, filter_seen=keep_seen, bias=popularity_bias,  # type: ignore[arg-type]
             events=events or events_file,  # type: ignore[arg-type]
-            cold=fill, step=step, data=data, mesh=mesh, trust_code=trust_code), as_json)
+            cold=fill, step=step, data=data, mesh=mesh, trust_code=trust_code, tell=say), as_json)
         return
     if (history and history_file) or (times and times_file) or (events and events_file):
         raise InputError("ids, times and types come from options or from a file, not from both")

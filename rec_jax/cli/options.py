@@ -71,6 +71,12 @@ _PHRASES: Mapping[str, Mapping[str, str]] = {
               "encoder_only is of a run that starts from another; expected start_from":
                   "--encoder-only is of a run that starts from another; expected --start-from",
               "expected keep_state or encoder_only": "expected --keep-state or --encoder-only",
+              "expected resume and stream": "expected --resume RUN and --stream PATH",
+              "stream names files": "--stream names files",
+              "start_from is not of a stream": "--start-from is not of a stream",
+              "continue_from is not of a stream": "--continue is not of a stream",
+              "data is not of a stream": "--data is not of a stream",
+              "encoder_only is not of a stream": "--encoder-only is not of a stream",
               **_PROCESSES},
     "embed": {"from a model, or from a file of vectors": "from --model or from --vectors",
               "or set pooling": "or --pooling", "(or set pooling, which": "(or --pooling, which",

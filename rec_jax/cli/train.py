@@ -8,6 +8,7 @@ import typer
 
 from rec_jax.cli.join import join_processes
 from rec_jax.cli.show import print_json
+from rec_jax.cli.stream import learnt as show_stream
 from rec_jax.cli.summary import training as show_training
 from rec_jax.cli.types import Coordinator, Json, Multihost, Process, Processes, Set, Trust
 
@@ -36,6 +37,11 @@ def train(
         metavar="DATASET", help="Without CONFIG: train with what `rec-jax config suggest` "
                                 "says of it; with --continue: made by `rec-jax prepare "
                                 "--append`.")] = None,
+    stream: Annotated[list[str] | None, typer.Option(
+        "--stream", metavar="PATH", help="With a config or run of a stream: a file of "
+                                         "interactions, a folder of files or a glob; each file is "
+                                         "a period, tested on and then learnt. May be "
+                                         "repeated.")] = None,
     encoder_only: Annotated[bool, typer.Option(
         "--encoder-only", help="With --start-from: take no rows, for another catalogue, whose ids "
                                 "mean other items.")] = False,
@@ -57,9 +63,12 @@ def train(
     join_processes(coordinator, processes, process, multihost)
     summary = api.train(config, run=run, overrides=settings or (), resume=resume, force=force,
                         start_from=start_from, keep_state=keep_state, encoder_only=encoder_only,
-                        continue_from=continue_from, data=data, trust_code=trust_code,
-                        progress=not as_json and not process, since=process_began())
+                        continue_from=continue_from, data=data, stream=stream or (),
+                        trust_code=trust_code, progress=not as_json and not process,
+                        since=process_began())
     if as_json:
         print_json(summary)
+    elif "periods" in summary:
+        show_stream(summary)
     else:
         show_training(summary)

@@ -148,7 +148,7 @@ class Reading:
         """All rows of a file; yields how many were read, again and again."""
         if self.times:
             self.times.reader.next_file()
-        for frame in _frames(config, source):
+        for frame in frames_of(config, source):
             coarser = self.times.reader.per_second if self.times else 1
             good = parse_rows(frame, config, self.counts, source,
                               self.times.reader if self.times else None)
@@ -252,7 +252,8 @@ def file_layout(config: PrepareConfig, source: SourceFile, roles: dict[str, str]
                   config.escape, source.constants)
 
 
-def _frames(config: PrepareConfig, source: SourceFile) -> Iterator[pl.DataFrame]:
+def frames_of(config: PrepareConfig, source: SourceFile) -> Iterator[pl.DataFrame]:
+    """The raw rows of a file of interactions; see `rec_jax.data.readers`."""
     form = file_format(config, source)
     columns = config.columns
     if form in ("pairs", "lists") and (columns.time or columns.rating or columns.event):

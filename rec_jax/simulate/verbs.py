@@ -11,12 +11,30 @@ from rec_jax.inference.served import load_served
 from rec_jax.mesh import MeshConfig
 from rec_jax.progress import reporter_of
 from rec_jax.run import Run
-from rec_jax.simulate.agent_report import compare_policies
+from rec_jax.simulate.agent_config import AgentConfig
+from rec_jax.simulate.agent_report import compare_policies, write_agent_report
 from rec_jax.simulate.judge import JudgeConfig
 from rec_jax.simulate.judge_log import judge_log
 from rec_jax.simulate.log_files import LogColumns, LogSource
+from rec_jax.simulate.train_agent import run_agent
+from rec_jax.train.opening import open_run
 
 PathLike = Path | str
+
+
+def train_agent(config: Any, run: PathLike | None, overrides: Sequence[str],
+                resume: PathLike | None, *, force: bool, trust_code: bool,
+                start_from: PathLike | None, progress: bool) -> dict[str, Any]:
+    """Train a run in an environment; the arguments are those of `rec_jax.train`."""
+    if start_from is not None:
+        raise InputError("a run in an environment starts from nothing; expected no --start-from")
+    target, resolved = open_run(config, run, overrides, resume, force=force,
+                                trust_code=trust_code, of=AgentConfig)
+    with reporter_of("train", progress) as reporter:
+        summary = {"run": str(target.folder), **run_agent(
+            target, resolved, reporter, force=force, new=resume is None)}
+    write_agent_report(target, summary)
+    return summary
 
 
 def simulate(run: PathLike, *, against: Sequence[PathLike] = (), users: int = 1024,

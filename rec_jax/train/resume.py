@@ -23,8 +23,8 @@ from rec_jax.train.state import TrainState, from_items, to_items
 
 _OF_A_TABLE = ("gather_slack", "placement", "cache")
 FREE: dict[str, tuple[str, ...]] = {
-    "mesh": (), "checkpoint": (), "data": ("path",), "table": _OF_A_TABLE, "inputs": _OF_A_TABLE,
-    "users": _OF_A_TABLE, "continual": ("run",),
+    "mesh": (), "checkpoint": (), "data": ("path", "files"), "table": _OF_A_TABLE,
+    "inputs": _OF_A_TABLE, "users": _OF_A_TABLE, "continual": ("run",),
     "train": ("log_every", "checkpoint_every", "lookahead"), "evaluate": ("batch",)}
 """Keys that a resumed run may change; without names, all of that part."""
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,23 +31,23 @@ import optax
 import polars as pl
 from jax.sharding import Mesh
 
-from rec_jax import files
 from rec_jax.checkpoint import Checkpoints
 from rec_jax.errors import InputError
-from rec_jax.inference.export import ABOUT
-from rec_jax.inference.export_formats import WRITERS
 from rec_jax.jsons import dumps
 from rec_jax.mesh import MeshConfig, make_mesh
 from rec_jax.model.encoder import build_encoder
 from rec_jax.model.encoders import user
 from rec_jax.objectives.given_negatives import EXPECTED, GIVEN, Config
 from rec_jax.ranges import above, at_least, check
+from rec_jax.run_sections import CheckpointConfig
 from rec_jax.tables import ITEMS, USERS, TableConfig, init_table, row_optimizer
 from rec_jax.tables.new_rows import given_to, rows_at, taken_away
 from rec_jax.tier.dynamic_ids import DynamicIds, DynamicIdsConfig, Evicted
 from rec_jax.tier.live_draws import Draw, LiveDraws
+from rec_jax.train.saving import growth_bytes
 from rec_jax.train.state import TrainState, from_items, init_state, to_items
 from rec_jax.train.step import Step, check_finite, make_train_step, place_batch
+from rec_jax.train.stream_export import write_rows
 
 NAMES = (USERS, ITEMS)
 _MODES: dict[str, Any] = dict.fromkeys(NAMES, "sparse")
@@ -94,7 +95,8 @@ class Learnt(NamedTuple):
 
 
 class Stream:
-    """The model, its ids, and where it stands: `steps` are done."""
+    """The model, its ids, and where it stands: `steps` are done. about: what the checkpoint that it
+    goes on from says beside."""
 
     def __init__(self, config: StreamConfig, mesh: Mesh | None = None, *,
                  native: bool | None = None) -> None:
@@ -104,6 +106,7 @@ class Stream:
         self._draws, self._native = LiveDraws(config.draw), native
         self.state, self._step = _first_state(config, self.mesh), _step_of(config, self.mesh)
         self.steps = 0
+        self.about: dict[str, Any] = {}
         self._settled = True
 
     def learn(self, users: np.ndarray, items: np.ndarray, times: np.ndarray,
@@ -150,20 +153,26 @@ class Stream:
         """f32 `[n, d]`: what `ids` int64 `[n]` of a table read: own rows, or the shared one."""
         return rows_at(self.state.tables[name], self.ids[name].find(ids))
 
-    def save(self, folder: Path | str) -> int:
-        """Save into the folder of checkpoints; the last two stay. Returns the step.
+    def save(self, folder: Path | str, about: Mapping[str, Any] | None = None,
+             settings: CheckpointConfig | None = None) -> int:
+        """Save into the folder of checkpoints. Returns the step.
+
+        about: as JSON has it, for `resume`; settings: which checkpoints stay, by default two.
 
         Raises:
           InputError: it is not the moment behind a barrier.
         """
         if not self._settled:
             raise InputError("a stream is saved behind a barrier; expected barrier() before save()")
-        folder = Path(folder)
+        folder, settings = Path(folder), settings or CheckpointConfig()
         for name, ids in self.ids.items():
             ids.save(_ids_path(folder, name, self.steps))
-        with Checkpoints(folder / "checkpoints") as checkpoints:
+        with Checkpoints(folder / "checkpoints", keep=settings.keep,
+                         keep_every=settings.keep_every, copy_bytes=settings.copy_mib * 2**20,
+                         growth_bytes=growth_bytes(settings)) as checkpoints:
             checkpoints.save(self.steps, to_items(self.state), {
-                "stream": json.loads(dumps(dataclasses.asdict(self.config)))})
+                "stream": json.loads(dumps(dataclasses.asdict(self.config))),
+                "about": dict(about or {})})
             checkpoints.wait()
             stays = {_ids_path(folder, name, step) for step in checkpoints.steps()
                      for name in NAMES}
@@ -182,7 +191,7 @@ class Stream:
         like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=leaf.sharding), to_items(self.state))
 
-        def load(step: int) -> tuple[dict[str, Any], dict[str, DynamicIds]]:
+        def load(step: int) -> tuple[dict[str, Any], dict[str, DynamicIds], dict[str, Any]]:
             opened = checkpoints.open(step)
             if opened.info.extra.get("stream") != json.loads(dumps(dataclasses.asdict(
                     self.config))):
@@ -190,7 +199,7 @@ class Stream:
                                  f"{opened.info.extra.get('stream')}")
             ids = {name: DynamicIds.load(_ids_path(folder, name, step), self._settings(name),
                                          native=self._native) for name in NAMES}
-            return opened.restore(like), ids
+            return opened.restore(like), ids, dict(opened.info.extra.get("about", {}))
 
         if not (folder / "checkpoints").is_dir():
             raise InputError(f"{folder} has no checkpoints of a stream")
@@ -198,7 +207,7 @@ class Stream:
             found = checkpoints.newest(load)
         if found is None:
             raise InputError(f"{folder} has no checkpoints of a stream")
-        self.steps, (items, self.ids) = found
+        self.steps, (items, self.ids, self.about) = found
         self.state = from_items(items, self.state.tables)
         self._draws.refresh(self.ids[ITEMS].live)
         self._settled = True
@@ -213,13 +222,7 @@ class Stream:
         live = self.ids[ITEMS].live
         rows = live.live()
         ids = pl.Series("id", live.ids[rows]).cast(pl.String) if names is None else names
-        vectors = rows_at(self.state.items, rows)
-        with files.atomic_folder(out) as folder:
-            WRITERS["npy"](folder, ids.alias("id"), iter([vectors]), vectors.shape[1], None)
-            (folder / ABOUT).write_text(dumps({
-                "what": "items", "format": "npy", "count": len(ids), "dim": vectors.shape[1],
-                "dtype": "f32", "run": "stream", "step": self.steps, "dataset": "stream"},
-                indent=1) + "\n")
+        write_rows(out, ids, self.state.items, rows, run="stream", step=self.steps)
         return self.ids[ITEMS].publish()
 
     def _settings(self, name: str) -> DynamicIdsConfig:

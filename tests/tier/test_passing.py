@@ -123,7 +123,10 @@ SLOW = ["adagrad bf16 next 400 disk", "adam f32 native 512 host 2",
         "row_adam bf16 masked 300 host 2",
         "sgd f32 masked 999 disk", "adam bf16 native 8 disk",
         "row_adam f32 next 5000 host", "adagrad f32 native 100 disk 2",
-        "sgd bf16 native 400 host", "adam f32 next 700 disk", "adagrad f32 masked 64 host"]
+        "sgd bf16 native 400 host", "adam f32 next 700 disk", "adagrad f32 masked 64 host",
+        "row_adam f32 next 5000 host untied", "adam f32 next 700 disk untied",
+        "adagrad f32 native 5000 host 2 untied", "row_adam bf16 masked 300 disk untied",
+        "adam f32 masked 5000 host untied"]
 
 
 @pytest.mark.parametrize("text", [

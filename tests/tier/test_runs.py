@@ -147,19 +147,22 @@ STREAMED = (*SPARSE[3:], "objective.kind=next_item", "table.update=streamed", "t
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("tied", [True, False])
 def test_a_full_softmax_goes_from_the_host_to_the_disk_and_to_the_devices(
-        tiny_mapping: Mapping, tmp_path: Path) -> None:
+        tiny_mapping: Mapping, tmp_path: Path, tied: bool) -> None:
     """With the bits of the run on the devices, stops between, validations and checkpoints."""
     run, other, said = Run(tmp_path / "run"), Run(tmp_path / "other"), StopAfter(8)
-    run_training(other, config.build(RunConfig, tiny_mapping(*STREAMED)))
+    lines = (*STREAMED, f"table.tied={str(tied).lower()}")
+    run_training(other, config.build(RunConfig, tiny_mapping(*lines)))
     with pytest.raises(Stopped):
         run_training(run, config.build(RunConfig, tiny_mapping(
-            *STREAMED, "table.placement=host")), said)
+            *lines, "table.placement=host")), said)
     assert any("they pass by in parts, twice a step" in line for line in said.lines)
+    assert tied != any("rows of table 'inputs': on the host" in line for line in said.lines)
     with pytest.raises(Stopped):
         run_training(run, config.build(RunConfig, tiny_mapping(
-            *STREAMED, "table.placement=disk", "train.lookahead=0")), StopAfter(6))
-    run_training(run, config.build(RunConfig, tiny_mapping(*STREAMED, "table.placement=disk")))
+            *lines, "table.placement=disk", "train.lookahead=0")), StopAfter(6))
+    run_training(run, config.build(RunConfig, tiny_mapping(*lines, "table.placement=disk")))
     same(run, other)
     assert sorted(path.name for path in run.folder.iterdir()) == sorted(
         path.name for path in other.folder.iterdir())
@@ -167,7 +170,7 @@ def test_a_full_softmax_goes_from_the_host_to_the_disk_and_to_the_devices(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lines", [
-    (*STREAMED, "table.placement=disk"),
+    (*STREAMED, "table.placement=disk"), (*STREAMED, "table.placement=host", "table.tied=false"),
     (*SPARSE, "table.tied=false", "table.placement=host", "table.cache=0.9")])
 def test_a_model_whose_rows_are_left_on_disk_answers_as_one_that_is_loaded(
         tiny_mapping: Mapping, tmp_path: Path, lines: tuple[str, ...]) -> None:
@@ -200,7 +203,6 @@ NOT_BY = {
     "several devices": (("mesh.items=2",), "the rows of a full softmax pass by one device, and the "
                                            "mesh has 2"),
     "a bias": (("bias.strength=1",), r"a bias in the loss \(bias.strength\) lies on the devices"),
-    "inputs of their own": (("table.tied=false",), "do not keep every bit beside a table that"),
     "smoothing": (("objective.label_smoothing=0.1",), "needs the mean row"),
 }
 
