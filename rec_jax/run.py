@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rec_jax import config, locks
-from rec_jax.data.content import ContentConfig, check_content, trained_content
+from rec_jax.data.content import ContentConfig, check_content, check_mode, trained_content
 from rec_jax.data.dataset_files import META
 from rec_jax.data.features import FeatureConfig
 from rec_jax.data.fresh import ContinualConfig
@@ -115,9 +115,10 @@ class RunConfig:
                              "'graphsage'")
         check_different("features", [part.name or part.kind for part in self.features])
         check_content(self.content)
-        if any(part.codes for part in self.content) and self.objective.needs.search:
-            raise InputError(f"content.codes: objective {self.objective.kind!r} searches stored "
-                             "rows; expected an objective that does not search")
+        for name in ("codes", "hidden"):
+            if self.objective.needs.search and any(getattr(part, name) for part in self.content):
+                raise InputError(f"content.{name}: objective {self.objective.kind!r} searches "
+                                 "stored rows; expected an objective that does not search")
         if trained_content(self.content) is not None:
             _check_text(self)
         if self.content and not self.table.tied:
@@ -201,8 +202,10 @@ def update_of(config: RunConfig, num_items: int) -> Choice:
     of_each = math.prod(1 + places for places in (sampling_of(config.encoder) or ((), ""))[0])
     touched = (None if config.objective.needs.normaliser
                else of_each * (2 * positions + config.objective.drawn(positions)))
-    return choose_update(config.table, num_items=num_items, touched=touched,
-                         clips_global_norm=config.optimizer.clip is not None)
+    choice = choose_update(config.table, num_items=num_items, touched=touched,
+                           clips_global_norm=config.optimizer.clip is not None)
+    check_mode(config.content, choice.mode)
+    return choice
 
 
 def tables_of(config: RunConfig) -> dict[str, TableConfig]:

@@ -34,9 +34,9 @@ from rec_jax.model.encoder import (
     TABLES,
     Encoder,
     Params,
+    as_vectors,
     build_encoder,
     with_tables,
-    without_codes,
 )
 from rec_jax.model.encoders import graph_layers, uses_users
 from rec_jax.model.graphs import AnyGraph, graph_of, of_vectors, served_vectors
@@ -155,9 +155,6 @@ def build(config: RunConfig) -> Built:
         texts = texts._replace(adapted=encoder.beside)
         params |= texts.parameters | init_lora(encoder.beside, others, config.seed)
     choice = update_of(config, dataset.num_items)
-    if encoder.source.coded and choice.mode == "streamed":
-        raise InputError("content.codes: a streamed table is scored as it is stored; expected "
-                         "table.update = 'dense', or 'sparse' with an objective that samples")
     tables, modes = tables_of(config), modes_of(config, choice.mode)
     still = [] if texts is None or texts.content.train == "all" else texts.parameters
     tuning = find_tuning(config.tune, params, tables, [*adapted_in(params), *still])
@@ -268,7 +265,7 @@ class Validator:
         where the dataset has nobody to validate on."""
         self._config, self._dataset, self._graph = config, dataset, graph
         self._encoder = encoder
-        if graph is not None or encoder.source.coded:  # vectors are where rows would be
+        if graph is not None or not encoder.source.linear:  # vectors are where rows would be
             encoder = of_vectors(encoder)
         settings = config.evaluate
         self._mesh = mesh
@@ -338,7 +335,7 @@ class Validator:
         """As `served`, with vectors where a graph makes them of rows."""
         params, rows = served(state)
         if self._graph is None:
-            return params, without_codes(self._encoder, params, rows)[1]
+            return params, as_vectors(self._encoder, params, rows)[1]
         vectors = served_vectors(self._graph, self._encoder.source, params, {**params, ITEMS: rows},
                                  self._mesh, state.items.over, state.items.row_map)
         return with_tables(params, vectors), vectors[ITEMS]
