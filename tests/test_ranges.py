@@ -26,6 +26,7 @@ from rec_jax.simulate.agent_config import AgentConfig
 from rec_jax.simulate.environments import ENVIRONMENTS
 from rec_jax.simulate.judge import JudgeConfig
 from rec_jax.solvers.compare import BaselineConfig
+from rec_jax.text.learned import ClickConfig
 from rec_jax.train.pretrain_text import PretrainTextConfig
 from rec_jax.train.stream import StreamConfig
 
@@ -34,7 +35,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "PrepareConfig": {"source": "x", "out": "y"}, "ItemFile": {"path": "x"},
     "ItemFeature": {"column": "x"}, "FeatureConfig": {"kind": "time_gap"},
     "ContentConfig": {"name": "x"}, "TuneConfig": {"match": "x"}, "LoraConfig": {"match": "x"},
-    "ContinualConfig": {"run": "x", "step": 1},
+    "ContinualConfig": {"run": "x", "step": 1}, "BeginConfig": {"table": "x", "columns": ("y",)},
     "PretrainTextConfig": {"model": "x", "out": "y", "dataset": "z"},
 }
 """What cannot be left out."""
@@ -84,7 +85,7 @@ def classes() -> dict[str, type]:
                     visit(typing.cast(type, part))
 
     for cls in (RunConfig, PrepareConfig, SynthConfig, JudgeConfig, BaselineConfig, AgentConfig,
-                StreamConfig, PretrainTextConfig):
+                StreamConfig, PretrainTextConfig, ClickConfig):
         visit(cls)
     for modules in (OBJECTIVES, ENCODERS, ENVIRONMENTS):
         for kind in modules:

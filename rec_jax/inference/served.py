@@ -40,7 +40,7 @@ from rec_jax.model.encoders import graph_layers, uses_times, uses_users
 from rec_jax.model.graphs import AnyGraph, graph_of, of_vectors, served_vectors
 from rec_jax.model.rows import RowSource
 from rec_jax.processes import run_on_all
-from rec_jax.run import Run, RunConfig, tables_of, targets_of, update_of
+from rec_jax.run import Run, RunConfig, read_beside, tables_of, targets_of, update_of
 from rec_jax.tables import (
     INPUTS,
     ITEMS,
@@ -146,7 +146,7 @@ def reading_of(config: RunConfig) -> Reading:
     """What the model of a run reads of a history."""
     return Reading(config.data.length, hidden_next=not config.objective.causal,
                    times=uses_times(config.encoder) or uses_gaps(config.features),
-                   features=config.features, users=uses_users(config.encoder))
+                   features=read_beside(config), users=uses_users(config.encoder))
 
 
 def stores_vectors(config: RunConfig) -> bool:
@@ -246,8 +246,11 @@ def _text_shapes(opened: CheckpointReader) -> dict[str, tuple[int, ...]]:
 
 def counts_of(config: RunConfig, dataset: Dataset) -> np.ndarray:
     """How often each item is a label of the training, int64 `[V]`."""
-    return label_counts(dataset, length=config.data.length, window=config.data.window,
-                        targets=targets_of(config), events=config.data.targets)
+    # Behind begin places a first item is a label too, and what has none takes room.
+    front = 0 if config.begin is None else config.begin.places
+    return label_counts(dataset, length=config.data.length - max(front - 1, 0),
+                        window=config.data.window, events=config.data.targets,
+                        targets="all" if front else targets_of(config))
 
 
 def serving_values(config: RunConfig, dataset: Dataset) -> np.ndarray | None:
@@ -299,7 +302,7 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
     encoder, params = build_encoder(
         config.encoder, dim=config.table.dim, length=config.data.length,
         causal=config.objective.causal, precision=config.train.precision, seed=config.seed,
-        features=find_features(config.features, dataset), content=_content(opened, config),
+        features=find_features(read_beside(config), dataset), content=_content(opened, config),
         heads=config.objective.needs.heads, lora=config.lora, beside=_text_shapes(opened))
     total, name = padded_size(dataset.num_items), _weights_in(config)
 

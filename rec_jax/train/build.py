@@ -44,7 +44,15 @@ from rec_jax.model.lora import adapted_in, init_lora
 from rec_jax.model.optimizer import dense_optimizer, schedule
 from rec_jax.model.rows import RowSource
 from rec_jax.model.tuning import Tuning, find_tuning
-from rec_jax.run import RunConfig, modes_of, placements_of, tables_of, targets_of, update_of
+from rec_jax.run import (
+    RunConfig,
+    modes_of,
+    placements_of,
+    read_beside,
+    tables_of,
+    targets_of,
+    update_of,
+)
 from rec_jax.tables import ITEMS, USERS, RowMap, Table, init_table, row_optimizer, rows_over
 from rec_jax.tables.bias import bias_state, first_bias, place_bias
 from rec_jax.tables.choose import Choice, Mode
@@ -131,7 +139,7 @@ def build(config: RunConfig) -> Built:
                          rows=settings.rows // settings.accumulate, pack=config.data.pack,
                          window=config.data.window, seed=config.seed,
                          share=(jax.process_index(), jax.process_count()),
-                         times=reading_of(config).times, features=config.features,
+                         times=reading_of(config).times, features=read_beside(config),
                          targets=targets_of(config), users=uses_users(config.encoder),
                          values=config.objective.needs.values,
                          histories=config.objective.needs.histories,
@@ -145,7 +153,7 @@ def build(config: RunConfig) -> Built:
     encoder, params = build_encoder(
         config.encoder, dim=config.table.dim, length=config.data.length,
         causal=config.objective.causal, precision=settings.precision, seed=config.seed,
-        features=find_features(config.features, dataset),
+        features=find_features(read_beside(config), dataset),
         content=content.parts, scale=config.table.init_scale,
         heads=config.objective.needs.heads, lora=config.lora, beside=others)
     if texts is not None:

@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 import text_models as models
 from command import Command, one_object, refused
+from marks import slow_but
 
 import rec_jax
 from rec_jax import config
@@ -269,7 +270,7 @@ def test_a_run_without_content_leads_no_text(tiny_run: Path, folder: Path) -> No
     assert rec_jax.search(tiny_run, "title 3", k=1)[0].title == "Title 3, the film"
 
 
-@pytest.mark.parametrize("space", ["text", "items"])
+@pytest.mark.parametrize("space", slow_but("items", ["text", "items"]))
 def test_clicks_teach_a_search_and_it_says_what_of(space: str, folder: Path, served: Served,
                                                    tmp_path: Path) -> None:
     """Texts are words of another item's title: the search learns which one is meant."""

@@ -7,6 +7,7 @@ One file an encoder. Each holds a frozen `Config` whose `build` returns a `flax.
 from rec_jax.model.encoders.base import (
     EncoderConfig,
     Inputs,
+    carries_begin,
     graph_layers,
     reads_history,
     sampling_of,
@@ -23,5 +24,5 @@ ENCODERS = {
     "user": "rec_jax.model.encoders.user",
 }
 
-__all__ = ["ENCODERS", "EncoderConfig", "Inputs", "graph_layers", "reads_history", "sampling_of",
-           "uses_times", "uses_users"]
+__all__ = ["ENCODERS", "EncoderConfig", "Inputs", "carries_begin", "graph_layers",
+           "reads_history", "sampling_of", "uses_times", "uses_users"]
