@@ -153,7 +153,7 @@ def test_a_number_that_makes_no_sense_is_refused_by_name(name: str, field: str,
         bad += [-1, -(10**9)] + ([] if kind is int else [-1e-3])
     if kind is int:
         bad.append(1.5)
-    listed = field in ("ks", "fan_out")
+    listed = f"{name}.{field}" == "ContentConfig.hidden" or field in ("ks", "fan_out")
     for value in bad:
         with pytest.raises(InputError, match=field.partition("_")[0]) as caught:
             made(name, **{field: (value,) if listed else value})

@@ -59,12 +59,12 @@ class ContentConfig:
 
     def __post_init__(self) -> None:
         check(self, "content.", drop=at_least(0, 1), max_length=at_least(1),
-              codes=at_least(0, 64), centres=at_least(2, MOST_CENTRES))
+              codes=at_least(0, 64), centres=at_least(2, MOST_CENTRES), hidden=at_least(1, 2**16))
         check_name(self.name)
-        if (self.kind == "mlp") != bool(self.hidden) or min(self.hidden, default=1) < 1:
+        if (self.kind == "mlp") != bool(self.hidden):
             raise InputError(f"content.hidden is {list(self.hidden)}, and content.kind "
-                             f"{self.kind!r}; expected the widths of hidden layers, 1 or more "
-                             "each, of kind 'mlp' alone, such as hidden = [256]")
+                             f"{self.kind!r}; expected the widths of hidden layers, such as "
+                             "hidden = [256], for kind 'mlp' alone")
         if self.hidden and (self.codes or self.encoder is not None):
             raise InputError("content.kind = 'mlp' is of vectors that stay as they are; expected "
                              "no content.codes and no content.encoder")

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import slow_but
 
 from rec_jax.data.dataset import Dataset
 from rec_jax.errors import InputError
@@ -76,7 +77,7 @@ def known_log(count: int = 300) -> tuple[Clicks, np.ndarray, np.ndarray]:
             texts, items)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", slow_but("exact", LOSSES))
 def test_a_known_mapping_is_found_and_ranks_texts_that_nobody_learned_from(loss: str) -> None:
     clicks, texts, items = known_log()
     learned, held = split_clicks(clicks, 0.2, seed=0)

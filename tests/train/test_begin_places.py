@@ -1,7 +1,7 @@
 """Runs with places in front of histories: the step, users without one, and what is refused.
 
 The encoder is a bag: a query is the mean of all that stands before it, so that everything can be
-written out in NumPy.
+written out in NumPy. Items have content that goes through an MLP, too.
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from command import Command, refused
+from item_vectors import give_vectors
+from mlp import by_definition
 
 from rec_jax import api, config
 from rec_jax.data.attributes import BEGIN, open_attributes
@@ -23,10 +27,11 @@ from rec_jax.data.prepare import Columns, PrepareConfig, SplitConfig, prepare
 from rec_jax.errors import InputError
 from rec_jax.inference.export import load_embeddings
 from rec_jax.inference.retrieve import Recommender
-from rec_jax.inference.served import counts_of
-from rec_jax.run import RunConfig, read_beside
+from rec_jax.inference.served import Served, counts_of
+from rec_jax.model.encoder import as_vectors
+from rec_jax.run import Run, RunConfig, read_beside
 from rec_jax.tables import ITEMS
-from rec_jax.train.build import build
+from rec_jax.train.build import Built, build
 from rec_jax.train.mode import READ
 from rec_jax.train.step import place_batch
 from rec_jax.train.tables import asked_of
@@ -51,6 +56,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepare(PrepareConfig(source=str(folder / "log.csv"), out=str(folder / "d"),
                           columns=Columns(time="time"),
                           split=SplitConfig("time", valid_time=700, test_time=850)))
+    give_vectors(folder / "d", random.standard_normal((
+        Dataset.open(folder / "d").num_items - 2, 3)))  # the last two have none
     return folder
 
 
@@ -60,17 +67,33 @@ def mapping_of(folder: Path, tiny_mapping: Mapping, *given: str) -> dict[str, An
                            "evaluate.filter_seen=false", *given)
     mapping["begin"] = {"table": str(folder / "users.csv"), "columns": ["gender", "age"],
                         "places": 2}
-    mapping.setdefault("encoder", {})
     mapping["encoder"] = {"kind": "bag"}
+    mapping["content"] = [{"name": "text", "kind": "mlp", "hidden": [4]}]
     return mapping
 
 
 @pytest.fixture(scope="module")
-def model(folder: Path, tiny_mapping: Mapping, tmp_path_factory: pytest.TempPathFactory
-          ) -> Recommender:
-    run = tmp_path_factory.mktemp("runs") / "r"
-    api.train(config.build(RunConfig, mapping_of(folder, tiny_mapping)), run=run)
-    return api.load(run)
+def built(folder: Path, tiny_mapping: Mapping) -> Built:
+    return build(config.build(RunConfig, mapping_of(folder, tiny_mapping, "train.accumulate=1")))
+
+
+@pytest.fixture(scope="module")
+def model(built: Built, folder: Path) -> Recommender:
+    """The model before its first step, with larger vectors of places."""
+    params, rows = jax.tree.map(jnp.array, (built.state.encoder, built.state.items.rows))
+    random = np.random.default_rng(5).standard_normal(params[BEGIN].shape)
+    params[BEGIN] = params[BEGIN].at[1:].set(0.1 * random[1:])
+    encoder, vectors = as_vectors(built.encoder, params, rows)
+    return Recommender(Served(Run(folder / "none"), built.config, built.dataset, encoder, params,
+                              vectors, 0, built.mesh))
+
+
+def vectors_of(params: Any, rows: np.ndarray) -> np.ndarray:
+    """e + f(x) of stored rows, f64 `[V, d]`."""
+    rows, dim = rows.astype(np.float64), rows.shape[1] - 3
+    weights = {path.removeprefix("content/text/"): np.asarray(leaf, np.float64)
+               for path, leaf in params.items() if path.startswith("content/")}
+    return np.asarray(rows[:, :dim] + by_definition(weights, rows[:, dim:]))
 
 
 def front(table: np.ndarray, codes: np.ndarray) -> np.ndarray:
@@ -79,17 +102,19 @@ def front(table: np.ndarray, codes: np.ndarray) -> np.ndarray:
     return np.stack([table[place[place > 0]].mean(axis=0) for place in codes])
 
 
-def test_the_step_is_that_of_the_mean_of_places_and_items(folder: Path, tiny_mapping: Mapping
+def test_the_step_is_that_of_the_mean_of_places_and_items(built: Built, model: Recommender
                                                           ) -> None:
-    built = build(config.build(RunConfig, mapping_of(folder, tiny_mapping, "train.accumulate=1")))
     batch = built.stream.batch(0)
     labels = np.concatenate([built.stream.batch(step)["targets"].ravel() for step in range(
         -(-built.stream.rows_per_epoch // 8))])[:built.stream.rows_per_epoch * LENGTH]
     np.testing.assert_array_equal(np.bincount(labels[labels >= 0], minlength=len(
         built.dataset.popularity())), counts_of(built.config, built.dataset))
     table = np.asarray(built.state.encoder[BEGIN], np.float64)
-    rows = np.asarray(built.state.items.rows, np.float64)[:built.dataset.num_items]
-    assert not table[0].any()
+    before = {path: np.asarray(leaf) for path, leaf in built.state.encoder.items()}
+    stored = np.asarray(built.state.items.rows)[:built.dataset.num_items]
+    rows = vectors_of(before, stored)
+    np.testing.assert_allclose(model.served.rows[:len(rows)], rows, atol=1e-6)
+    assert not table[0].any() and not stored[-2:, -3:].any()
     losses = []
     for row in range(len(batch["items"])):
         for place in np.flatnonzero(batch["targets"][row] >= 0):
@@ -104,6 +129,9 @@ def test_the_step_is_that_of_the_mean_of_places_and_items(folder: Path, tiny_map
     np.testing.assert_allclose(float(metrics.loss), np.mean(losses), rtol=1e-5)
     moved = np.abs(np.asarray(state.encoder[BEGIN]) - table).max(axis=1) > 0
     np.testing.assert_array_equal(np.flatnonzero(moved), np.setdiff1d(batch[BEGIN], [0]))
+    for path in ("0/kernel", "0/bias", "1/kernel", "1/bias"):
+        path = f"content/text/{path}"
+        assert (np.asarray(state.encoder[path]) != before[path]).any(), path
 
 
 def test_a_begin_place_reads_no_row_of_an_item(folder: Path, tiny_mapping: Mapping) -> None:
@@ -128,6 +156,7 @@ def test_other_modes_train_the_same_model(mode: str, folder: Path, tiny_mapping:
     for update in ("dense", mode):
         given = mapping_of(folder, tiny_mapping, f'table.update="{update}"', *whole,
                            'table.optimizer.kind="sgd"', "table.optimizer.rate=0.5")
+        given.pop("content")  # an MLP is of dense tables
         given["tune"] = [{"match": "tables/*", "rate": 1.0 if update == mode else 0.0}]
         built = build(config.build(RunConfig, given))
         batch = {name: values[None] for name, values in built.stream.batch(0).items()}
@@ -137,8 +166,7 @@ def test_other_modes_train_the_same_model(mode: str, folder: Path, tiny_mapping:
     np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-5)
 
 
-def test_a_query_is_that_of_attributes_and_newest_items(model: Recommender, folder: Path,
-                                                        tmp_path: Path) -> None:
+def test_a_query_is_that_of_attributes_and_newest_items(model: Recommender) -> None:
     served = model.served
     dataset, ids = served.dataset, served.dataset.item_ids().to_list()
     known = open_attributes(served.config.begin, dataset)  # type: ignore[arg-type]
@@ -181,16 +209,24 @@ def test_a_query_is_that_of_attributes_and_newest_items(model: Recommender, fold
         assert found["protocol"]["users"] == len(ranks) > 3
         assert found["metrics"]["hr@5"] == pytest.approx(np.mean(np.array(ranks) <= 5))
     assert "popularity_baseline" in found and "nothing before" in found["protocol"]["target"]
-    queries = load_embeddings(api.export(model, out=tmp_path / "q", what="users"))
-    np.testing.assert_allclose(queries.vectors[8] @ rows.T, by_hand(
-        known.codes[[8]], dataset.history(8)), atol=1e-5)
 
 
-def test_attributes_are_asked_in_the_command_line(model: Recommender, rec_jax: Command) -> None:
-    ended = rec_jax("recommend", model.served.run.folder, "--attributes", "gender=F", "-k", "2")
+@pytest.mark.slow
+def test_attributes_are_asked_in_the_command_line(folder: Path, tiny_mapping: Mapping,
+                                                  tmp_path: Path, rec_jax: Command) -> None:
+    run = tmp_path / "r"
+    api.train(config.build(RunConfig, mapping_of(folder, tiny_mapping)), run=run)
+    ended = rec_jax("recommend", run, "--attributes", "gender=F", "-k", "2")
     assert ended.code == 0, ended.err
     assert "no user has gender = 'X'; expected one of F, M" in refused(
-        rec_jax("recommend", model.served.run.folder, "--attributes", "gender=X"))
+        rec_jax("recommend", run, "--attributes", "gender=X"))
+    queries = load_embeddings(api.export(run, out=tmp_path / "q", what="users"))
+    served = api.load(run).served
+    user = str(served.dataset.user_ids()[8])
+    best = api.recommend(run, user=user, k=1)[0]
+    scores = queries.vectors[8] @ np.asarray(served.rows)[:served.dataset.num_items].T
+    assert best.item == served.dataset.item_ids()[int(np.argmax(scores))]
+    np.testing.assert_allclose(best.score, scores.max(), rtol=1e-4)
 
 
 @pytest.mark.parametrize(("changed", "said"), [

@@ -35,6 +35,7 @@ def added(found: dict[str, np.ndarray], content: np.ndarray) -> np.ndarray:
     return np.asarray(mlp(weights, content))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_run_is_ranked_exported_and_filled_by_its_vectors(
         tiny_csv: Path, tmp_path: Path, tiny_mapping: Mapping) -> None:
     data = tmp_path / "d"  # a fifth of its items are withheld, and the last ones have no vector
