@@ -81,8 +81,7 @@ def measure(model: str, given: Sequence[str], run: str | None) -> dict[str, Any]
                 "BM25": words, "both": mixed(cosines, words, LEXICAL),
                 "both, learned share": mixed(cosines, words, share)}
         if space is not None:
-            _, own, matrix = space
-            ways["projected"] = unit(encoded @ matrix) @ unit(own).T
+            ways["projected"] = unit(space.lead(encoded)) @ unit(space.vectors).T
             ways["projected and BM25"] = mixed(ways["projected"], words, LEXICAL)
         found.append(rates({name: scores[~learns] for name, scores in ways.items()},
                            items[~learns]) | {"learned": {"share": share}})

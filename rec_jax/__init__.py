@@ -37,12 +37,13 @@ if TYPE_CHECKING:
     from rec_jax.data.synth import SynthConfig, synth
     from rec_jax.errors import InputError, TrainingError
     from rec_jax.inference.export import Embeddings, load_embeddings
-    from rec_jax.lookup import load_search, search
+    from rec_jax.lookup import learn_search, load_search, search
     from rec_jax.plan.suggest import suggest_config
     from rec_jax.run import RunConfig
     from rec_jax.simulate.judge import JudgeConfig
     from rec_jax.simulate.log_files import LogColumns
     from rec_jax.solvers.compare import BaselineConfig
+    from rec_jax.text.learned import ClickConfig
     from rec_jax.text.search import SearchConfig
     from rec_jax.train.merging import write_text_encoder
     from rec_jax.train.pretrain_text import pretrain_text
@@ -54,6 +55,7 @@ _HOMES = {
     "export": "api", "merge_adapters": "api",
     "suggest_config": "plan.suggest",
     "search": "lookup", "load_search": "lookup", "SearchConfig": "text.search",
+    "learn_search": "lookup", "ClickConfig": "text.learned",
     "doctor": "bench.machine", "BaselineConfig": "solvers.compare",
     "Dataset": "data.dataset", "fetch": "data.fetch", "prepare": "data.prepare",
     "PrepareConfig": "data.prepare_config", "SynthConfig": "data.synth", "synth": "data.synth",
@@ -64,11 +66,11 @@ _HOMES = {
 }
 
 __all__ = [
-    "BaselineConfig", "Dataset", "Embeddings", "InputError", "JudgeConfig", "LogColumns",
-    "PrepareConfig", "RunConfig", "SearchConfig", "SynthConfig", "TrainingError",
-    "baseline", "doctor", "embed", "evaluate", "export", "fetch", "fit_baseline", "load",
-    "load_embeddings", "load_search", "merge_adapters", "off_policy", "popularity_bias", "prepare",
-    "pretrain_text", "recommend", "search", "suggest_config", "synth", "train",
+    "BaselineConfig", "ClickConfig", "Dataset", "Embeddings", "InputError", "JudgeConfig",
+    "LogColumns", "PrepareConfig", "RunConfig", "SearchConfig", "SynthConfig", "TrainingError",
+    "baseline", "doctor", "embed", "evaluate", "export", "fetch", "fit_baseline", "learn_search",
+    "load", "load_embeddings", "load_search", "merge_adapters", "off_policy", "popularity_bias",
+    "prepare", "pretrain_text", "recommend", "search", "suggest_config", "synth", "train",
     "write_text_encoder",
 ]
 

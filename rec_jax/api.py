@@ -182,12 +182,12 @@ def load(run: PathLike, *, cold: ColdFill | str | None = None, step: int | None 
 def evaluate(run: Loadable, *, split: Split = "test", step: int | None = None,
              filter_seen: bool | None = None, seen_targets: str | None = None,
              batch: int | None = None, baseline: bool | str = False, bias: Given | None = None,
-             event: str | None = None, cold: ColdFill | str | None = None, data: str | None = None,
-             mesh: str | None = None, trust_code: bool = False, progress: bool = False,
-             tell: Tell = warn) -> dict[str, Any]:
+             event: str | None = None, cold: ColdFill | str | None = None,
+             cold_users: bool | None = None, data: str | None = None, mesh: str | None = None,
+             trust_code: bool = False, progress: bool = False, tell: Tell = warn) -> dict[str, Any]:
     """Full-ranking metrics of a run's best checkpoint (or of `step`) with their protocol.
 
-    filter_seen, seen_targets, batch, event: replace those of the run's config. baseline: popularity
+    filter_seen, seen_targets, batch, event, cold_users: replace the config's. baseline: popularity
     beside it, or the models of `baseline` with these names, separated by commas, as they are by
     default. bias: added to the model's scores, one number for each item in the order of the
     dataset (-inf: it is not shown), or a `popularity_bias`; the protocol says so. cold: see `load`;
@@ -201,7 +201,7 @@ def evaluate(run: Loadable, *, split: Split = "test", step: int | None = None,
     served = _loaded(run, cold=cold, step=step, data=data, mesh=mesh, trust_code=trust_code,
                      tell=tell)
     given: dict[str, Any] = {"filter_seen": filter_seen, "seen_targets": seen_targets,
-                             "batch": batch, "event": event}
+                             "batch": batch, "event": event, "cold_users": cold_users}
     settings = replace(served.config.evaluate, **{
         name: value for name, value in given.items() if value is not None})
     with reporter_of("evaluate", progress and is_first()) as reporter:
@@ -275,9 +275,9 @@ def recommend(run: Loadable, *, user: str | None = None, history: Sequence[str] 
 
     times: seconds of the items of `history`, where the model reads times; events: their types.
     filter_seen: replaces that of the run's `evaluate` section. bias: as for `evaluate`.
-    attributes: of somebody without a history instead, such as {"gender": "F"}: what is popular
-    among the users who have them by the table `users` (CSV, TSV, Parquet; user ids in the column
-    `user_id`), see `rec_jax.inference.newcomers`. No model is loaded for it.
+    attributes: of somebody new, such as {"gender": "F"}, without a history or beside one, of a run
+    with `[begin]`. Or with a table `users` (CSV, TSV, Parquet; ids in the column `user_id`): what
+    is popular among those who have them, without a model, see `rec_jax.inference.newcomers`.
     friends: of somebody without a history, users of the dataset: what they took, and by the file
     `friendships` what their friends did, see `rec_jax.inference.friends`. No model is loaded.
     cold, step, data, mesh, trust_code, tell: see `load`.
@@ -291,7 +291,7 @@ def recommend(run: Loadable, *, user: str | None = None, history: Sequence[str] 
     model = run if isinstance(run, Recommender) and cold is None else Recommender(
         _loaded(run, cold=cold, step=step, data=data, mesh=mesh, trust_code=trust_code, tell=tell))
     return model.recommend(user=user, history=history, times=times, k=k, filter_seen=filter_seen,
-                           bias=bias, events=events)
+                           bias=bias, events=events, attributes=attributes)
 
 
 def _without_model(run: Loadable, data: str | None, trust_code: bool,

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from rec_jax import config, locks
-from rec_jax.data.content import ContentConfig, check_content, trained_content
+from rec_jax.data.attributes import BeginConfig
+from rec_jax.data.content import ContentConfig, check_content, check_mode, trained_content
 from rec_jax.data.dataset_files import META
-from rec_jax.data.features import FeatureConfig
+from rec_jax.data.features import FeatureConfig, Read
 from rec_jax.data.fresh import ContinualConfig
 from rec_jax.data.segments import Targets
 from rec_jax.errors import InputError
@@ -33,6 +34,7 @@ from rec_jax.model.encoders import (
     unit_vectors,
     uses_users,
 )
+from rec_jax.model.features import check_begin
 from rec_jax.model.lora import LoraConfig
 from rec_jax.model.optimizer import OptimizerConfig
 from rec_jax.model.tuning import TuneConfig
@@ -56,6 +58,7 @@ class RunConfig:
 
     features: side features whose vectors are added to the items', each once.
     content: vectors of the items that are a part of their rows, each once.
+    begin: learned places in front of every history, of its user's attributes.
     bias: what is added to the score of each item, in the loss and where it is ranked.
     tune: which parameters are frozen, or train slower or faster; lora: thin products beside them.
     inputs, users: of the tables of an untied encoder's inputs, and of users; `table`'s by default.
@@ -72,6 +75,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     features: tuple[FeatureConfig, ...] = ()
     content: tuple[ContentConfig, ...] = ()
+    begin: BeginConfig | None = None
     bias: BiasConfig = field(default_factory=BiasConfig)
     tune: tuple[TuneConfig, ...] = ()
     lora: tuple[LoraConfig, ...] = ()
@@ -115,15 +119,25 @@ class RunConfig:
                              f"{self.encoder.kind!r} does not have; expected encoder.kind = "
                              "'graphsage'")
         check_different("features", [part.name or part.kind for part in self.features])
+        check_begin(self.begin, self.encoder, self.objective, self.features, self.data.length)
+        if self.evaluate.cold_users and self.begin is None:
+            raise InputError("evaluate.cold_users: nothing stands in front of histories; expected "
+                             "[begin]")
         check_content(self.content)
-        if any(part.codes for part in self.content) and self.objective.needs.search:
-            raise InputError(f"content.codes: objective {self.objective.kind!r} searches stored "
-                             "rows; expected an objective that does not search")
+        for name in ("codes", "hidden"):
+            if self.objective.needs.search and any(getattr(part, name) for part in self.content):
+                raise InputError(f"content.{name}: objective {self.objective.kind!r} searches "
+                                 "stored rows; expected an objective that does not search")
         if trained_content(self.content) is not None:
             _check_text(self)
         if self.content and not self.table.tied:
             raise InputError("content is a part of the items' rows, of which the encoder reads; "
                              "expected table.tied = true")
+
+
+def read_beside(config: RunConfig) -> tuple[Read, ...]:
+    """What a run reads beside items, and in front of them."""
+    return config.features if config.begin is None else (*config.features, config.begin)
 
 
 def targets_of(config: RunConfig) -> Targets:
@@ -205,8 +219,10 @@ def update_of(config: RunConfig, num_items: int) -> Choice:
     of_each = math.prod(1 + places for places in (sampling_of(config.encoder) or ((), ""))[0])
     touched = (None if config.objective.needs.normaliser
                else of_each * (2 * positions + config.objective.drawn(positions)))
-    return choose_update(config.table, num_items=num_items, touched=touched,
-                         clips_global_norm=config.optimizer.clip is not None)
+    choice = choose_update(config.table, num_items=num_items, touched=touched,
+                           clips_global_norm=config.optimizer.clip is not None)
+    check_mode(config.content, choice.mode)
+    return choice
 
 
 def tables_of(config: RunConfig) -> dict[str, TableConfig]:

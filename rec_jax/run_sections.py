@@ -121,6 +121,8 @@ class EvaluateConfig:
     event: targets are events of this type, the first one of a user in the split, after everything
       before it; users without one are not evaluated. None: of any type.
     users: validate on the first so many users of a seeded shuffle; none: all.
+    cold_users: users with nothing before the split are evaluated, in the place of those who have a
+      history: a run with `[begin]` asks for them by their attributes.
     """
 
     ks: tuple[int, ...] = (5, 10, 20)
@@ -131,6 +133,7 @@ class EvaluateConfig:
     batch: int = 512
     users: int | None = None
     event: str | None = None
+    cold_users: bool = False
 
     def __post_init__(self) -> None:
         check(self, "evaluate.", ks=at_least(1, 2**62), batch=at_least(1), users=at_least(1))

@@ -26,6 +26,7 @@ from rec_jax.simulate.agent_config import AgentConfig
 from rec_jax.simulate.environments import ENVIRONMENTS
 from rec_jax.simulate.judge import JudgeConfig
 from rec_jax.solvers.compare import BaselineConfig
+from rec_jax.text.learned import ClickConfig
 from rec_jax.train.pretrain_text import PretrainTextConfig
 from rec_jax.train.stream_config import StreamRunConfig
 
@@ -34,7 +35,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "PrepareConfig": {"source": "x", "out": "y"}, "ItemFile": {"path": "x"},
     "ItemFeature": {"column": "x"}, "FeatureConfig": {"kind": "time_gap"},
     "ContentConfig": {"name": "x"}, "TuneConfig": {"match": "x"}, "LoraConfig": {"match": "x"},
-    "ContinualConfig": {"run": "x", "step": 1},
+    "ContinualConfig": {"run": "x", "step": 1}, "BeginConfig": {"table": "x", "columns": ("y",)},
     "PretrainTextConfig": {"model": "x", "out": "y", "dataset": "z"},
 }
 """What cannot be left out."""
@@ -86,7 +87,7 @@ def classes() -> dict[str, type]:
                     visit(typing.cast(type, part))
 
     for cls in (RunConfig, PrepareConfig, SynthConfig, JudgeConfig, BaselineConfig, AgentConfig,
-                StreamRunConfig, PretrainTextConfig):
+                StreamRunConfig, PretrainTextConfig, ClickConfig):
         visit(cls)
     for modules in (OBJECTIVES, ENCODERS, ENVIRONMENTS):
         for kind in modules:
@@ -154,7 +155,7 @@ def test_a_number_that_makes_no_sense_is_refused_by_name(name: str, field: str,
         bad += [-1, -(10**9)] + ([] if kind is int else [-1e-3])
     if kind is int:
         bad.append(1.5)
-    listed = field in ("ks", "fan_out")
+    listed = f"{name}.{field}" == "ContentConfig.hidden" or field in ("ks", "fan_out")
     for value in bad:
         with pytest.raises(InputError, match=field.partition("_")[0]) as caught:
             made(name, **{field: (value,) if listed else value})

@@ -17,6 +17,7 @@ from rec_jax.cli import data as cli_data
 from rec_jax.cli import deltas as cli_deltas
 from rec_jax.cli.embed import app as embed_app
 from rec_jax.cli.inference import EvaluateVerb, evaluate, export, recommend
+from rec_jax.cli.learn_search import app as learn_search_app
 from rec_jax.cli.ope import ope
 from rec_jax.cli.options import App
 from rec_jax.cli.picture import draw
@@ -43,6 +44,7 @@ app.add_typer(cli_deltas.app, name="deltas")
 app.add_typer(cli_baseline.app)
 app.add_typer(pretrain_app)
 app.add_typer(search_app)
+app.add_typer(learn_search_app)
 
 _UsageError: Any = typer.BadParameter.__mro__[1]  # typer does not export it
 

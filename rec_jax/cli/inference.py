@@ -50,6 +50,10 @@ def evaluate(
     event: Annotated[str | None, typer.Option(
         metavar="TYPE", help="Only events of this type are targets; the run's setting by "
                              "default.")] = None,
+    cold_users: Annotated[bool | None, typer.Option(
+        "--cold-users/--no-cold-users",
+        help="Users with nothing before the split, asked by their attributes ([begin]), instead of "
+             "all others.")] = None,
     baseline: Annotated[str | None, typer.Option(
         "--baseline", metavar="[NAME,...]",
         help=f"Show popularity beside it, or one or more of {', '.join(SOLVERS)} as `rec-jax "
@@ -82,8 +86,8 @@ def evaluate(
     result = api.evaluate(model, split=split, step=step,  # type: ignore[arg-type]
                           filter_seen=filter_seen, seen_targets=seen_targets, batch=batch,
                           baseline=_baselines(baseline), bias=bias, event=event, cold=fill,
-                          data=data, mesh=mesh, trust_code=trust_code, progress=not as_json,
-                          tell=say)
+                          cold_users=cold_users, data=data, mesh=mesh, trust_code=trust_code,
+                          progress=not as_json, tell=say)
     if not first:
         return
     if as_json:
@@ -147,9 +151,9 @@ def recommend(
     events_file: Annotated[str | None, typer.Option(
         metavar="FILE", help="The same, one a line.")] = None,
     attributes: Annotated[list[str] | None, typer.Option(
-        metavar="NAME=VALUE", help="Instead of a user or a history, for somebody new: what is "
-                                   "popular among users who have it by --users. May be "
-                                   "repeated.")] = None,
+        metavar="NAME=VALUE", help="Of somebody new, without a history or beside one, for a run "
+                                   "with [begin]; or with --users: what is popular among users who "
+                                   "have it. May be repeated.")] = None,
     users: Annotated[str | None, typer.Option(
         metavar="FILE", help="With --attributes: CSV, TSV or Parquet with their columns.")] = None,
     user_id: Annotated[str, typer.Option(
@@ -184,10 +188,11 @@ def recommend(
     from rec_jax.train.stream_verbs import is_stream
 
     fill = read_fill(cold, cold_vectors, cold_bias)
-    if attributes or users or friend or friends or is_stream(run):
+    given = _pairs(attributes) if attributes else None
+    if users or friend or friends or is_stream(run):
         summary.recommendations(api.recommend(
             run, user=user, history=history or history_file, times=times or times_file,  # type: ignore[arg-type]
-            attributes=_pairs(attributes) if attributes else None, users=users, user_id=user_id,
+            attributes=given, users=users, user_id=user_id,
             friends=friend, friendships=friends, k=k, filter_seen=keep_seen, bias=popularity_bias,  # type: ignore[arg-type]
             events=events or events_file,  # type: ignore[arg-type]
             cold=fill, step=step, data=data, mesh=mesh, trust_code=trust_code, tell=say), as_json)
@@ -206,7 +211,7 @@ def recommend(
     found = retrieve.recommend(
         served, user=user, history=items, times=when if times or times_file else None, k=k,
         filter_seen=None if keep_seen is None else not keep_seen, tell=say if first else None,
-        events=types,
+        events=types, attributes=given,
         bias=None if popularity_bias is None else bias.popularity_bias(served, popularity_bias))
     if not first:
         return

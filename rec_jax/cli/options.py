@@ -44,6 +44,8 @@ _KEYS: Mapping[str, Mapping[str, str]] = {
     "export": {"what": "what", "format": "format", "mesh": "mesh", "cold.bias": "cold_bias"},
     "recommend": {"k": "k", "mesh": "mesh", "popularity bias": "popularity_bias",
                   "cold.bias": "cold_bias"},
+    "learn-search": {name: name for name in (
+        "loss", "epochs", "rows", "rate", "decay", "temperature", "held_out", "seed", "space")},
     "search": {"k": "k", "blend": "blend", "space": "space", "search.lexical": "lexical"},
     "simulate": {name: name for name in ("users", "confidence", "seed", "turns")},
     "ope": {name: name for name in (

@@ -45,6 +45,9 @@ def search(
         "--column", metavar="COLUMN", help="Column of text; may be repeated.")] = None,
     lexical: Annotated[float | None, typer.Option(
         help="What a point of BM25 is worth in cosines; 0: the encoder alone.")] = None,
+    learned: Annotated[str | None, typer.Option(
+        metavar="FILE", help="What clicks taught, from `rec-jax learn-search`; it says the space "
+                             "and the item vectors.")] = None,
     step: Step = None,
     data: Data = None,
     trust_code: Trust = False,
@@ -57,4 +60,4 @@ def search(
     summary.recommendations(lookup.search(
         run, text, model=model, user=user, history=history, blend=blend, k=k, space=space,
         name=name, prefix=prefix, table=table, id=id, columns=columns or (), lexical=lexical,
-        tell=say, step=step, data=data, trust_code=trust_code), as_json)
+        learned=learned, tell=say, step=step, data=data, trust_code=trust_code), as_json)

@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rec_jax.data.arrays import counting
+from rec_jax.data.attributes import BEGIN, open_attributes
 from rec_jax.data.dataset import Dataset, seconds_after
-from rec_jax.data.features import FeatureConfig, find_features, read_codes
+from rec_jax.data.features import Read, begin_among, find_features, read_codes
 from rec_jax.data.packing import Packing, no_packing, pack
 from rec_jax.data.permutation import key, permuted
 from rec_jax.data.segments import (
@@ -56,6 +57,11 @@ class BatchStream(Iterator[Batch]):
       histories: int32 [rows / share count, S], place of the last input of each history of a row,
         -1 for none; S is the most that a row holds. Only with `histories=True`.
 
+    Where `features` have begin places, P of them stand in front of each segment: item 0, with the
+    codes of the user's attributes in features/begin, which are 0 elsewhere. The last of them has
+    the segment's first item as its target, so a user with a single item has one too, and P - 1 + n
+    places have n targets.
+
     An epoch uses each target once. Epochs follow each other without a gap: a batch at the border
     holds the last rows of one and the first of the next, so every batch is full. Users with a
     single item in the part have no target and are left out.
@@ -65,7 +71,7 @@ class BatchStream(Iterator[Batch]):
                  window: Window = "last", seed: int = 0, shuffle: bool = True,
                  split: Part = "train", share: tuple[int, int] = (0, 1),
                  times: bool = False, targets: Targets = "next",
-                 features: Sequence[FeatureConfig] = (), users: bool = False,
+                 features: Sequence[Read] = (), users: bool = False,
                  values: Sequence[str] = (), histories: bool = False,
                  first: npt.NDArray[np.int64] | None = None,
                  events: Sequence[str] = ()) -> None:
@@ -125,10 +131,26 @@ class BatchStream(Iterator[Batch]):
         self._share, self._times, self._step = share, times, 0
         self._features, self._users = tuple(features), users
         self._values, self._hashes = open_values(values, dataset), hashes_of(values, dataset)
-        self._targets, self._shift = targets, int(targets == "next")
+        self._shift = int(targets == "next")
         self._histories = histories
-        self._histogram = count_lengths(dataset, length, window, split, targets, first)
-        self._packing = _pack(self._histogram, length, pack)
+        begin = begin_among(self._features)
+        if begin is not None and (targets != "next" or begin.places > length):
+            raise InputError(f"{begin.places} begin places stand in front of items that predict "
+                             f"the next one, in rows of {length}; expected targets 'next' (not "
+                             f"{targets!r}), and at most {length} places")
+        self._begin = None if begin is None else open_attributes(begin, dataset)
+        self._front = 0 if begin is None else begin.places
+        if self._begin is not None:
+            self._settings["begin"] = hashlib.sha256(
+                self._begin.codes.tobytes() + repr((self._begin.values, self._front)).encode()
+            ).hexdigest()[:16]
+        # Places of a segment that have no target, and the most targets of one.
+        self._bare = max(self._front - 1, 0)
+        self._most = length - self._bare
+        # The first item is a target too, where something stands in front of it.
+        self._kind: Targets = "all" if self._front else targets
+        self._histogram = count_lengths(dataset, self._most, window, split, self._kind, first)
+        self._packing = _pack(np.pad(self._histogram, (self._bare, 0)), length, pack)
         if not self.rows_per_epoch:
             raise InputError(f"{dataset.folder} has no user with two items in its {split} part"
                              + ("" if first is None else ", one of which is new there"))
@@ -151,7 +173,7 @@ class BatchStream(Iterator[Batch]):
     @property
     def targets_per_epoch(self) -> int:
         """Places of segments; with `first` also of those that only are read."""
-        return int(self._histogram @ np.arange(self.length + 1))
+        return int(self._histogram @ np.arange(len(self._histogram)))
 
     @property
     def useful_share(self) -> float:
@@ -184,7 +206,8 @@ class BatchStream(Iterator[Batch]):
         Raises:
           InputError: the state belongs to other settings or to another dataset.
         """
-        optional = {"targets", "first", "events"} & state.keys()  # kept where they were set
+        # Kept where they were set.
+        optional = {"targets", "first", "events", "begin"} & state.keys()
         for name in [*self._settings, *sorted(optional - self._settings.keys())]:
             value = self._settings.get(name)
             if state.get(name) != value:
@@ -212,13 +235,16 @@ class BatchStream(Iterator[Batch]):
         position = np.repeat(begin, size) + within
         at = np.repeat(row * self.length + self._packing.columns[place], size) + within
         rank = np.arange(len(row)) - np.searchsorted(row, row) + 1
-        wanted = position + self._shift
-        counts = (np.ones(len(wanted), bool) if self._first is None
-                  else wanted >= np.repeat(self._first[user], size))
+        wanted, front = position + self._shift, within < self._front
+        counts = within >= self._bare
+        if self._front:  # what lies before a user's first item is somebody else's, or nothing
+            position, wanted = np.where(front, 0, position), np.where(counts, wanted, 0)
+        if self._first is not None:
+            counts &= wanted >= np.repeat(self._first[user], size)
         if self._events is not None and self.dataset.events is not None:
             counts &= np.isin(self.dataset.events[wanted], self._events)
         filled: dict[str, tuple[int, Any, npt.NDArray[Any]]] = {
-            "items": (0, np.int32, self.dataset.items[position]),
+            "items": (0, np.int32, np.where(front, 0, self.dataset.items[position])),
             "targets": (-1, np.int32, np.where(counts, self.dataset.items[wanted], -1)),
             "segments": (0, np.int32, np.repeat(rank, size)),
             "positions": (0, np.int32, within),
@@ -231,7 +257,12 @@ class BatchStream(Iterator[Batch]):
         for name, read in self._values.items():
             filled[f"values/{name}"] = (0, np.float32, np.where(counts, read(wanted), 0))
         codes = read_codes(self._features, self.dataset, filled["items"][2], position)
-        filled |= {path: (0, np.int32, values) for path, values in codes.items()}
+        filled |= {path: (0, np.int32, np.where(front[:, None], 0, values))
+                   for path, values in codes.items()}
+        if self._begin is not None:
+            found = self._begin.at(self._begin.codes[np.repeat(user, size)],
+                                   np.minimum(within, self._front - 1))
+            filled[BEGIN] = (0, np.int32, np.where(front[:, None], found, 0))
         batch: Batch = {}
         for name, (empty, dtype, values) in filled.items():
             array = np.full((own * self.length, *values.shape[1:]), empty, dtype)
@@ -246,14 +277,15 @@ class BatchStream(Iterator[Batch]):
     @cached_property
     def _segments(self) -> Segments:
         settings = self._settings
-        return find_segments(self.dataset, self.length, settings["window"], settings["split"],
-                             self._targets, self._first)
+        return find_segments(self.dataset, self._most, settings["window"], settings["split"],
+                             self._kind, self._first)
 
     def _segments_of(self, number: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], ...]:
         """Segments in rows `number` (counted over all epochs).
 
         Returns:
-          row within the batch, place in the packing, position in `items` of the first input, user.
+          row within the batch, place in the packing, position in `items` of the first input (of the
+          first begin place, as if it were one), user.
         """
         packing, segments = self._packing, self._segments
         seed, shuffle = self._settings["seed"], self._settings["shuffle"]
@@ -266,14 +298,15 @@ class BatchStream(Iterator[Batch]):
         place = packing.places[pattern][owner] + counting(places)
         size = packing.lengths[place]
         which = packing.base[place] + (row - packing.rows[pattern])[owner]
+        targets = size - self._bare
         if shuffle:
-            which = permuted(which, self._histogram[size], key(seed, epoch[owner], size))
-        which = which + segments.begin[size]
+            which = permuted(which, self._histogram[targets], key(seed, epoch[owner], size))
+        which = which + segments.begin[targets]
         user = segments.user[which].astype(np.int64)
         end = np.asarray(part_end(self.dataset, self._settings["split"])[user])
         begin = end - self._shift - size
         if segments.chunk is not None:
-            begin = begin - segments.chunk[which].astype(np.int64) * self.length
+            begin = begin - segments.chunk[which].astype(np.int64) * self._most
         return owner, place, begin, user
 
 

@@ -28,6 +28,8 @@ class ContentConfig:
     """One `[[content]]` entry of a run: vectors of the items, added to their rows by a matrix.
 
     name: of the vectors in the dataset, `item_vectors/NAME.npy`.
+    kind: how a vector becomes a part of the row: by a matrix, or by an MLP with layers of `hidden`
+      values, which a table that trains densely can have.
     drop: in this share of all steps, drawn for each item by itself, an item has no values of its
       own but its content alone, so that content learns to stand for an item without history; 1:
       items have nothing but content. It is one rate for all entries.
@@ -43,6 +45,8 @@ class ContentConfig:
     """
 
     name: str
+    kind: Literal["linear", "mlp"] = "linear"
+    hidden: tuple[int, ...] = ()
     drop: float = 0.0
     encoder: str | None = None
     train: Literal["lora", "all"] = "lora"
@@ -55,8 +59,15 @@ class ContentConfig:
 
     def __post_init__(self) -> None:
         check(self, "content.", drop=at_least(0, 1), max_length=at_least(1),
-              codes=at_least(0, 64), centres=at_least(2, MOST_CENTRES))
+              codes=at_least(0, 64), centres=at_least(2, MOST_CENTRES), hidden=at_least(1, 2**16))
         check_name(self.name)
+        if (self.kind == "mlp") != bool(self.hidden):
+            raise InputError(f"content.hidden is {list(self.hidden)}, and content.kind "
+                             f"{self.kind!r}; expected the widths of hidden layers, such as "
+                             "hidden = [256], for kind 'mlp' alone")
+        if self.hidden and (self.codes or self.encoder is not None):
+            raise InputError("content.kind = 'mlp' is of vectors that stay as they are; expected "
+                             "no content.codes and no content.encoder")
         if self.encoder is not None and self.codes:
             raise InputError("content.codes are of vectors that stay as they are; expected no "
                              "content.encoder")
@@ -69,20 +80,43 @@ class ContentConfig:
         """Of its matrix among the encoder's parameters."""
         return f"content/{self.name}"
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Of all its parameters."""
+        return parameter_paths(self.path, self.hidden)
+
 
 class Content(NamedTuple):
     """Content as a dataset has it. path: of its matrix; columns: c; drop: see `ContentConfig`;
-    centres: of codes, of which a row has `columns`; 0: it has a vector."""
+    centres: of codes, of which a row has `columns`; 0: it has a vector; hidden: of an MLP, see
+    `ContentConfig`."""
 
     path: str
     columns: int
     drop: float = 0.0
     centres: int = 0
+    hidden: tuple[int, ...] = ()
+
+    @property
+    def linear(self) -> bool:
+        """Whether it is a matrix times a vector."""
+        return not self.centres and not self.hidden
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Of all its parameters."""
+        return parameter_paths(self.path, self.hidden)
 
     @property
     def inputs(self) -> int:
         """Rows of the matrix."""
         return self.columns * max(1, self.centres)
+
+
+def parameter_paths(path: str, hidden: Sequence[int]) -> tuple[str, ...]:
+    """Of the parameters of content: `path`, or kernel and bias of each layer of an MLP."""
+    return (path,) if not hidden else tuple(
+        f"{path}/{layer}/{part}" for layer in range(len(hidden) + 1) for part in ("kernel", "bias"))
 
 
 class OpenContent(NamedTuple):
@@ -122,6 +156,18 @@ def check_content(content: Sequence[ContentConfig]) -> None:
         raise InputError("content: several entries have an encoder; expected one that has")
 
 
+def check_mode(content: Sequence[ContentConfig], mode: str) -> None:
+    """Raises InputError where the item table trains in a `mode` that cannot have such content."""
+    if mode == "streamed" and any(part.codes for part in content):
+        raise InputError("content.codes: a streamed table is scored as it is stored; expected "
+                         "table.update = 'dense', or 'sparse' with an objective that samples")
+    if mode != "dense" and any(part.hidden for part in content):
+        raise InputError(f"content.kind = 'mlp': a {mode} table does not have the vectors of all "
+                         "items that an MLP makes of their content; expected table.update = "
+                         "'dense', which carries it, or content.kind = 'linear', which every mode "
+                         "does")
+
+
 def trained_content(content: Sequence[ContentConfig]) -> ContentConfig | None:
     """The entry whose vectors an encoder makes inside the step, or None."""
     return next((part for part in content if part.encoder is not None), None)
@@ -140,7 +186,8 @@ def open_content(content: Sequence[ContentConfig], dataset: Dataset, width: int 
         open_item_codes(dataset, part.name, part.codes, part.centres) if part.codes else
         open_item_vectors(dataset, part.name).vectors if part.encoder is None else
         np.broadcast_to(np.float32(0), (dataset.num_items, width)) for part in content)
-    parts = tuple(Content(part.path, each.shape[1], part.drop, part.centres if part.codes else 0)
+    parts = tuple(Content(part.path, each.shape[1], part.drop, part.centres if part.codes else 0,
+                          part.hidden)
                   for part, each in zip(content, vectors, strict=True))
     return OpenContent(parts, vectors, dataset.folder)
 
@@ -155,4 +202,4 @@ def planned_content(content: Sequence[ContentConfig]) -> tuple[Content, ...]:
         raise InputError("content.encoder: a plan knows nothing of texts; expected vectors that "
                          "`rec-jax embed` made")
     return tuple(Content(part.path, part.codes or _PLANNED_COLUMNS, part.drop,
-                         part.centres if part.codes else 0) for part in content)
+                         part.centres if part.codes else 0, part.hidden) for part in content)

@@ -167,11 +167,12 @@ class Dataset:
         index = np.asarray(users, np.int64)
         return self.train_end[index], self.valid_end[index], self.offsets[index + 1]
 
-    def targets(self, which: Period | Literal["new"], event: str | None = None
-                ) -> tuple[Int64s, Int32s, Int64s]:
+    def targets(self, which: Period | Literal["new"], event: str | None = None,
+                cold: bool = False) -> tuple[Int64s, Int32s, Int64s]:
         """Who is evaluated in a period, and on what.
 
-        event: only events of this type are targets, the first one of the period.
+        event: only events of this type are targets, the first one of the period. cold: users who
+        have nothing before it, in the place of those who have; not of "new".
 
         Returns:
           users int64 [M] in rising order; the item each meets first in the period, int32 [M];
@@ -193,7 +194,8 @@ class Dataset:
                       else (self.valid_end, self.offsets[1:]))
         if code:
             begin = self._first_of(code, begin, end)
-        users = np.flatnonzero((end > begin) & (begin > self.offsets[:-1])).astype(np.int64)
+        known = begin > self.offsets[:-1]
+        users = np.flatnonzero((end > begin) & (known != cold)).astype(np.int64)
         position = np.asarray(begin[users])
         return users, np.asarray(self.items[position]), position
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from rec_jax.data.attributes import BeginConfig, open_attributes, planned_categories
 from rec_jax.data.dataset import Dataset
 from rec_jax.errors import InputError, did_you_mean
 from rec_jax.ranges import check
@@ -53,6 +54,10 @@ class FeatureConfig:
         return f"features/{self.name or self.kind}"
 
 
+Read = FeatureConfig | BeginConfig
+"""What a model reads beside items: a side feature, or the places in front of a history."""
+
+
 class Feature(NamedTuple):
     """A feature as a dataset has it. categories: codes are 1 to that; 0 for a time gap, whose
     buckets are fixed; values: K, codes of a place."""
@@ -63,12 +68,12 @@ class Feature(NamedTuple):
     values: int = 1
 
 
-def uses_gaps(features: Sequence[FeatureConfig]) -> bool:
+def uses_gaps(features: Sequence[Read]) -> bool:
     """Whether batches must carry times for their sake."""
     return any(feature.kind == "time_gap" for feature in features)
 
 
-def find_features(features: Sequence[FeatureConfig], dataset: Dataset) -> tuple[Feature, ...]:
+def find_features(features: Sequence[Read], dataset: Dataset) -> tuple[Feature, ...]:
     """The features that `dataset` has of those that are asked for, which must be all.
 
     Raises:
@@ -77,15 +82,23 @@ def find_features(features: Sequence[FeatureConfig], dataset: Dataset) -> tuple[
     return tuple(_find(feature, dataset) for feature in features)
 
 
-def planned_features(features: Sequence[FeatureConfig]) -> tuple[Feature, ...]:
+def planned_features(features: Sequence[Read]) -> tuple[Feature, ...]:
     """Stand-ins for a plan, which knows no dataset: attributes of 1,024 categories."""
-    return tuple(Feature(feature.kind, feature.path, _PLANNED_CATEGORIES if feature.name else 0,
-                         _PLANNED_VALUES if feature.name else 1) for feature in features)
+    return tuple(
+        Feature("begin", feature.path, planned_categories(feature), 1 + len(feature.columns))
+        if isinstance(feature, BeginConfig) else
+        Feature(feature.kind, feature.path, _PLANNED_CATEGORIES if feature.name else 0,
+                _PLANNED_VALUES if feature.name else 1) for feature in features)
 
 
-def read_codes(features: Sequence[FeatureConfig], dataset: Dataset, items: npt.NDArray[Any],
+def begin_among(features: Sequence[Read]) -> BeginConfig | None:
+    """What stands in front of histories, if anything does."""
+    return next((each for each in features if isinstance(each, BeginConfig)), None)
+
+
+def read_codes(features: Sequence[Read], dataset: Dataset, items: npt.NDArray[Any],
                places: npt.NDArray[np.int64] | slice | None) -> Codes:
-    """Codes of n interactions, but for time gaps.
+    """Codes of n interactions, but for time gaps, and those of begin places, where none are.
 
     items: int `[n]`; places: of the interactions in the dataset's arrays; None: they are not
       from there, and their ratings and types are unknown.
@@ -107,16 +120,21 @@ def read_codes(features: Sequence[FeatureConfig], dataset: Dataset, items: npt.N
     return found
 
 
-def vocabularies(features: Sequence[FeatureConfig], dataset: Dataset) -> dict[str, Any]:
+def vocabularies(features: Sequence[Read], dataset: Dataset) -> dict[str, Any]:
     """What the codes of each feature stand for, by its path: equal if and only if they agree."""
     meanings = {"item_category": lambda name: dataset.meta["item_features"][name]["hash"],
                 "rating": lambda name: list(dataset.rating_values),
                 "event": lambda name: list(dataset.event_types)}
-    return {feature.path: meanings[feature.kind](feature.name) for feature in features
-            if feature.kind in meanings}
+    return {feature.path: dict(open_attributes(feature, dataset).values)
+            if isinstance(feature, BeginConfig) else meanings[feature.kind](feature.name)
+            for feature in features
+            if isinstance(feature, BeginConfig) or feature.kind in meanings}
 
 
-def _find(feature: FeatureConfig, dataset: Dataset) -> Feature:
+def _find(feature: Read, dataset: Dataset) -> Feature:
+    if isinstance(feature, BeginConfig):
+        return Feature(feature.kind, feature.path, open_attributes(feature, dataset).categories,
+                       1 + len(feature.columns))
     if feature.kind == "time_gap":
         if dataset.times is None:
             raise InputError(f"feature 'time_gap': {dataset.folder} has no times; prepare it with "

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
+from rec_jax.data.content import open_content
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.item_vectors import open_item_vectors, vector_names
 from rec_jax.errors import InputError
@@ -75,12 +76,29 @@ def fill_cold(served: Served, fill: ColdFill | str) -> Served:
     stored = host_rows(served, served.rows)
     biases = (None if served.bias is None
               else host_rows(served, served.bias[:, None]))
-    source = served.encoder.source
-    values, bias = own_values(fill.rule, source, matrices_of(source, served.params), stored, biases,
-                              content, warm, cold)
-    rows = set_rows(served.rows, cold, np.concatenate([values, stored[cold, source.dim:]], axis=1))
+    source, vectors = served.encoder.source, False
+    if any(part.hidden for part in served.config.content) and served.nodes is None:
+        source, stored, vectors = *_taken_apart(served, stored), True
+    matrices = matrices_of(source, served.params)
+    values, bias = own_values(fill.rule, source, matrices, stored, biases, content, warm, cold)
+    made = np.concatenate([values, stored[cold, source.dim:]], axis=1)
+    if vectors:
+        made = np.asarray(source.compose(matrices, made))  # type: ignore[arg-type]
+    rows = set_rows(served.rows, cold, made)
     return replace(served, rows=rows, filled=~met & has, cold=fill.about(),
                    bias=_bias(served, cold, bias, fill.bias))
+
+
+def _taken_apart(served: Served, vectors: Floats) -> tuple[RowSource, Floats]:
+    """How a run that is served as vectors f32 `[V, d]` makes them of rows, and these rows f32
+    `[V, w]`."""
+    dataset = served.dataset
+    opened = open_content(served.config.content, dataset)
+    source = RowSource(vectors.shape[1], opened.parts)
+    content = np.pad(opened.read(np.arange(dataset.num_items)), ((0, 0), (source.dim, 0)))
+    alone: Any = source.compose(matrices_of(source, served.params), content)  # type: ignore[arg-type]
+    content[:, :source.dim] = vectors - alone
+    return source, content
 
 
 def own_values(rule: ColdRule, source: RowSource, matrices: Mapping[str, Any], stored: Floats,
@@ -94,7 +112,7 @@ def own_values(rule: ColdRule, source: RowSource, matrices: Mapping[str, Any], s
     """
     by_content = stored.copy()
     by_content[:, :source.dim] = 0
-    alone: Any = source.compose(matrices, by_content)[:, :source.dim]  # type: ignore[arg-type]
+    alone = np.asarray(source.compose(matrices, by_content))[:, :source.dim]  # type: ignore[arg-type]
     vectors = stored[:, :source.dim] + alone
     if biases is not None:
         vectors = np.concatenate([vectors, biases], axis=1)
@@ -128,8 +146,8 @@ def only_vectors(dataset: Dataset) -> tuple[str, ...]:
 
 
 def matrices_of(source: RowSource, params: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
-    """Those of the content, f32 `[c, d]` by path, on the host."""
-    return {part.path: np.asarray(params[part.path], np.float32) for part in source.content}
+    """The parameters of the content, f32 by path, on the host."""
+    return {path: np.asarray(params[path], np.float32) for path in source.paths}
 
 
 def _bias(served: Served, cold: npt.NDArray[np.int64], filled: Floats | None, more: float

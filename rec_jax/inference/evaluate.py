@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rec_jax.data.dataset import Dataset
+from rec_jax.errors import InputError
 from rec_jax.inference.apart import make_apart_ranker
 from rec_jax.inference.asking import made_once, map_rounds, tile_queries
 from rec_jax.inference.bias import Given, bias_of_rows, given_bias
@@ -158,6 +159,9 @@ def evaluate_served(served: Served, *, split: Split = "test",
     """
     added = given_bias(served, bias)
     settings = settings or served.config.evaluate
+    if settings.cold_users and not served.reading.front:
+        raise InputError(f"evaluate.cold_users: nothing stands in front of the histories of run "
+                         f"{served.run.folder}; expected a run with [begin]")
     dataset = served.dataset
     panel = choose_panel(dataset, split, settings, filled=served.filled)
     users, targets, ends = panel.users, panel.targets, panel.ends

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rec_jax.data.attributes import BEGIN, open_attributes
 from rec_jax.data.dataset import Dataset, seconds_after
-from rec_jax.data.features import Codes, FeatureConfig, find_features, read_codes
+from rec_jax.data.features import Codes, Read, begin_among, find_features, read_codes
 from rec_jax.errors import InputError
 
 TILE = 32
@@ -30,20 +31,26 @@ class Reading(NamedTuple):
 
     length: L. hidden_next: the place after the newest item is the query's, and hidden, as the
       places that a bidirectional encoder learned to fill; otherwise the newest item's own place.
-    times: the encoder, or a time gap, reads times. features: what it reads beside the items.
-    users: it reads who asks.
+    times: the encoder, or a time gap, reads times. features: what it reads beside the items, and
+      in front of them. users: it reads who asks.
     """
 
     length: int
     hidden_next: bool = False
     times: bool = False
-    features: tuple[FeatureConfig, ...] = ()
+    features: tuple[Read, ...] = ()
     users: bool = False
 
     @property
     def room(self) -> int:
         """Newest items that fit."""
-        return self.length - self.hidden_next
+        return self.length - self.hidden_next - self.front
+
+    @property
+    def front(self) -> int:
+        """Places in front of the items."""
+        begin = begin_among(self.features)
+        return 0 if begin is None else begin.places
 
 
 class TileShape(NamedTuple):
@@ -65,7 +72,7 @@ def tile_shapes(length: int) -> list[TileShape]:
 
 def choose_shapes(reading: Reading, counts: np.ndarray) -> np.ndarray:
     """For whole histories of `counts` items, int `[M]`: which of `tile_shapes` each fits best."""
-    places = np.minimum(counts, reading.room) + reading.hidden_next
+    places = np.minimum(counts, reading.room) + reading.hidden_next + reading.front
     lengths = np.array([shape.length for shape in tile_shapes(reading.length)])
     return np.sum(places[:, None] <= lengths, axis=1) - 1
 
@@ -74,8 +81,8 @@ class Tiles(NamedTuple):
     """`G` tiles of `T` users with histories of at most `L` places; spare ones are empty users.
 
     used: bool `[G]`, false for tiles of spare users alone.
-    items, positions: int32 `[G, T, L]`, the newest items, from place 0.
-    segments: int32 `[G, T, L]`, 1 for an item or a hidden place, 0 for padding.
+    items, positions: int32 `[G, T, L]`, the newest items, from place 0, or behind begin places.
+    segments: int32 `[G, T, L]`, 1 for an item, a begin or a hidden place, 0 for padding.
     last: int32 `[G, T]`, place of the query.
     hidden: bool `[G, T, L]`, true in a hidden place; None where there are none.
     times: int32 `[G, T, L]`, features: int32 `[G, T, L, K]` by path, see
@@ -116,6 +123,8 @@ def iterate_tiles(dataset: Dataset, users: np.ndarray, ends: np.ndarray,
     if reading.times and dataset.times is None:
         raise InputError(f"{dataset.folder} has no times; prepare it with columns.time")
     starts, items = np.asarray(dataset.offsets)[users], np.asarray(dataset.items)
+    begin = begin_among(reading.features)
+    attributes = None if begin is None else open_attributes(begin, dataset)
     fitting = choose_shapes(reading, ends - starts)
     batch = min(batch, max(_MOST_SPARE, len(users)))
     for number, shape in enumerate(tile_shapes(reading.length)):
@@ -134,7 +143,8 @@ def iterate_tiles(dataset: Dataset, users: np.ndarray, ends: np.ndarray,
             wanted = None if targets is None else targets[chosen]
             yield make_tiles(histories, wanted, group=group, shape=shape, reading=reading,
                              capacity=capacity, times=times, codes=codes,
-                             users=users[chosen]), chosen
+                             users=users[chosen], front=None if attributes is None else
+                             attributes.in_front(attributes.codes[users[chosen]])), chosen
 
 
 def recent_codes(dataset: Dataset, reading: Reading, history: np.ndarray,
@@ -159,20 +169,23 @@ def seen_capacity(lengths: np.ndarray, users: int) -> int:
 def make_tiles(histories: Sequence[np.ndarray], targets: np.ndarray | None, *, group: int,
                shape: TileShape, reading: Reading, capacity: int,
                times: Sequence[np.ndarray] | None = None,
-               codes: Sequence[Codes] | None = None, users: np.ndarray | None = None) -> Tiles:
+               codes: Sequence[Codes] | None = None, users: np.ndarray | None = None,
+               front: np.ndarray | None = None) -> Tiles:
     """At most `group * T` whole histories (int `[n]` each) as `group` tiles of `shape`.
 
     capacity: E, at least the sum of the lengths in each tile; times: int64 seconds of each
     history's items, or of its newest ones; codes: of its newest items, see `recent_codes`; users:
-    int `[n]`, whose they are; all needed where `reading` wants them.
+    int `[n]`, whose they are; front: int32 `[n, P, K]`, codes of the begin places; all needed where
+    `reading` wants them.
     """
     width, length = shape
     count, places = len(histories), group * width
     full = (group, width, length)
     counts = _pad([len(history) for history in histories], places)
     kept = np.minimum(counts, reading.room)
-    there = np.arange(length) < kept[:, None]  # [G * T, L]
-    ends = kept + (np.arange(places) < count) * np.int32(reading.hidden_next)
+    first = reading.front
+    there = (np.arange(length) >= first) & (np.arange(length) < kept[:, None] + first)  # [G * T, L]
+    ends = kept + (np.arange(places) < count) * np.int32(reading.hidden_next + first)
     segments = (np.arange(length) < ends[:, None]).astype(np.int32).reshape(full)
     positions = np.broadcast_to(np.arange(length, dtype=np.int32), full)
     asked = np.maximum(ends - 1, 0).reshape(group, width)
@@ -187,6 +200,10 @@ def make_tiles(histories: Sequence[np.ndarray], targets: np.ndarray | None, *, g
         assert codes is not None
         features = {path: _fill(there, [each[path] for each in codes]).reshape(*full, -1)
                     for path in codes[0]}
+        if front is not None:
+            features[BEGIN] = np.zeros((places, length, front.shape[-1]), np.int32)
+            features[BEGIN][:count, :first] = front
+            features[BEGIN] = features[BEGIN].reshape(*full, -1)
     return Tiles(
         used=np.arange(group) * width < count,
         items=_fill(there, list(map(_newest, histories, kept))).reshape(full),

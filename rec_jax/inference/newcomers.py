@@ -21,9 +21,8 @@ import numpy.typing as npt
 import polars as pl
 
 from rec_jax.data.arrays import chunks
+from rec_jax.data.attributes import read_columns
 from rec_jax.data.dataset import Dataset
-from rec_jax.data.item_files import read_items
-from rec_jax.data.prepare_config import ItemFile
 from rec_jax.errors import InputError, did_you_mean
 from rec_jax.inference.protocol import cold_items
 from rec_jax.inference.retrieve import Recommendation, listed
@@ -118,20 +117,7 @@ def read_attributes(dataset: Dataset, table: Path | str, columns: Sequence[str],
     Raises:
       InputError: the table cannot be read, lacks a column, or names no user of the dataset.
     """
-    roles = {"id": id, **{f"a{number}": name for number, name in enumerate(columns)}}
-    frames, faults = read_items(ItemFile(str(table)), roles)
-    known = pl.DataFrame({"id": dataset.user_ids()}, schema={"id": pl.String})
-    found = pl.concat([known.clear().with_columns(
-        pl.lit(None, pl.String).alias(role) for role in roles if role != "id"), *frames])
-    if faults.count:
-        raise InputError(f"{table} has {faults.count} rows that cannot be read: the first is "
-                         f"{faults.first}")
-    found = found.unique("id", keep="first", maintain_order=True)
-    if not len(found.join(known, on="id", how="semi")):
-        raise InputError(f"{table} has no user of {dataset.folder} in its column {id!r}; expected "
-                         "ids as those of the interactions")
-    joined = known.join(found, on="id", how="left", maintain_order="left")
-    return Attributes(dataset, {name: joined[f"a{number}"] for number, name in enumerate(columns)})
+    return Attributes(dataset, read_columns(dataset, table, columns, id))
 
 
 def recommend_newcomer(attributes: Attributes, given: Mapping[str, str], k: int,

@@ -54,13 +54,16 @@ def choose_panel(dataset: Dataset, split: AnySplit, settings: EvaluateConfig,
       InputError: nobody has a target in the split, or everybody is left out.
     """
     cold = cold_items(dataset, settings, filled)
-    everybody = dataset.targets(split, settings.event)
+    everybody = dataset.targets(split, settings.event, settings.cold_users)
     users, targets, ends = everybody if cold is None else _take(everybody, ~cold[everybody[1]])
     if not len(everybody[0]):
         if settings.event is not None:
             raise InputError(f"dataset {dataset.folder} has no event {settings.event!r} to "
                              f"{_VERB[split]} on; expected a split that holds some out "
                              "(split.event of `rec-jax prepare`)")
+        if settings.cold_users:
+            raise InputError(f"dataset {dataset.folder} has no user to {_VERB[split]} on who has "
+                             "nothing before (evaluate.cold_users); expected a time split")
         raise InputError(f"dataset {dataset.folder} has no user to {_VERB[split]} on; expected "
                          "users with at least three items, or a time split with a period for it")
     warm = len(users)
@@ -144,7 +147,8 @@ def protocol(dataset: Dataset, split: AnySplit, settings: EvaluateConfig, panel:
     return {
         "split": split, "split_rule": dataset.meta["split"], "split_hash": dataset.split_hash,
         "candidates": dataset.num_items, "users": len(panel.users),
-        "target": _TARGET[split],
+        "target": _TARGET[split] + (", of users with nothing before it" if settings.cold_users
+                                    else ""),
         **({} if settings.event is None else {"event": settings.event}),
         "seen_items_filtered": settings.filter_seen,
         "seen_targets": settings.seen_targets if settings.filter_seen else "kept",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,8 +11,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from rec_jax.data.attributes import open_attributes
 from rec_jax.data.dataset import Dataset
-from rec_jax.data.features import EVENT, Codes
+from rec_jax.data.features import EVENT, Codes, begin_among
 from rec_jax.errors import InputError
 from rec_jax.inference.apart_answers import apart_best
 from rec_jax.inference.asking import made_once, map_rounds, tile_queries
@@ -65,11 +66,11 @@ class Recommender:
     def recommend(self, *, user: str | None = None, history: Sequence[str] | None = None,
                   times: Sequence[int] | None = None, k: int = 10,
                   filter_seen: bool | None = None,
-                  bias: Given | None = None, events: Sequence[str] | None = None
-                  ) -> list[Recommendation]:
+                  bias: Given | None = None, events: Sequence[str] | None = None,
+                  attributes: Mapping[str, str] | None = None) -> list[Recommendation]:
         """The k best items for a user or after a history; see `rec_jax.recommend`."""
         return recommend(self.served, user=user, history=history, times=times, k=k,
-                         filter_seen=filter_seen, bias=bias, events=events)
+                         filter_seen=filter_seen, bias=bias, events=events, attributes=attributes)
 
 
 def check_question(user: str | None, history: Sequence[str] | None, k: int,
@@ -99,6 +100,7 @@ def listed(dataset: Dataset, items: np.ndarray, scores: np.ndarray) -> list[Reco
 def recommend(served: Served, *, user: str | None = None, history: Sequence[str] | None = None,
               times: Sequence[int] | None = None, k: int = 10, filter_seen: bool | None = None,
               bias: Given | None = None, events: Sequence[str] | None = None,
+              attributes: Mapping[str, str] | None = None,
               tell: Callable[[str], None] | None = None) -> list[Recommendation]:
     """The k best items after a history, best first; fewer where no more may be recommended.
 
@@ -112,15 +114,18 @@ def recommend(served: Served, *, user: str | None = None, history: Sequence[str]
     bias: added to the scores of the items, see `rec_jax.inference.bias`; -inf takes one out.
     events: types of the events of `history`, such as view or purchase; without them a model that
       reads types does not know them.
+    attributes: of who asks, where the model has begin places; then the history may be empty.
     tell: is told in one line why there are fewer than k items.
 
     Raises:
-      InputError: unknown user or item, an empty history, times that are missing, fall, or are not
-        as many as the items, a bias that is not one number for each item, or k below 1.
+      InputError: unknown user, item or attribute, an empty history, times that are missing, fall,
+        or are not as many as the items, a bias that is not one number for each item, or k below 1.
     """
     dataset, added = served.dataset, given_bias(served, bias)
+    if attributes is not None and user is None and history is None:
+        history = ()
     check_question(user, history, k, dataset.num_items)
-    tiles, items = question_of(served, user, history, times, events)
+    tiles, items = question_of(served, user, history, times, events, attributes)
     settings = served.config.evaluate
     filter_seen = settings.filter_seen if filter_seen is None else filter_seen
     cold = cold_items(dataset, settings, served.filled)
@@ -133,8 +138,8 @@ def recommend(served: Served, *, user: str | None = None, history: Sequence[str]
 
 
 def question_of(served: Served, user: str | None, history: Sequence[str] | None,
-                times: Sequence[int] | None, events: Sequence[str] | None = None
-                ) -> tuple[Tiles, np.ndarray]:
+                times: Sequence[int] | None, events: Sequence[str] | None = None,
+                attributes: Mapping[str, str] | None = None) -> tuple[Tiles, np.ndarray]:
     """A tile whose first user is who asks, and the items of the whole history; see `recommend`."""
     if user is not None and times is not None:
         raise InputError("times belong to a history; a user of the dataset has their own")
@@ -142,6 +147,12 @@ def question_of(served: Served, user: str | None, history: Sequence[str] | None,
         raise InputError("types of events belong to a history; a user of the dataset has their own")
     dataset = served.dataset
     reading = served.reading
+    begin = begin_among(reading.features)
+    if attributes is not None and (begin is None or user is not None):
+        raise InputError(f"the model of {served.run.folder} has no places for attributes in front "
+                         "of a history ([begin]), so that what is popular answers for them; "
+                         "expected a table of users" if begin is None else
+                         "a user of the dataset has attributes of their own; expected none")
     if user is not None:
         index = int(dataset.user_index([user])[0])
         end = int(dataset.offsets[index + 1])
@@ -155,7 +166,8 @@ def question_of(served: Served, user: str | None, history: Sequence[str] | None,
         given = [history] if isinstance(history, str) else list(history or ())
         items = np.asarray(dataset.item_index(given))
         when = None if times is None else _seconds(times, items.size)
-    if items.size == 0:
+    known = None if begin is None else open_attributes(begin, dataset)
+    if items.size == 0 and known is None:
         raise InputError("the history is empty; expected at least one item id")
     if reading.times and (when is None or len(when) != items.size):
         raise InputError(f"the model reads times: {'no' if when is None else len(when)} times "
@@ -167,7 +179,9 @@ def question_of(served: Served, user: str | None, history: Sequence[str] | None,
                        codes=[_with_types(dataset, recent_codes(dataset, reading, items, end),
                                           items.size, events)],
                        capacity=seen_capacity(count, shape.users),
-                       users=None if user is None else np.array([index]))
+                       users=None if user is None else np.array([index]),
+                       front=None if known is None else known.in_front(
+                           known.coded(attributes) if user is None else known.codes[[index]]))
     return tiles, items
 
 

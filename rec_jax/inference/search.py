@@ -10,8 +10,8 @@ An item that the model has not trained is to it as good as the mean of the other
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,29 +23,51 @@ from rec_jax.inference.asking import jitted_queries
 from rec_jax.inference.blocks import row_blocks
 from rec_jax.inference.retrieve import question_of
 from rec_jax.inference.served import Served
+from rec_jax.model.content_mlp import mlp
 
 Floats = npt.NDArray[np.float32]
 
 
-def item_space(served: Served, name: str | None) -> tuple[str, Floats, Floats]:
-    """The name of the item vectors that lead into the run's own, its vectors of all items f32
-    `[V, d]`, and the matrix f32 `[c, d]` that leads there.
+class ItemSpace(NamedTuple):
+    """name: of the item vectors that lead into a run's own; vectors: its own of all items, f32
+    `[V, d]`; lead: vectors f32 `[n, c]` like the first -> f32 `[n, d]`, by the map of the content.
+    """
+
+    name: str
+    vectors: Floats
+    lead: Callable[[Floats], Floats]
+
+
+def item_space(served: Served, name: str | None) -> ItemSpace:
+    """The space of a run's items.
 
     name: of an entry of `[[content]]`; None: its only one.
 
     Raises:
-      InputError: the run has no such entry.
+      InputError: the run has no such entry, or it is codes, which a text does not have.
     """
     names = [part.name for part in served.config.content]
     if (name is None and len(names) != 1) or (name is not None and name not in names):
         raise InputError(f"run {served.run.folder} has the content {', '.join(names) or 'none'}; "
                          f"expected {name or 'the name of one'} among its [[content]], whose "
                          "matrix leads from texts to its items")
-    name = name or names[0]
-    source = served.encoder.source
-    vectors = np.concatenate(list(row_blocks(served, served.rows, source.compose)))
-    matrix = np.asarray(served.params[f"content/{name}"], np.float32)
-    return name, vectors.astype(np.float32), matrix
+    part = served.config.content[names.index(name or names[0])]
+    if part.codes:
+        raise InputError(f"the content {part.name!r} of run {served.run.folder} is codes, which no "
+                         "text has; expected content that is vectors")
+    weights = [np.asarray(served.params[path], np.float32) for path in part.paths]
+
+    def lead(vectors: Floats) -> Floats:
+        return vectors @ weights[0] if not part.hidden else np.asarray(
+            mlp([jnp.asarray(leaf) for leaf in weights], jnp.asarray(vectors)), np.float32)
+
+    return ItemSpace(part.name, vectors_of(served), lead)
+
+
+def vectors_of(served: Served) -> Floats:
+    """A run's vectors of all items, f32 `[V, d]`."""
+    rows = row_blocks(served, served.rows, served.encoder.source.compose)
+    return np.concatenate(list(rows)).astype(np.float32)
 
 
 def user_scores(served: Served, user: str | None, history: Sequence[str] | None = None,

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rec_jax.checkpoint import ArraySource, CheckpointReader
-from rec_jax.data.content import Content
+from rec_jax.data.content import Content, ContentConfig
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.features import find_features, uses_gaps
 from rec_jax.data.label_frequency import label_counts
@@ -35,12 +35,12 @@ from rec_jax.mesh import (
     replicated,
     row_sharding,
 )
-from rec_jax.model.encoder import Encoder, Params, build_encoder, with_tables, without_codes
+from rec_jax.model.encoder import Encoder, Params, as_vectors, build_encoder, with_tables
 from rec_jax.model.encoders import derives_vectors, uses_times, uses_users
 from rec_jax.model.graphs import AnyGraph, graph_of, of_vectors, served_vectors
 from rec_jax.model.rows import RowSource
 from rec_jax.processes import run_on_all
-from rec_jax.run import Run, RunConfig, tables_of, targets_of, update_of
+from rec_jax.run import Run, RunConfig, read_beside, tables_of, targets_of, update_of
 from rec_jax.tables import (
     INPUTS,
     ITEMS,
@@ -146,7 +146,7 @@ def reading_of(config: RunConfig) -> Reading:
     """What the model of a run reads of a history."""
     return Reading(config.data.length, hidden_next=not config.objective.causal,
                    times=uses_times(config.encoder) or uses_gaps(config.features),
-                   features=config.features, users=uses_users(config.encoder))
+                   features=read_beside(config), users=uses_users(config.encoder))
 
 
 def stores_vectors(config: RunConfig) -> bool:
@@ -187,8 +187,9 @@ def _open_rows(folder: Run, step: int | None, dataset_path: str | None,
         raise InputError(f"checkpoint of step {opened.info.step} in {folder.folder} has no item "
                          f"rows of {dataset.num_items} x {width}")
     row_map = row_map_in(opened, dataset.num_trained)
-    matrices: dict[str, Any] = {path: matrix.read(0, matrix.shape[0]).astype(np.float32)
-                for path, matrix in _matrices(opened, config).items()}
+    matrices: dict[str, Any] = {
+        path: source.read(0, source.shape[0]).astype(np.float32)
+        for part in config.content for path, source in _parameters(opened, config, part).items()}
     return StoredRows(folder, config, dataset, source, opened.info.step, opened, row_map, inputs,
                       None if inputs else _stored_bias(opened, name, config, dataset, row_map),
                       lambda rows: np.asarray(rows_of.compose(matrices, rows)))
@@ -215,21 +216,24 @@ def _weights_in(config: RunConfig) -> str:
 
 def _content(opened: CheckpointReader, config: RunConfig) -> tuple[Content, ...]:
     """The content that the checkpoint was trained with; the dataset's vectors are not read."""
-    matrices = _matrices(opened, config)
-    return tuple(Content(part.path, part.codes or matrices[part.path].shape[0],
-                         centres=part.centres if part.codes else 0) for part in config.content)
+    first = [_parameters(opened, config, part)[part.paths[0]] for part in config.content]
+    return tuple(Content(part.path, part.codes or matrix.shape[0],
+                         centres=part.centres if part.codes else 0, hidden=part.hidden)
+                 for part, matrix in zip(config.content, first, strict=True))
 
 
-def _matrices(opened: CheckpointReader, config: RunConfig) -> dict[str, ArraySource]:
-    """The matrices `[c, d]` of the content by their path, in the order of its columns."""
+def _parameters(opened: CheckpointReader, config: RunConfig, part: ContentConfig
+                ) -> dict[str, ArraySource]:
+    """The matrix `[c, d]` of content by its path, or an MLP's kernels and biases."""
     item, found = _weights_in(config), {}
-    for part in config.content:
-        path = f"['encoder']['{part.path}']"
-        source = opened.items.get(item, {}).get(path)
-        if source is None or source.shape[1:] != (config.table.dim,):
-            raise InputError(f"checkpoint {opened.name} does not fit: {item}{path} is missing or "
-                             f"not [c, {config.table.dim}]")
-        found[part.path] = source
+    widths = (*part.hidden, config.table.dim)
+    for number, path in enumerate(part.paths):
+        named, width = f"['encoder']['{path}']", widths[number // 2]
+        source = opened.items.get(item, {}).get(named)
+        if source is None or source.shape[-1:] != (width,) or len(source.shape) != 2 - number % 2:
+            raise InputError(f"checkpoint {opened.name} does not fit: {item}{named} is missing or "
+                             f"not [{'' if number % 2 else 'c, '}{width}]")
+        found[path] = source
     return found
 
 
@@ -242,8 +246,11 @@ def _text_shapes(opened: CheckpointReader) -> dict[str, tuple[int, ...]]:
 
 def counts_of(config: RunConfig, dataset: Dataset) -> np.ndarray:
     """How often each item is a label of the training, int64 `[V]`."""
-    return label_counts(dataset, length=config.data.length, window=config.data.window,
-                        targets=targets_of(config), events=config.data.targets)
+    # Behind begin places a first item is a label too, and what has none takes room.
+    front = 0 if config.begin is None else config.begin.places
+    return label_counts(dataset, length=config.data.length - max(front - 1, 0),
+                        window=config.data.window, events=config.data.targets,
+                        targets="all" if front else targets_of(config))
 
 
 def serving_values(config: RunConfig, dataset: Dataset) -> np.ndarray | None:
@@ -295,7 +302,7 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
     encoder, params = build_encoder(
         config.encoder, dim=config.table.dim, length=config.data.length,
         causal=config.objective.causal, precision=config.train.precision, seed=config.seed,
-        features=find_features(config.features, dataset), content=_content(opened, config),
+        features=find_features(read_beside(config), dataset), content=_content(opened, config),
         heads=config.objective.needs.heads, lora=config.lora, beside=_text_shapes(opened))
     total, name = padded_size(dataset.num_items), _weights_in(config)
 
@@ -317,8 +324,8 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
         moved = {f"['tables']['{table}']": items for table in tables if table != USERS}
     # Where one table lies elsewhere all are left there: one way to read them.
     elsewhere = any(settings.placement in ("host", "disk") for settings in tables.values())
-    # A graph, and content that is codes, make vectors of all rows at once.
-    whole = derives_vectors(config.encoder) or encoder.source.coded
+    # A graph, and content that is codes or goes through an MLP, make vectors of all rows at once.
+    whole = derives_vectors(config.encoder) or not encoder.source.linear
     away = set(tables) if elsewhere and not whole and jax.process_count() == 1 else set()
     like = {"encoder": params,
             "tables": {table: stored(table, settings) for table, settings in tables.items()
@@ -336,7 +343,7 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
     graph = graph_of(config.encoder, dataset, chosen)
     nodes = None if graph is None else Nodes(graph, encoder.source, found)
     if graph is None:
-        encoder, found[ITEMS] = without_codes(encoder, model["encoder"], found[ITEMS])
+        encoder, found[ITEMS] = as_vectors(encoder, model["encoder"], found[ITEMS])
     else:
         found = {**found, **served_vectors(graph, encoder.source, model["encoder"], found, chosen,
                                            over)}

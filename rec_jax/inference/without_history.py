@@ -1,4 +1,5 @@
-"""Somebody without a history is asked for by attributes or by friends, and by no model."""
+"""Somebody without a history is asked for by attributes or by friends, and by no model; but for
+attributes without a table, which a model with begin places reads."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ class Newcomer:
     friendships: Path | str | None = None
 
     def check(self, others: Mapping[str, Any]) -> bool:
-        """Whether anything is known. others: what else was asked, by name; only a model has it.
+        """Whether anything is known that no model is asked for.
+
+        others: what else was asked, by name; only a model has it.
 
         Raises:
           InputError: there is a table without what asks it, or a model would be asked too.
@@ -41,6 +44,8 @@ class Newcomer:
         given = [name for name, value in others.items() if value is not None]
         if self.attributes is not None:
             given += ["friends"] if self.friends is not None else []
+            if self.users is None and self.friends is None:
+                return False
             if given or self.users is None:
                 raise InputError("attributes are asked by what is popular among the users who have "
                                  "them, without a model; expected a table of users"

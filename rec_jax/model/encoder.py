@@ -116,7 +116,7 @@ def build_encoder(config: EncoderConfig, *, dim: int, length: int, causal: bool,
     """The encoder of `config` and its initial parameters (f32), drawn from `seed`.
 
     One that is not causal has a parameter `mask` more, for the places that are hidden from it;
-    there is one table more for each of `features`, one matrix for each of `content`, which
+    there is one table more for each of `features`, what each of `content` is led by, which
     begins with deviation `scale`, and one for each of `heads`, and two for each matrix of the
     encoder that `lora` adapts. beside: shapes by path of other parameters that it may adapt, which
     are the caller's, and so are their adapters.
@@ -168,12 +168,12 @@ def _name(path: tuple[Any, ...]) -> str:
     return "/".join(part for part in parts if part not in ("value", ".value"))
 
 
-def without_codes(encoder: Encoder, params: Params, rows: jax.Array
-                  ) -> tuple[Encoder, jax.Array]:
-    """Where content is codes, the encoder and the items' rows as vectors `[V_padded, d]`, which it
-    reads as they are; otherwise both as they were."""
+def as_vectors(encoder: Encoder, params: Params, rows: jax.Array
+               ) -> tuple[Encoder, jax.Array]:
+    """Where vectors are no linear map of rows (codes, an MLP), the encoder and the items' rows as
+    vectors `[V_padded, d]`, which it reads as they are; otherwise both as they were."""
     source = encoder.source
-    if not source.coded:
+    if source.linear:
         return encoder, rows
     return encoder._replace(source=RowSource(source.dim)), jax.jit(
         source.compose, out_shardings=rows.sharding)(params, rows)

@@ -9,13 +9,16 @@ first. `rec_jax.data.features` says which features there are and where their cod
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from rec_jax import streams
-from rec_jax.data.features import Feature
-from rec_jax.model.encoders import Inputs
+from rec_jax.data.attributes import BeginConfig
+from rec_jax.data.features import Feature, FeatureConfig, uses_gaps
+from rec_jax.errors import InputError
+from rec_jax.model.encoders import Inputs, carries_begin, uses_times
 from rec_jax.model.encoders.relative import TIME_BUCKETS, time_bucket
 
 Array = jax.Array
@@ -32,14 +35,42 @@ def init_tables(features: Sequence[Feature], dim: int, seed: int) -> dict[str, A
     return made
 
 
+def check_begin(begin: BeginConfig | None, encoder: Any, objective: Any,
+                features: Sequence[FeatureConfig], length: int) -> None:
+    """Raises InputError where a model cannot have places in front of histories of `length`."""
+    if begin is None:
+        return
+    for wrong, said in (
+            (not carries_begin(encoder),
+             f"encoder {encoder.kind!r} reads no places in front of a history; expected one that "
+             "does, such as transformer, hstu or bag"),
+            (not objective.causal,
+             f"objective {objective.kind!r} fills in hidden items; expected one that predicts what "
+             "comes next, such as next_item"),
+            (uses_times(encoder) or uses_gaps(features),
+             "a begin place has no time; expected no encoder.time_bias, and no feature 'time_gap'"),
+            (begin.places > length,
+             f"{begin.places} places leave no room in rows of data.length = {length}")):
+        if wrong:
+            raise InputError(f"begin: {said}")
+
+
 def add_features(features: Sequence[Feature], params: Mapping[str, Array], vectors: Array,
                  inputs: Inputs, hidden: Array | None) -> Array:
-    """`vectors` `[B, L, d]` plus those of the features.
+    """`vectors` `[B, L, d]` plus those of the features; of a place in front of a history, whose
+    codes are not 0, the vector of the place alone, and those of unknown features.
 
     hidden: bool `[B, L]`, places of which nothing may be seen: their features are unknown, and a
       gap is that to the last place before it that is seen.
     """
-    for feature in features:
+    # Begin places have no item, so that they come first.
+    for feature in sorted(features, key=lambda each: each.kind != "begin"):
+        if feature.kind == "begin":
+            assert inputs.features is not None
+            codes = inputs.features[feature.path]
+            vectors = jnp.where(codes[..., :1] > 0, mean_vector(params[feature.path], codes),
+                                vectors).astype(vectors.dtype)
+            continue
         if feature.kind == "time_gap":
             codes = gap_codes(inputs, hidden)[..., None]
         else:

@@ -11,7 +11,8 @@ turns a query so that its product with the stored row is that with the vector:
 
 The same source is used in training, evaluation, export and recommendation. Without content both
 functions are the identity. Where content is codes, small numbers k_1 .. k_M of an item, the row is
-a sum of rows of small tables, e + T_1[k_1] + .. + T_M[k_M], and no query can be turned. In training
+a sum of rows of small tables, e + T_1[k_1] + .. + T_M[k_M], and where it goes through an MLP
+(`rec_jax.model.content_mlp`) the row is e + f(x): then no query can be turned. In training
 an item's own values may be left out by chance, so that its content learns to stand alone
 (DropoutNet, Volkovs et al., NeurIPS 2017): see `without_own`.
 """
@@ -27,6 +28,7 @@ import jax.numpy as jnp
 from rec_jax import streams
 from rec_jax.data.content import Content
 from rec_jax.errors import InputError
+from rec_jax.model.content_mlp import init_mlp, mlp
 from rec_jax.tables.unique import looked_up
 
 Array = jax.Array
@@ -51,9 +53,15 @@ class RowSource(NamedTuple):
         return self.dim + self.columns
 
     @property
-    def coded(self) -> bool:
-        """Whether content is codes, so that stored rows have to become vectors to be ranked."""
-        return any(part.centres for part in self.content)
+    def linear(self) -> bool:
+        """Whether vectors are a linear map of stored rows; others have to become vectors to be
+        ranked."""
+        return all(part.linear for part in self.content)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Of the parameters of the content."""
+        return tuple(path for part in self.content for path in part.paths)
 
     @property
     def drop(self) -> float:
@@ -81,8 +89,9 @@ class RowSource(NamedTuple):
         vectors, start = rows[..., :self.dim] if self.content else rows, self.dim
         for part in self.content:
             fixed = rows[..., start:start + part.columns]
-            matrix = params[part.path].astype(rows.dtype)
-            vectors = vectors + (summed(part, matrix, fixed) if part.centres else fixed @ matrix)
+            weights = [params[path].astype(rows.dtype) for path in part.paths]
+            vectors = vectors + (summed(part, weights[0], fixed) if part.centres else
+                                 mlp(weights, fixed) if part.hidden else fixed @ weights[0])
             start += part.columns
         return vectors
 
@@ -91,19 +100,26 @@ class RowSource(NamedTuple):
         query with the row's vector."""
         if not self.content:
             return queries
-        if self.coded:
-            raise InputError("content.codes: a query cannot be turned for rows of codes; expected "
-                             "table.update = 'dense' or 'sparse', and an objective that does not "
-                             "search")
+        if not self.linear:
+            of = "codes" if any(part.centres for part in self.content) else "an MLP"
+            raise InputError(f"content: a query cannot be turned for rows of {of}; expected "
+                             "table.update = 'dense' (of codes 'sparse', too), and an objective "
+                             "that does not search")
         parts = [queries @ params[part.path].T.astype(queries.dtype) for part in self.content]
         return jnp.concatenate([queries, *parts], axis=-1)
 
     def init_parameters(self, seed: int, scale: float) -> dict[str, Array]:
-        """The matrices f32 `[c, d]`: vectors of content of norm 1 begin with deviation `scale`."""
-        key = streams.of_run(seed, streams.CONTENT)
-        return {part.path: (scale * part.columns**-0.5 if part.centres else scale)
-                * jax.random.normal(jax.random.fold_in(key, number), (part.inputs, self.dim))
-                for number, part in enumerate(self.content)}
+        """The matrices f32 `[c, d]`, and MLPs: vectors of content of norm 1 begin with deviation
+        `scale`."""
+        key, found = streams.of_run(seed, streams.CONTENT), dict[str, Array]()
+        for number, part in enumerate(self.content):
+            own = jax.random.fold_in(key, number)
+            if part.hidden:
+                found |= init_mlp(part, self.dim, own, scale)
+            else:
+                found[part.path] = (scale * part.columns**-0.5 if part.centres else scale
+                                    ) * jax.random.normal(own, (part.inputs, self.dim))
+        return found
 
 
 def summed(part: Content, matrix: Array, codes: Array) -> Array:

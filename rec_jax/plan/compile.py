@@ -34,7 +34,7 @@ from rec_jax.model.lora import adapted_in
 from rec_jax.model.optimizer import dense_optimizer, schedule
 from rec_jax.model.tuning import find_tuning
 from rec_jax.plan.shapes import batch_shapes, check_known
-from rec_jax.run import RunConfig, modes_of, tables_of, update_of
+from rec_jax.run import RunConfig, modes_of, read_beside, tables_of, update_of
 from rec_jax.tables import ITEMS, Table, row_optimizer, rows_over
 from rec_jax.tables.bias import bias_state
 from rec_jax.tables.row_map import row_map_of
@@ -178,7 +178,7 @@ def lower_step(config: RunConfig, num_items: int, mesh: Mesh) -> Any:
     encoder, params = build_encoder(
         encoder_config, dim=table_config.dim, length=config.data.length,
         causal=objective.causal, precision=settings.precision, seed=config.seed,
-        features=planned_features(config.features), content=planned_content(config.content),
+        features=planned_features(read_beside(config)), content=planned_content(config.content),
         heads=objective.needs.heads, lora=config.lora)
     mode = update_of(config, num_items).mode
     configs, modes = tables_of(config), modes_of(config, mode)

@@ -28,7 +28,7 @@ from rec_jax.model.tuning import find_tuning
 from rec_jax.plan.messages import Cut, Sizes, messages
 from rec_jax.plan.passing import Passing, Ways, passing
 from rec_jax.plan.shapes import check_known, drawn_rows, task_shapes
-from rec_jax.run import RunConfig, modes_of, placements_of, tables_of, update_of
+from rec_jax.run import RunConfig, modes_of, placements_of, read_beside, tables_of, update_of
 from rec_jax.tables import ITEMS
 from rec_jax.tables.choose import trained_by
 from rec_jax.tables.placement import Placement, part_rows
@@ -252,7 +252,7 @@ def _encoder_parameters(config: RunConfig) -> tuple[int, int, list[str]]:
     shapes = jax.eval_shape(lambda: build_encoder(
         config.encoder, dim=config.table.dim, length=config.data.length,
         causal=config.objective.causal, precision=config.train.precision, seed=0,
-        features=planned_features(config.features), content=planned_content(config.content),
+        features=planned_features(read_beside(config)), content=planned_content(config.content),
         heads=config.objective.needs.heads, lora=config.lora)[1])
     tables = tables_of(config)
     tuning = find_tuning(config.tune, shapes, tables, adapted_in(shapes))

@@ -49,6 +49,7 @@ class SearchConfig:
     table, id, columns: the texts whose words count, see `item_texts.texts_of`; without a table
       those that the dataset keeps, if any.
     lexical: what a point of BM25 is worth in cosines; 0: the encoder alone.
+    learned: a file of what clicks taught, see `learned_file`; it says which space and vectors.
     """
 
     model: str | None = None
@@ -58,11 +59,15 @@ class SearchConfig:
     id: str = "item_id"
     columns: tuple[str, ...] = ()
     lexical: float = LEXICAL
+    learned: str | None = None
 
     def __post_init__(self) -> None:
         check(self, "search.", lexical=at_least(0, 1e6))
         if self.name is not None:
             check_name(self.name)
+        if self.model is None and self.learned is not None:
+            raise InputError("a matrix that was learned leads the vectors of texts; expected the "
+                             "folder of the model that makes them, too")
         if self.model is None and not self.lexical:
             raise InputError("a search without a text encoder goes by words alone; expected the "
                              "folder of the model that made the item vectors, or lexical above 0")
@@ -108,12 +113,12 @@ class TextIndex:
             found += np.float32(share) * self.words.scores(texts)
         return np.where(self.has, found, -np.inf).astype(np.float32)
 
-    def in_space(self, vectors: Floats, matrix: Floats) -> TextIndex:
-        """The same with the items' `vectors` f32 `[V, d]` of a run, into whose space its `matrix`
-        `[c, d]` leads texts."""
+    def in_space(self, vectors: Floats, lead: Callable[[Floats], Floats]) -> TextIndex:
+        """The same with other `vectors` f32 `[V, d]` of the items, into whose space `lead` leads
+        those of texts."""
         encode = self.encode
         assert encode is not None
-        return replace(self, vectors=unit(vectors), encode=lambda texts: encode(texts) @ matrix)
+        return replace(self, vectors=unit(vectors), encode=lambda texts: lead(encode(texts)))
 
 
 def best_items(scores: Floats, k: int) -> npt.NDArray[np.int64]:

@@ -34,9 +34,9 @@ from rec_jax.model.encoder import (
     TABLES,
     Encoder,
     Params,
+    as_vectors,
     build_encoder,
     with_tables,
-    without_codes,
 )
 from rec_jax.model.encoders import derives_vectors, uses_users
 from rec_jax.model.graphs import AnyGraph, graph_of, of_vectors, served_vectors
@@ -44,7 +44,15 @@ from rec_jax.model.lora import adapted_in, init_lora
 from rec_jax.model.optimizer import dense_optimizer, schedule
 from rec_jax.model.rows import RowSource
 from rec_jax.model.tuning import Tuning, find_tuning
-from rec_jax.run import RunConfig, modes_of, placements_of, tables_of, targets_of, update_of
+from rec_jax.run import (
+    RunConfig,
+    modes_of,
+    placements_of,
+    read_beside,
+    tables_of,
+    targets_of,
+    update_of,
+)
 from rec_jax.tables import ITEMS, USERS, RowMap, Table, init_table, row_optimizer, rows_over
 from rec_jax.tables.bias import bias_state, first_bias, place_bias
 from rec_jax.tables.choose import Choice, Mode
@@ -131,7 +139,7 @@ def build(config: RunConfig) -> Built:
                          rows=settings.rows // settings.accumulate, pack=config.data.pack,
                          window=config.data.window, seed=config.seed,
                          share=(jax.process_index(), jax.process_count()),
-                         times=reading_of(config).times, features=config.features,
+                         times=reading_of(config).times, features=read_beside(config),
                          targets=targets_of(config), users=uses_users(config.encoder),
                          values=config.objective.needs.values,
                          histories=config.objective.needs.histories,
@@ -145,7 +153,7 @@ def build(config: RunConfig) -> Built:
     encoder, params = build_encoder(
         config.encoder, dim=config.table.dim, length=config.data.length,
         causal=config.objective.causal, precision=settings.precision, seed=config.seed,
-        features=find_features(config.features, dataset),
+        features=find_features(read_beside(config), dataset),
         content=content.parts, scale=config.table.init_scale,
         heads=config.objective.needs.heads, lora=config.lora, beside=others)
     if texts is not None:
@@ -155,9 +163,6 @@ def build(config: RunConfig) -> Built:
         texts = texts._replace(adapted=encoder.beside)
         params |= texts.parameters | init_lora(encoder.beside, others, config.seed)
     choice = update_of(config, dataset.num_items)
-    if encoder.source.coded and choice.mode == "streamed":
-        raise InputError("content.codes: a streamed table is scored as it is stored; expected "
-                         "table.update = 'dense', or 'sparse' with an objective that samples")
     tables, modes = tables_of(config), modes_of(config, choice.mode)
     still = [] if texts is None or texts.content.train == "all" else texts.parameters
     tuning = find_tuning(config.tune, params, tables, [*adapted_in(params), *still])
@@ -268,7 +273,7 @@ class Validator:
         where the dataset has nobody to validate on."""
         self._config, self._dataset, self._graph = config, dataset, graph
         self._encoder = encoder
-        if graph is not None or encoder.source.coded:  # vectors are where rows would be
+        if graph is not None or not encoder.source.linear:  # vectors are where rows would be
             encoder = of_vectors(encoder)
         settings = config.evaluate
         self._mesh = mesh
@@ -338,7 +343,7 @@ class Validator:
         """As `served`, with vectors where a graph makes them of rows."""
         params, rows = served(state)
         if self._graph is None:
-            return params, without_codes(self._encoder, params, rows)[1]
+            return params, as_vectors(self._encoder, params, rows)[1]
         vectors = served_vectors(self._graph, self._encoder.source, params, {**params, ITEMS: rows},
                                  self._mesh, state.items.over, state.items.row_map)
         return with_tables(params, vectors), vectors[ITEMS]

@@ -1,13 +1,13 @@
 """Start a run from another one's checkpoint, though the catalogue has changed since.
 
-Items are matched by the ids of their source. Those that both catalogues have keep their rows
-(and, if asked, their optimizer state); new ones start from the hash of their index, as in any
-new table, or in a run with content from what it says beside the items that were kept
+Items are matched by the ids of their source. Those that both catalogues have keep their rows (and,
+if asked, their optimizer state); new ones start from the hash of their index, as in any new table,
+or in a run with content from what it says beside the items that were kept
 (`rec_jax.inference.cold_rule`); retired ones are listed. Where no item is kept, which is a transfer
-to another catalogue, content alone says what the new ones are. What adapts the encoder starts anew
-where the other run does not have it (`rec_jax.model.lora`). f32 rows may become bf16 and back, as
-the new run's config says. Rows travel from disk to device in blocks, and each from the place that
-its item had to the one that it has now (`tables/row_map.py`).
+to another catalogue, content alone says what the new ones are. What adapts the encoder, or stands
+in front of histories, starts anew where the other run does not have it (`rec_jax.model.lora`). f32
+rows may become bf16 and back, as the new run's config says. Rows travel from disk to device in
+blocks, and each from the place that its item had to the one that it has now (`tables/row_map.py`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import polars as pl
 from rec_jax.checkpoint import ArraySource, CheckpointReader, scatter_rows
 from rec_jax.checkpoint.layout import named_leaves
 from rec_jax.checkpoint.load import load_array
+from rec_jax.data.attributes import BEGIN
 from rec_jax.data.content import open_content
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.features import find_features, vocabularies
@@ -37,13 +38,15 @@ from rec_jax.inference.served import check_dataset
 from rec_jax.model.lora import FOLDER as LORA
 from rec_jax.model.rows import drop_of
 from rec_jax.progress import Reporter
-from rec_jax.run import Run, RunConfig
+from rec_jax.run import Run, RunConfig, read_beside
 from rec_jax.tables import ITEMS, USERS, Table
 from rec_jax.train.build import Built, with_content
 from rec_jax.train.state import TrainState, from_items, has_rows, table_of, to_items
 
 _ADAPTS = f"['encoder']['{LORA}"
 """In the path of a leaf that adapts a matrix of the encoder."""
+_BEGIN = f"['encoder']['{BEGIN}']"
+"""At the end of the path of what stands in front of histories."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def start_from(start: Start, built: Built, target: Run, reporter: Reporter) -> T
     opened = open_checkpoint(start.run, start.step)
     matched = Matched(np.empty(0, np.int64), [], built.dataset.num_items)
     moved: dict[str, np.ndarray] | None = None
-    if config.features or not start.encoder_only:
+    if read_beside(config) or not start.encoder_only:
         old = Dataset.open(config.data.path)
         check_dataset(old, str(opened.info.extra.get("dataset")))
         _check_meanings(config, old, built.dataset)
@@ -186,8 +189,8 @@ def _with_average(state: TrainState, rows: jax.Array) -> TrainState:
 
 def _check_meanings(config: RunConfig, old: Dataset, new: Dataset) -> None:
     """Rows of side features are taken by their codes, which must mean the same in both."""
-    find_features(config.features, new)
-    before, after = (vocabularies(config.features, dataset) for dataset in (old, new))
+    find_features(read_beside(config), new)
+    before, after = (vocabularies(read_beside(config), dataset) for dataset in (old, new))
     for path, meaning in before.items():
         if after[path] != meaning:
             raise InputError(f"{path.partition('/')[2]!r} has other values in {new.folder} than in "
@@ -205,8 +208,8 @@ def _take(name: str, opened: CheckpointReader, fresh: Any, tables: Mapping[str, 
     sources, leaves = dict(opened.items.get(name, {})), named_leaves(fresh)
     by_row = {name: table_of(path) if has_rows(path, leaf, tables) else None
               for name, (path, leaf) in zip(leaves, jax.tree.leaves_with_path(fresh), strict=True)}
-    kept = {path for path in leaves if path not in sources and _ADAPTS in path
-            and name != "training"}
+    kept = {path for path in leaves if path not in sources and name != "training"
+            and (_ADAPTS in path or path.endswith(_BEGIN))}
     if moved is None:
         sources = {path: source for path, source in sources.items() if not _of_table(path)}
         kept |= {path for path in leaves if _of_table(path)}

@@ -50,7 +50,7 @@ def test_a_row_is_the_sum_of_its_codes_rows_and_so_is_the_gradient() -> None:
               for part in SOURCE.content}
     assert params["content/b"].shape == (PIECES * CENTRES, DIM)
     assert SOURCE.init_parameters(0, 0.02)["content/b"].shape == (PIECES * CENTRES, DIM)
-    assert SOURCE.width == DIM + 2 + PIECES and SOURCE.coded
+    assert SOURCE.width == DIM + 2 + PIECES and not SOURCE.linear
     codes = random.integers(0, CENTRES + 1, (6, 4, PIECES))
     codes[0, 0] = 0
     hot = np.zeros((6, 4, PIECES, CENTRES), np.float32)

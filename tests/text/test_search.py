@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import polars as pl
 import pytest
 import text_models as models
 from command import Command, one_object, refused
+from marks import slow_but
 
 import rec_jax
 from rec_jax import config
@@ -24,10 +26,12 @@ from rec_jax.data.prepare import Columns, ItemFile, PrepareConfig, prepare
 from rec_jax.errors import InputError
 from rec_jax.inference.search import blend_scores, item_space, trained_items, user_scores
 from rec_jax.inference.served import Served
+from rec_jax.lookup import begin_of
 from rec_jax.model.encoder import build_encoder
 from rec_jax.run import Run, RunConfig
 from rec_jax.tables.table import padded_size
 from rec_jax.text.known_items import choose_lexical, known_item_queries, ranks_of, reciprocal_ranks
+from rec_jax.text.learned_file import read_learned
 from rec_jax.text.lexical import index_words, words_of
 from rec_jax.text.search import SearchConfig, best_items, open_index
 
@@ -186,7 +190,9 @@ def test_vectors_that_were_projected_meet_queries_that_are(folder: Path) -> None
 
 
 def test_the_matrix_of_a_run_leads_texts_to_its_items(folder: Path, served: Served) -> None:
-    name, vectors, matrix = item_space(served, None)
+    name, vectors, lead = item_space(served, None)
+    matrix = np.asarray(served.params["content/text"])
+    np.testing.assert_allclose(lead(np.eye(len(matrix), dtype=np.float32)), matrix, atol=1e-6)
     rows, own = np.asarray(served.rows)[:len(vectors)], open_item_vectors(served.dataset, name)
     np.testing.assert_allclose(vectors, rows[:, :16] + own.vectors @ matrix, atol=1e-5)
     found = rec_jax.search(served, "w3 w9", model=folder / "model", space="items", lexical=0, k=60)
@@ -262,3 +268,48 @@ def test_a_run_without_content_leads_no_text(tiny_run: Path, folder: Path) -> No
     with pytest.raises(InputError, match="has 0 item vectors that are made of text"):
         rec_jax.search(tiny_run, "Title 3", model=folder / "model")
     assert rec_jax.search(tiny_run, "title 3", k=1)[0].title == "Title 3, the film"
+
+
+@pytest.mark.parametrize("space", slow_but("items", ["text", "items"]))
+def test_clicks_teach_a_search_and_it_says_what_of(space: str, folder: Path, served: Served,
+                                                   tmp_path: Path) -> None:
+    """Texts are words of another item's title: the search learns which one is meant."""
+    dataset, titles = served.dataset, served.dataset.titles()
+    assert titles is not None
+    ids = dataset.item_ids().to_list()
+    rows = [f"{' '.join((title or '').split()[:4])},{ids[(item + 1) % 20]}"
+            for item, title in enumerate(titles[:20])]
+    (tmp_path / "log.csv").write_text("\n".join(["query,item_id", *rows]) + "\n")
+    given: Any = served if space == "items" else folder / "d"
+    out, model = tmp_path / "m", str(folder / "model")
+    made = rec_jax.learn_search(
+        given, tmp_path / "log.csv", model=model, out=out, space=space, name="text",
+        beside=True,
+        learning=rec_jax.ClickConfig(epochs=60, rate=0.1, decay=0.0, held_out=0.2))
+    assert made["held_out"]["texts"] + made["learned"]["texts"] == 20
+    assert set(made["mrr@10"]) == {"before", "exact", "in_batch"}
+    assert all(set(found) == {"encoder", "with words"} for found in made["mrr@10"].values())
+    assert made["loss_by_epoch"][-1] < 0.9 * made["loss_by_epoch"][0]
+    learned = read_learned(out)
+    asked = SearchConfig(model=model, name="text", lexical=0.0)
+    plain = open_index(dataset, asked)
+    assert plain.encode is not None and plain.vectors is not None
+    to = plain.vectors if space == "text" else item_space(served, None).vectors
+    vector = plain.encode(["w3 w9"])[0] @ learned.matrix
+    cosines = to @ vector / np.linalg.norm(vector) / np.maximum(np.linalg.norm(to, axis=1), 1e-9)
+    cosines = np.where(plain.has, cosines, -np.inf).astype(np.float32)
+    found = rec_jax.search(given, "w3 w9", model=model, lexical=0, k=10, learned=out)
+    np.testing.assert_allclose([entry.score for entry in found],
+                               cosines[best_items(cosines, 10)], atol=1e-5)
+    # Before clicks, the search in this space is the one that there is without them.
+    index = rec_jax.load_search(given, asked, space=space).index
+    begin = begin_of(dataset, served, asked, space)
+    np.testing.assert_allclose(
+        begin.texts.in_space(begin.vectors, lambda texts: texts @ begin.matrix).scores(["w3 w9"]),
+        index.scores(["w3 w9"]), atol=1e-5)
+    if space == "items":
+        with pytest.raises(InputError, match=r"leads to the items of .*; expected a run"):
+            rec_jax.search(folder / "d", "w3", model=model, learned=out)
+        moved = replace(served, rows=served.rows[::-1])
+        with pytest.raises(InputError, match="is not what the learned matrix leads texts to"):
+            rec_jax.search(moved, "w3", model=model, learned=out)

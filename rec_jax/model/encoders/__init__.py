@@ -7,6 +7,7 @@ One file an encoder. Each holds a frozen `Config` whose `build` returns a `flax.
 from rec_jax.model.encoders.base import (
     EncoderConfig,
     Inputs,
+    carries_begin,
     derives_vectors,
     graph_layers,
     reads_history,
@@ -25,5 +26,6 @@ ENCODERS = {
     "user": "rec_jax.model.encoders.user",
 }
 
-__all__ = ["ENCODERS", "EncoderConfig", "Inputs", "derives_vectors", "graph_layers",
-           "reads_history", "sampling_of", "unit_vectors", "uses_times", "uses_users"]
+__all__ = ["ENCODERS", "EncoderConfig", "Inputs", "carries_begin", "derives_vectors",
+           "graph_layers", "reads_history", "sampling_of", "unit_vectors", "uses_times",
+           "uses_users"]

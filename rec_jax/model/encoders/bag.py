@@ -45,6 +45,11 @@ class Config:
     def __post_init__(self) -> None:
         check(self, "encoder.", power=at_least(0, 1), dropout=at_least(0, MOST_DROPOUT))
 
+    @property
+    def carries_begin(self) -> bool:
+        """Places in front of a history are read as its items are."""
+        return True
+
     def build(self, *, dim: int, length: int, causal: bool, dtype: jax.typing.DTypeLike,
               rngs: nnx.Rngs) -> nnx.Module:
         """A module of width `dim`."""

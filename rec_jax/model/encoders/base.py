@@ -52,8 +52,9 @@ class EncoderConfig(Protocol):
     `graph_layers` above 0 says that the vectors of users and items are made of their rows by so
     many layers of a graph: of `rec_jax.model.propagation`, or where there is a property `samples`
     of `rec_jax.model.aggregation`. A property `unit` that is true says that these vectors have
-    norm 1. A property `drop` is the share of steps in which an item has no
-    row of its own.
+    norm 1. A property `carries_begin` says that it reads places in front of a history, which have
+    no item (`rec_jax.data.attributes`). A property `drop` is the share of steps in which an item
+    has no row of its own.
     """
 
     @property
@@ -84,6 +85,11 @@ def uses_users(config: EncoderConfig) -> bool:
 def reads_history(config: EncoderConfig) -> bool:
     """Whether an encoder's queries depend on the items of a history; most do."""
     return bool(getattr(config, "reads_history", True))
+
+
+def carries_begin(config: EncoderConfig) -> bool:
+    """Whether an encoder reads places in front of a history; one that does not say so does not."""
+    return bool(getattr(config, "carries_begin", False))
 
 
 def graph_layers(config: EncoderConfig) -> int:

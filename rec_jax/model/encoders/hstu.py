@@ -63,6 +63,11 @@ class Config:
         """Whether `Inputs.times` is read."""
         return self.time_bias
 
+    @property
+    def carries_begin(self) -> bool:
+        """Places in front of a history are read as its items are."""
+        return True
+
     def build(self, *, dim: int, length: int, causal: bool, dtype: jax.typing.DTypeLike,
               rngs: nnx.Rngs) -> nnx.Module:
         """See `EncoderConfig.build`."""

@@ -83,6 +83,11 @@ class Config:
         """Whether the native library computes an operation of `auto.FOLDS`."""
         return self.backend == "native" or (self.backend == "auto" and auto.takes_native(op))
 
+    @property
+    def carries_begin(self) -> bool:
+        """Places in front of a history are read as its items are."""
+        return True
+
     def build(self, *, dim: int, length: int, causal: bool, dtype: jax.typing.DTypeLike,
               rngs: nnx.Rngs) -> nnx.Module:
         """See `EncoderConfig.build`."""
