@@ -36,11 +36,12 @@ from rec_jax.mesh import (
     row_sharding,
 )
 from rec_jax.model.encoder import Encoder, Params, build_encoder, with_tables, without_codes
-from rec_jax.model.encoders import graph_layers, uses_times, uses_users
+from rec_jax.model.encoders import uses_times, uses_users
 from rec_jax.model.graphs import AnyGraph, graph_of, of_vectors, served_vectors
+from rec_jax.model.item_graph import with_item_graph
 from rec_jax.model.rows import RowSource
 from rec_jax.processes import run_on_all
-from rec_jax.run import Run, RunConfig, tables_of, targets_of, update_of
+from rec_jax.run import Run, RunConfig, tables_of, targets_of, update_of, uses_graph
 from rec_jax.tables import (
     INPUTS,
     ITEMS,
@@ -151,7 +152,7 @@ def reading_of(config: RunConfig) -> Reading:
 
 def stores_vectors(config: RunConfig) -> bool:
     """Whether an item's vector follows from its stored row alone."""
-    return not graph_layers(config.encoder)
+    return not uses_graph(config)
 
 
 def open_rows(folder: Run, *, step: int | None = None, dataset_path: str | None = None,
@@ -297,6 +298,7 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
         causal=config.objective.causal, precision=config.train.precision, seed=config.seed,
         features=find_features(config.features, dataset), content=_content(opened, config),
         heads=config.objective.needs.heads, lora=config.lora, beside=_text_shapes(opened))
+    encoder, params = with_item_graph(config.item_graph, encoder, params)
     total, name = padded_size(dataset.num_items), _weights_in(config)
 
     def stored(table: str, settings: TableConfig) -> jax.ShapeDtypeStruct:
@@ -318,7 +320,7 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
     # Where one table lies elsewhere all are left there: one way to read them.
     elsewhere = any(settings.placement in ("host", "disk") for settings in tables.values())
     # A graph, and content that is codes, make vectors of all rows at once.
-    whole = bool(graph_layers(config.encoder)) or encoder.source.coded
+    whole = uses_graph(config) or encoder.source.coded
     away = set(tables) if elsewhere and not whole and jax.process_count() == 1 else set()
     like = {"encoder": params,
             "tables": {table: stored(table, settings) for table, settings in tables.items()
@@ -333,7 +335,7 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
     bias = serving_bias(config, serving_values(config, dataset),
                         model.get("bias", {}).get(ITEMS), total, chosen, over)
     found = {**model.get("tables", {}), **left}
-    graph = graph_of(config.encoder, dataset, chosen)
+    graph = graph_of(config.encoder, config.item_graph, dataset, chosen)
     nodes = None if graph is None else Nodes(graph, encoder.source, found)
     if graph is None:
         encoder, found[ITEMS] = without_codes(encoder, model["encoder"], found[ITEMS])

@@ -128,7 +128,7 @@ def build_encoder(config: EncoderConfig, *, dim: int, length: int, causal: bool,
     paths = tuple(_name(path) for path, _ in flat)
     for path in paths:
         if path in (MASK, *TABLES) or path.startswith(
-                ("features/", "content/", "tables/", TEXT, HEADS, LORA)):
+                ("features/", "content/", "item_graph/", "tables/", TEXT, HEADS, LORA)):
             raise InputError(f"encoder {config.kind!r} has a parameter {path!r}, which is the name "
                              "of something beside an encoder; expected another name")
     params = dict(zip(paths, (leaf for _, leaf in flat), strict=True))

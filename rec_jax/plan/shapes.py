@@ -9,17 +9,18 @@ import jax
 import jax.numpy as jnp
 
 from rec_jax.errors import InputError
-from rec_jax.model.encoders import graph_layers
 from rec_jax.objectives.base import Keys, Search, Task
-from rec_jax.run import RunConfig, tables_of
+from rec_jax.run import RunConfig, tables_of, uses_graph
 from rec_jax.tables import USERS
 
 
 def check_known(config: RunConfig) -> None:
     """Raises InputError for a model whose step is not known from sizes alone."""
-    if graph_layers(config.encoder):
-        raise InputError(f"encoder {config.encoder.kind!r} propagates over the graph of a dataset, "
-                         "and a plan knows no dataset; expected an encoder without a graph")
+    if uses_graph(config):
+        whose = ("[item_graph]" if config.item_graph is not None else
+                 f"encoder {config.encoder.kind!r}")
+        raise InputError(f"{whose} propagates over the graph of a dataset, and a plan knows no "
+                         "dataset; expected a model without a graph")
 
 
 def batch_shapes(config: RunConfig) -> dict[str, Any]:

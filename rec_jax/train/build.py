@@ -38,13 +38,22 @@ from rec_jax.model.encoder import (
     with_tables,
     without_codes,
 )
-from rec_jax.model.encoders import graph_layers, uses_users
+from rec_jax.model.encoders import sampling_of, uses_users
 from rec_jax.model.graphs import AnyGraph, graph_of, of_vectors, served_vectors
+from rec_jax.model.item_graph import with_item_graph
 from rec_jax.model.lora import adapted_in, init_lora
 from rec_jax.model.optimizer import dense_optimizer, schedule
 from rec_jax.model.rows import RowSource
 from rec_jax.model.tuning import Tuning, find_tuning
-from rec_jax.run import RunConfig, modes_of, placements_of, tables_of, targets_of, update_of
+from rec_jax.run import (
+    RunConfig,
+    modes_of,
+    placements_of,
+    tables_of,
+    targets_of,
+    update_of,
+    uses_graph,
+)
 from rec_jax.tables import ITEMS, USERS, RowMap, Table, init_table, row_optimizer, rows_over
 from rec_jax.tables.bias import bias_state, first_bias, place_bias
 from rec_jax.tables.choose import Choice, Mode
@@ -134,7 +143,8 @@ def build(config: RunConfig) -> Built:
                          times=reading_of(config).times, features=config.features,
                          targets=targets_of(config), users=uses_users(config.encoder),
                          values=config.objective.needs.values,
-                         histories=config.objective.needs.histories,
+                         histories=(config.objective.needs.histories
+                                    or sampling_of(config.encoder) is not None),
                          first=None if config.continual is None else first_targets(
                              dataset, config.continual, config.seed),
                          events=config.data.targets)
@@ -148,6 +158,7 @@ def build(config: RunConfig) -> Built:
         features=find_features(config.features, dataset),
         content=content.parts, scale=config.table.init_scale,
         heads=config.objective.needs.heads, lora=config.lora, beside=others)
+    encoder, params = with_item_graph(config.item_graph, encoder, params)
     if texts is not None:
         if texts.content.train == "lora" and not encoder.beside:
             raise InputError("content.train = 'lora', and no [[lora]] entry matches a matrix of "
@@ -161,8 +172,8 @@ def build(config: RunConfig) -> Built:
     tables, modes = tables_of(config), modes_of(config, choice.mode)
     still = [] if texts is None or texts.content.train == "all" else texts.parameters
     tuning = find_tuning(config.tune, params, tables, [*adapted_in(params), *still])
-    if graph_layers(config.encoder) and any(map(tuning.freezes_table, tables)):
-        raise InputError("tune: the rows of users and items that a graph joins train together; "
+    if uses_graph(config) and any(map(tuning.freezes_table, tables)):
+        raise InputError("tune: rows that a graph joins train together; "
                          "expected no frozen table")
     optimizer = dense_optimizer(config.optimizer, horizon.total, tuning)
     counts = {name: dataset.num_users if name == USERS else dataset.num_items for name in tables}
@@ -193,7 +204,7 @@ def build(config: RunConfig) -> Built:
     state = init_state(
         params, new, optimizer, average=settings.ema is not None, seed=config.seed, modes=modes,
         mesh=mesh, tuning=tuning)
-    graph = graph_of(config.encoder, dataset, mesh)
+    graph = graph_of(config.encoder, config.item_graph, dataset, mesh)
     rate = schedule(config.optimizer, horizon.total)
     step = make_train_step(
         encoder, config.objective, optimizer, precision=settings.precision, ema=settings.ema,
