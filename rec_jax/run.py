@@ -124,8 +124,8 @@ class RunConfig:
                              "rows; expected an objective that does not search")
         if trained_content(self.content) is not None:
             _check_text(self)
-        if self.content and not self.table.tied:
-            raise InputError("content is a part of the items' rows, of which the encoder reads; "
+        if not self.table.tied and any(part.encoder or part.codes for part in self.content):
+            raise InputError("content of a text encoder or of codes is read where it is scored; "
                              "expected table.tied = true")
 
 

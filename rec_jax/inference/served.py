@@ -182,7 +182,7 @@ def _open_rows(folder: Run, step: int | None, dataset_path: str | None,
     name = _weights_in(config)
     source = opened.items.get(name, {}).get(
         f"['tables']['{INPUTS if inputs else ITEMS}']")
-    rows_of = RowSource(config.table.dim, _content(opened, config))
+    rows_of = RowSource(config.table.dim, () if inputs else _content(opened, config))
     width = rows_of.width
     if source is None or source.shape[1:] != (width,) or source.shape[0] < dataset.num_items:
         raise InputError(f"checkpoint of step {opened.info.step} in {folder.folder} has no item "
@@ -307,7 +307,7 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
                                                  over=over)).rows
         # Averages are f32, whatever the rows are.
         return jax.ShapeDtypeStruct(
-            (rows.shape[0], settings.dim if table == USERS else encoder.source.width),
+            (rows.shape[0], encoder.source.width if table == ITEMS else settings.dim),
             rows.dtype if name == "model" else jnp.float32, sharding=row_sharding(chosen, over))
 
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(
