@@ -4,7 +4,7 @@
         --out benchmarks/results/models_ml100k.json
     python benchmarks/models.py data/ml-100k/dataset --runs runs/models --read --out models.json
 
-Models are the configs `ml100k*.toml`, those of graphs on this dataset, and the baselines that are
+Models are the configs `ml100k*.toml`, those of graphs, and the baselines that are
 solved. What is there is read: a finished run NAME-SEED in the folder of runs, or a file NAME.json
 of `benchmarks/results` of that seed and dataset, whose time is that of the machine which it names.
 Runs whose protocols differ are refused. With `--read` nothing else is done; without it, what is
@@ -37,6 +37,7 @@ SOLVED = "popularity,itemknn,userknn,ease,ials"
 SAME = ("split", "split_rule", "split_hash", "candidates", "users", "target",
         "seen_items_filtered", "ties", "ranking")
 """What of a protocol must be equal, so that two numbers may stand in one table."""
+OF_ITEMS = {"item_graph": "item_graph_ml100k.toml"}
 OF_GRAPHS = {"lightgcn": "gowalla_lightgcn.toml", "graphsage": "ml1m_graphsage.toml"}
 LINES = ("train.rows=16", "evaluate.ks=[5,10,20]", "evaluate.metric='ndcg@10'")
 """What is laid over the configs of `OF_GRAPHS`, which are of larger datasets."""
@@ -72,7 +73,7 @@ def main() -> None:
 def configs() -> dict[str, Path]:
     """By name of the model, its config."""
     return {**{path.stem: path for path in sorted(CONFIGS.glob("ml100k*.toml"))},
-            **{name: CONFIGS / file for name, file in OF_GRAPHS.items()}}
+            **{name: CONFIGS / file for name, file in (OF_ITEMS | OF_GRAPHS).items()}}
 
 
 def of_config(options: argparse.Namespace, name: str, path: Path) -> dict[str, Any] | None:

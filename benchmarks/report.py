@@ -108,6 +108,21 @@ def baselines(results: Mapping[str, Result]) -> str:
     return "\n\n".join(parts)
 
 
+def models(results: Mapping[str, Result]) -> str:
+    """All models on one dataset, the best first; seconds of a run are in the file."""
+    parts = []
+    for one in results.values():
+        rows = [[name, ", ".join(str(run["seed"]) for run in model["runs"]), model["parameters"],
+                 model["mean"]["hr@10"], model["mean"]["ndcg@10"]]
+                for name, model in sorted(one["models"].items(),
+                                          key=lambda each: -each[1]["mean"]["ndcg@10"])]
+        protocol = one["protocol"]
+        parts.append(f"{one['dataset']}, {protocol['users']:,} users, {protocol['ranking']}, ties "
+                     f"{protocol['ties']}:\n\n"
+                     + table(["model", "seeds", "parameters", "HR@10", "NDCG@10"], rows))
+    return "\n\n".join(parts)
+
+
 def peers(results: Mapping[str, Result]) -> str:
     """Other programs: the table that `rec-jax bench peers` prints, and its plot."""
     parts = []
@@ -266,6 +281,7 @@ class Section(NamedTuple):
 SECTIONS = (
     Section("Quality", frozenset({"test", "protocol", "config", "seconds_to_best"}), quality),
     Section("Baselines", frozenset({"models", "fitted_on", "histories"}), baselines),
+    Section("All models under one protocol", frozenset({"models", "protocol", "dataset"}), models),
     Section("Beside other programs", frozenset({"contenders", "shapes"}), peers),
     Section("Training throughput", frozenset({"variants", "peak_operations_per_second"}),
             training),

@@ -19,6 +19,7 @@ from typing import Any
 from rec_jax import config, locks
 from rec_jax.data.attributes import BeginConfig
 from rec_jax.data.content import ContentConfig, check_content, check_mode, trained_content
+from rec_jax.data.covisits import ItemGraphConfig
 from rec_jax.data.dataset_files import META
 from rec_jax.data.features import FeatureConfig, Read
 from rec_jax.data.fresh import ContinualConfig
@@ -31,10 +32,10 @@ from rec_jax.model.encoders import (
     derives_vectors,
     reads_history,
     sampling_of,
-    unit_vectors,
     uses_users,
 )
 from rec_jax.model.features import check_begin
+from rec_jax.model.graph_checks import check_graph
 from rec_jax.model.lora import LoraConfig
 from rec_jax.model.optimizer import OptimizerConfig
 from rec_jax.model.tuning import TuneConfig
@@ -59,6 +60,7 @@ class RunConfig:
     features: side features whose vectors are added to the items', each once.
     content: vectors of the items that are a part of their rows, each once.
     begin: learned places in front of every history, of its user's attributes.
+    item_graph: neighbours whose rows are a part of an item's, by the histories of training.
     bias: what is added to the score of each item, in the loss and where it is ranked.
     tune: which parameters are frozen, or train slower or faster; lora: thin products beside them.
     inputs, users: of the tables of an untied encoder's inputs, and of users; `table`'s by default.
@@ -76,6 +78,7 @@ class RunConfig:
     features: tuple[FeatureConfig, ...] = ()
     content: tuple[ContentConfig, ...] = ()
     begin: BeginConfig | None = None
+    item_graph: ItemGraphConfig | None = None
     bias: BiasConfig = field(default_factory=BiasConfig)
     tune: tuple[TuneConfig, ...] = ()
     lora: tuple[LoraConfig, ...] = ()
@@ -112,8 +115,8 @@ class RunConfig:
             if table is not None and table.dim != self.table.dim:
                 raise InputError(f"{name}.dim is {table.dim}, and table.dim {self.table.dim}; "
                                  "expected the same width")
-        if derives_vectors(self.encoder):
-            _check_graph(self)
+        if makes_vectors(self):
+            check_graph(self)
         if self.objective.needs.walks and sampling_of(self.encoder) is None:
             raise InputError(f"objective {self.objective.kind!r} walks over a graph, which encoder "
                              f"{self.encoder.kind!r} does not have; expected encoder.kind = "
@@ -130,14 +133,20 @@ class RunConfig:
                                  "stored rows; expected an objective that does not search")
         if trained_content(self.content) is not None:
             _check_text(self)
-        if self.content and not self.table.tied:
-            raise InputError("content is a part of the items' rows, of which the encoder reads; "
+        if not self.table.tied and any(part.encoder or part.codes for part in self.content):
+            raise InputError("content of a text encoder or of codes is read where it is scored; "
                              "expected table.tied = true")
 
 
 def read_beside(config: RunConfig) -> tuple[Read, ...]:
     """What a run reads beside items, and in front of them."""
     return config.features if config.begin is None else (*config.features, config.begin)
+
+
+def makes_vectors(config: RunConfig) -> bool:
+    """Whether vectors are made of the rows of tables, by a graph or their norms, and are not
+    these."""
+    return config.item_graph is not None or derives_vectors(config.encoder)
 
 
 def targets_of(config: RunConfig) -> Targets:
@@ -166,57 +175,17 @@ def _check_text(config: RunConfig) -> None:
                              f"the items that it touches; expected {wanted}")
 
 
-def _check_graph(config: RunConfig) -> None:
-    """Raises InputError for what does not fit vectors that are made of rows."""
-    kind, samples = config.encoder.kind, sampling_of(config.encoder) is not None
-    for name, table in (("table", config.table), ("users", config.users)):
-        if not samples and table is not None and table.update not in ("auto", "dense"):
-            raise InputError(f"{name}.update = {table.update!r}: encoder {kind!r} reads and trains "
-                             f"every row in every step; expected {name}.update = 'dense'")
-    if samples:
-        _check_sampled(config)
-    elif config.content:
-        raise InputError(f"content: encoder {kind!r} makes an item's vector of rows alone, "
-                         "without content; expected no [[content]]")
-    if unit_vectors(config.encoder) and config.objective.needs.rates:
-        raise InputError(f"encoder.unit: objective {config.objective.kind!r} reads biases in the "
-                         "last columns of rows; expected encoder.unit = false")
-    if config.bias.trained:
-        raise InputError(f"bias.trained: encoder {kind!r} trains rows alone; expected "
-                         "bias.trained = false (a bias.strength may be given)")
-    if config.objective.needs.search:
-        raise InputError(f"objective {config.objective.kind!r} searches stored rows, and those of "
-                         f"encoder {kind!r} are not the vectors that it scores; expected an "
-                         "objective that does not search, such as next_item or bpr")
-
-
-def _check_sampled(config: RunConfig) -> None:
-    """Raises InputError for what does not fit vectors that are made of drawn neighbours."""
-    if config.objective.needs.normaliser and config.table.update not in ("auto", "dense"):
-        raise InputError(f"table.update = {config.table.update!r}: objective "
-                         f"{config.objective.kind!r} scores the vectors of all items, which are "
-                         "made of every row; expected table.update = 'dense', or an objective that "
-                         "draws items, such as bpr")
-    if config.users is not None and config.users.update not in ("auto", config.table.update):
-        raise InputError(f"users.update = {config.users.update!r}, and table.update = "
-                         f"{config.table.update!r}: vectors are made of the rows of both; expected "
-                         "the same")
-    if config.lora:
-        raise InputError(f"lora: encoder {config.encoder.kind!r} applies its matrices to nodes "
-                         "without adapters; expected no [[lora]]")
-    if not config.table.tied:
-        raise InputError("table.tied: no history is read, so a table of inputs would never be "
-                         "trained; expected table.tied = true")
-
-
 def update_of(config: RunConfig, num_items: int) -> Choice:
     """How the item table of a run is updated, and why."""
-    if derives_vectors(config.encoder) and (sampling_of(config.encoder) is None
-                                         or config.objective.needs.normaliser):
+    all_of_them = derives_vectors(config.encoder) and sampling_of(config.encoder) is None
+    if all_of_them or (makes_vectors(config) and config.objective.needs.normaliser):
         return Choice("dense", "vectors that are made of rows read every row")
     positions = config.train.rows * config.data.length
-    # Of a node its drawn neighbours are read, too.
-    of_each = math.prod(1 + places for places in (sampling_of(config.encoder) or ((), ""))[0])
+    # Of a node its neighbours are read, too.
+    fan_out = (sampling_of(config.encoder) or ((), ""))[0]
+    if config.item_graph is not None:
+        fan_out = (config.item_graph.neighbours,)
+    of_each = math.prod(1 + places for places in fan_out)
     touched = (None if config.objective.needs.normaliser
                else of_each * (2 * positions + config.objective.drawn(positions)))
     choice = choose_update(config.table, num_items=num_items, touched=touched,
@@ -304,7 +273,7 @@ def _bound(config: RunConfig, name: str, modes: Mapping[str, Mode], processes: i
         return "a validation of ratings reads rows that are on the devices"
     if config.content and name == ITEMS:
         return "content is a part of its rows"
-    if derives_vectors(config.encoder):
+    if makes_vectors(config):
         return "a validation makes vectors of all rows, with those of their neighbours"
     if processes > 1:
         return f"the run has {processes} processes, each of which knows the ids of its own batch"

@@ -57,7 +57,8 @@ class Trained:
     def __init__(self, objective: Any, encoder: Any, mode: str, mesh: tuple[int, int],
                  accumulate: int = 1, source: Any = None,
                  fixed: Array | None = None, bias: Array | None = None,
-                 trains_bias: bool = False, init_scale: float = 0.5, graph: Any = None) -> None:
+                 trains_bias: bool = False, init_scale: float = 0.5, graph: Any = None,
+                 more: dict[str, Any] | None = None) -> None:
         at = make_mesh(MeshConfig(*mesh))
         users = getattr(encoder, "uses_users", False)
         sgd = TableConfig(dim=D, init_scale=init_scale, optimizer=RowOptimizerConfig(
@@ -71,6 +72,7 @@ class Trained:
             built = built._replace(source=source)
             params |= {name: value + 0.1 * jnp.arange(D)
                        for name, value in source.init_parameters(0, 0.1).items()}
+        params |= more or {}
         rule = optax.sgd(RATE)
         step = make_train_step(built, objective, rule, tables=tables, modes=modes, mesh=at,  # type: ignore[arg-type]
                                rate=optax.constant_schedule(RATE), graph=graph)

@@ -118,6 +118,18 @@ def test_the_config_of_a_graph_trains_and_validates(tiny_mapping: Any, tmp_path:
     assert found["steps"] == 3 and found["table_update"] == "dense" and 0 <= found["best"] <= 1
 
 
+@pytest.mark.slow
+def test_the_config_of_items_with_neighbours_trains_and_validates(tiny_mapping: Any, tmp_path: Path
+                                                                  ) -> None:
+    own = config.to_mapping(config.load(RunConfig, CONFIGS / "item_graph_ml100k.toml"))
+    mapping = tiny_mapping("train.steps=2", "train.log_every=1", "evaluate.users=8")
+    small = {"encoder": own["encoder"] | {"layers": 1}, "table": own["table"] | {"dim": 16}}
+    found = api.train(config.build(RunConfig, mapping | small | {
+        name: own[name] for name in ("item_graph", "objective", "optimizer")}),
+        run=tmp_path / "run")
+    assert found["steps"] == 2 and found["table_update"] == "dense" and 0 <= found["best"] <= 1
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_configs_of_losses_differ_in_the_objective_alone(loss: str) -> None:
     base = config.load(RunConfig, CONFIGS / "ml100k.toml")

@@ -21,13 +21,16 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
+from rec_jax.data.covisits import pairs_of_new
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.interaction_graph import Edges, distinct_edges
 from rec_jax.errors import InputError
 from rec_jax.inference.blocks import set_rows
+from rec_jax.inference.item_edges import vectors_of_new
 from rec_jax.inference.served import Nodes, Served
 from rec_jax.model.aggregation import all_layers, all_of, next_layer
 from rec_jax.model.graphs import known_features
+from rec_jax.model.item_graph import ItemGraph
 from rec_jax.model.neighbours import SampledGraph
 from rec_jax.model.propagation import make_graph
 from rec_jax.tables import ITEMS, USERS
@@ -64,7 +67,7 @@ def new_vectors(served: Served, users: Sequence[npt.NDArray[np.integer]],
     Raises:
       InputError: the model does not make vectors of neighbours, or there is no such user.
     """
-    nodes = _nodes(served)
+    nodes = _nodes(served, SampledGraph)
     count = np.array([len(each) for each in users], np.int64)
     taken = np.concatenate([np.zeros(0, np.int64), *users]).astype(np.int64)
     if len(taken) and not 0 <= taken.min() <= taken.max() < served.dataset.num_users:
@@ -91,7 +94,10 @@ def fill_by_edges(served: Served, bias: float = 0.0) -> Served:
     numbers = np.arange(first, dataset.num_items)
     content = np.asarray(nodes.rows[ITEMS][numbers, nodes.source.dim:], np.float32)
     local = Edges(edges.users, edges.items - np.int32(first))
-    vectors = _made(served, nodes, local, content)
+    if isinstance(nodes.graph, ItemGraph):
+        vectors = vectors_of_new(served, pairs_of_new(dataset, local), len(numbers), content)
+    else:
+        vectors = _made(served, nodes, local, content)
     filled = np.zeros(dataset.num_items, bool)
     known = np.zeros(dataset.num_items, bool)
     known[edges.items] = True
@@ -101,10 +107,11 @@ def fill_by_edges(served: Served, bias: float = 0.0) -> Served:
                          "edges_of": "two users of four, who are not asked", "bias": 0.0})
 
 
-def _nodes(served: Served) -> Nodes:
-    if served.nodes is None or not isinstance(served.nodes.graph, SampledGraph):
+def _nodes(served: Served, kinds: Any = (SampledGraph, ItemGraph)) -> Nodes:
+    if served.nodes is None or not isinstance(served.nodes.graph, kinds):
         raise InputError(f"encoder {served.config.encoder.kind!r} makes no vector of the users who "
-                         "took an item; expected encoder.kind = 'graphsage'")
+                         "took an item; expected encoder.kind = 'graphsage'"
+                         + ("" if kinds is SampledGraph else ", or a run with [item_graph]"))
     return served.nodes
 
 

@@ -36,11 +36,20 @@ from rec_jax.mesh import (
     row_sharding,
 )
 from rec_jax.model.encoder import Encoder, Params, as_vectors, build_encoder, with_tables
-from rec_jax.model.encoders import derives_vectors, uses_times, uses_users
+from rec_jax.model.encoders import uses_times, uses_users
 from rec_jax.model.graphs import AnyGraph, graph_of, of_vectors, served_vectors
+from rec_jax.model.item_graph import with_item_graph
 from rec_jax.model.rows import RowSource
 from rec_jax.processes import run_on_all
-from rec_jax.run import Run, RunConfig, read_beside, tables_of, targets_of, update_of
+from rec_jax.run import (
+    Run,
+    RunConfig,
+    makes_vectors,
+    read_beside,
+    tables_of,
+    targets_of,
+    update_of,
+)
 from rec_jax.tables import (
     INPUTS,
     ITEMS,
@@ -151,7 +160,7 @@ def reading_of(config: RunConfig) -> Reading:
 
 def stores_vectors(config: RunConfig) -> bool:
     """Whether an item's vector follows from its stored row alone."""
-    return not derives_vectors(config.encoder)
+    return not makes_vectors(config)
 
 
 def open_rows(folder: Run, *, step: int | None = None, dataset_path: str | None = None,
@@ -181,7 +190,7 @@ def _open_rows(folder: Run, step: int | None, dataset_path: str | None,
     name = _weights_in(config)
     source = opened.items.get(name, {}).get(
         f"['tables']['{INPUTS if inputs else ITEMS}']")
-    rows_of = RowSource(config.table.dim, _content(opened, config))
+    rows_of = RowSource(config.table.dim, () if inputs else _content(opened, config))
     width = rows_of.width
     if source is None or source.shape[1:] != (width,) or source.shape[0] < dataset.num_items:
         raise InputError(f"checkpoint of step {opened.info.step} in {folder.folder} has no item "
@@ -304,6 +313,7 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
         causal=config.objective.causal, precision=config.train.precision, seed=config.seed,
         features=find_features(read_beside(config), dataset), content=_content(opened, config),
         heads=config.objective.needs.heads, lora=config.lora, beside=_text_shapes(opened))
+    encoder, params = with_item_graph(config.item_graph, encoder, params)
     total, name = padded_size(dataset.num_items), _weights_in(config)
 
     def stored(table: str, settings: TableConfig) -> jax.ShapeDtypeStruct:
@@ -312,7 +322,7 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
                                                  over=over)).rows
         # Averages are f32, whatever the rows are.
         return jax.ShapeDtypeStruct(
-            (rows.shape[0], settings.dim if table == USERS else encoder.source.width),
+            (rows.shape[0], encoder.source.width if table == ITEMS else settings.dim),
             rows.dtype if name == "model" else jnp.float32, sharding=row_sharding(chosen, over))
 
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(
@@ -325,7 +335,7 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
     # Where one table lies elsewhere all are left there: one way to read them.
     elsewhere = any(settings.placement in ("host", "disk") for settings in tables.values())
     # A graph, and content that is codes or goes through an MLP, make vectors of all rows at once.
-    whole = derives_vectors(config.encoder) or not encoder.source.linear
+    whole = makes_vectors(config) or not encoder.source.linear
     away = set(tables) if elsewhere and not whole and jax.process_count() == 1 else set()
     like = {"encoder": params,
             "tables": {table: stored(table, settings) for table, settings in tables.items()
@@ -340,7 +350,7 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
     bias = serving_bias(config, serving_values(config, dataset),
                         model.get("bias", {}).get(ITEMS), total, chosen, over)
     found = {**model.get("tables", {}), **left}
-    graph = graph_of(config.encoder, dataset, chosen)
+    graph = graph_of(config.encoder, config.item_graph, dataset, chosen)
     nodes = None if graph is None else Nodes(graph, encoder.source, found)
     if graph is None:
         encoder, found[ITEMS] = as_vectors(encoder, model["encoder"], found[ITEMS])

@@ -70,10 +70,12 @@ class Encoder(NamedTuple):
                  at: jax.Array | None = None) -> jax.Array:
         """Stored rows of items `[B, L, w]` -> queries `[B, L, d]`; no key, no dropout.
 
+        Rows of a table of inputs have no content, and are `[B, L, d]`.
         hidden: bool `[B, L]`, places whose item the encoder may not see; not for causal ones.
         at: int32 `[B, C]`, places whose queries `[B, C, d]` are wanted, without dropout.
         """
-        vectors = self.source.compose(params, vectors)
+        if vectors.shape[-1] == self.source.width:
+            vectors = self.source.compose(params, vectors)
         if hidden is not None:
             vectors = jnp.where(hidden[..., None], params[MASK].astype(vectors.dtype), vectors)
         vectors = add_features(self.features, params, vectors, inputs, hidden)
@@ -128,7 +130,7 @@ def build_encoder(config: EncoderConfig, *, dim: int, length: int, causal: bool,
     paths = tuple(_name(path) for path, _ in flat)
     for path in paths:
         if path in (MASK, *TABLES) or path.startswith(
-                ("features/", "content/", "tables/", TEXT, HEADS, LORA)):
+                ("features/", "content/", "item_graph/", "tables/", TEXT, HEADS, LORA)):
             raise InputError(f"encoder {config.kind!r} has a parameter {path!r}, which is the name "
                              "of something beside an encoder; expected another name")
     params = dict(zip(paths, (leaf for _, leaf in flat), strict=True))

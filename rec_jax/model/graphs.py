@@ -2,6 +2,7 @@
 
     Graph          propagation without parameters over all edges (LightGCN), or norms alone
     SampledGraph   learned layers over drawn neighbours (GraphSAGE)
+    ItemGraph      a mixture with the items that stand near an item in histories
 
 A training makes vectors where its step needs them (`rec_jax.train.propagated`,
 `rec_jax.train.neighbourhood`). Who serves a model makes those of all nodes once, here.
@@ -16,12 +17,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from rec_jax.data.covisits import ItemGraphConfig
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.interaction_graph import interaction_edges
 from rec_jax.mesh import Axes, row_sharding
 from rec_jax.model.aggregation import all_layers
 from rec_jax.model.encoder import Encoder, Params
 from rec_jax.model.encoders import EncoderConfig, graph_layers, sampling_of, unit_vectors
+from rec_jax.model.item_graph import ItemGraph, all_vectors, open_item_graph
 from rec_jax.model.neighbours import SampledGraph, make_sampled_graph, on_every_device
 from rec_jax.model.propagation import Graph, open_graph, propagate_now
 from rec_jax.model.rows import RowSource
@@ -29,12 +32,15 @@ from rec_jax.tables import ITEMS, USERS, RowMap
 from rec_jax.tables.table import padded_size
 
 Array = jax.Array
-AnyGraph = Graph | SampledGraph
+AnyGraph = Graph | SampledGraph | ItemGraph
 
 
-def graph_of(config: EncoderConfig, dataset: Dataset, mesh: Mesh) -> AnyGraph | None:
-    """The graph of a dataset's training part as an encoder reads it, whole on every device; None:
-    it reads none."""
+def graph_of(config: EncoderConfig, items: ItemGraphConfig | None, dataset: Dataset, mesh: Mesh
+             ) -> AnyGraph | None:
+    """The graph of a dataset's training part as an encoder reads it, or that of `items`, whole on
+    every device; None: there is none."""
+    if items is not None:
+        return on_every_device(open_item_graph(items, dataset), mesh)  # type: ignore[no-any-return]
     sampling = sampling_of(config)
     if sampling is None:
         return open_graph(dataset, graph_layers(config), mesh, unit=unit_vectors(config))
@@ -50,13 +56,16 @@ def of_vectors(encoder: Encoder) -> Encoder:
 
 def served_vectors(graph: AnyGraph, source: RowSource, params: Params, rows: Mapping[str, Array],
                    mesh: Mesh, over: Axes, row_map: RowMap | None = None) -> dict[str, Array]:
-    """The vectors f32 `[n, d]` of all users and items, from stored rows `[n, w]`.
+    """The vectors f32 `[n, d]` of all users and items, or of the items alone, from stored rows
+    `[n, w]`.
 
     row_map: of the items, of both rows and vectors; None: row i is item i.
     """
     if isinstance(graph, Graph):
         return propagate_now(graph, dict(rows), mesh, over)
     order = RowMap() if row_map is None else row_map
+    if isinstance(graph, ItemGraph):
+        return {ITEMS: _mixed_now(graph, source, params, rows[ITEMS], mesh, over, order)}
     return _sampled_now(graph, source, params, {name: rows[name] for name in (USERS, ITEMS)}, mesh,
                         over, order)
 
@@ -65,14 +74,38 @@ def served_vectors(graph: AnyGraph, source: RowSource, params: Params, rows: Map
 def _sampled_now(graph: SampledGraph, source: RowSource, params: Params,
                  rows: Mapping[str, Array], mesh: Mesh, over: Axes, row_map: RowMap
                  ) -> dict[str, Array]:
-    items = rows[ITEMS]
-    numbers = jnp.arange(len(items), dtype=jnp.int32)
-    by_id = {**rows, ITEMS: items if row_map.identity else items[row_map.rows(numbers)]}
+    by_id = {**rows, ITEMS: _by_id(rows[ITEMS], row_map)}
     found = all_layers(graph, params, known_features(graph, source, params, by_id), None)[-1]
-    if not row_map.identity:
-        found[ITEMS] = found[ITEMS][row_map.ids(numbers)]
+    found[ITEMS] = _by_row(found[ITEMS], row_map)
     return {name: jax.lax.with_sharding_constraint(value, row_sharding(mesh, over))
             for name, value in found.items()}
+
+
+@functools.partial(jax.jit, static_argnums=(1, 4, 5, 6))
+def _mixed_now(graph: ItemGraph, source: RowSource, params: Params, items: Array, mesh: Mesh,
+               over: Axes, row_map: RowMap) -> Array:
+    own = known_items(source, params, _by_id(items, row_map))
+    return jax.lax.with_sharding_constraint(
+        _by_row(all_vectors(graph, params, own, mesh, over), row_map), row_sharding(mesh, over))
+
+
+def _by_id(values: Array, row_map: RowMap) -> Array:
+    numbers = jnp.arange(len(values), dtype=jnp.int32)
+    return values if row_map.identity else values[row_map.rows(numbers)]
+
+
+def _by_row(values: Array, row_map: RowMap) -> Array:
+    numbers = jnp.arange(len(values), dtype=jnp.int32)
+    return values if row_map.identity else values[row_map.ids(numbers)]
+
+
+def known_items(source: RowSource, params: Params, stored: Array) -> Array:
+    """What items have without their neighbours f32 `[n, d]`, for who serves, from rows by id."""
+    values = stored.astype(jnp.float32)
+    if source.drop == 1:  # nothing reads or trains them
+        values = jnp.concatenate([jnp.zeros_like(values[:, :source.dim]),
+                                  values[:, source.dim:]], axis=1)
+    return source.compose(params, values)
 
 
 def known_features(graph: SampledGraph, source: RowSource, params: Params,

@@ -91,13 +91,13 @@ def make_graph(edges: Edges, num_users: int, num_items: int, layers: int, *,
                unit: bool = False) -> Graph:
     """The graph of distinct edges for so many rows of each table, in numpy."""
     by_item = np.argsort(edges.items, kind="stable")
-    return Graph(_neighbours(edges.users, edges.items, num_users, num_items),
-                 _neighbours(edges.items[by_item], edges.users[by_item], num_items, num_users),
+    return Graph(grouped(edges.users, edges.items, num_users, num_items),
+                 grouped(edges.items[by_item], edges.users[by_item], num_items, num_users),
                  layers, unit)
 
 
-def _neighbours(owners: npt.NDArray[np.int32], others: npt.NDArray[np.int32], count: int,
-                nobody: int) -> Neighbours:
+def grouped(owners: npt.NDArray[Any], others: npt.NDArray[np.int32], count: int, nobody: int
+            ) -> Neighbours:
     """Of `count` rows; owners: rising; nobody: a number that no other has."""
     degrees = np.bincount(owners, minlength=count)
     first = np.cumsum(degrees) - degrees
@@ -147,14 +147,19 @@ def unit(vectors: Array) -> Array:
     return vectors * jnp.where(squares > 0, jax.lax.rsqrt(jnp.where(squares > 0, squares, 1)), 0)
 
 
+def columns_over(mesh: Mesh, dim: int) -> NamedSharding:
+    """Of rows of width `dim`, some columns of all of them a device, where that goes evenly."""
+    return (NamedSharding(mesh, PartitionSpec(None, BOTH)) if dim % mesh.size == 0
+            else replicated(mesh))
+
+
 propagate_now = jax.jit(propagate, static_argnums=(2, 3))
 """`propagate` outside of a step."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _propagate(graph: Graph, rows: dict[str, Array], mesh: Mesh, over: Axes) -> dict[str, Array]:
-    even = rows[ITEMS].shape[1] % mesh.size == 0
-    columns = NamedSharding(mesh, PartitionSpec(None, BOTH)) if even else replicated(mesh)
+    columns = columns_over(mesh, rows[ITEMS].shape[1])
     cut = jax.lax.with_sharding_constraint
     first = tuple(cut(rows[name], columns) for name in (USERS, ITEMS))
     to_users, to_items = graph.users.scale[:, None], graph.items.scale[:, None]

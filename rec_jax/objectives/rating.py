@@ -41,6 +41,9 @@ class Config:
     error: squared, or the logistic loss, which needs the sigmoid.
     user_bias: whether the first column of a query is the user's bias.
     penalty: weight of the squared lengths of a rating's query and row.
+    bias_penalty: that of the biases among their columns: the first one of a query (with
+      `user_bias`) and the last one of a row; none: `penalty`. As each rating has its share, that of
+      a bias shrinks it by as much however many ratings it has, and should be small.
     """
 
     kind: str = "rating"
@@ -51,10 +54,12 @@ class Config:
     error: Literal["squared", "logistic"] = "squared"
     user_bias: bool = True
     penalty: float = 0.0
+    bias_penalty: float | None = None
 
     def __post_init__(self) -> None:
         check(self, "objective.", low=at_least(-1e6, 1e6), high=at_least(-1e6, 1e6),
-              mean=at_least(-1e6, 1e6), penalty=at_least(0, 1e6))
+              mean=at_least(-1e6, 1e6), penalty=at_least(0, 1e6),
+              bias_penalty=at_least(0, 1e6))
         if not self.low < self.high:
             raise InputError(f"objective.low is {self.low:g} and objective.high {self.high:g}; "
                              "expected a range")
@@ -101,10 +106,14 @@ class Config:
             loss = jax.nn.softplus(logits) - place * logits
         else:
             loss = jnp.square(rating - self.predicted(scores))
-        if not self.penalty:
+        if not (self.penalty or self.bias_penalty):
             return loss
         # A column that is 1 by construction adds the same to every rating, and no slope.
-        return loss + self.penalty * (jnp.sum(precise**2, -1) + jnp.sum(rows**2, -1))
+        loss += self.penalty * (jnp.sum(precise**2, -1) + jnp.sum(rows**2, -1))
+        if self.bias_penalty is None:
+            return loss
+        biases = rows[..., -1] ** 2 + (precise[..., 0] ** 2 if self.user_bias else 0.0)
+        return loss + (self.bias_penalty - self.penalty) * biases
 
     def scores(self, queries: Any, rows: Any) -> Any:
         """z `[...]` of queries and rows `[..., d]`, by whichever of numpy and jax they are of."""

@@ -9,18 +9,19 @@ import jax
 import jax.numpy as jnp
 
 from rec_jax.errors import InputError
-from rec_jax.model.encoders import derives_vectors
 from rec_jax.objectives.base import Keys, Search, Task
-from rec_jax.run import RunConfig, tables_of
+from rec_jax.run import RunConfig, makes_vectors, tables_of
 from rec_jax.tables import USERS
 
 
 def check_known(config: RunConfig) -> None:
     """Raises InputError for a model whose step is not known from sizes alone."""
-    if derives_vectors(config.encoder):
-        raise InputError(f"encoder {config.encoder.kind!r} makes vectors of all rows, by the graph "
-                         "of a dataset or by their norms, and a plan counts steps on rows alone; "
-                         "expected an encoder without a graph, and no encoder.unit")
+    if makes_vectors(config):
+        whose = ("[item_graph]" if config.item_graph is not None else
+                 f"encoder {config.encoder.kind!r}")
+        raise InputError(f"{whose} makes vectors of all rows, by the graph of a dataset or by their "
+                         "norms, and a plan counts steps on rows alone; expected a model without a "
+                         "graph, and no encoder.unit")
 
 
 def batch_shapes(config: RunConfig) -> dict[str, Any]:

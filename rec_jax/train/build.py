@@ -38,14 +38,16 @@ from rec_jax.model.encoder import (
     build_encoder,
     with_tables,
 )
-from rec_jax.model.encoders import derives_vectors, uses_users
+from rec_jax.model.encoders import sampling_of, uses_users
 from rec_jax.model.graphs import AnyGraph, graph_of, of_vectors, served_vectors
+from rec_jax.model.item_graph import with_item_graph
 from rec_jax.model.lora import adapted_in, init_lora
 from rec_jax.model.optimizer import dense_optimizer, schedule
 from rec_jax.model.rows import RowSource
 from rec_jax.model.tuning import Tuning, find_tuning
 from rec_jax.run import (
     RunConfig,
+    makes_vectors,
     modes_of,
     placements_of,
     read_beside,
@@ -142,7 +144,8 @@ def build(config: RunConfig) -> Built:
                          times=reading_of(config).times, features=read_beside(config),
                          targets=targets_of(config), users=uses_users(config.encoder),
                          values=config.objective.needs.values,
-                         histories=config.objective.needs.histories,
+                         histories=(config.objective.needs.histories
+                                    or sampling_of(config.encoder) is not None),
                          first=None if config.continual is None else first_targets(
                              dataset, config.continual, config.seed),
                          events=config.data.targets)
@@ -156,6 +159,7 @@ def build(config: RunConfig) -> Built:
         features=find_features(read_beside(config), dataset),
         content=content.parts, scale=config.table.init_scale,
         heads=config.objective.needs.heads, lora=config.lora, beside=others)
+    encoder, params = with_item_graph(config.item_graph, encoder, params)
     if texts is not None:
         if texts.content.train == "lora" and not encoder.beside:
             raise InputError("content.train = 'lora', and no [[lora]] entry matches a matrix of "
@@ -166,9 +170,9 @@ def build(config: RunConfig) -> Built:
     tables, modes = tables_of(config), modes_of(config, choice.mode)
     still = [] if texts is None or texts.content.train == "all" else texts.parameters
     tuning = find_tuning(config.tune, params, tables, [*adapted_in(params), *still])
-    if derives_vectors(config.encoder) and any(map(tuning.freezes_table, tables)):
-        raise InputError("tune: the rows of users and items train together where vectors are made "
-                         "of them; expected no frozen table")
+    if makes_vectors(config) and any(map(tuning.freezes_table, tables)):
+        raise InputError("tune: rows train together where vectors are made of them; "
+                         "expected no frozen table")
     optimizer = dense_optimizer(config.optimizer, horizon.total, tuning)
     counts = {name: dataset.num_users if name == USERS else dataset.num_items for name in tables}
     over = rows_over(choice.mode)
@@ -198,7 +202,7 @@ def build(config: RunConfig) -> Built:
     state = init_state(
         params, new, optimizer, average=settings.ema is not None, seed=config.seed, modes=modes,
         mesh=mesh, tuning=tuning)
-    graph = graph_of(config.encoder, dataset, mesh)
+    graph = graph_of(config.encoder, config.item_graph, dataset, mesh)
     rate = schedule(config.optimizer, horizon.total)
     step = make_train_step(
         encoder, config.objective, optimizer, precision=settings.precision, ema=settings.ema,

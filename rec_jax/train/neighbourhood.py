@@ -8,13 +8,15 @@ drawn neighbours, and so on down to rows; a name is spelt by how it got there:
     labels -> labels:o (itself), labels:n (neighbours) -> labels:oo, labels:on, labels:no, labels:nn
 
 A step then reads rows of both tables by such names, as it reads any. It costs what they cost,
-however large the graph is.
+however large the graph is. The user of a history is the same at all of its places, so a user's
+neighbourhood is read once a history.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,30 +24,26 @@ import jax.numpy as jnp
 from rec_jax import streams
 from rec_jax.model.aggregation import gathered_of, own_part
 from rec_jax.model.graphs import AnyGraph
+from rec_jax.model.item_graph import ItemGraph
 from rec_jax.model.neighbours import SIDES, SampledGraph, draw, draw_seeds, other, weights
 from rec_jax.objectives.base import Ids
-from rec_jax.tables import ITEMS, USERS, Table
-from rec_jax.train.mode import (
-    READ,
-    STORED,
-    Answers,
-    Array,
-    Composed,
-    Setting,
-    TableCatalogue,
-)
+from rec_jax.tables import ITEMS, USERS
+from rec_jax.train.item_neighbourhood import ItemNeighbourhood
+from rec_jax.train.mode import READ, Array, Batch, Setting, TableCatalogue
+from rec_jax.train.node_catalogue import Named, NodeCatalogue
 from rec_jax.train.state import TrainState
 
 OWN, NEAR = "o", "n"
-Named = dict[str, dict[str, Ids]]
-"""By table and name."""
-
 
 class Neighbourhood(NamedTuple):
     """seeds: uint32 `[K, 2]`, of the step's draws."""
 
     graph: SampledGraph
     seeds: Array
+
+    def of_batch(self, ids: Named, batch: Batch) -> Named:
+        """`ids` that feed the encoder, with the user of a history once."""
+        return {**ids, USERS: {**ids[USERS], READ: users_of_histories(batch)}}
 
     def rows_of(self, named: Mapping[str, Mapping[str, Ids]]) -> Named:
         """What is read of each table for the vectors of the nodes in `named`."""
@@ -87,25 +85,26 @@ class Neighbourhood(NamedTuple):
 
         return layer(side, len(self.graph.fan_out), f"{name}:")
 
+    def answers(self, setting: Setting, state: TrainState, params: Mapping[str, Array],
+                answers: Mapping[str, TableCatalogue], ids: Mapping[str, Mapping[str, Ids]],
+                micro: Batch) -> dict[str, TableCatalogue]:
+        """The answers with vectors of nodes in the place of their rows.
 
-class NodeCatalogue(Answers):
-    """Answers from vectors that are made of rows which were fetched."""
+        ids: what `rows_of` gave, of one micro-batch and of all of them.
+        """
+        def vectors(side: str, name: str) -> Array:
+            if not makes_vectors(side, name):
+                return answers[side].stored(name)
+            found = self.vector(params, answers, ids, side, name)
+            return at_each_place(found, micro) if (side, name) == (USERS, READ) else found
 
-    def __init__(self, setting: Setting, table: Table, rows: TableCatalogue, side: str,
-                 vector: Any, composed: Composed = STORED) -> None:
-        super().__init__(setting, table, composed)
-        self._rows, self._side, self._vector = rows, side, vector
+        return {**answers, **{side: NodeCatalogue(
+            setting, state.tables[side], answers[side], functools.partial(vectors, side))
+            for side in SIDES}}
 
-    @property
-    def asked(self) -> Any:
-        """See `TableCatalogue`."""
-        return self._rows.asked
-
-    def stored(self, name: str) -> Array:
-        """See `TableCatalogue`."""
-        found: Array = (self._vector(self._side, name) if makes_vectors(self._side, name)
-                        else self._rows.stored(name))
-        return found
+    def reader(self, setting: Setting) -> Setting:
+        """How a query is made: the vectors of users are all that is read."""
+        return setting
 
 
 def makes_vectors(side: str, name: str) -> bool:
@@ -114,30 +113,32 @@ def makes_vectors(side: str, name: str) -> bool:
     return side != ITEMS or name != READ
 
 
+def users_of_histories(batch: Batch) -> Ids:
+    """The user of each history of a batch, int32 `[A, B * S]`; places of no history have none."""
+    ends = batch["histories"]
+    count = len(ends)
+    users = jnp.take_along_axis(batch[USERS], jnp.maximum(ends, 0), axis=-1)
+    return Ids(users.reshape(count, -1), ends.reshape(count, -1) >= 0)
+
+
+def at_each_place(vectors: Array, micro: Batch) -> Array:
+    """Vectors `[B * S, d]` of the histories of a micro-batch as `[B * L, d]`, those of its places.
+    """
+    segments, most = micro["segments"], micro["histories"].shape[1]
+    # Histories of a row stand side by side and are numbered from 1; padding is 0.
+    slot = jnp.maximum(segments - 1, 0) + most * jnp.arange(len(segments))[:, None]
+    return vectors[slot.reshape(-1)]
+
+
 def neighbourhood(graph: AnyGraph | None, setting: Setting, state: TrainState
-                  ) -> Neighbourhood | None:
-    """That of a step; None where no neighbours are drawn for it alone."""
-    if not isinstance(graph, SampledGraph) or setting.modes[ITEMS] == "dense":
+                  ) -> Neighbourhood | ItemNeighbourhood | None:
+    """That of a step; None where a step makes the vectors of all nodes, or no others than rows."""
+    if setting.modes[ITEMS] == "dense":
+        return None
+    if isinstance(graph, ItemGraph):
+        return ItemNeighbourhood(graph)
+    if not isinstance(graph, SampledGraph):
         return None
     run = jax.random.wrap_key_data(state.key)
     return Neighbourhood(graph, draw_seeds(
         streams.of_step(run, state.step, streams.NEIGHBOURS), len(graph.fan_out)))
-
-
-def node_answers(near: Neighbourhood | None, setting: Setting, state: TrainState,
-                 params: Mapping[str, Array], answers: dict[str, TableCatalogue],
-                 ids: Mapping[str, Mapping[str, Ids]], shared: Mapping[str, Mapping[str, Ids]]
-                 ) -> dict[str, TableCatalogue]:
-    """The answers with vectors of nodes in the place of their rows.
-
-    ids, shared: by table what is read of one micro-batch, and of all of them.
-    """
-    if near is None:
-        return answers
-    every = {side: {**ids[side], **shared[side]} for side in SIDES}
-
-    def vector(side: str, name: str) -> Array:
-        return near.vector(params, answers, every, side, name)
-
-    return {**answers, **{side: NodeCatalogue(setting, state.tables[side], answers[side], side,
-                                              vector) for side in (USERS, ITEMS)}}

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from rec_jax import streams
 from rec_jax.model.aggregation import all_layers
 from rec_jax.model.graphs import AnyGraph, of_vectors
+from rec_jax.model.item_graph import ItemGraph, all_vectors
 from rec_jax.model.neighbours import draw_seeds
 from rec_jax.model.propagation import Graph, propagate
 from rec_jax.tables import ITEMS, USERS
@@ -57,12 +58,16 @@ def propagated(graph: AnyGraph | None, setting: Setting, state: TrainState) -> P
         stored = source.without_own(streams.of_step(run, now, streams.ROWS), stored,
                                     jnp.arange(len(stored)))
         whole = {**state.encoder, **params}
-        return all_layers(graph, whole, {**rows, ITEMS: source.compose(whole, stored)},
+        own = source.compose(whole, stored)
+        if isinstance(graph, ItemGraph):
+            return {ITEMS: all_vectors(graph, whole, own, setting.mesh, over)}
+        return all_layers(graph, whole, {**rows, ITEMS: own},
                           draw_seeds(streams.of_step(run, now, streams.NEIGHBOURS),
                                      len(graph.fan_out)))[-1]
 
+    joined = (ITEMS,) if isinstance(graph, ItemGraph) else (ITEMS, USERS)
     vectors, pull = jax.vjp(spread, moving(state.encoder, setting.tuning), {
-        name: state.tables[name].parameters for name in (ITEMS, USERS)})
+        name: state.tables[name].parameters for name in joined})
 
     def back(gradients: dict[str, Any]) -> dict[str, Any]:
         params, rows = pull({name: gradients["tables"][name] for name in vectors})

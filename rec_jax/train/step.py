@@ -44,7 +44,7 @@ from rec_jax.train.mode import (
     queries_of,
     weighted,
 )
-from rec_jax.train.neighbourhood import neighbourhood, node_answers
+from rec_jax.train.neighbourhood import neighbourhood
 from rec_jax.train.propagated import WithGraph, closed_as_rows, propagated
 from rec_jax.train.state import TrainState, averaged, dense_part, moving, state_shardings, weights
 from rec_jax.train.tables import check_drop, check_modes, hyper_of, open_tables
@@ -168,9 +168,13 @@ def step_program(setting: Setting, optimizer: optax.GradientTransformation, *,
             answers = {name: table.catalogue(
                 shared["tables"][name], slices[name], ids[name],
                 source if name == ITEMS else STORED) for name, table in opened.items()}
-            answers = node_answers(near, setting, state, params, answers, ids, every)
+            reader = seen.setting
+            if near is not None:
+                answers = near.answers(setting, state, params, answers, {
+                    name: {**ids[name], **every.get(name, {})} for name in ids}, micro)
+                reader = near.reader(setting)
             users = answers[USERS].stored(READ) if USERS in answers else None
-            queries = queries_of(seen.setting, params, answers[setting.reads].stored(READ), micro,
+            queries = queries_of(reader, params, answers[setting.reads].stored(READ), micro,
                                  task, key, users)
             values = {**task.values, **{f"queries/{name}": apply_head(params, name, queries)
                                         for name in objective.needs.heads}}

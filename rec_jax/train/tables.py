@@ -17,6 +17,7 @@ from rec_jax.tables.choose import Mode as ModeName
 from rec_jax.train import dense, passing, sparse, streamed
 from rec_jax.train.fetched import fetch_rows
 from rec_jax.train.frozen import held
+from rec_jax.train.item_neighbourhood import ItemNeighbourhood
 from rec_jax.train.mode import READ, Array, Batch, Opener, OpenTable, Request, Setting
 from rec_jax.train.neighbourhood import Neighbourhood
 from rec_jax.train.search import search_in
@@ -28,6 +29,9 @@ MODES: dict[str, Opener] = {
     "streamed": streamed.open_table,
 }
 """By the name of a way to train, what opens a table for a step."""
+
+
+Near = Neighbourhood | ItemNeighbourhood
 
 
 class Opened(NamedTuple):
@@ -42,14 +46,14 @@ class Opened(NamedTuple):
 
 
 def open_tables(setting: Setting, state: TrainState, batch: Batch, tasks: Task, key: Array,
-                near: Neighbourhood | None = None) -> Opened:
+                near: Near | None = None) -> Opened:
     """Open the tables of `state` for a step; tasks are stacked over micro-batches.
 
     key: of the step, for an objective that searches; near: what is read for a node.
     """
     ids = _read(setting, batch)
     if near is not None:
-        return _open_nodes(setting, state, ids, tasks, near)
+        return _open_nodes(setting, state, near.of_batch(ids, batch), tasks, near)
     inputs = ids[setting.reads][READ]
     opened = {name: _open(setting, name, state.tables[name], Request(ids[name]))
               for name in ids if name != ITEMS}
@@ -66,10 +70,11 @@ def open_tables(setting: Setting, state: TrainState, batch: Batch, tasks: Task, 
 
 
 def _open_nodes(setting: Setting, state: TrainState, ids: dict[str, dict[str, Ids]], tasks: Task,
-                near: Neighbourhood) -> Opened:
+                near: Near) -> Opened:
     """As `open_tables`, with the rows that the vectors of nodes are made of."""
     ids[ITEMS] |= _scored(setting, tasks)
-    ids, shared = (near.rows_of(named) for named in (ids, {ITEMS: dict(tasks.shared), USERS: {}}))
+    ids, shared = (near.rows_of(named) for named in (ids, {
+        name: dict(tasks.shared) if name == ITEMS else {} for name in ids}))
     opened = {name: _open(setting, name, state.tables[name], Request(ids[name], shared[name]))
               for name in ids}
     return Opened(opened, ids, tasks, shared)

@@ -77,6 +77,20 @@ def test_a_result_of_a_known_kind_stands_in_its_section(report: ModuleType) -> N
     assert "## Further results" not in text
 
 
+def test_models_of_one_dataset_stand_by_their_quality(report: ModuleType) -> None:
+    def model(ndcg: float, parameters: int | None, *seeds: int) -> dict[str, Any]:
+        return {"parameters": parameters, "runs": [{"seed": seed} for seed in seeds],
+                "mean": {"hr@10": 2 * ndcg, "ndcg@10": ndcg}}
+
+    result = {**STAMP, "dataset": "films", "protocol": {"users": 1234, "ties": "lose",
+                                                        "ranking": "all"},
+              "models": {"one": model(0.1, 5678, 0), "two": model(0.25, None, 0, 1)}}
+    lines = report.page({"models.json": result}).splitlines()
+    assert "films, 1,234 users, all, ties lose:" in lines
+    at = lines.index("| two | 0, 1 |  | 0.5 | 0.25 |")
+    assert lines[at + 1] == "| one | 0 | 5,678 | 0.2 | 0.1 |"
+
+
 def test_surviving_faults_are_shown_by_their_lines(report: ModuleType) -> None:
     counted = {"run": 3, "killed": 1, "timeout": 1, "survived": 1, "share": 2 / 3,
                "share_at_least": 0.2077}

@@ -167,6 +167,33 @@ def test_withheld_items_are_filled_evaluated_recommended_and_exported(
 
 
 @pytest.mark.slow
+def test_withheld_items_stand_beside_the_items_of_their_users(
+        withheld: Path, tiny_mapping: Mapping, tmp_path: Path) -> None:
+    """In a model whose items have neighbours: by hand, from the training histories of givers."""
+    mapping = tiny_mapping(*STEPS, f"data.path='{withheld}'", "train.steps=2") | {
+        "encoder": {"kind": "bag"}, "item_graph": {"neighbours": 3, "share": 0.5, "drop": 0.2},
+        "objective": {"kind": "next_item", "backend": "xla"}}
+    api.train(config.build(RunConfig, mapping), run=tmp_path / "r")
+    served, dataset = api.load(tmp_path / "r").served, Dataset.open(withheld)
+    assert served.nodes is not None and dataset.withheld is not None
+    assert dataset.withheld_offsets is not None
+    found = load_embeddings(api.export(tmp_path / "r", out=tmp_path / "e", cold="edges")).vectors
+    first, rows, gives = dataset.num_trained, np.asarray(served.nodes.rows["items"]), gives_edges(
+        dataset)
+    counts = np.zeros((dataset.num_items - first, dataset.num_items))
+    for user in np.flatnonzero(gives):
+        taken = dataset.withheld[slice(*dataset.withheld_offsets[user:user + 2])]
+        for item in np.unique(taken) - first:
+            np.add.at(counts[item], dataset.items[dataset.offsets[user]:dataset.train_end[user]], 1)
+    assert (counts.sum(axis=1) > 0).sum() > 2
+    for item, count in enumerate(counts):
+        best = np.lexsort((np.arange(len(count)), -count))[:3]
+        share = count[best] / max(count[best].sum(), 1)
+        np.testing.assert_allclose(found[first + item], 0.5 * share @ rows[best], atol=1e-6)
+    np.testing.assert_array_equal(found[:first], np.asarray(served.rows)[:first])
+
+
+@pytest.mark.slow
 def test_what_edges_cannot_fill_is_refused(model: Any, withheld: Path, tiny_run: Path) -> None:
     with pytest.raises(InputError, match=r"expected encoder\.kind = 'graphsage'"):
         api.load(tiny_run, cold="edges")

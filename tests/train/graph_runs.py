@@ -35,5 +35,7 @@ def whole_and_resumed(settings: RunConfig, folder: Path, falls_to: float
 
     model, other = (api.load(run, step=12) for run in (folder / "whole", stopped))
     np.testing.assert_array_equal(model.served.rows, other.served.rows)
-    np.testing.assert_array_equal(model.served.params["users"], other.served.params["users"])
+    assert model.served.params.keys() == other.served.params.keys()
+    for path, value in model.served.params.items():
+        np.testing.assert_array_equal(value, other.served.params[path], err_msg=path)
     return whole, model

@@ -58,12 +58,39 @@ def test_a_run_learns_and_answers(name: str, tiny_mapping: Mapping, tmp_path: Pa
     assert 0 <= api.evaluate(model)["metrics"]["hr@10"] <= 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("lines", [(), ('table.update="sparse"', 'table.optimizer.kind="adam"')],
+                         ids=["dense", "sparse"])
+def test_content_is_of_scored_rows_where_inputs_have_their_own(
+        lines: tuple[str, ...], some_vectors: Path, tiny_mapping: Mapping, tmp_path: Path) -> None:
+    """A user's row and a bag of the inputs' rows, items with content, as they are exported."""
+    mapping = tiny_mapping("train.steps=4", "train.evaluate_every=1000.0", "table.tied=false",
+                           f"data.path='{some_vectors}'", "data.length=24", *lines)
+    mapping |= {"encoder": {"kind": "svdpp"}, "objective": {"kind": "bpr", "count": 4},
+                "content": [{"name": "text"}]}
+    api.train(config.build(RunConfig, mapping), run=tmp_path / "run")
+    model = api.load(tmp_path / "run")
+    dataset, params = model.served.dataset, model.served.params
+    inputs, items, users = (np.asarray(load_embeddings(api.export(
+        tmp_path / "run", out=tmp_path / what, what=what)).vectors)  # type: ignore[arg-type]
+        for what in ("inputs", "items", "users"))
+    stored = np.asarray(model.served.rows)[:dataset.num_items]
+    assert inputs.shape == items.shape and stored.shape[1] == items.shape[1] + 6
+    np.testing.assert_allclose(items, stored[:, :-6] + stored[:, -6:] @ params["content/text"],
+                               atol=1e-6)
+    start, end = dataset.offsets[3:5]
+    taken = dataset.items[start:end]
+    wanted = params["users"][3] + inputs[taken].sum(axis=0) / len(taken) ** 0.5
+    np.testing.assert_allclose(users[3], wanted, atol=1e-6)
+
+
 def test_which_items_of_a_history_are_labels(tiny_mapping: Mapping) -> None:
     def of(encoder: str, objective: str) -> str:
         return targets_of(config.build(RunConfig, {
             **tiny_mapping(), "encoder": {"kind": encoder}, "objective": {"kind": objective}}))
 
     assert of("user", "next_item") == "all" and of("bag", "next_item") == "next"
+    assert of("svdpp", "rating") == "all"
     assert of("transformer", "masked_item") == of("user", "masked_item") == "self"
 
 

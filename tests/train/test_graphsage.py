@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from dense_step import ROWS, D, Trained, U, V, log_softmax
+from dense_step import LENGTH, ROWS, D, Trained, U, V, log_softmax, make_batch
 from graph_runs import whole_and_resumed
 
 from rec_jax import api, config
@@ -39,7 +39,7 @@ from rec_jax.tables import (
     row_optimizer,
 )
 from rec_jax.train.mode import READ
-from rec_jax.train.neighbourhood import Neighbourhood
+from rec_jax.train.neighbourhood import Neighbourhood, at_each_place
 from rec_jax.train.state import TrainState
 from rec_jax.train.step import make_train_step
 
@@ -120,6 +120,46 @@ def test_vectors_and_gradients_are_those_of_the_definition(aggregator: str) -> N
     assert wanted[0][1][0].dtype == np.float64 and np.ptp(wanted[0][1][0]) > 0.1
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5),
                  [served, *others], [wanted[0][1], wanted, wanted])
+
+
+def test_a_users_neighbourhood_is_read_once_a_history() -> None:
+    """Their vectors at the places are those of a neighbourhood that is read for each of them."""
+    random, fan_out = np.random.default_rng(6), (3,)
+    edges = distinct_edges(random.integers(0, U, 60), random.integers(0, V, 60), V)
+    graph = jax.tree.map(jnp.asarray, make_sampled_graph(edges, U, V, fan_out, "mean"))
+    near = Neighbourhood(graph, jnp.arange(2, dtype=jnp.uint32).reshape(1, 2))
+    batch = make_batch(3)
+    batch["histories"] = batch["histories"][:, :, :2]
+    batch["segments"][0, 0], batch["histories"][0, 0] = 0, -1  # an empty row
+    _, params = build_encoder(graphsage.Config(fan_out=fan_out), dim=4, length=LENGTH, causal=True,
+                              precision="f32", seed=0)
+    rows = {USERS: random.standard_normal((U, 4)), ITEMS: random.standard_normal((V, 4))}
+    there = (batch["segments"] > 0).reshape(1, -1)
+    places: Any = {ITEMS: {}, USERS: {READ: Ids(batch[USERS].reshape(1, -1), there)}}
+    micro = {name: value[0] for name, value in batch.items()}
+
+    @jax.jit
+    def made(rows: Any) -> Any:
+        found = []
+        for given in (places, near.of_batch(places, batch)):
+            ids = jax.tree.map(lambda x: x[0], near.rows_of(given))
+            answers: Any = {side: SimpleNamespace(rows=lambda name, side=side, ids=ids: rows[side][
+                ids[side][name].ids]) for side in rows}
+            found.append((near.vector(params, answers, ids, USERS, READ), ids))
+        return [*found, at_each_place(found[1][0], micro)]
+
+    (wanted, each), (vectors, once), placed = made({
+        side: value.astype(np.float32) for side, value in rows.items()})
+    vectors, wanted, placed = (np.asarray(value) for value in (vectors, wanted, placed))
+    # With two histories in six places a third of the rows is read.
+    for side in rows:
+        assert each[side].keys() == once[side].keys()
+        for name, ids in each[side].items():
+            assert ids.ids.size == 3 * once[side][name].ids.size
+    assert vectors.shape == (ROWS * 2, 4)
+    shown = np.asarray(there[0])
+    np.testing.assert_allclose(placed[shown], wanted[shown], rtol=1e-6, atol=1e-6)
+    assert np.isfinite(vectors).all() and np.ptp(wanted[shown]) > 0.1
 
 
 @pytest.mark.slow
@@ -252,6 +292,7 @@ def cost(items: int) -> Any:
                        jax.ShapeDtypeStruct((2,), jnp.uint32))
     batch = {name: jax.ShapeDtypeStruct((1, *places), jnp.int32)
              for name in ("items", "targets", "segments", "positions", "users")}
+    batch["histories"] = jax.ShapeDtypeStruct((1, places[0], 2), jnp.int32)
     return step.lower(state, batch).compile()
 
 

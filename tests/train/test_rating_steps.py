@@ -15,7 +15,7 @@ from rec_jax.model.encoders import user
 from rec_jax.objectives.rating import Config
 
 CONFIGS = {
-    "linear": Config(mean=3.2, penalty=0.1),
+    "linear": Config(mean=3.2, penalty=0.1, bias_penalty=0.02),
     "no user bias": Config(user_bias=False),
     "sigmoid": Config(link="sigmoid", low=0.0, mean=4.0),
     "logistic": Config(link="sigmoid", error="logistic", penalty=0.02),
@@ -35,7 +35,10 @@ def written_out(config: Config, queries: Any, rows: Any, rating: Any) -> Any:
     else:
         found = mean + z if config.link == "linear" else config.low + span * chance
         loss = (rating - found) ** 2
-    return loss + config.penalty * (jnp.sum(queries**2, -1) + jnp.sum(rows**2, -1))
+    light = config.penalty if config.bias_penalty is None else config.bias_penalty
+    user = config.penalty if not config.user_bias else light
+    return (loss + user * queries[..., 0]**2 + light * rows[..., -1]**2 + config.penalty * (
+        jnp.sum(queries[..., 1:]**2, -1) + jnp.sum(rows[..., :-1]**2, -1)))
 
 
 @pytest.mark.parametrize(("name", "mode", "mesh"), [

@@ -22,6 +22,7 @@ ENCODERS = {
     "graphsage": "rec_jax.model.encoders.graphsage",
     "hstu": "rec_jax.model.encoders.hstu",
     "lightgcn": "rec_jax.model.encoders.lightgcn",
+    "svdpp": "rec_jax.model.encoders.svdpp",
     "transformer": "rec_jax.model.encoders.transformer",
     "user": "rec_jax.model.encoders.user",
 }

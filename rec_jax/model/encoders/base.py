@@ -47,8 +47,8 @@ class EncoderConfig(Protocol):
     """The frozen dataclass beside an encoder.
 
     A property `uses_times` that is true asks for `Inputs.times`, and `uses_users` for
-    `Inputs.users`. A property `reads_history` that is false says that queries do not depend on the
-    inputs, so that every item of a history is a label of a causal objective. A property
+    `Inputs.users`. A property `reads_history` that is false says that queries depend on no input,
+    or on a whole history, so that every item of one is a label of a causal objective. A property
     `graph_layers` above 0 says that the vectors of users and items are made of their rows by so
     many layers of a graph: of `rec_jax.model.propagation`, or where there is a property `samples`
     of `rec_jax.model.aggregation`. A property `unit` that is true says that these vectors have

@@ -11,7 +11,7 @@ import pytest
 
 from rec_jax.errors import InputError
 from rec_jax.model.encoder import build_encoder
-from rec_jax.model.encoders import Inputs, bag, reads_history, transformer, user, uses_users
+from rec_jax.model.encoders import Inputs, bag, reads_history, svdpp, transformer, user, uses_users
 
 B, L, D = 3, 7, 4
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 2, 0], [1, 2, 3, 3, 3, 3, 3], [1] * 7])
@@ -75,6 +75,25 @@ def test_a_bag_is_its_definition(config: bag.Config, causal: bool) -> None:
     at = jnp.array([[4], [0], [6]])
     np.testing.assert_allclose(encoder(params, given, inputs(), at=at)[:, 0],
                                found[np.arange(B), np.array([4, 0, 6])], rtol=1e-6)
+
+
+def test_a_user_with_a_bag_is_the_row_and_the_whole_history() -> None:
+    random = np.random.default_rng(3)
+    people, vectors = random.standard_normal((2, B, L, D)).astype(np.float32)
+    config = svdpp.Config(power=0.5, linear=True, item_bias=True)
+    assert uses_users(config) and not reads_history(config)
+    encoder, params = built(config)
+    assert params.keys() == {"taken/kernel"}
+    matrix = random.standard_normal((D, D))
+    params = {"taken/kernel": jnp.asarray(matrix, jnp.float32)}
+    at = jnp.array([[4], [0], [6]])
+    found, asked = jax.jit(lambda people: (encoder(params, vectors, inputs(people)),
+                                           encoder(params, vectors, inputs(people), at=at)))(people)
+    for row, place in zip(*np.nonzero(SEGMENTS), strict=True):
+        own = SEGMENTS[row] == SEGMENTS[row, place]
+        wanted = people[row, place] + vectors[row, own].sum(0) / own.sum() ** 0.5 @ matrix
+        np.testing.assert_allclose(found[row, place], [*wanted[:-1], 1], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(asked[:, 0], found[np.arange(B), at[:, 0]], rtol=1e-6)
 
 
 def test_a_bag_has_the_slopes_of_its_definition() -> None:
