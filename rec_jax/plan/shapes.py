@@ -19,7 +19,7 @@ def check_known(config: RunConfig) -> None:
     if makes_vectors(config):
         whose = ("[item_graph]" if config.item_graph is not None else
                  f"encoder {config.encoder.kind!r}")
-        raise InputError(f"{whose} makes vectors of all rows, by the graph of a dataset or by their "
+        raise InputError(f"{whose} makes vectors of rows, by the graph of a dataset or by their "
                          "norms, and a plan counts steps on rows alone; expected a model without a "
                          "graph, and no encoder.unit")
 

@@ -170,5 +170,5 @@ def test_what_does_not_fit_is_refused(extra: dict[str, Any], said: str, tiny_map
 
 
 def test_a_plan_says_that_it_knows_no_neighbours(tiny_mapping: Mapping) -> None:
-    with pytest.raises(InputError, match=r"\[item_graph\] propagates over the graph"):
+    with pytest.raises(InputError, match=r"\[item_graph\] makes vectors of rows, by the graph"):
         check_known(config.build(RunConfig, tiny_mapping() | {"item_graph": {}}))

@@ -175,5 +175,5 @@ def test_what_does_not_fit_is_refused(lines: tuple[str, ...], extra: dict[str, A
 
 
 def test_a_plan_says_that_it_knows_no_graph(tiny_mapping: Mapping) -> None:
-    with pytest.raises(InputError, match="a plan knows no dataset"):
+    with pytest.raises(InputError, match="a plan counts steps on rows alone"):
         check_known(small(tiny_mapping, {"kind": "next_item"}))
