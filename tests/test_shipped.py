@@ -70,7 +70,7 @@ def test_every_key_is_explained(rec_jax: Command) -> None:
     assert found["train.patience", ""].type == "int or none"
     assert found["evaluate.ks", ""].default == "[5, 10, 20]"
     assert found["encoder.kind", ""].type == (
-        '"bag" or "graphsage" or "hstu" or "lightgcn" or "transformer" or "user"')
+        '"bag" or "graphsage" or "hstu" or "lightgcn" or "svdpp" or "transformer" or "user"')
     assert found["encoder.layers", "hstu"].about
     assert ("features[].name", "") in found
     assert {"columns.time", "filters.user_core", "item_file.path"} <= {

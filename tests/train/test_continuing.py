@@ -234,5 +234,5 @@ def test_what_does_not_fit_is_refused_in_one_line(
     with pytest.raises(InputError, match="has no checkpoint yet"):
         going_on(Run(tmp_path / "empty"), str(periods[1]))
     assert "--data DATASET" in refused(rec_jax("train", "--continue", folder))
-    assert "--continue RUN" in refused(rec_jax("train", "x.toml", "--data", "d"))
+    assert "--continue RUN" in refused(rec_jax("train", "ml100k", "--data", "d"))
     assert not (tmp_path / "a").exists() and json.dumps(tiny_mapping())

@@ -208,6 +208,6 @@ def test_wrong_content_is_one_line(with_vectors: Path, tiny_mapping: Mapping,
     with pytest.raises(InputError, match="cannot be called"):
         config.build(RunConfig, mapping)
     mapping = tiny_mapping("table.tied=false")
-    mapping["content"] = [{"name": "text"}]
+    mapping["content"] = [{"name": "text", "codes": 4}]
     with pytest.raises(InputError, match=r"expected table\.tied = true"):
         config.build(RunConfig, mapping)
