@@ -85,6 +85,7 @@ def test_of_untied_tables_a_delta_has_the_rows_that_each_was_touched_in(
     assert touched["inputs"] != touched["items"]
 
 
+@pytest.mark.slow
 def test_only_a_sparse_table_has_deltas_and_the_others_say_why(
         tiny_mapping: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     said: list[str] = []

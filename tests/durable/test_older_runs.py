@@ -136,7 +136,7 @@ def test_an_older_run_serves_and_exports_the_same(pair: tuple[Run, Run], tmp_pat
     assert new == old
 
 
-@pytest.mark.parametrize("keep_state", [True, False])
+@pytest.mark.parametrize("keep_state", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_run_starts_from_an_older_one_as_from_one_of_today(
         pair: tuple[Run, Run], tmp_path: Path, keep_state: bool) -> None:
     def started(run: Run) -> dict[str, Any]:

@@ -228,6 +228,7 @@ def test_the_layout_of_a_tied_checkpoint_has_no_second_table(tiny_run: Path) -> 
         "['tables']['items']"]
 
 
+@pytest.mark.slow
 def test_each_table_is_served_in_its_own_dtype(tiny_mapping: Mapping, tmp_path: Path) -> None:
     mapping = tiny_mapping(UNTIED, "table.dtype='bf16'", "inputs.dim=16", "inputs.dtype='f32'",
                            "train.steps=2")

@@ -93,6 +93,7 @@ def test_a_mesh_predicts_the_same(run: Any) -> None:
         np.testing.assert_allclose(many[name], one[name], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_sparse_table_in_its_own_order_is_rated_alike(stars: Path, tmp_path: Path) -> None:
     mapping = settings(stars, link="sigmoid")
     mapping["table"] |= {"update": "sparse", "optimizer": {"kind": "adam"}}

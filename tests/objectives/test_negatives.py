@@ -27,6 +27,7 @@ def task_of(drawn, targets=TARGETS):
     return against(Task(None, targets, jnp.ones(len(targets))), drawn)
 
 
+@jax.jit
 def sampled_loss(queries, table, drawn, scale=1.0, targets=TARGETS):
     task = task_of(drawn, targets)
     return negatives.sampled_softmax(queries, task, catalogue(table, task), scale=scale)
@@ -36,7 +37,7 @@ def test_all_items_drawn_uniformly_give_the_full_softmax_and_its_gradients():
     drawn = negatives.uniform(KEY, V, V)
 
     def gradients(loss):
-        return jax.grad(lambda args: jnp.sum(loss(*args) ** 2))((QUERIES, TABLE))
+        return jax.jit(jax.grad(lambda args: jnp.sum(loss(*args) ** 2)))((QUERIES, TABLE))
 
     np.testing.assert_allclose(sampled_loss(QUERIES, TABLE, drawn, 0.7),
                                full_loss(QUERIES, TABLE, 0.7), rtol=1e-5)

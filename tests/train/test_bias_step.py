@@ -43,7 +43,7 @@ def test_the_step_is_that_of_scores_with_a_bias(mode: str, trained: bool,
     assert np.abs(np.asarray(to_bias)).max() > 0.01
 
 
-@pytest.mark.parametrize("mode", ["dense", "streamed"])
+@pytest.mark.parametrize("mode", [pytest.param("dense", marks=pytest.mark.slow), "streamed"])
 def test_several_labels_have_their_bias(mode: str) -> None:
     made = Trained(example("rating_distribution").Config(backend="xla"), HISTORY, mode, (1, 1),
                    bias=BIAS)

@@ -79,6 +79,7 @@ def small(tiny_mapping: Mapping, objective: dict[str, Any], *lines: str) -> RunC
         "encoder": {"kind": "lightgcn", "layers": LAYERS}, "objective": objective})
 
 
+@pytest.mark.slow
 def test_a_run_learns_goes_on_to_the_same_bits_and_answers(tiny_mapping: Mapping, tmp_path: Path
                                                            ) -> None:
     settings = small(tiny_mapping, {"kind": "next_item", "backend": "xla"})

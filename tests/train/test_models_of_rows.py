@@ -173,6 +173,7 @@ def test_users_have_rows_that_answer_for_them(mode: str, tiny_mapping: Mapping,
         api.recommend(run, history=["0001"], trust_code=True)
 
 
+@pytest.mark.slow
 def test_rewards_of_the_dataset_reach_the_objective(with_vectors: Path, tiny_mapping: Mapping,
                                                     tmp_path: Path) -> None:
     mapping = tiny_mapping(*STEPS, f"data.path='{with_vectors}'")

@@ -91,7 +91,7 @@ def test_spread_rows_train_to_the_same_numbers(case, data, items):
 
 
 @pytest.mark.parametrize(("case", "data", "items"), [
-    pytest.param(case, *mesh, marks=() if (case, *mesh) == ("sparse", 2, 4) else pytest.mark.slow)
+    pytest.param(case, *mesh, marks=pytest.mark.slow)
     for case in ("sparse", "sparse bf16", "streamed") for mesh in MESHES[1:]])
 def test_spread_rows_train_the_same_on_every_mesh(case, data, items):
     losses, leaves = train(case, data, items, True)

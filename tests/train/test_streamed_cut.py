@@ -45,6 +45,7 @@ def compiled(data: int, items: int, count: int):
     return program.cost_analysis()["flops"], sent, state.items.rows.sharding
 
 
+@pytest.mark.slow
 def test_operations_of_a_device_do_not_depend_on_the_shape_of_the_mesh() -> None:
     counts = [compiled(*mesh, 24_000)[0] for mesh in MESHES]
     assert max(counts) <= 1.1 * min(counts), counts
