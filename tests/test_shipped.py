@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
 from command import Command, one_object, refused
 
 from rec_jax import shipped
-from rec_jax.cli.config import keys_of
+from rec_jax.cli.config import JOBS, keys_of
 from rec_jax.errors import InputError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -70,11 +71,13 @@ def test_every_key_is_explained(rec_jax: Command) -> None:
     assert found["train.patience", ""].type == "int or none"
     assert found["evaluate.ks", ""].default == "[5, 10, 20]"
     assert found["encoder.kind", ""].type == (
-        '"bag" or "graphsage" or "hstu" or "lightgcn" or "transformer" or "user"')
-    assert found["encoder.layers", "hstu"].about
+        '"bag" or "graphsage" or "hstu" or "lightgcn" or "svdpp" or "transformer" or "user"')
     assert ("features[].name", "") in found
     assert {"columns.time", "filters.user_core", "item_file.path"} <= {
         key.key for key in keys_of(PrepareConfig)}
+    for module, name in JOBS.values():
+        config = getattr(importlib.import_module(module), name)
+        assert [key.key for key in keys_of(config) if not key.about] == []
     lines = rec_jax("config", "keys", "synth").out.splitlines()
     assert lines[0] == "users: int = 5000" and lines[1].startswith("    ")
     assert one_object(rec_jax("config", "keys", "--json"))["keys"][0]["key"] == "data.path"
