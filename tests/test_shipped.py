@@ -63,6 +63,7 @@ def test_a_config_is_shown_as_it_is(rec_jax: Command) -> None:
 def test_every_key_is_explained(rec_jax: Command) -> None:
     from rec_jax.data.prepare_config import PrepareConfig
     from rec_jax.run import RunConfig
+    from rec_jax.train.stream_config import StreamRunConfig
 
     found = {(key.key, key.kind): key for key in keys_of(RunConfig)}
     rows = found["train.rows", ""]
@@ -75,6 +76,9 @@ def test_every_key_is_explained(rec_jax: Command) -> None:
     assert ("features[].name", "") in found
     assert {"columns.time", "filters.user_core", "item_file.path"} <= {
         key.key for key in keys_of(PrepareConfig)}
+    # A default of the config that holds another one is the default there.
+    assert {key.key: key.default for key in keys_of(StreamRunConfig)}["data.columns.time"] == \
+        '"timestamp"'
     for module, name in JOBS.values():
         config = getattr(importlib.import_module(module), name)
         assert [key.key for key in keys_of(config) if not key.about] == []

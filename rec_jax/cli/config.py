@@ -118,8 +118,11 @@ class Key:
     kind: str = ""
 
 
-def keys_of(cls: type, prefix: str = "", kind: str = "") -> Iterator[Key]:
-    """The keys of config dataclass `cls` and of those within it, in order."""
+def keys_of(cls: type, prefix: str = "", kind: str = "", given: Any = None) -> Iterator[Key]:
+    """The keys of config dataclass `cls` and of those within it, in order.
+
+    given: one of `cls` whose values are the defaults here, where another config holds it.
+    """
     hints, about = typing.get_type_hints(cls), _abouts(cls)
     for field in dataclasses.fields(cls):
         name, text = f"{prefix}{field.name}", about.get(field.name, "")
@@ -135,9 +138,12 @@ def keys_of(cls: type, prefix: str = "", kind: str = "") -> Iterator[Key]:
                         yield key
         elif nested:
             one, several = nested
-            yield from keys_of(one, f"{name}[]." if several else f"{name}.", kind)
+            held = _value(field) if given is None else getattr(given, field.name)
+            yield from keys_of(one, f"{name}[]." if several else f"{name}.", kind,
+                               held if isinstance(held, one) else None)
         else:
-            yield Key(name, _type(hints[field.name]), _default(field), text, kind)
+            default = _default(field) if given is None else _toml(getattr(given, field.name))
+            yield Key(name, _type(hints[field.name]), default, text, kind)
 
 
 def _nested(hint: Any) -> tuple[type, bool] | None:
@@ -162,11 +168,15 @@ def _type(hint: Any) -> str:
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
-    if field.default is not dataclasses.MISSING:
-        return _toml(field.default)
+    value = _value(field)
+    return "(must be given)" if value is dataclasses.MISSING else _toml(value)
+
+
+def _value(field: dataclasses.Field[Any]) -> Any:
+    """The default of a field, or MISSING."""
     if field.default_factory is not dataclasses.MISSING:
-        return _toml(field.default_factory())
-    return "(must be given)"
+        return field.default_factory()
+    return field.default
 
 
 def _toml(value: Any) -> str:
