@@ -65,6 +65,7 @@ class RunConfig:
     tune: which parameters are frozen, or train slower or faster; lora: thin products beside them.
     inputs, users: of the tables of an untied encoder's inputs, and of users; `table`'s by default.
     continual: the run that this one goes on from, see `rec_jax.train.continuing`.
+    seed: of all that is drawn: first values, order, dropout, negatives.
     """
 
     data: DataConfig

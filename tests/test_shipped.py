@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
 from command import Command, one_object, refused
 
 from rec_jax import shipped
-from rec_jax.cli.config import keys_of
+from rec_jax.cli.config import JOBS, keys_of
 from rec_jax.errors import InputError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -62,6 +63,7 @@ def test_a_config_is_shown_as_it_is(rec_jax: Command) -> None:
 def test_every_key_is_explained(rec_jax: Command) -> None:
     from rec_jax.data.prepare_config import PrepareConfig
     from rec_jax.run import RunConfig
+    from rec_jax.train.stream_config import StreamRunConfig
 
     found = {(key.key, key.kind): key for key in keys_of(RunConfig)}
     rows = found["train.rows", ""]
@@ -71,10 +73,15 @@ def test_every_key_is_explained(rec_jax: Command) -> None:
     assert found["evaluate.ks", ""].default == "[5, 10, 20]"
     assert found["encoder.kind", ""].type == (
         '"bag" or "graphsage" or "hstu" or "lightgcn" or "svdpp" or "transformer" or "user"')
-    assert found["encoder.layers", "hstu"].about
     assert ("features[].name", "") in found
     assert {"columns.time", "filters.user_core", "item_file.path"} <= {
         key.key for key in keys_of(PrepareConfig)}
+    # A default of the config that holds another one is the default there.
+    assert {key.key: key.default for key in keys_of(StreamRunConfig)}["data.columns.time"] == \
+        '"timestamp"'
+    for module, name in JOBS.values():
+        config = getattr(importlib.import_module(module), name)
+        assert [key.key for key in keys_of(config) if not key.about] == []
     lines = rec_jax("config", "keys", "synth").out.splitlines()
     assert lines[0] == "users: int = 5000" and lines[1].startswith("    ")
     assert one_object(rec_jax("config", "keys", "--json"))["keys"][0]["key"] == "data.path"

@@ -23,7 +23,7 @@ from rec_jax.errors import InputError
 app = App(no_args_is_help=True, help="Show the shipped configs and the keys of a config, or make "
                                         "one for a dataset.")
 
-_JOBS = {"run": ("rec_jax.run", "RunConfig"),
+JOBS = {"run": ("rec_jax.run", "RunConfig"),
          "prepare": ("rec_jax.data.prepare_config", "PrepareConfig"),
          "synth": ("rec_jax.data.synth", "SynthConfig"),
          "baseline": ("rec_jax.solvers.compare", "BaselineConfig"),
@@ -93,9 +93,9 @@ def keys(
     as_json: Json = False,
 ) -> None:
     """Print every key of a config with its type, its default and what it means."""
-    if job not in _JOBS:
-        raise InputError(f"there is no config of {job!r}; expected one of {', '.join(_JOBS)}")
-    module, name = _JOBS[job]
+    if job not in JOBS:
+        raise InputError(f"there is no config of {job!r}; expected one of {', '.join(JOBS)}")
+    module, name = JOBS[job]
     found = list(keys_of(getattr(importlib.import_module(module), name)))
     if as_json:
         print_json({"job": job, "keys": [dataclasses.asdict(key) for key in found]})
@@ -118,8 +118,11 @@ class Key:
     kind: str = ""
 
 
-def keys_of(cls: type, prefix: str = "", kind: str = "") -> Iterator[Key]:
-    """The keys of config dataclass `cls` and of those within it, in order."""
+def keys_of(cls: type, prefix: str = "", kind: str = "", given: Any = None) -> Iterator[Key]:
+    """The keys of config dataclass `cls` and of those within it, in order.
+
+    given: one of `cls` whose values are the defaults here, where another config holds it.
+    """
     hints, about = typing.get_type_hints(cls), _abouts(cls)
     for field in dataclasses.fields(cls):
         name, text = f"{prefix}{field.name}", about.get(field.name, "")
@@ -135,9 +138,12 @@ def keys_of(cls: type, prefix: str = "", kind: str = "") -> Iterator[Key]:
                         yield key
         elif nested:
             one, several = nested
-            yield from keys_of(one, f"{name}[]." if several else f"{name}.", kind)
+            held = _value(field) if given is None else getattr(given, field.name)
+            yield from keys_of(one, f"{name}[]." if several else f"{name}.", kind,
+                               held if isinstance(held, one) else None)
         else:
-            yield Key(name, _type(hints[field.name]), _default(field), text, kind)
+            default = _default(field) if given is None else _toml(getattr(given, field.name))
+            yield Key(name, _type(hints[field.name]), default, text, kind)
 
 
 def _nested(hint: Any) -> tuple[type, bool] | None:
@@ -162,11 +168,15 @@ def _type(hint: Any) -> str:
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
-    if field.default is not dataclasses.MISSING:
-        return _toml(field.default)
+    value = _value(field)
+    return "(must be given)" if value is dataclasses.MISSING else _toml(value)
+
+
+def _value(field: dataclasses.Field[Any]) -> Any:
+    """The default of a field, or MISSING."""
     if field.default_factory is not dataclasses.MISSING:
-        return _toml(field.default_factory())
-    return "(must be given)"
+        return field.default_factory()
+    return field.default
 
 
 def _toml(value: Any) -> str:
@@ -180,10 +190,19 @@ def _toml(value: Any) -> str:
 
 
 def _abouts(cls: type) -> dict[str, str]:
-    """What the docstring says of each field: `name: text` or `one, other: text`, and its lines."""
+    """What the docstring says of each field: `name: text` or `one, other: text`, and its lines; of
+    a field that the class inherits, the docstring that says it last."""
+    found: dict[str, str] = {}
+    for base in reversed([one for one in cls.__mro__ if dataclasses.is_dataclass(one)]):
+        found |= _said(base)
+    return found
+
+
+def _said(cls: type) -> dict[str, str]:
+    """What the docstring of `cls` itself says of fields."""
     found: dict[str, str] = {}
     names: list[str] = []
-    for line in inspect.cleandoc(cls.__doc__ or "").splitlines():
+    for line in inspect.cleandoc(vars(cls).get("__doc__") or "").splitlines():
         head = re.fullmatch(r"(\w+(?:, \w+)*): (.*)", line)
         if head:
             names = head[1].split(", ")

@@ -62,7 +62,9 @@ def evaluate(
     cold: Cold = None,
     cold_vectors: ColdVectors = None,
     cold_bias: ColdBias = None,
-    data: Data = None,
+    data: Annotated[str | None, typer.Option(
+        help="Dataset folder, if it moved since training; of a run of a stream: a file, folder or "
+             "glob of interactions that it has not learnt.")] = None,
     mesh: OnMesh = None,
     coordinator: Coordinator = None,
     processes: Processes = None,

@@ -139,11 +139,14 @@ def how_measured(protocol: Mapping[str, Any], last: str) -> None:
     added = (protocol.get("item_bias") or {}).get("strength")
     if added is not None:
         cold += f", {added:g} x log popularity added"
-    shown = console()
-    shown.print(f"{number(protocol['users'])} {protocol['split']} users, all "
-                f"{number(protocol['candidates'])} items ranked, seen items {seen}{cold}, ties "
-                f"{protocol['ties']}.")
-    shown.print(f"Data {protocol['split_hash'][:12]}, {last}")
+    shown, data = console(), protocol["split_hash"][:12]
+    asked = f"{number(protocol['users'])} {protocol['split']} users"
+    if protocol["split"] == "stream":  # its data is files, and each interaction is asked
+        asked = f"{number(protocol['targets'])} interactions of {number(protocol['users'])} users"
+        data = protocol["split_hash"]
+    shown.print(f"{asked}, all {number(protocol['candidates'])} items ranked, seen items "
+                f"{seen}{cold}, ties {protocol['ties']}.")
+    shown.print(f"Data {data}, {last}")
 
 
 def _figure(value: float | None) -> str:

@@ -48,7 +48,9 @@ class BeginConfig:
     """`[begin]` of a run: learned places in front of every history.
 
     table: CSV, TSV or Parquet with a row a user, whose ids are in the column `id`.
-    columns: its attributes, texts or numbers of few different values. places: P.
+    columns: its attributes, texts or numbers of few different values.
+    id: its column of user ids.
+    places: P, how many stand in front of a history.
     name: of the codes beside the dataset; another table needs another one.
     """
 

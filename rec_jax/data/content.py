@@ -28,8 +28,9 @@ class ContentConfig:
     """One `[[content]]` entry of a run: vectors of the items, added to their rows by a matrix.
 
     name: of the vectors in the dataset, `item_vectors/NAME.npy`.
-    kind: how a vector becomes a part of the row: by a matrix, or by an MLP with layers of `hidden`
-      values, which a table that trains densely can have.
+    kind: how a vector becomes a part of the row: by a matrix, or by an MLP, which only a table that
+      trains densely can have.
+    hidden: of an MLP: the widths of its hidden layers.
     drop: in this share of all steps, drawn for each item by itself, an item has no values of its
       own but its content alone, so that content learns to stand for an item without history; 1:
       items have nothing but content. It is one rate for all entries.

@@ -33,10 +33,12 @@ _USERS = 1 << 16  # taken at a time
 class ItemGraphConfig:
     """The section [item_graph] of a run: items have what their neighbours' rows say, too.
 
-    neighbours: K of each item; window: how many places apart two items of a history may be.
+    neighbours: K, the most that an item has.
+    window: how many places apart two items of a history may be.
     direction: whether an item's neighbours came after it, before it, or both.
-    mixing: what is added is `share` times the weighted mean of the neighbours, or a matrix that
-      begins as `share` times the identity times it.
+    mixing: what is added is `share` times the weighted mean of the neighbours, or a learned matrix
+      times that mean, which begins as `share` times the identity.
+    share: see `mixing`.
     drop: the share of steps in which an item has no row of its own.
     """
 

@@ -22,7 +22,8 @@ from rec_jax.ranges import at_least, check
 class ContinualConfig:
     """Where a run goes on, when its dataset was appended to.
 
-    run: folder of the run that it goes on from; step: of its checkpoint.
+    run: folder of the run that it goes on from.
+    step: of its checkpoint.
     replay: share of the users of before whose whole histories are trained on again, each by its own
       coin; 0: new interactions alone; 1: everything.
     """

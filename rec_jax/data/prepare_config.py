@@ -25,7 +25,9 @@ def check_escape(escape: str | None) -> None:
 class Columns:
     """Names of the source's columns; `name:type` headers go by the part before the colon.
 
+    user, item: of the ids.
     time: orders a user's interactions; none: the order of the file does.
+    rating: a number of each interaction, such as stars; none: there is none.
     time_unit: of numeric times. auto: found where the numbers are of the years 1990 to 2100 in
       one unit only, and asked for where they are not; small numbers, such as 0, 1, 2, are
       seconds. YYYYMMDD: days, such as 20240131.
@@ -57,9 +59,11 @@ class ItemFile:
     """A file that describes items, joined to the vocabulary by id.
 
     path: CSV, TSV or Parquet with a header (see `names` for files without one).
+    id: its column of item ids.
+    title, text: its columns of the title, and of further text; without them none is kept.
     names: column names in order, for a file without a header; empty: the first line is one.
     separator: between fields; none: by the file's suffix.
-    quote, escape: as in `PrepareConfig`.
+    encoding, quote, escape: as in `PrepareConfig`.
     """
 
     path: str
@@ -140,14 +144,18 @@ class Filters:
 class SplitConfig:
     """How each user's history is cut into train, validation and test.
 
-    leave_one_out: the last item is the test target, the one before it the validation target;
-      users with fewer than three items only train, as in SASRec (Kang and McAuley, 2018).
-      event: the last two events of this type are, after all that came before them, and what a user
-      did after the last one is of the test part; users with fewer than two only train.
-    time: two instants for everybody: train < valid_time <= validation < test_time <= test.
-    valid_time, test_time: seconds; none: the quantiles of all interactions' times.
-    random: every interaction is of a part by chance, whatever its time, and times are not kept: for
-      models that know no order. About `valid_share` and `test_share` of all; by `seed`.
+    kind: `leave_one_out`: the last item is the test target, the one before it the validation
+      target; users with fewer than three items only train, as in SASRec (Kang and McAuley, 2018).
+      `time`: two instants for everybody: train < valid_time <= validation < test_time <= test.
+      `random`: every interaction is of a part by chance, whatever its time, and times are not kept:
+      for models that know no order.
+    valid_time, test_time: of a split by time, seconds; none: the quantiles.
+    valid_quantile, test_quantile: of all interactions' times, where no instants are given.
+    valid_share, test_share: of a random split, about, of all interactions.
+    seed: of a random split.
+    event: of leave_one_out: the last two events of this type are the targets, after all that came
+      before them, and what a user did after the last one is of the test part; users with fewer than
+      two only train.
     """
 
     kind: Literal["leave_one_out", "time", "random"] = "leave_one_out"
@@ -216,6 +224,7 @@ class PrepareConfig:
     max_bad_share: rows that cannot be read (a field missing, a number unparsable) are counted
       and skipped; more than this share of them stops the job.
     memory_rows: rows sorted in memory at once; it bounds memory, not the result.
+    overwrite: whether a dataset in `out` is replaced.
     append: a dataset to which the interactions are added in a new one: ids of users and items keep
       their numbers there, and new ones come behind them; see `rec_jax.data.appended`.
     """

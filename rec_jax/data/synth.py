@@ -58,6 +58,7 @@ class SynthConfig:
     noise: chance that a fresh item comes from anywhere.
     interests, drift: how many clusters a user likes at a time, and for how many sessions.
     slices: cut the rows into files by time, as logs are; one file otherwise.
+    seed: of all that is drawn.
     """
 
     users: int = 5_000

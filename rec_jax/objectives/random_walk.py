@@ -30,6 +30,7 @@ STARTS = "starts"
 class Config(bce.Config):
     """Settings of the objective: those of `bce`, with the negatives of all positions shared, and
 
+    shared: true, as the two pairs of a place have the same negatives.
     turns: T, how long a walk may be.
     """
 

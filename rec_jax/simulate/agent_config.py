@@ -53,7 +53,10 @@ class AgentTrainConfig:
 @dataclass(frozen=True)
 class AgentConfig:
     """Everything that decides the numbers of such a run. The parts that a run on a dataset has too
-    mean what they mean there (`RunConfig`)."""
+    mean what they mean there (`RunConfig`).
+
+    seed: of all that is drawn: first values, users, what is shown.
+    """
 
     environment: Any = config.choice(ENVIRONMENTS, "choc_kale")  # noqa: RUF009 (makes a field)
     acting: ActingConfig = field(default_factory=ActingConfig)

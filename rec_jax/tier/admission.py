@@ -28,6 +28,7 @@ class AdmissionConfig:
     count: how often it was seen, this time included; 1: at once.
     by: exact: an entry for each id that waits, 55 bytes; sketch: `depth` rows of `width` counters
       of 4 bytes, which may count too much and never too little.
+    width, depth: of a sketch: counters of a row, and rows.
     seed: of the sketch's hashes.
     """
 

@@ -64,7 +64,9 @@ class StreamConfig:
     positions: interactions of a step; the devices must divide them.
     negatives: rows that are drawn for a step, about; as many for each position.
     draw: uniform over live rows, or by count, as they were seen until the last barrier.
+    scale: factor on every score (an inverse temperature).
     rate: learning rate, unless `table.optimizer` has its own.
+    seed: of first values, draws, and which interactions are tested.
     """
 
     table: TableConfig = field(default_factory=TableConfig)

@@ -99,6 +99,12 @@ def test_an_evaluation_fits_a_page_and_is_in_order(capsys: pytest.CaptureFixture
         "mrr", "coverage@20", "new"]
     assert lines[3].split()[-3:] == ["0.2000", "0.1000", "2.0x"]
     assert "6,040 test users" in lines[14] and "step 1,200" in lines[-1]
+    # Of a stream each interaction is asked, and its data is a file.
+    cli_summary.how_measured({**result["protocol"], "split": "stream", "targets": 900,
+                              "split_hash": "days/saturday.csv"}, "checkpoint of step 3.")
+    out = capsys.readouterr().out
+    assert out.startswith("900 interactions of 6,040 users, all 3,706 items ranked")
+    assert out.splitlines()[-1] == "Data days/saturday.csv, checkpoint of step 3."
 
 
 def test_a_bar_is_for_terminals_and_its_words_are_no_markup(

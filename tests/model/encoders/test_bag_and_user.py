@@ -96,6 +96,11 @@ def test_a_user_with_a_bag_is_the_row_and_the_whole_history() -> None:
     np.testing.assert_allclose(asked[:, 0], found[np.arange(B), at[:, 0]], rtol=1e-6)
 
 
+def test_norms_of_one_are_refused_where_a_query_is_a_sum() -> None:
+    with pytest.raises(InputError, match=r"encoder\.unit: a query of 'svdpp' is a sum"):
+        svdpp.Config(unit=True)
+
+
 def test_a_bag_has_the_slopes_of_its_definition() -> None:
     encoder, params = built(bag.Config(linear=True))
     vectors = jnp.asarray(np.random.default_rng(2).standard_normal((B, L, D)), jnp.float32)
