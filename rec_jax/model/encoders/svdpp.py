@@ -16,6 +16,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from rec_jax.errors import InputError
 from rec_jax.model.encoders import bag, user
 from rec_jax.model.encoders.base import Inputs, at_places
 from rec_jax.model.encoders.layers import constant_last, dropout
@@ -42,6 +43,9 @@ class Config(user.Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self, "encoder.", power=at_least(0, 1))
+        if self.unit:
+            raise InputError("encoder.unit: a query of 'svdpp' is a sum, of any norm; expected "
+                             "encoder.unit = false, or encoder.kind = 'user' or 'lightgcn'")
 
     def build(self, **given: Any) -> nnx.Module:
         """The module, of width `dim`."""
