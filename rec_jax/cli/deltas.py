@@ -34,7 +34,7 @@ def write(
     from rec_jax.inference.deltas import write_deltas
     from rec_jax.train.stream_verbs import exported
 
-    with exported(run) as new:
+    with exported(run, step=step, data=data) as new:
         about = write_deltas(new, base, out, dtype=dtype,  # type: ignore[arg-type]
                              step=step, data=data, trust_code=trust_code)
     _show(f"Delta in {out}", about, as_json)

@@ -4,7 +4,9 @@
     user_attributes/NAME.json   the columns, the values of each in order, of which table, and hashes
 
 They are made of a table once, at the first training that asks for them, and a run reads what lies
-there, whatever becomes of the table. `.json` is written last, so that codes are complete or absent.
+there, whatever becomes of the table; a training whose table has changed is refused. `.json` is
+written last, so that codes are complete or absent, and a checkpoint has their hash, so that no
+other ones are read.
 
 A run with `[begin]` puts P places in front of every history. Place p has the codes of the user's
 attributes at p, beside one that all users share, and each code is a row of a small table
@@ -15,6 +17,7 @@ label of the last of these places.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -92,6 +95,12 @@ class UserAttributes:
         """Of each column's codes in a place, behind the one that all users share."""
         return np.cumsum([1, *map(len, self.values.values())])
 
+    @cached_property
+    def hash(self) -> str:
+        """Of what a row of the table of begin places means, and of who has it."""
+        said = self.codes.tobytes() + repr((self.values, self.places)).encode()
+        return hashlib.sha256(said).hexdigest()[:16]
+
     @property
     def categories(self) -> int:
         """Rows of the table of begin places, but for row 0."""
@@ -136,7 +145,7 @@ def open_attributes(config: BeginConfig, dataset: Dataset) -> UserAttributes:
     """The attributes of the users of `dataset`, made where they are missing.
 
     Raises:
-      InputError: the table cannot be read, or what lies there is of another one or of other users.
+      InputError: the table cannot be read, or what lies there is of other columns or users.
     """
     place = dataset.folder / FOLDER
     path = place / f"{config.name}.npy"
@@ -144,16 +153,47 @@ def open_attributes(config: BeginConfig, dataset: Dataset) -> UserAttributes:
     if about is None:
         with locks.locked(place, wait=60.0):
             about = _read(path) or _make(config, dataset, path)
-    table = Path(config.table)
-    wrong = next((what for what, is_wrong in (
-        ("other columns", list(about["values"]) != list(config.columns)),
-        ("other users", about["user_ids"] != ids_hash(dataset.user_ids())),
-        ("another table", table.is_file() and about["table"] != file_hash(table)))
-        if is_wrong), None)
-    if wrong:
-        raise InputError(f"{path} is of {wrong} than begin.table = {config.table!r}; expected "
-                         "another begin.name, or no such file")
+    for wrong, what in ((list(about["values"]) != list(config.columns), "other columns"),
+                        (about["user_ids"] != ids_hash(dataset.user_ids()), "other users")):
+        if wrong:
+            raise _other(path, what, config)
     return UserAttributes(np.load(path, allow_pickle=False), about["values"], config.places)
+
+
+def attributes_to_train(config: BeginConfig | None, dataset: Dataset) -> UserAttributes | None:
+    """As `attributes_of`, for a training, whose table is that of the codes, or gone.
+
+    Raises:
+      InputError: also where the table has changed since they were made of it.
+    """
+    found = attributes_of(config, dataset)
+    if config is not None and (table := Path(config.table)).is_file():
+        path = dataset.folder / FOLDER / f"{config.name}.npy"
+        if (_read(path) or {}).get("table") != file_hash(table):
+            raise _other(path, "another table", config)
+    return found
+
+
+def _other(path: Path, what: str, config: BeginConfig) -> InputError:
+    return InputError(f"{path} is of {what} than begin.table = {config.table!r}; expected another "
+                      "begin.name, or no such file")
+
+
+def attributes_of(config: BeginConfig | None, dataset: Dataset) -> UserAttributes | None:
+    """Those that a run reads; None: it reads none."""
+    return None if config is None else open_attributes(config, dataset)
+
+
+def check_trained(config: BeginConfig | None, dataset: Dataset, said: Any) -> None:
+    """Raises InputError where other attributes lie beside a dataset than a run was trained with.
+
+    said: of its data position, by the run's checkpoint.
+    """
+    known = said.get("begin") if isinstance(said, Mapping) else None
+    found = attributes_of(config, dataset)
+    if config is not None and found is not None and known not in (None, found.hash):
+        raise InputError(f"begin: the attributes {config.name!r} beside {dataset.folder} are not "
+                         "those that the run was trained with; expected the table that it had")
 
 
 def read_columns(dataset: Dataset, table: Path | str, columns: Sequence[str],

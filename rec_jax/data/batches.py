@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rec_jax.data.arrays import counting
-from rec_jax.data.attributes import BEGIN, open_attributes
+from rec_jax.data.attributes import BEGIN, attributes_to_train
 from rec_jax.data.dataset import Dataset, seconds_after
 from rec_jax.data.features import Read, begin_among, find_features, read_codes
 from rec_jax.data.packing import Packing, no_packing, pack
@@ -138,12 +138,10 @@ class BatchStream(Iterator[Batch]):
             raise InputError(f"{begin.places} begin places stand in front of items that predict "
                              f"the next one, in rows of {length}; expected targets 'next' (not "
                              f"{targets!r}), and at most {length} places")
-        self._begin = None if begin is None else open_attributes(begin, dataset)
+        self._begin = attributes_to_train(begin, dataset)
         self._front = 0 if begin is None else begin.places
         if self._begin is not None:
-            self._settings["begin"] = hashlib.sha256(
-                self._begin.codes.tobytes() + repr((self._begin.values, self._front)).encode()
-            ).hexdigest()[:16]
+            self._settings["begin"] = self._begin.hash
         # Places of a segment that have no target, and the most targets of one.
         self._bare = max(self._front - 1, 0)
         self._most = length - self._bare

@@ -125,7 +125,7 @@ def vocabularies(features: Sequence[Read], dataset: Dataset) -> dict[str, Any]:
     meanings = {"item_category": lambda name: dataset.meta["item_features"][name]["hash"],
                 "rating": lambda name: list(dataset.rating_values),
                 "event": lambda name: list(dataset.event_types)}
-    return {feature.path: dict(open_attributes(feature, dataset).values)
+    return {feature.path: [*open_attributes(feature, dataset).values.items()]
             if isinstance(feature, BeginConfig) else meanings[feature.kind](feature.name)
             for feature in features
             if isinstance(feature, BeginConfig) or feature.kind in meanings}

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rec_jax.data.attributes import BEGIN, open_attributes
+from rec_jax.data.attributes import BEGIN, attributes_of
 from rec_jax.data.dataset import Dataset, seconds_after
 from rec_jax.data.features import Codes, Read, begin_among, find_features, read_codes
 from rec_jax.errors import InputError
@@ -123,8 +123,7 @@ def iterate_tiles(dataset: Dataset, users: np.ndarray, ends: np.ndarray,
     if reading.times and dataset.times is None:
         raise InputError(f"{dataset.folder} has no times; prepare it with columns.time")
     starts, items = np.asarray(dataset.offsets)[users], np.asarray(dataset.items)
-    begin = begin_among(reading.features)
-    attributes = None if begin is None else open_attributes(begin, dataset)
+    attributes = attributes_of(begin_among(reading.features), dataset)
     fitting = choose_shapes(reading, ends - starts)
     batch = min(batch, max(_MOST_SPARE, len(users)))
     for number, shape in enumerate(tile_shapes(reading.length)):

@@ -147,8 +147,8 @@ def protocol(dataset: Dataset, split: AnySplit, settings: EvaluateConfig, panel:
     return {
         "split": split, "split_rule": dataset.meta["split"], "split_hash": dataset.split_hash,
         "candidates": dataset.num_items, "users": len(panel.users),
-        "target": _TARGET[split] + (", of users with nothing before it" if settings.cold_users
-                                    else ""),
+        "target": _TARGET[split] + (", of users with nothing before it"
+                                    if settings.cold_users and split != "new" else ""),
         **({} if settings.event is None else {"event": settings.event}),
         "seen_items_filtered": settings.filter_seen,
         "seen_targets": settings.seen_targets if settings.filter_seen else "kept",

@@ -11,9 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from rec_jax.data.attributes import open_attributes
 from rec_jax.data.dataset import Dataset
-from rec_jax.data.features import EVENT, Codes, begin_among
+from rec_jax.data.features import EVENT, Codes
 from rec_jax.errors import InputError
 from rec_jax.inference.apart_answers import apart_best
 from rec_jax.inference.asking import made_once, map_rounds, tile_queries
@@ -147,11 +146,10 @@ def question_of(served: Served, user: str | None, history: Sequence[str] | None,
         raise InputError("types of events belong to a history; a user of the dataset has their own")
     dataset = served.dataset
     reading = served.reading
-    begin = begin_among(reading.features)
-    if attributes is not None and (begin is None or user is not None):
+    if attributes is not None and (served.attributes is None or user is not None):
         raise InputError(f"the model of {served.run.folder} has no places for attributes in front "
                          "of a history ([begin]), so that what is popular answers for them; "
-                         "expected a table of users" if begin is None else
+                         "expected a table of users" if served.attributes is None else
                          "a user of the dataset has attributes of their own; expected none")
     if user is not None:
         index = int(dataset.user_index([user])[0])
@@ -166,7 +164,7 @@ def question_of(served: Served, user: str | None, history: Sequence[str] | None,
         given = [history] if isinstance(history, str) else list(history or ())
         items = np.asarray(dataset.item_index(given))
         when = None if times is None else _seconds(times, items.size)
-    known = None if begin is None else open_attributes(begin, dataset)
+    known = served.attributes
     if items.size == 0 and known is None:
         raise InputError("the history is empty; expected at least one item id")
     if reading.times and (when is None or len(when) != items.size):

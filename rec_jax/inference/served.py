@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rec_jax.checkpoint import ArraySource, CheckpointReader
+from rec_jax.data.attributes import UserAttributes, attributes_of, check_trained
 from rec_jax.data.content import Content, ContentConfig
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.features import find_features, uses_gaps
@@ -112,6 +114,11 @@ class Served:
     def reading(self) -> Reading:
         """What the model reads of a history."""
         return reading_of(self.config)
+
+    @cached_property
+    def attributes(self) -> UserAttributes | None:
+        """Of users, where the model reads them; they are opened once, for all questions."""
+        return attributes_of(self.config.begin, self.dataset)
 
     @property
     def apart(self) -> bool:
@@ -306,6 +313,7 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
     dataset = Dataset.open(dataset_path or config.data.path)
     opened = open_checkpoint(folder, step)
     check_dataset(dataset, str(opened.info.extra.get("dataset")))
+    check_trained(config.begin, dataset, opened.info.extra.get("data"))
     over = rows_over(update_of(config, dataset.num_items).mode)
     chosen = _choose_mesh(config, mesh, dataset.num_items, over, tell)
     encoder, params = build_encoder(

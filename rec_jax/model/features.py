@@ -49,6 +49,9 @@ def check_begin(begin: BeginConfig | None, encoder: Any, objective: Any,
              "comes next, such as next_item"),
             (uses_times(encoder) or uses_gaps(features),
              "a begin place has no time; expected no encoder.time_bias, and no feature 'time_gap'"),
+            (any(feature.path == begin.path for feature in features),
+             "an attribute of the items has the name 'begin' among the features, too; expected "
+             "another one"),
             (begin.places > length,
              f"{begin.places} places leave no room in rows of data.length = {length}")):
         if wrong:

@@ -54,7 +54,9 @@ def read_clicks(dataset: Dataset, table: Path | str, query: str = "query",
         raise InputError(f"{table} has {faults.count} rows that cannot be read: the first is "
                          f"{faults.first}")
     places = places_of(dataset.item_ids(), found["id"])
-    worded = pl.Series([bool(words_of(text or "")) for text in found["query"]], dtype=pl.Boolean)
+    # What a search would refuse: `_` is a part of words, and none alone.
+    worded = pl.Series([any(map(str.isalnum, text or "")) and bool(words_of(text))
+                        for text in found["query"]], dtype=pl.Boolean)
     counts = worded & places.is_not_null()
     if not counts.any():
         raise InputError(f"{table} has no click on an item of {dataset.folder}: {len(found)} rows, "

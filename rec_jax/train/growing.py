@@ -24,7 +24,7 @@ import polars as pl
 from rec_jax.checkpoint import ArraySource, CheckpointReader, scatter_rows
 from rec_jax.checkpoint.layout import named_leaves
 from rec_jax.checkpoint.load import load_array
-from rec_jax.data.attributes import BEGIN
+from rec_jax.data.attributes import BEGIN, check_trained
 from rec_jax.data.content import open_content
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.features import find_features, vocabularies
@@ -108,7 +108,8 @@ def start_from(start: Start, built: Built, target: Run, reporter: Reporter) -> T
     if read_beside(config) or not start.encoder_only:
         old = Dataset.open(config.data.path)
         check_dataset(old, str(opened.info.extra.get("dataset")))
-        _check_meanings(config, old, built.dataset)
+        check_trained(config.begin, old, opened.info.extra.get("data"))
+        _check_meanings(config, old, built)
         if not start.encoder_only:
             matched, moved = _matched(opened, old, built)
     fresh = to_items(built.state)
@@ -187,12 +188,15 @@ def _with_average(state: TrainState, rows: jax.Array) -> TrainState:
         tables={**state.average.tables, ITEMS: rows}))
 
 
-def _check_meanings(config: RunConfig, old: Dataset, new: Dataset) -> None:
-    """Rows of side features are taken by their codes, which must mean the same in both."""
-    find_features(read_beside(config), new)
-    before, after = (vocabularies(read_beside(config), dataset) for dataset in (old, new))
-    for path, meaning in before.items():
-        if after[path] != meaning:
+def _check_meanings(config: RunConfig, old: Dataset, built: Built) -> None:
+    """Rows of side features are taken by their codes, which must mean the same in both; what stands
+    in front of histories may be of another table now."""
+    new, own = built.dataset, built.config.begin
+    now = (*config.features, *([] if config.begin is None or own is None else [own]))
+    find_features(now, new)
+    before = vocabularies(read_beside(config), old)
+    for path, meaning in vocabularies(now, new).items():
+        if before[path] != meaning:
             raise InputError(f"{path.partition('/')[2]!r} has other values in {new.folder} than in "
                              f"{old.folder}; expected the same for a run that reads it and starts "
                              "from another")

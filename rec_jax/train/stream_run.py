@@ -14,6 +14,7 @@ are those of a run that was left alone.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import time
 from collections.abc import Iterator, Sequence
@@ -225,17 +226,21 @@ def _unlearnt(config: PeriodsConfig, files: Sequence[SourceFile], learnt: list[d
               reporter: Reporter) -> Iterator[tuple[dict[str, Any], Period]]:
     """The periods of `files` that are not among those that are `learnt`, which may grow meanwhile,
     each with what is kept of it."""
-    known = 0
+    known, real = 0, functools.cache(lambda path: Path(path).resolve())
     for file in files:
-        digest, path = file_hash(file.path), str(file.path)
-        done = {one["part"]: one["parts"] for one in learnt if one["sha256"] == digest}
-        if any(one["file"] == path and one["sha256"] != digest for one in learnt):
-            raise InputError(f"{path} has changed since it was learnt, and a stream does not "
-                             "forget; expected what is new in a file of its own")
-        if done and len(done) == max(done.values()):
-            known += 1
-            continue
-        periods = list(periods_of(config, file))
+        path = str(file.path)
+        try:
+            digest = file_hash(file.path)
+            done = {one["part"]: one["parts"] for one in learnt if one["sha256"] == digest}
+            if any(one["sha256"] != digest and real(one["file"]) == real(path) for one in learnt):
+                raise InputError(f"{path} has changed since it was learnt, and a stream does not "
+                                 "forget; expected what is new in a file of its own")
+            if done and len(done) == max(done.values()):
+                known += 1
+                continue
+            periods = list(periods_of(config, file))
+        except OSError as error:  # or it would be taken for one of writing
+            raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
         if not any(map(len, periods)):
             reporter.say(f"{file.name} has no interactions")
         for period in periods:

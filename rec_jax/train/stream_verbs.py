@@ -85,13 +85,14 @@ def also_of_streams(answer: Callable[..., Any]) -> Callable[[Verb], Verb]:
     The verb's answer raises InputError where it was told what `answer` does not take.
     """
     def made(verb: Verb) -> Verb:
-        known = inspect.signature(answer).parameters
-        defaults = {name: one.default for name, one in inspect.signature(verb).parameters.items()}
+        known, takes = inspect.signature(answer).parameters, inspect.signature(verb)
+        defaults = {name: one.default for name, one in takes.parameters.items()}
 
         @functools.wraps(verb)
         def either(run: Any, **told: Any) -> Any:
             if not is_stream(run):
                 return verb(run, **told)
+            takes.bind(run, **told)  # a TypeError, where no verb has such an argument
             for name, value in told.items():
                 plain = isinstance(value, str | bool | int | float | None)
                 if name not in (*known, *_SAYS) and not (plain and value == defaults[name]):
@@ -186,11 +187,17 @@ def recommend(run: PathLike, *, user: str | None = None, k: int = 10, mesh: str 
 
 
 @contextmanager
-def exported(run: PathLike) -> Iterator[PathLike]:
+def exported(run: PathLike, **told: Any) -> Iterator[PathLike]:
     """`run`, or where it is one of a stream an export of its items, for as long as the block
-    runs: a delta is made of two exports, since items of a stream may be gone."""
+    runs: a delta is made of two exports, since items of a stream may be gone.
+
+    told: of a run on a dataset, none of which a run of a stream has.
+    """
     if not is_stream(run):
         yield run
         return
+    for name, value in told.items():
+        if value is not None:
+            raise InputError(f"{name} is not of a run of a stream, and {run} is one; expected none")
     with tempfile.TemporaryDirectory(prefix=".export-", dir=run) as folder:
         yield export(run, out=Path(folder) / "items")

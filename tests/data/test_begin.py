@@ -11,10 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rec_jax.data.attributes import BEGIN, BeginConfig, UserAttributes, open_attributes
+from rec_jax.data.attributes import (
+    BEGIN,
+    BeginConfig,
+    UserAttributes,
+    attributes_to_train,
+    check_trained,
+    open_attributes,
+)
 from rec_jax.data.batches import BatchStream
 from rec_jax.data.dataset import Dataset
-from rec_jax.data.features import Feature, find_features
+from rec_jax.data.features import Feature, find_features, vocabularies
 from rec_jax.errors import InputError
 
 COLUMNS = ("gender", "age")
@@ -65,11 +72,19 @@ def test_codes_stay_though_the_table_goes_and_another_table_is_refused(folder: P
     first = open_attributes(config(moved), dataset)
     text = Path(table).read_text()
     Path(table).write_text(text.replace(",F,", ",X,"))
+    # What is trained already reads on what lies there; a training says that it is not the table.
     with pytest.raises(InputError, match=r"users\.npy is of another table than begin\.table"):
-        open_attributes(config(moved), dataset)
-    assert open_attributes(config(moved, name="other"), dataset).values["gender"] == ["M", "X"]
-    Path(table).unlink()
+        attributes_to_train(config(moved), dataset)
     np.testing.assert_array_equal(open_attributes(config(moved), dataset).codes, first.codes)
+    other = attributes_to_train(config(moved, name="other"), dataset)
+    assert other is not None and other.values["gender"] == ["M", "X"]
+    Path(table).unlink()
+    again = attributes_to_train(config(moved), dataset)
+    assert again is not None and again.hash == first.hash != other.hash
+    assert attributes_to_train(None, dataset) is None
+    # Columns in another order have other codes.
+    turned = BeginConfig(str(folder.parent / "users.csv"), ("age", "gender"), name="turned")
+    assert vocabularies([config(moved)], dataset) != vocabularies([turned], dataset)
     with pytest.raises(InputError, match=r"is of other columns than"):
         open_attributes(BeginConfig(table, ("age",)), dataset)
     path = moved / "user_attributes" / "users.json"
@@ -79,6 +94,22 @@ def test_codes_stay_though_the_table_goes_and_another_table_is_refused(folder: P
     for wrong, said in (({"places": 0}, r"begin\.places"), ({"name": "../x"}, r"begin\.name")):
         with pytest.raises(InputError, match=said):
             config(moved, **wrong)
+
+
+def test_a_run_is_not_asked_with_attributes_that_mean_others(folder: Path, tmp_path: Path) -> None:
+    """Codes that were made again of another table, with as many values, would name other rows."""
+    moved = shutil.copytree(folder, tmp_path / "d", ignore=shutil.ignore_patterns("user_attr*"))
+    table = Path(shutil.copy(folder.parent / "users.csv", tmp_path / "users.csv"))
+    dataset, own = Dataset.open(moved), BeginConfig(str(table), ("gender", "age"))
+    said = BatchStream(dataset, length=9, rows=4, features=[own]).state()
+    check_trained(own, dataset, said)
+    for nothing in (None, {}, {"step": 3}):
+        check_trained(own, dataset, nothing)
+    check_trained(None, dataset, said)
+    shutil.rmtree(moved / "user_attributes")
+    table.write_text(table.read_text().replace(",F,", ",X,"))
+    with pytest.raises(InputError, match="are not those that the run was trained with"):
+        check_trained(own, dataset, said)
 
 
 def rows_of(stream: BatchStream) -> list[dict[str, np.ndarray]]:

@@ -134,11 +134,11 @@ def test_mrr_is_the_mean_over_clicks_and_ties_count_against() -> None:
 
 def test_a_log_is_read_and_split_by_its_words(tiny_dataset: Path, tmp_path: Path) -> None:
     dataset = Dataset.open(tiny_dataset)
-    lines = ["text,item", "red car,0003", "Red  CAR!,0004", "blue,nothing", "--,0003",
+    lines = ["text,item", "red car,0003", "Red  CAR!,0004", "blue,nothing", "--,0003", "__,0003",
              "red car,0005", *(f"word{number},{number:04d}" for number in range(20))]
     (tmp_path / "log.csv").write_text("\n".join(lines) + "\n")
     clicks = read_clicks(dataset, tmp_path / "log.csv", "text", "item")
-    assert clicks.left_out == 2 and clicks.texts[:3] == ["red car", "Red  CAR!", "word0"]
+    assert clicks.left_out == 3 and clicks.texts[:3] == ["red car", "Red  CAR!", "word0"]
     assert clicks.query[:4].tolist() == [0, 1, 0, 2]
     ids = dataset.item_ids()
     assert [ids[int(item)] for item in clicks.item[:3]] == ["0003", "0004", "0005"]

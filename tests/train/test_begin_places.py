@@ -6,6 +6,7 @@ written out in NumPy. Items have content that goes through an MLP, too.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,10 +27,12 @@ from rec_jax.data.dataset import Dataset
 from rec_jax.data.prepare import Columns, PrepareConfig, SplitConfig, prepare
 from rec_jax.errors import InputError
 from rec_jax.inference.export import load_embeddings
+from rec_jax.inference.protocol import choose_panel, protocol
 from rec_jax.inference.retrieve import Recommender
 from rec_jax.inference.served import Served, counts_of
 from rec_jax.model.encoder import as_vectors
 from rec_jax.run import Run, RunConfig, read_beside
+from rec_jax.run_sections import EvaluateConfig
 from rec_jax.tables import ITEMS
 from rec_jax.train.build import Built, build
 from rec_jax.train.mode import READ
@@ -195,6 +198,8 @@ def test_a_query_is_that_of_attributes_and_newest_items(model: Recommender) -> N
         agrees(model.recommend(attributes=given, history=[ids[item] for item in history[:count]],
                                k=3), by_hand(known.coded(given), history[:count]))
     agrees(model.recommend(history=[ids[4]], k=3), by_hand(known.coded(None), history[2:3]))
+    first = served.attributes
+    assert first is not None and served.attributes is first  # read once, for all questions
     for user in (8, 13):
         agrees(model.recommend(user=str(dataset.user_ids()[user]), k=3),
                by_hand(known.codes[[user]], dataset.history(user)))
@@ -211,6 +216,11 @@ def test_a_query_is_that_of_attributes_and_newest_items(model: Recommender) -> N
         assert found["protocol"]["users"] == len(ranks) > 3
         assert found["metrics"]["hr@5"] == pytest.approx(np.mean(np.array(ranks) <= 5))
     assert "popularity_baseline" in found and "nothing before" in found["protocol"]["target"]
+    settings = EvaluateConfig(cold_users=True, filter_seen=False)
+    panel = choose_panel(dataset, "test", settings)
+    for split in ("new", "valid"):  # what is new is asked of everybody
+        target = protocol(dataset, split, settings, panel)["target"]  # type: ignore[arg-type]
+        assert ("nothing before" in target) == (split == "valid")
 
 
 @pytest.mark.slow
@@ -229,6 +239,23 @@ def test_attributes_are_asked_in_the_command_line(folder: Path, tiny_mapping: Ma
     scores = queries.vectors[8] @ np.asarray(served.rows)[:served.dataset.num_items].T
     assert best.item == served.dataset.item_ids()[int(np.argmax(scores))]
     np.testing.assert_allclose(best.score, scores.max(), rtol=1e-4)
+    # Tomorrow's table knows more users: the run answers as it did, and another one goes on from it.
+    later = tmp_path / "users.csv"
+    mapping = mapping_of(folder, tiny_mapping, "train.steps=1")
+    mapping["begin"] |= {"table": str(later), "name": "later"}
+    shutil.copy(folder / "users.csv", later)
+    api.train(config.build(RunConfig, mapping), run=tmp_path / "one", start_from=run)
+    with later.open("a") as more:
+        more.write("somebody,F,1\n")
+    assert rec_jax("recommend", tmp_path / "one", "--attributes", "gender=F").code == 0
+    mapping["begin"]["name"] = "latest"
+    api.train(config.build(RunConfig, mapping), run=tmp_path / "two", start_from=tmp_path / "one")
+    # Codes that mean others than they did, as those of another table would.
+    moved = shutil.copytree(folder / "d", tmp_path / "d")
+    about = moved / "user_attributes" / "users.json"
+    about.write_text(about.read_text().replace('"F"', '"E"'))
+    assert "are not those that the run was trained with" in refused(
+        rec_jax("evaluate", run, "--data", moved))
 
 
 @pytest.mark.parametrize(("changed", "said"), [
@@ -236,6 +263,7 @@ def test_attributes_are_asked_in_the_command_line(folder: Path, tiny_mapping: Ma
     ({"objective": {"kind": "masked_item"}}, "objective 'masked_item' fills in hidden items"),
     ({"features": [{"kind": "time_gap"}]}, "a begin place has no time"),
     ({"encoder": {"kind": "hstu", "time_bias": True}}, "a begin place has no time"),
+    ({"features": [{"kind": "item_category", "name": "begin"}]}, "has the name 'begin' among"),
     ({"begin": "none", "evaluate": {"cold_users": True}}, r"expected \[begin\]"),
     ({"begin": {"table": "x", "columns": []}}, r"begin\.columns is empty"),
     ({"begin": {"table": "x", "columns": ["a"], "places": 7}}, "7 places")])

@@ -130,6 +130,7 @@ def test_unit_vectors_are_rows_over_their_norms_wherever_they_are_seen(
 @pytest.mark.parametrize(("encoder", "objective", "said"), [
     ({"kind": "user", "unit": True, "item_bias": True}, {}, "no column for a bias"),
     ({"kind": "graphsage", "unit": True}, {}, "vectors of any norm"),
+    ({"kind": "svdpp", "unit": True}, {}, "is a sum, of any norm"),
     ({"kind": "user", "unit": True}, {"kind": "rating"}, "reads biases in the last columns")])
 def test_unit_vectors_that_cannot_be_are_refused(
         encoder: dict[str, Any], objective: dict[str, Any], said: str, tiny_mapping: Mapping

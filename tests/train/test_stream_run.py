@@ -250,9 +250,13 @@ def test_the_verbs_answer_of_a_run_of_a_stream(run: Run, days: Path, tmp_path: P
             (("recommend", run.folder, "--history", "i1"), "history is not of a run of a stream"),
             (("recommend", run.folder), "a stream knows users by their rows; expected a user"),
             (("recommend", run.folder, "--user", "u1", "--step", 6), "step is not of a run of a"),
+            (("deltas", "write", run.folder, "--base", copy, "--out", "e", "--step", 6),
+             "step is not of a run of a stream"),
             (("train", "--continue", run.folder, "--data", "x"), "--continue is not of a stream"),
             (("evaluate", run.folder, "--popularity-bias", 1), "is a run of a stream; expected")):
         assert message in refused(rec_jax(*arguments))
+    with pytest.raises(TypeError, match="kk"):
+        api.recommend(run.folder, user="u1", kk=3)  # type: ignore[call-arg]
 
 
 def test_train_of_the_command_line_learns_folders_and_goes_on_with_more(
@@ -288,13 +292,24 @@ def test_train_of_the_command_line_learns_folders_and_goes_on_with_more(
 
 
 def test_a_file_that_changed_since_it_was_learnt_is_refused(days: Path, tmp_path: Path) -> None:
-    file, run = tmp_path / "day.csv", Run(tmp_path / "run")
-    shutil.copy(days / "day0.csv", file)
+    file, run, gone = tmp_path / "day.csv", Run(tmp_path / "run"), tmp_path / "gone.csv"
+    for path in (file, gone):
+        shutil.copy(days / "day0.csv", path)
+
+    class Removes(Silent):
+        def begin(self, *_: Any, **__: Any) -> None:
+            gone.unlink(missing_ok=True)
+
+    # What cannot be read in its turn is no fault of writing.
+    with pytest.raises(InputError, match=r"gone\.csv cannot be read: No such file"):
+        run_stream(run, settings(file, gone), Removes())
     run_stream(run, settings(file))
+    (tmp_path / "x").mkdir()
     with file.open("a") as more:
         more.write("u1,i1,9\n")
-    with pytest.raises(InputError, match="has changed since it was learnt, and a stream does not"):
-        run_stream(run, settings(file))
+    for path in (file, tmp_path / "x" / ".." / "day.csv"):  # by whichever path
+        with pytest.raises(InputError, match="has changed since it was learnt, and a stream does"):
+            run_stream(run, settings(path))
     with pytest.raises(InputError, match="another config"):
         run_stream(run, dataclasses.replace(settings(days), stream=dataclasses.replace(
             CONFIG, rate=0.2)))

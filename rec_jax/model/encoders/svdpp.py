@@ -44,8 +44,8 @@ class Config(user.Config):
         super().__post_init__()
         check(self, "encoder.", power=at_least(0, 1))
         if self.unit:
-            raise InputError("encoder.unit: a query of 'svdpp' is a sum, whose norm is not 1; "
-                             "expected encoder.unit = false, or encoder.kind = 'user'")
+            raise InputError("encoder.unit: a query of 'svdpp' is a sum, of any norm; expected "
+                             "encoder.unit = false, or encoder.kind = 'user' or 'lightgcn'")
 
     def build(self, **given: Any) -> nnx.Module:
         """The module, of width `dim`."""
