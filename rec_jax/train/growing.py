@@ -27,7 +27,7 @@ from rec_jax.checkpoint.load import load_array
 from rec_jax.data.attributes import BEGIN, check_trained
 from rec_jax.data.content import open_content
 from rec_jax.data.dataset import Dataset
-from rec_jax.data.features import find_features, vocabularies
+from rec_jax.data.features import Read, find_features, vocabularies
 from rec_jax.errors import InputError
 from rec_jax.files import write_atomic
 from rec_jax.inference.blocks import set_rows, table_blocks
@@ -192,7 +192,9 @@ def _check_meanings(config: RunConfig, old: Dataset, built: Built) -> None:
     """Rows of side features are taken by their codes, which must mean the same in both; what stands
     in front of histories may be of another table now."""
     new, own = built.dataset, built.config.begin
-    now = (*config.features, *([] if config.begin is None or own is None else [own]))
+    now: tuple[Read, ...] = config.features
+    if config.begin is not None and own is not None:
+        now = (*now, own)
     find_features(now, new)
     before = vocabularies(read_beside(config), old)
     for path, meaning in vocabularies(now, new).items():
