@@ -57,7 +57,7 @@ from rec_jax.train.continuing import going_on
 from rec_jax.train.growing import Start
 from rec_jax.train.loop import run_training
 from rec_jax.train.merging import merge_adapters as merge_run
-from rec_jax.train.opening import AUTO, open_run
+from rec_jax.train.opening import AUTO, has_section, open_run
 from rec_jax.train.report import write_report
 
 PathLike = Path | str
@@ -147,10 +147,8 @@ def merge_adapters(run: PathLike, *, out: PathLike, step: int | None = None,
 
 def plays(config: RunConfig | AgentConfig | PathLike | None, resume: PathLike | None) -> bool:
     """Whether a run learns in an environment: its config has `[environment]`."""
-    if isinstance(config, RunConfig | AgentConfig):
-        return isinstance(config, AgentConfig)
     if config is not None:
-        return "environment" in configs.read_mapping(shipped.locate(config))
+        return has_section("environment", AgentConfig, config)
     return resume not in (None, AUTO) and "environment" in Run(Path(str(resume))).saved_config()
 
 

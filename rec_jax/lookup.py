@@ -84,8 +84,7 @@ def load_search(run: Loadable, config: SearchConfig, *, space: str = "text", tel
     Raises:
       InputError: no such run, vectors or matrix, or another model than made them.
     """
-    if space not in ("text", "items"):
-        raise InputError(f"space is {space!r}; expected text or items")
+    check_space(space)
     dataset, served = opened(run, tell, how)
     if config.learned is not None:
         index = learned_index(dataset, served, config)
@@ -101,6 +100,12 @@ def load_search(run: Loadable, config: SearchConfig, *, space: str = "text", tel
     for note in index.notes:
         tell(note)
     return Search(dataset, index, served)
+
+
+def check_space(space: str) -> None:
+    """Raises InputError where texts lead nowhere by that name."""
+    if space not in ("text", "items"):
+        raise InputError(f"space is {space!r}; expected text or items")
 
 
 def opened(run: Loadable, tell: Tell, how: Mapping[str, Any]) -> tuple[Dataset, Served | None]:
@@ -135,14 +140,21 @@ def search(run: Loadable, text: str, *, model: Path | str | None = None, user: s
     Raises:
       InputError: also where the text has no word, or nobody knows the user.
     """
-    given = {} if lexical is None else {"lexical": lexical}
-    config = SearchConfig(
-        model=None if model is None else str(model), name=name, prefix=prefix,
-        table=None if table is None else str(table), id=id,
-        columns=(columns,) if isinstance(columns, str) else tuple(columns),
-        learned=None if learned is None else str(learned), **given)
+    config = _settings(model, name, prefix, table, id, columns, lexical, learned)
     return load_search(run, config, space=space, tell=tell, **how).find(
         text, user=user, history=history, times=times, blend=blend, k=k)
+
+
+def _settings(model: Path | str | None, name: str | None, prefix: str | None,
+              table: Path | str | None, id: str, columns: Sequence[str], lexical: float | None,
+              learned: Path | str | None = None) -> SearchConfig:
+    """What a caller says of a search, as its config has it."""
+    model, table, learned = (None if path is None else str(path)
+                             for path in (model, table, learned))
+    return SearchConfig(
+        model=model, name=name, prefix=prefix, table=table, id=id,
+        columns=(columns,) if isinstance(columns, str) else tuple(columns),
+        lexical=LEXICAL if lexical is None else lexical, learned=learned)
 
 
 class Begin(NamedTuple):
@@ -204,14 +216,13 @@ def learned_index(dataset: Dataset, served: Served | None, config: SearchConfig)
     about = learned.about
     prefix = about["prefix"] if config.prefix is None else config.prefix
     named = replace(config, name=about["name"], prefix=prefix)
-    if about["space"] == "text":
-        index = open_index(dataset, named)
-        assert index.vectors is not None
-        vectors, where = index.vectors, f"dataset {dataset.folder}"
-    else:
-        if served is None:
-            raise InputError(f"{config.learned} leads to {about['of']}; expected a run")
-        index = open_index(dataset, named)
+    of_items = about["space"] != "text"
+    if of_items and served is None:
+        raise InputError(f"{config.learned} leads to {about['of']}; expected a run")
+    index = open_index(dataset, named)
+    assert index.vectors is not None
+    vectors, where = index.vectors, f"dataset {dataset.folder}"
+    if of_items and served is not None:
         vectors, where = unit(vectors_of(served)), f"run {served.run.folder}"
     made = open_item_vectors(dataset, about["name"]).about
     if (made["source"].get("model_hash"), made["dim"]) != (about["model_hash"],
@@ -243,13 +254,9 @@ def learn_search(run: Loadable, clicks: Path | str, *, model: Path | str, out: P
     Raises:
       InputError: no such run, vectors, clicks or columns.
     """
-    if space not in ("text", "items"):
-        raise InputError(f"space is {space!r}; expected text or items")
+    check_space(space)
     learning = learning or ClickConfig()
-    config = SearchConfig(
-        model=str(model), name=name, prefix=prefix, table=None if table is None else str(table),
-        id=id, columns=(columns,) if isinstance(columns, str) else tuple(columns),
-        lexical=LEXICAL if lexical is None else lexical)
+    config = _settings(model, name, prefix, table, id, columns, lexical)
     dataset, served = opened(run, tell, how)
     found = read_clicks(dataset, clicks, query, item)
     learned, held = split_clicks(found, learning.held_out, learning.seed)

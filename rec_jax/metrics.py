@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from rec_jax.errors import InputError
+
 MISSED = np.iinfo(np.int32).max
 """Stands for the rank of an item that cannot be recommended. It is no rank: a hit for no k."""
 
@@ -51,6 +53,17 @@ def rating_metrics(ratings: np.ndarray, predicted: np.ndarray) -> dict[str, floa
 def metric_names(ks: Sequence[int]) -> list[str]:
     """Every name that `rank_metrics` gives for cut-offs `ks`."""
     return [*(f"{name}@{k}" for k in ks for name in ("hr", "ndcg", "mrr")), "mrr"]
+
+
+def check_asked(ks: Sequence[int], metric: str, others: Sequence[str] = ()) -> None:
+    """Raises InputError where an evaluation has no cut-offs, or does not measure its `metric`: one
+    of those at `ks`, or of the `others`."""
+    if not ks:
+        raise InputError("evaluate.ks is empty; expected one or more cut-offs")
+    known = [*metric_names(ks), *others]
+    if metric not in known:
+        raise InputError(f"evaluate.metric {metric!r} is not measured; "
+                         f"expected one of {', '.join(known)}")
 
 
 def rank_metrics(ranks: np.ndarray, ks: Sequence[int]) -> dict[str, float]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rec_jax.errors import InputError
-from rec_jax.metrics import RATING_METRICS, metric_names
+from rec_jax.metrics import RATING_METRICS, check_asked
 from rec_jax.ranges import above, at_least, between, check
 
 MOST_FULL_EVERY = 512
@@ -137,9 +137,4 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check(self, "evaluate.", ks=at_least(1, 2**62), batch=at_least(1), users=at_least(1))
-        if not self.ks:
-            raise InputError("evaluate.ks is empty; expected one or more cut-offs")
-        known = [*metric_names(self.ks), *RATING_METRICS]
-        if self.metric not in known:
-            raise InputError(f"evaluate.metric {self.metric!r} is not measured; "
-                             f"expected one of {', '.join(known)}")
+        check_asked(self.ks, self.metric, RATING_METRICS)

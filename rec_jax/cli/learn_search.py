@@ -8,7 +8,7 @@ import typer
 
 from rec_jax.cli.options import App
 from rec_jax.cli.show import number, print_facts, print_json, say
-from rec_jax.cli.types import Data, Json, Step, Trust
+from rec_jax.cli.types import Data, Json, Step, TextVectors, Trust
 
 app = App()
 
@@ -28,8 +28,7 @@ def learn_search(
     space: Annotated[str, typer.Option(
         help="text: lead texts among the vectors of the items' texts; items: to a run's vectors of "
              "its items.")] = "text",
-    name: Annotated[str | None, typer.Option(
-        help="Item vectors; by default the only ones that are made of text.")] = None,
+    name: TextVectors = None,
     prefix: Annotated[str | None, typer.Option(
         help="Stands before a text, where the model was trained so.")] = None,
     loss: Annotated[str, typer.Option(

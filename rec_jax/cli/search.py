@@ -9,7 +9,7 @@ import typer
 from rec_jax.cli import summary
 from rec_jax.cli.options import App
 from rec_jax.cli.show import say
-from rec_jax.cli.types import Data, Json, Step, Trust
+from rec_jax.cli.types import Data, Json, Step, TextVectors, Trust
 
 app = App()
 
@@ -32,8 +32,7 @@ def search(
     space: Annotated[str, typer.Option(
         help="text: compare with the vectors of the items' texts; items: with the run's vectors of "
              "the items, where the matrix of its [[content]] leads.")] = "text",
-    name: Annotated[str | None, typer.Option(
-        help="Item vectors; by default the only ones that are made of text.")] = None,
+    name: TextVectors = None,
     prefix: Annotated[str | None, typer.Option(
         help="Stands before the query, where the model was trained so.")] = None,
     table: Annotated[str | None, typer.Option(

@@ -16,6 +16,8 @@ RunDir = Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")]
 DatasetDir = Annotated[str, typer.Argument(metavar="DATASET", help="Dataset folder.")]
 Step = Annotated[int | None, typer.Option(
     help="Checkpoint to use; the best one by default.")]
+TextVectors = Annotated[str | None, typer.Option(
+    help="Item vectors; by default the only ones that are made of text.")]
 SplitName = Annotated[str, typer.Option(help="valid or test.")]
 Trust = Annotated[bool, typer.Option(
     "--trust-code", help="Load modules of third parties that the config names; their code runs.")]

@@ -32,8 +32,7 @@ import polars as pl
 from rec_jax import files, jsons, locks
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.dataset_check import ids_hash
-from rec_jax.data.item_files import read_items
-from rec_jax.data.prepare_config import ItemFile
+from rec_jax.data.item_files import read_table
 from rec_jax.errors import InputError, did_you_mean
 from rec_jax.files import file_hash
 from rec_jax.ranges import at_least, check, check_different
@@ -204,14 +203,8 @@ def read_columns(dataset: Dataset, table: Path | str, columns: Sequence[str],
       InputError: the table cannot be read, lacks a column, or names no user of the dataset.
     """
     roles = {"id": id, **{f"a{number}": name for number, name in enumerate(columns)}}
-    frames, faults = read_items(ItemFile(str(table)), roles)
+    found = read_table(table, roles).unique("id", keep="first", maintain_order=True)
     known = pl.DataFrame({"id": dataset.user_ids()}, schema={"id": pl.String})
-    found = pl.concat([known.clear().with_columns(
-        pl.lit(None, pl.String).alias(role) for role in roles if role != "id"), *frames])
-    if faults.count:
-        raise InputError(f"{table} has {faults.count} rows that cannot be read: the first is "
-                         f"{faults.first}")
-    found = found.unique("id", keep="first", maintain_order=True)
     if not len(found.join(known, on="id", how="semi")):
         raise InputError(f"{table} has no user of {dataset.folder} in its column {id!r}; expected "
                          "ids as those of the interactions")

@@ -58,6 +58,20 @@ def read_items(source: ItemFile, roles: Mapping[str, str],
     return frames(), faults
 
 
+def read_table(path: Path | str, roles: Mapping[str, str]) -> pl.DataFrame:
+    """All rows of a CSV, TSV or Parquet file: columns of the roles (`id` among them) as text.
+
+    Raises:
+      InputError: as `read_items`, or a row cannot be read.
+    """
+    frames, faults = read_items(ItemFile(str(path)), roles)
+    found = pl.concat([pl.DataFrame(schema=dict.fromkeys(roles, pl.String)), *frames])
+    if faults.count:
+        raise InputError(f"{path} has {faults.count} rows that cannot be read: the first is "
+                         f"{faults.first}")
+    return found
+
+
 def good_rows(frame: pl.DataFrame) -> pl.DataFrame:
     """Without the lines that are no rows."""
     return frame.filter(pl.col("fault").is_null()) if "fault" in frame.columns else frame

@@ -22,8 +22,7 @@ import pyarrow.parquet as pq
 
 from rec_jax.data.dataset import Dataset, places_of
 from rec_jax.data.ids import id_text
-from rec_jax.data.item_files import read_items
-from rec_jax.data.prepare_config import ItemFile
+from rec_jax.data.item_files import read_table
 from rec_jax.data.readers import Layout, column_types, guess_format
 from rec_jax.errors import InputError, first_line
 
@@ -164,12 +163,7 @@ def _ids_file(source: VectorFile, rows: int) -> pl.Series:
     else:
         layout = Layout({})
         names = column_types(path, guess_format(path), layout)
-        frames, faults = read_items(ItemFile(str(path)), {"id": _id_column(source, list(names))})
-        read = list(frames)
-        if faults.count:
-            raise InputError(f"{path} has {faults.count} rows that cannot be read: the first is "
-                             f"{faults.first}")
-        ids = pl.concat([frame["id"] for frame in read]) if read else pl.Series("id", [], pl.String)
+        ids = read_table(path, {"id": _id_column(source, list(names))})["id"]
     _check_count(str(path), len(ids), rows)
     return ids
 

@@ -96,15 +96,20 @@ def export(served: Served | StoredRows, out: Path | str, *, what: What = "items"
     return out
 
 
+def check_format(format: str) -> None:
+    """Raises InputError where nothing writes such files."""
+    if format not in WRITERS:
+        raise InputError(f"export format {format!r} is unknown; expected one of "
+                         f"{', '.join(WRITERS)}")
+
+
 def _check_out(out: Path, what: str, format: str) -> None:
     """Refuse an export that nobody knows, or whose folder is there already.
 
     Raises:
       InputError: what is wrong, in one line.
     """
-    if format not in WRITERS:
-        raise InputError(f"export format {format!r} is unknown; expected one of "
-                         f"{', '.join(WRITERS)}")
+    check_format(format)
     if what not in get_args(What):
         raise InputError(f"export of {what!r} is unknown; expected one of "
                          f"{', '.join(get_args(What))}")

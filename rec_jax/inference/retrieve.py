@@ -29,7 +29,7 @@ from rec_jax.inference.protocol import cold_items
 from rec_jax.inference.served import Served
 from rec_jax.mesh import Axes
 from rec_jax.model.encoder import Encoder
-from rec_jax.sizes import power_of_two
+from rec_jax.sizes import list_room
 from rec_jax.tables import Table
 from rec_jax.tables.tiles import top_k_tiles
 
@@ -37,8 +37,6 @@ Best = Callable[..., tuple[jax.Array, jax.Array]]
 """`best(params, rows, tiles, bias, *, k, filter_seen)`: scores f32 and items int32 `[G, T, k]`.
 
 bias: f32 `[V_padded]`, added to all scores, -inf for items that do not compete; or None."""
-_LEAST = 16
-"""Items that every program lists at least, where the catalogue has them."""
 
 
 @dataclass(frozen=True)
@@ -250,8 +248,7 @@ def _jitted(encoder: Encoder, num_items: int, mesh: Mesh, over: Axes) -> Best:
 def _first(served: Served, tiles: Any, k: int, filter_seen: bool,
            bias: jax.Array | None) -> tuple[np.ndarray, np.ndarray]:
     """Scores f32 `[k]` and items int32 `[k]` of the first user of the first tile."""
-    # One program serves many k: a longer list begins with the shorter one.
-    room = min(max(_LEAST, power_of_two(k)), served.dataset.num_items)
+    room = list_room(k, served.dataset.num_items)
     program = (apart_best if served.apart else _jitted)(
         served.encoder, served.dataset.num_items, served.mesh, served.over)
     scores, items = program(served.params, served.rows, tiles, bias, k=room,

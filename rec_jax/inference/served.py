@@ -317,7 +317,7 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
     over = rows_over(update_of(config, dataset.num_items).mode)
     chosen = _choose_mesh(config, mesh, dataset.num_items, over, tell)
     encoder, params = build_encoder(
-        config.encoder, dim=config.table.dim, length=config.data.length,
+        config.encoder, dim=config.table.dim, length=config.data.length, tied=config.table.tied,
         causal=config.objective.causal, precision=config.train.precision, seed=config.seed,
         features=find_features(read_beside(config), dataset), content=_content(opened, config),
         heads=config.objective.needs.heads, lora=config.lora, beside=_text_shapes(opened))

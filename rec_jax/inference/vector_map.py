@@ -16,9 +16,8 @@ import numpy.typing as npt
 import polars as pl
 
 from rec_jax.data.dataset import Dataset
-from rec_jax.data.item_files import read_items
+from rec_jax.data.item_files import read_table
 from rec_jax.data.item_vectors import open_item_vectors
-from rec_jax.data.prepare_config import ItemFile
 from rec_jax.errors import InputError
 from rec_jax.files import atomic_writer
 from rec_jax.inference.export import ABOUT, load_embeddings
@@ -96,11 +95,8 @@ def _vectors_of(source: Path, name: str | None, most: int) -> tuple[pl.Series, F
 
 def _labels(ids: pl.Series, table: Path | str, id: str, colour: str) -> pl.Series:
     """The first value of each id's cell, null where it has none."""
-    frames, faults = read_items(ItemFile(str(table)), {"id": id, "colour": colour})
-    rows = pl.concat(list(frames)).unique("id", keep="first", maintain_order=True)
-    if faults.count:
-        raise InputError(f"{table} has {faults.count} rows that cannot be read: the first is "
-                         f"{faults.first}")
+    rows = read_table(table, {"id": id, "colour": colour}).unique(
+        "id", keep="first", maintain_order=True)
     first = pl.col("colour").str.split_exact("|", 1).struct[0].str.split_exact(",", 1).struct[0]
     joined = ids.cast(pl.String).alias("id").to_frame().join(
         rows.select("id", first.str.strip_chars().alias("colour")), on="id", how="left",

@@ -53,6 +53,7 @@ class Encoder(NamedTuple):
     """The static part of an encoder; parameters travel beside it.
 
     takes_places: its module computes the queries of asked places alone; see `encoders.base`.
+    tied: it reads rows of the items' table; those of a table of inputs have no content.
     beside: matrices that are adapted and are none of the module's.
     """
 
@@ -64,17 +65,18 @@ class Encoder(NamedTuple):
     source: RowSource = RowSource(0)
     lora: tuple[Adapted, ...] = ()
     beside: tuple[Adapted, ...] = ()
+    tied: bool = True
 
     def __call__(self, params: Params, vectors: jax.Array, inputs: Inputs,
                  key: jax.Array | None = None, hidden: jax.Array | None = None,
                  at: jax.Array | None = None) -> jax.Array:
-        """Stored rows of items `[B, L, w]` -> queries `[B, L, d]`; no key, no dropout.
+        """Stored rows `[B, L, w]` of the table that it reads -> queries `[B, L, d]`; no key, no
+        dropout.
 
-        Rows of a table of inputs have no content, and are `[B, L, d]`.
         hidden: bool `[B, L]`, places whose item the encoder may not see; not for causal ones.
         at: int32 `[B, C]`, places whose queries `[B, C, d]` are wanted, without dropout.
         """
-        if vectors.shape[-1] == self.source.width:
+        if self.tied:
             vectors = self.source.compose(params, vectors)
         if hidden is not None:
             vectors = jnp.where(hidden[..., None], params[MASK].astype(vectors.dtype), vectors)
@@ -113,15 +115,15 @@ def visible_times(inputs: Inputs, hidden: jax.Array) -> jax.Array:
 def build_encoder(config: EncoderConfig, *, dim: int, length: int, causal: bool, precision: str,
                   seed: int, features: Sequence[Feature] = (), content: Sequence[Content] = (),
                   scale: float = 0.02, heads: Sequence[str] = (),
-                  lora: Sequence[LoraConfig] = (),
+                  lora: Sequence[LoraConfig] = (), tied: bool = True,
                   beside: Mapping[str, Sequence[int]] | None = None) -> tuple[Encoder, Params]:
     """The encoder of `config` and its initial parameters (f32), drawn from `seed`.
 
     One that is not causal has a parameter `mask` more, for the places that are hidden from it;
     there is one table more for each of `features`, what each of `content` is led by, which
     begins with deviation `scale`, and one for each of `heads`, and two for each matrix of the
-    encoder that `lora` adapts. beside: shapes by path of other parameters that it may adapt, which
-    are the caller's, and so are their adapters.
+    encoder that `lora` adapts. tied: see `Encoder`. beside: shapes by path of other parameters that
+    it may adapt, which are the caller's, and so are their adapters.
     """
     module = config.build(dim=dim, length=length, causal=causal, dtype=DTYPES[precision],
                           rngs=nnx.Rngs(streams.of_run(seed, streams.PARAMETERS)))
@@ -147,7 +149,7 @@ def build_encoder(config: EncoderConfig, *, dim: int, length: int, causal: bool,
     params |= init_lora(adapted, shapes, seed)
     takes_places = "at" in inspect.signature(module.__call__).parameters
     return Encoder(graph, jax.tree.structure(state), paths, tuple(features), takes_places, source,
-                   adapted, others), params
+                   adapted, others, tied), params
 
 
 def with_tables(params: Params, tables: Mapping[str, jax.Array]) -> Params:

@@ -23,7 +23,13 @@ from rec_jax.data.interaction_graph import interaction_edges
 from rec_jax.mesh import Axes, row_sharding
 from rec_jax.model.aggregation import all_layers
 from rec_jax.model.encoder import Encoder, Params
-from rec_jax.model.encoders import EncoderConfig, graph_layers, sampling_of, unit_vectors
+from rec_jax.model.encoders import (
+    EncoderConfig,
+    derives_vectors,
+    graph_layers,
+    sampling_of,
+    unit_vectors,
+)
 from rec_jax.model.item_graph import ItemGraph, all_vectors, open_item_graph
 from rec_jax.model.neighbours import SampledGraph, make_sampled_graph, on_every_device
 from rec_jax.model.propagation import Graph, open_graph, propagate_now
@@ -39,14 +45,17 @@ def graph_of(config: EncoderConfig, items: ItemGraphConfig | None, dataset: Data
              ) -> AnyGraph | None:
     """The graph of a dataset's training part as an encoder reads it, or that of `items`, whole on
     every device; None: there is none."""
-    if items is not None:
-        return on_every_device(open_item_graph(items, dataset), mesh)  # type: ignore[no-any-return]
     sampling = sampling_of(config)
-    if sampling is None:
-        return open_graph(dataset, graph_layers(config), mesh, unit=unit_vectors(config))
-    return on_every_device(make_sampled_graph(
-        interaction_edges(dataset), padded_size(dataset.num_users),
-        padded_size(dataset.num_items), *sampling), mesh)  # type: ignore[no-any-return]
+    graph: AnyGraph | None = None
+    if items is not None:
+        graph = open_item_graph(items, dataset)
+    elif sampling is not None:
+        graph = make_sampled_graph(
+            interaction_edges(dataset), padded_size(dataset.num_users),
+            padded_size(dataset.num_items), *sampling)
+    elif derives_vectors(config):
+        graph = open_graph(dataset, graph_layers(config), unit=unit_vectors(config))
+    return None if graph is None else on_every_device(graph, mesh)
 
 
 def of_vectors(encoder: Encoder) -> Encoder:
@@ -101,11 +110,8 @@ def _by_row(values: Array, row_map: RowMap) -> Array:
 
 def known_items(source: RowSource, params: Params, stored: Array) -> Array:
     """What items have without their neighbours f32 `[n, d]`, for who serves, from rows by id."""
-    values = stored.astype(jnp.float32)
-    if source.drop == 1:  # nothing reads or trains them
-        values = jnp.concatenate([jnp.zeros_like(values[:, :source.dim]),
-                                  values[:, source.dim:]], axis=1)
-    return source.compose(params, values)
+    # With nothing but content, nothing reads or trains other values.
+    return source.compose(params, source.with_own(stored.astype(jnp.float32), source.drop < 1))
 
 
 def known_features(graph: SampledGraph, source: RowSource, params: Params,
@@ -118,7 +124,6 @@ def known_features(graph: SampledGraph, source: RowSource, params: Params,
         met = graph.near[name].degrees(jnp.arange(len(values)))[:, None] > 0
         if name == ITEMS:
             met &= source.drop < 1
-        own = jnp.where(met, values[:, :source.dim], 0)
-        values = jnp.concatenate([own, values[:, source.dim:]], axis=1)
+        values = source.with_own(values, met)
         found[name] = source.compose(params, values) if name == ITEMS else values
     return found

@@ -29,7 +29,7 @@ from rec_jax.data.covisits import ItemGraphConfig, Nearest, covisits
 from rec_jax.data.dataset import Dataset
 from rec_jax.mesh import Axes, row_sharding
 from rec_jax.model.encoder import Encoder, Params
-from rec_jax.model.propagation import columns_over, grouped
+from rec_jax.model.propagation import columns_over, grouped, of_groups
 from rec_jax.tables.table import padded_size
 
 Array = jax.Array
@@ -94,15 +94,11 @@ def _weighted(owners: Any, others: Any, weights: Any, count: int) -> Weighted:
 
 def product(matrix: Weighted, rows: Array) -> Array:
     """The matrix times `rows` `[m, d]`, `[n, d]`."""
-    def add(total: Array, place: tuple[Array, Array]) -> tuple[Array, None]:
+    def add(total: Array, place: tuple[Array, Array]) -> Array:
         ids, weights = place
-        return total + weights[:, None] * rows[ids], None
+        return total + weights[:, None] * rows[ids]
 
-    dim = rows.shape[1]
-    found = [jax.lax.scan(add, jnp.zeros((ids.shape[1], dim), rows.dtype), (ids, weights))[0]
-             for ids, weights in zip(matrix.ids, matrix.weights, strict=True)]
-    return jnp.take(jnp.concatenate([*found, jnp.zeros((1, dim), rows.dtype)]), matrix.order,
-                    axis=0)
+    return of_groups(list(zip(matrix.ids, matrix.weights, strict=True)), matrix.order, rows, add)
 
 
 @jax.custom_vjp

@@ -22,7 +22,7 @@ rows travel once in each direction, however many layers there are; every device 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -70,21 +70,12 @@ class Graph:
     unit: bool = field(default=False, metadata={"static": True})
 
 
-def open_graph(dataset: Dataset, layers: int, mesh: Mesh, *, unit: bool = False) -> Graph | None:
-    """The graph of a dataset's training part, whole on every device; None without layers, where
-    rows keep their norms."""
-    if not layers and not unit:
-        return None
-    whole = replicated(mesh)
-
-    def place(host: npt.NDArray[Any]) -> Array:
-        return jax.make_array_from_callback(host.shape, whole, lambda index: host[index])
-
+def open_graph(dataset: Dataset, layers: int, *, unit: bool = False) -> Graph:
+    """The graph of a dataset's training part, in numpy; without layers nobody has neighbours."""
     nobody = np.zeros(0, np.int32)
     edges = interaction_edges(dataset) if layers else Edges(nobody, nobody)
-    graph = make_graph(edges, padded_size(dataset.num_users), padded_size(dataset.num_items),
-                       layers, unit=unit)
-    return jax.tree.map(place, graph)  # type: ignore[no-any-return]
+    return make_graph(edges, padded_size(dataset.num_users), padded_size(dataset.num_items),
+                      layers, unit=unit)
 
 
 def make_graph(edges: Edges, num_users: int, num_items: int, layers: int, *,
@@ -123,14 +114,26 @@ def sums(neighbours: Neighbours, rows: Array) -> Array:
 
 def folded(neighbours: Neighbours, rows: Array, join: Callable[[Array, Array], Array]) -> Array:
     """`join` of each row's neighbours, `[n, d]`, from their rows `[m, d]`; it begins with 0."""
-    def add(total: Array, ids: Array) -> tuple[Array, None]:
-        return join(total, jnp.take(rows, ids, axis=0, mode="fill", fill_value=0)), None
+    def add(total: Array, ids: Array) -> Array:
+        return join(total, jnp.take(rows, ids, axis=0, mode="fill", fill_value=0))
+
+    return of_groups(neighbours.groups, neighbours.order, rows, add)
+
+
+def of_groups(groups: Sequence[Any], order: Any, rows: Array, add: Callable[[Array, Any], Array]
+              ) -> Array:
+    """What each row of `order` gathers, `[n, d]`; `rows` `[m, d]` say d and dtype.
+
+    groups: of each group what is read of it, with leaves `[w, m]`: place j of all its rows after
+      place j - 1. add: what is gathered `[m, d]`, and a place -> the same with that; from 0 on.
+    """
+    def step(total: Array, place: Any) -> tuple[Array, None]:
+        return add(total, place), None
 
     dim = rows.shape[1]
-    found = [jax.lax.scan(add, jnp.zeros((ids.shape[1], dim), rows.dtype), ids)[0]
-             for ids in neighbours.groups]
-    return jnp.take(jnp.concatenate([*found, jnp.zeros((1, dim), rows.dtype)]), neighbours.order,
-                    axis=0)
+    found = [jax.lax.scan(step, jnp.zeros((jax.tree.leaves(group)[0].shape[1], dim), rows.dtype),
+                          group)[0] for group in groups]
+    return jnp.take(jnp.concatenate([*found, jnp.zeros((1, dim), rows.dtype)]), order, axis=0)
 
 
 def propagate(graph: Graph, rows: Rows, mesh: Mesh, over: Axes) -> dict[str, Array]:

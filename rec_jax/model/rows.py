@@ -81,7 +81,12 @@ class RowSource(NamedTuple):
             return jax.random.uniform(jax.random.fold_in(key, item))
 
         kept = jax.vmap(draw)(items.reshape(-1)).reshape(items.shape) >= self.drop
-        own = jnp.where(kept[..., None], rows[..., :self.dim], 0)
+        return self.with_own(rows, kept[..., None])
+
+    def with_own(self, rows: Array, kept: Array | bool) -> Array:
+        """Stored rows `[..., w]` with 0 for the own values of those that are not `kept` `[..., 1]`.
+        """
+        own = jnp.where(kept, rows[..., :self.dim], 0)
         return jnp.concatenate([own, rows[..., self.dim:]], axis=-1)
 
     def compose(self, params: Mapping[str, Array], rows: Array) -> Array:

@@ -272,6 +272,16 @@ def check_backend(backend: Any) -> None:
                          f"{', '.join(('auto', *BACKENDS))}")
 
 
+def history_of_places(segments: Array, most: int) -> Array:
+    """Which of B * S histories each place of a micro-batch is of, int32 `[B * L]`.
+
+    segments: int32 `[B, L]`; most: S. Histories of a row stand side by side and are numbered from
+    1; padding, which is 0, counts to the first.
+    """
+    slot = jnp.maximum(segments - 1, 0) + most * jnp.arange(len(segments))[:, None]
+    return slot.reshape(-1)
+
+
 def next_items(targets: Array) -> Task:
     """Every position of `[A, B, L]` that has a next item (-1: none) predicts it."""
     flat = targets.reshape(targets.shape[0], -1)

@@ -22,7 +22,15 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from rec_jax.objectives.base import Batch, Catalogue, Keys, Labels, Needs, Task
+from rec_jax.objectives.base import (
+    Batch,
+    Catalogue,
+    Keys,
+    Labels,
+    Needs,
+    Task,
+    history_of_places,
+)
 from rec_jax.objectives.full_softmax import FullSoftmax
 from rec_jax.ranges import at_least, check
 
@@ -81,9 +89,7 @@ def distributions(targets: Array, segments: Array, histories: Array, rated: Arra
     """
     rows, length = targets.shape
     most = histories.shape[1]
-    # Histories stand side by side and are numbered from 1, padding is 0.
-    slot = jnp.maximum(segments - 1, 0) + most * jnp.arange(rows)[:, None]
-    flat, value = slot.reshape(-1), rated.reshape(-1)
+    flat, value = history_of_places(segments, most), rated.reshape(-1)
     # Relative to the history's best, high powers are numbers as well.
     best = jnp.zeros(rows * most).at[flat].max(value)[flat]
     weight = jnp.where(value > 0, (value / jnp.where(best > 0, best, 1.0)) ** power, 0.0)

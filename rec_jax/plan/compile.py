@@ -176,7 +176,7 @@ def lower_step(config: RunConfig, num_items: int, mesh: Mesh) -> Any:
     if getattr(encoder_config, "backend", None) == "auto":
         encoder_config = replace(encoder_config, backend="xla")  # the devices are not this CPU
     encoder, params = build_encoder(
-        encoder_config, dim=table_config.dim, length=config.data.length,
+        encoder_config, dim=table_config.dim, length=config.data.length, tied=config.table.tied,
         causal=objective.causal, precision=settings.precision, seed=config.seed,
         features=planned_features(read_beside(config)), content=planned_content(config.content),
         heads=objective.needs.heads, lora=config.lora)

@@ -250,7 +250,7 @@ def _encoder_parameters(config: RunConfig) -> tuple[int, int, list[str]]:
     """Number of encoder parameters, and of those that train, from shapes alone; and the tables that
     train."""
     shapes = jax.eval_shape(lambda: build_encoder(
-        config.encoder, dim=config.table.dim, length=config.data.length,
+        config.encoder, dim=config.table.dim, length=config.data.length, tied=config.table.tied,
         causal=config.objective.causal, precision=config.train.precision, seed=0,
         features=planned_features(read_beside(config)), content=planned_content(config.content),
         heads=config.objective.needs.heads, lora=config.lora)[1])

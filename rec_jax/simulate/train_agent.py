@@ -43,7 +43,7 @@ from rec_jax.train import backends
 from rec_jax.train.log import MetricsLog
 from rec_jax.train.preemption import Preemption
 from rec_jax.train.resume import changes
-from rec_jax.train.saving import growth_bytes
+from rec_jax.train.saving import open_to_save
 from rec_jax.train.step import check_finite, check_ids
 
 METRIC = "return"
@@ -88,9 +88,7 @@ def run_agent(run: Run, config: AgentConfig, reporter: Reporter | None = None, *
             run.check_free()
         settings = config.checkpoint
         preemption = held.enter_context(Preemption(config.train.log_every))
-        checkpoints = held.enter_context(Checkpoints(
-            run.checkpoints, keep=settings.keep, keep_every=settings.keep_every,
-            copy_bytes=settings.copy_mib * 2**20, growth_bytes=growth_bytes(settings)))
+        checkpoints = held.enter_context(open_to_save(run.checkpoints, settings))
         state, position = _resume(checkpoints, agent, reporter, force)
         position.backends = backends.agree(position.backends, reporter)
         if run.saved_config() != to_mapping(config):

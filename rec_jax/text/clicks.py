@@ -15,8 +15,7 @@ import numpy.typing as npt
 import polars as pl
 
 from rec_jax.data.dataset import Dataset, places_of
-from rec_jax.data.item_files import read_items
-from rec_jax.data.prepare_config import ItemFile
+from rec_jax.data.item_files import read_table
 from rec_jax.errors import InputError
 from rec_jax.text.lexical import words_of
 
@@ -48,11 +47,7 @@ def read_clicks(dataset: Dataset, table: Path | str, query: str = "query",
     Raises:
       InputError: the table cannot be read, lacks a column, or has no click that counts.
     """
-    frames, faults = read_items(ItemFile(str(table)), {"id": item, "query": query})
-    found = pl.concat([pl.DataFrame(schema={"id": pl.String, "query": pl.String}), *frames])
-    if faults.count:
-        raise InputError(f"{table} has {faults.count} rows that cannot be read: the first is "
-                         f"{faults.first}")
+    found = read_table(table, {"id": item, "query": query})
     places = places_of(dataset.item_ids(), found["id"])
     # What a search would refuse: `_` is a part of words, and none alone.
     worded = pl.Series([any(map(str.isalnum, text or "")) and bool(words_of(text))

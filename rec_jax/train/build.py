@@ -154,7 +154,7 @@ def build(config: RunConfig) -> Built:
     content = open_content(config.content, dataset, 0 if texts is None else texts.width)
     others = {} if texts is None else {path: leaf.shape for path, leaf in texts.parameters.items()}
     encoder, params = build_encoder(
-        config.encoder, dim=config.table.dim, length=config.data.length,
+        config.encoder, dim=config.table.dim, length=config.data.length, tied=config.table.tied,
         causal=config.objective.causal, precision=settings.precision, seed=config.seed,
         features=find_features(read_beside(config), dataset),
         content=content.parts, scale=config.table.init_scale,

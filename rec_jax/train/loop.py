@@ -20,7 +20,6 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from rec_jax.checkpoint import Checkpoints
 from rec_jax.checkpoint.older import TABLES
 from rec_jax.config import save as save_config
 from rec_jax.config import to_mapping
@@ -43,7 +42,7 @@ from rec_jax.train.growing import Start, start_from
 from rec_jax.train.log import MetricsLog
 from rec_jax.train.preemption import Preemption
 from rec_jax.train.resume import Position, resume
-from rec_jax.train.saving import Saver, growth_bytes, make_saver, moving_share
+from rec_jax.train.saving import Saver, make_saver, moving_share, open_to_save
 from rec_jax.train.starting import StartClock
 from rec_jax.train.state import TrainState
 from rec_jax.train.step import StepMetrics, check_finite, check_ids, place_batch
@@ -123,10 +122,8 @@ def _train(run: Run, config: RunConfig, built: Built, reporter: Reporter, force:
         reporter.say(repeats)
     settings = config.checkpoint
     with (Preemption(config.train.log_every) as preemption,
-          Checkpoints(run.checkpoints, keep=settings.keep, keep_every=settings.keep_every,
-                      copy_bytes=settings.copy_mib * 2**20,
-                      moving=moving_share(built.choice.mode),
-                      growth_bytes=growth_bytes(settings)) as checkpoints):
+          open_to_save(run.checkpoints, settings,
+                       moving_share(built.choice.mode)) as checkpoints):
         built.tiers.open(run.folder)
         state, done, position = resume(checkpoints, built, config, reporter, force=force)
         clock.mark("data and model")

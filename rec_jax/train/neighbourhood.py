@@ -26,7 +26,7 @@ from rec_jax.model.aggregation import gathered_of, own_part
 from rec_jax.model.graphs import AnyGraph
 from rec_jax.model.item_graph import ItemGraph
 from rec_jax.model.neighbours import SIDES, SampledGraph, draw, draw_seeds, other, weights
-from rec_jax.objectives.base import Ids
+from rec_jax.objectives.base import Ids, history_of_places
 from rec_jax.tables import ITEMS, USERS
 from rec_jax.train.item_neighbourhood import ItemNeighbourhood
 from rec_jax.train.mode import READ, Array, Batch, Setting, TableCatalogue
@@ -50,7 +50,7 @@ class Neighbourhood(NamedTuple):
         found: Named = {side: {} for side in SIDES}
         for side in SIDES:
             for name, ids in named[side].items():
-                if makes_vectors(side, name):
+                if is_made(side, name):
                     self._follow(found, side, ids, len(self.graph.fan_out), f"{name}:")
                 else:
                     found[side][name] = ids
@@ -93,7 +93,7 @@ class Neighbourhood(NamedTuple):
         ids: what `rows_of` gave, of one micro-batch and of all of them.
         """
         def vectors(side: str, name: str) -> Array:
-            if not makes_vectors(side, name):
+            if not is_made(side, name):
                 return answers[side].stored(name)
             found = self.vector(params, answers, ids, side, name)
             return at_each_place(found, micro) if (side, name) == (USERS, READ) else found
@@ -107,7 +107,7 @@ class Neighbourhood(NamedTuple):
         return setting
 
 
-def makes_vectors(side: str, name: str) -> bool:
+def is_made(side: str, name: str) -> bool:
     """Whether a loss reads vectors by that name. Rows of a history are read by nothing: a query is
     the vector of a user."""
     return side != ITEMS or name != READ
@@ -124,10 +124,7 @@ def users_of_histories(batch: Batch) -> Ids:
 def at_each_place(vectors: Array, micro: Batch) -> Array:
     """Vectors `[B * S, d]` of the histories of a micro-batch as `[B * L, d]`, those of its places.
     """
-    segments, most = micro["segments"], micro["histories"].shape[1]
-    # Histories of a row stand side by side and are numbered from 1; padding is 0.
-    slot = jnp.maximum(segments - 1, 0) + most * jnp.arange(len(segments))[:, None]
-    return vectors[slot.reshape(-1)]
+    return vectors[history_of_places(micro["segments"], micro["histories"].shape[1])]
 
 
 def neighbourhood(graph: AnyGraph | None, setting: Setting, state: TrainState

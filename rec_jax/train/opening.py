@@ -17,6 +17,13 @@ AUTO = "auto"
 Source = Path | str
 
 
+def has_section(section: str, of: type[Any], config: Any) -> bool:
+    """Whether a config, or the file of one, is of a class: it alone has the section in its file."""
+    if isinstance(config, str | Path):
+        return section in configs.read_mapping(shipped.locate(config))
+    return isinstance(config, of)
+
+
 def open_run(config: Any, run: Source | None, overrides: Sequence[str],
              resume: Source | None, *, force: bool = False, trust_code: bool = False,
              of: type[Any] = RunConfig) -> tuple[Run, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,6 +29,12 @@ WORTH_IT = 0.5
 """Share of touched rows above which a delta would save too little to be worth its chain."""
 MOVING = 0.25
 """The largest share of a sparse table that is assumed to change while it is written."""
+
+
+def open_to_save(folder: Path, settings: CheckpointConfig, moving: float = 1.0) -> Checkpoints:
+    """The checkpoints of a training, as its config says; moving: see `Checkpoints`."""
+    return Checkpoints(folder, keep=settings.keep, keep_every=settings.keep_every, moving=moving,
+                       copy_bytes=settings.copy_mib * 2**20, growth_bytes=growth_bytes(settings))
 
 
 @dataclass

@@ -44,7 +44,7 @@ from rec_jax.tables import ITEMS, USERS, TableConfig, init_table, row_optimizer
 from rec_jax.tables.new_rows import given_to, rows_at, taken_away
 from rec_jax.tier.dynamic_ids import DynamicIds, DynamicIdsConfig, Evicted
 from rec_jax.tier.live_draws import Draw, LiveDraws
-from rec_jax.train.saving import growth_bytes
+from rec_jax.train.saving import open_to_save
 from rec_jax.train.state import TrainState, from_items, init_state, to_items
 from rec_jax.train.step import Step, check_finite, make_train_step, place_batch
 from rec_jax.train.stream_export import write_rows
@@ -166,12 +166,10 @@ class Stream:
         """
         if not self._settled:
             raise InputError("a stream is saved behind a barrier; expected barrier() before save()")
-        folder, settings = Path(folder), settings or CheckpointConfig()
+        folder = Path(folder)
         for name, ids in self.ids.items():
             ids.save(_ids_path(folder, name, self.steps))
-        with Checkpoints(folder / "checkpoints", keep=settings.keep,
-                         keep_every=settings.keep_every, copy_bytes=settings.copy_mib * 2**20,
-                         growth_bytes=growth_bytes(settings)) as checkpoints:
+        with open_to_save(folder / "checkpoints", settings or CheckpointConfig()) as checkpoints:
             checkpoints.save(self.steps, to_items(self.state), {
                 "stream": json.loads(dumps(dataclasses.asdict(self.config))),
                 "about": dict(about or {})})

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from rec_jax.data.periods import PeriodsConfig
 from rec_jax.errors import InputError
 from rec_jax.mesh import MeshConfig
-from rec_jax.metrics import metric_names
+from rec_jax.metrics import check_asked
 from rec_jax.ranges import at_least, check
 from rec_jax.run_sections import CheckpointConfig
 from rec_jax.train.stream import StreamConfig
@@ -32,9 +32,7 @@ class StreamEvaluateConfig:
     def __post_init__(self) -> None:
         check(self, "evaluate.", ks=at_least(1, 2**62), interactions=at_least(0),
               batch=at_least(1, 2**20))
-        if self.metric not in (known := metric_names(self.ks)):
-            raise InputError(f"evaluate.metric {self.metric!r} is not measured; "
-                             f"expected one of {', '.join(known)}")
+        check_asked(self.ks, self.metric)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from rec_jax.mesh import Axes
 from rec_jax.metrics import MISSED, rank_metrics
-from rec_jax.sizes import power_of_two
+from rec_jax.sizes import list_room
 from rec_jax.tables import ITEMS, USERS, Table
 from rec_jax.tables.bias import place_bias
 from rec_jax.tables.tiles import rank_tiles, top_k_tiles
@@ -25,8 +25,6 @@ from rec_jax.train.stream_config import StreamEvaluateConfig
 
 TILE = 32
 """Questions that are computed in one static shape."""
-_LEAST = 16
-"""Items that a program lists at least."""
 
 
 def ranks_of(stream: Stream, users: np.ndarray, items: np.ndarray, *, batch: int = 512
@@ -67,7 +65,7 @@ def best_items(stream: Stream, user: int, k: int) -> tuple[np.ndarray, np.ndarra
     k = min(k, len(stream.ids[ITEMS].live))
     queries = np.zeros((devices, 1, table.rows.shape[1]), np.float32)
     queries[0] = stream.rows_of(USERS, np.array([user]))
-    room = min(max(_LEAST, power_of_two(k)), table.num_items)
+    room = list_room(k, table.num_items)
     scores, rows = (np.asarray(found)[0, 0, :k] for found in _lister(
         stream.mesh, table.over, table.num_items, room)(
             table.rows, _barred(stream), queries, np.arange(devices) < 1))

@@ -44,7 +44,14 @@ from rec_jax.train.log import MetricsLog
 from rec_jax.train.preemption import Preemption
 from rec_jax.train.stream import NAMES, Stream
 from rec_jax.train.stream_config import StreamRunConfig
-from rec_jax.train.stream_names import hashed, names_of, no_names, read_names, write_names
+from rec_jax.train.stream_names import (
+    Hashed,
+    hashed,
+    names_of,
+    no_names,
+    read_names,
+    write_names,
+)
 from rec_jax.train.stream_ranks import tested
 
 STEPS_AT_ONCE = 64
@@ -162,8 +169,7 @@ class _Loop:
         texts = {USERS: hashed(period.users), ITEMS: hashed(period.items)}
         figures, popular, protocol = tested(stream, texts[USERS].ids, texts[ITEMS].ids, settings)
         self.reporter.begin(len(period))
-        losses, new = self._steps(period, {name: one.ids for name, one in texts.items()},
-                                  {name: one.checks for name, one in texts.items()})
+        losses, new = self._steps(period, texts)
         gone = stream.barrier()
         counts: dict[str, float] = {"interactions": len(period), "loss": float(losses.mean())}
         for name, ids in stream.ids.items():
@@ -190,9 +196,8 @@ class _Loop:
                             "to go on")
         return {**about, "step": stream.steps, **line}
 
-    def _steps(self, period: Period, ids: dict[str, np.ndarray], checks: dict[str, np.ndarray]
-               ) -> tuple[np.ndarray, dict[str, int]]:
-        """Losses of the steps of a period, and how many ids got rows."""
+    def _steps(self, period: Period, texts: dict[str, Hashed]) -> tuple[np.ndarray, dict[str, int]]:
+        """Losses of the steps of a period, whose ids are `texts`, and how many ids got rows."""
         stream, size = self.standing.stream, STEPS_AT_ONCE * self.config.stream.positions
         losses, new = [], dict.fromkeys(NAMES, 0)
         for first in range(0, len(period), size):
@@ -201,8 +206,9 @@ class _Loop:
                                 f"its beginning; {len(self.standing.position.periods)} periods "
                                 "are saved; resume the run to go on")
             part = slice(first, first + size)
-            learnt = stream.learn(ids[USERS][part], ids[ITEMS][part], period.times[part],
-                                  {name: found[part] for name, found in checks.items()})
+            learnt = stream.learn(texts[USERS].ids[part], texts[ITEMS].ids[part],
+                                  period.times[part],
+                                  {name: one.checks[part] for name, one in texts.items()})
             losses.append(learnt.loss)
             new = {name: new[name] + learnt.new[name] for name in NAMES}
             self.reporter.advance(len(period.times[part]), f"loss {learnt.loss[-1]:.4f}")

@@ -14,20 +14,18 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from rec_jax import config as configs
-from rec_jax import shipped
 from rec_jax.data.periods import periods_of
 from rec_jax.data.source_files import files_of
 from rec_jax.errors import InputError
 from rec_jax.files import file_hash
-from rec_jax.inference.export import What
-from rec_jax.inference.export_formats import WRITERS
+from rec_jax.inference.export import What, check_format
 from rec_jax.inference.retrieve import Recommendation
 from rec_jax.mesh import parse_mesh
 from rec_jax.progress import reporter_of
 from rec_jax.run import Run
 from rec_jax.tables import ITEMS, USERS
 from rec_jax.tier.text_ids import text_ids
-from rec_jax.train.opening import AUTO, open_run
+from rec_jax.train.opening import AUTO, has_section, open_run
 from rec_jax.train.stream_config import StreamRunConfig
 from rec_jax.train.stream_export import write_rows
 from rec_jax.train.stream_names import hashed
@@ -49,10 +47,8 @@ def is_stream(run: Any) -> bool:
 
 def learns_stream(config: Any, resume: Any, continue_from: Any = None) -> bool:
     """Whether the config to train with, or the run to go on with, is of a stream."""
-    if isinstance(config, StreamRunConfig):
-        return True
-    if isinstance(config, str | Path):
-        return "stream" in configs.read_mapping(shipped.locate(config))
+    if isinstance(config, StreamRunConfig | str | Path):
+        return has_section("stream", StreamRunConfig, config)
     return is_stream(continue_from) or (resume != AUTO and is_stream(resume))
 
 
@@ -154,9 +150,7 @@ def export(run: PathLike, *, out: PathLike, what: What = "items", format: str = 
     """Write the rows of the live items or users, with the ids of the source."""
     if what not in (ITEMS, USERS):
         raise InputError(f"a stream has no {what}; expected items or users")
-    if format not in WRITERS:
-        raise InputError(f"export format {format!r} is unknown; expected one of "
-                         f"{', '.join(WRITERS)}")
+    check_format(format)
     folder, _, found = load_stream(run, mesh)
     rows = found.stream.ids[what].live.live()
     write_rows(out, found.names[what]["name"], found.stream.state.tables[what], rows,

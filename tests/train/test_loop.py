@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from rec_jax import api, config
 from rec_jax.checkpoint import Checkpoints
 from rec_jax.errors import InputError, TrainingError
 from rec_jax.run import Run, RunConfig
+from rec_jax.train import saving
 from rec_jax.train.log import keep_until, read_metrics
 from rec_jax.train.loop import _Window, run_training
 from rec_jax.train.step import StepMetrics
@@ -232,7 +232,7 @@ def test_what_the_config_says_of_checkpoints_is_what_they_do(
         asked.update(given, folder=folder)
         raise Opened
 
-    monkeypatch.setattr(sys.modules[run_training.__module__], "Checkpoints", opened)
+    monkeypatch.setattr(saving, "Checkpoints", opened)
     run, settings = start(tiny_mapping("checkpoint.keep=7", "checkpoint.keep_every=3",
                                        "checkpoint.copy_mib=5", "checkpoint.growth_mib=2"),
                           tmp_path / "run")
