@@ -64,10 +64,11 @@ SYNTHETIC: dict[str, dict[str, Any]] = {
 RETAIL: dict[str, dict[str, Any]] = {
     "supervised": {"kind": "next_item"},
     "policy_gradient": {"kind": "policy_gradient", "reward": "weight"},
-    "sqn": {"kind": "supervised_q", "form": "sqn"},
-    "sac": {"kind": "supervised_q", "form": "sac", "reward_scale": 0.2},
-    "advantage": {"kind": "supervised_q", "form": "advantage"},
+    "sqn": {"kind": "supervised_q", "form": "sqn", "value_weight": 0.05},
+    "sac": {"kind": "supervised_q", "form": "sac", "value_weight": 0.05, "reward": "weight"},
+    "advantage": {"kind": "supervised_q", "form": "advantage", "value_weight": 0.05},
 }
+"""Values share the encoder: with a weight of 1 they cost 30 % of NDCG@10, of .05 less than 1 %."""
 
 
 def logged(seed: int, users: int) -> tuple[Episodes, np.ndarray]:
@@ -268,10 +269,11 @@ def retail(raw: Path, work: Path, seeds: int, epochs: float, names: list[str],
     folder = work / "dataset"
     dataset = Dataset.open(folder) if folder.exists() else write_retail(raw, folder)
     settings: dict[str, Any] = {
-        "data": {"length": 50}, "table": {"dim": 32},
-        "encoder": {"kind": "transformer", "layers": 1, "heads": 2, "dropout": 0.2},
-        "optimizer": {"rate": 1e-3, "schedule": "cosine", "warmup": 50},
-        "train": {"rows": 64, "epochs": epochs, "evaluate_every": 2, "patience": 5, "ema": 0.99},
+        "data": {"length": 50}, "table": {"dim": 64},
+        # The lines of an invoice have no order: a bag of items is better than a transformer.
+        "encoder": {"kind": "bag", "power": 0.5, "linear": True, "dropout": 0.3},
+        "optimizer": {"rate": 3e-3, "schedule": "cosine", "warmup": 50},
+        "train": {"rows": 32, "epochs": epochs, "evaluate_every": 2, "patience": 5, "ema": 0.99},
         "evaluate": {"filter_seen": False}}
     found: dict[str, Any] = {"split_hash": dataset.split_hash, "settings": settings,
                              "objectives": {name: {"settings": RETAIL[name], "runs": []}
@@ -304,7 +306,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--users", type=int, default=1000, help="of a synthetic log")
     parser.add_argument("--steps", type=int, default=400, help="of a run on a synthetic log")
-    parser.add_argument("--epochs", type=float, default=20.0, help="of a run on Online Retail")
+    parser.add_argument("--epochs", type=float, default=8.0, help="of a run on Online Retail")
     parser.add_argument("--objectives", nargs="+", choices=sorted({*SYNTHETIC, *RETAIL}))
     parser.add_argument("--raw", type=Path, help="online_retail.parquet")
     parser.add_argument("--work", type=Path, default=Path("retail"), help="dataset and runs")
