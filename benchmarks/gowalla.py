@@ -85,17 +85,20 @@ def measure(run: str, step: int | None) -> dict[str, Any]:
     """Both metrics of a run's checkpoint."""
     model = rec_jax.load(run, step=step)
     with tempfile.TemporaryDirectory() as folder:
-        items, users = (np.array(load_embeddings(rec_jax.export(
-            model, out=Path(folder) / what, what=what)).vectors)  # type: ignore[arg-type]
+        items, users = (load_embeddings(rec_jax.export(
+            model, out=Path(folder) / what, what=what))  # type: ignore[arg-type]
             for what in ("items", "users"))
-    metrics = list_metrics(users, items, model.served.dataset)
+        metrics = list_metrics(np.array(users.vectors), np.array(items.vectors),
+                               model.served.dataset, bias=items.item_bias)
     return {"run": Path(run).name, "step": model.served.step, "test": metrics,
             "dataset": model.served.dataset.split_hash}
 
 
-def list_metrics(users: np.ndarray, items: np.ndarray, dataset: Dataset, k: int = K
-                 ) -> dict[str, float]:
+def list_metrics(users: np.ndarray, items: np.ndarray, dataset: Dataset, k: int = K,
+                 bias: np.ndarray | None = None) -> dict[str, float]:
     """Recall@k and NDCG@k of vectors f32 `[U, d]` and `[V, d]`, means over users with a test part.
+
+    bias: f32 `[V]`, added to the scores.
 
     Recall: the share of a user's different test items that are among the first k. NDCG: the sum of
     1 / log2(1 + rank) over those, by that of a list that begins with as many test items as it can.
@@ -107,6 +110,8 @@ def list_metrics(users: np.ndarray, items: np.ndarray, dataset: Dataset, k: int 
     for first in range(0, len(asked), BLOCK):
         block = asked[first:first + BLOCK]
         scores = users[block] @ items.T
+        if bias is not None:
+            scores += bias
         for row, user in enumerate(block):
             scores[row, dataset.items[offsets[user]:ends[user]]] = -np.inf
         for user, listed in zip(block, best_items(scores, k), strict=True):

@@ -44,3 +44,7 @@ def test_a_given_split_is_kept_and_its_lists_are_measured(tmp_path: Path) -> Non
     found = gowalla.list_metrics(vectors, np.eye(5, dtype=np.float32), dataset, k=3)
     assert found["recall@3"] == 1 and found["ndcg@3"] == pytest.approx(
         (1 + 1 / math.log2(4)) / 2)
+    # A bias above all differences puts item 1 first for user 1, and user 0 has seen it.
+    bias = np.array([100.0 * (item == 1) for item in items], np.float32)
+    found = gowalla.list_metrics(vectors, np.eye(5, dtype=np.float32), dataset, k=1, bias=bias)
+    assert found == {"recall@1": 0.75, "ndcg@1": 1.0, "users": 2}
