@@ -322,6 +322,7 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
         features=find_features(read_beside(config), dataset), content=_content(opened, config),
         heads=config.objective.needs.heads, lora=config.lora, beside=_text_shapes(opened))
     encoder, params = with_item_graph(config.item_graph, encoder, params)
+    encoder = encoder._replace(head=config.objective.needs.ranks)
     total, name = padded_size(dataset.num_items), _weights_in(config)
 
     def stored(table: str, settings: TableConfig) -> jax.ShapeDtypeStruct:

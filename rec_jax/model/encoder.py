@@ -24,7 +24,7 @@ from rec_jax.model.encoders import EncoderConfig, Inputs
 from rec_jax.model.encoders.base import at_places
 from rec_jax.model.features import add_features, init_tables
 from rec_jax.model.heads import FOLDER as HEADS
-from rec_jax.model.heads import init_heads
+from rec_jax.model.heads import apply_head, init_heads
 from rec_jax.model.lora import FOLDER as LORA
 from rec_jax.model.lora import Adapted, LoraConfig, find_adapted, init_lora, merged
 from rec_jax.model.rows import RowSource
@@ -54,6 +54,7 @@ class Encoder(NamedTuple):
 
     takes_places: its module computes the queries of asked places alone; see `encoders.base`.
     tied: it reads rows of the items' table; those of a table of inputs have no content.
+    head: whose queries it gives (`rec_jax.model.heads`); None: its own, as a training step asks.
     beside: matrices that are adapted and are none of the module's.
     """
 
@@ -66,6 +67,7 @@ class Encoder(NamedTuple):
     lora: tuple[Adapted, ...] = ()
     beside: tuple[Adapted, ...] = ()
     tied: bool = True
+    head: str | None = None
 
     def __call__(self, params: Params, vectors: jax.Array, inputs: Inputs,
                  key: jax.Array | None = None, hidden: jax.Array | None = None,
@@ -87,9 +89,9 @@ class Encoder(NamedTuple):
         leaves = [params[path] for path in self.paths]
         module = nnx.merge(self.graph, jax.tree.unflatten(self.structure, leaves))
         inputs = inputs._replace(features=None)
-        if self.takes_places:
-            return module(vectors, inputs, key, at)
-        return at_places(module(vectors, inputs, key), at)
+        queries = (module(vectors, inputs, key, at) if self.takes_places
+                   else at_places(module(vectors, inputs, key), at))
+        return queries if self.head is None else apply_head(params, self.head, queries)
 
 
 def visible_times(inputs: Inputs, hidden: jax.Array) -> jax.Array:

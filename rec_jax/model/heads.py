@@ -4,7 +4,8 @@
 
 An objective that answers two questions at once (what comes next, and what it is worth) scores the
 same rows by two queries. Parameters are `heads/NAME` among the encoder's, so that optax, the
-average and checkpoints know nothing of them; what ranks and recommends reads h alone.
+average and checkpoints know nothing of them. What ranks and recommends reads h, or the head that an
+objective names (`Needs.ranks`).
 """
 
 from __future__ import annotations

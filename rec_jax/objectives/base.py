@@ -98,6 +98,7 @@ class Needs(NamedTuple):
     log_q: batches carry f32 `log_q`, log of each target's share of all labels of the data.
     heads: names of further queries of each position, linear maps of the encoder's that are learned
       (`rec_jax.model.heads`): a loss finds theirs in `Task.values`, as queries/NAME `[N, d]`.
+    ranks: the one of `heads` whose queries rank and recommend; None: the encoder's own do.
     values: names of per-interaction arrays of the dataset; batches carry those of the targets, f32
       `values/NAME`.
     histories: batches carry int32 `histories` `[A, B, S]`, the place of the last input of each of
@@ -116,6 +117,7 @@ class Needs(NamedTuple):
     values: tuple[str, ...] = ()
     histories: bool = False
     heads: tuple[str, ...] = ()
+    ranks: str | None = None
     rates: bool = False
     walks: int = 0
 

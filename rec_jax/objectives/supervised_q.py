@@ -11,8 +11,9 @@ rows by a second query, a learned linear map of it (`rec_jax.model.heads`); its 
 counts (as constants). Where values are all above 0, most of a value says how good the state is,
 and not the item: `advantage` takes that off, and labels that are no better than others do not
 count. The drawn items are the same for a step, so their mean row is all that is read of them. What
-ranks and recommends is the softmax's query. Xin et al. (SIGIR 2020), whose two heads have tables of
-their own; the advantage is that of their SA2C (WSDM 2022).
+ranks and recommends is the softmax's query, or with `ranks_by = "value"` that of the values: the
+items that are worth most, and not those that are taken most. Xin et al. (SIGIR 2020), whose two
+heads have tables of their own; the advantage is that of their SA2C (WSDM 2022).
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Config(WholeCatalogue):
 
     form: values shape the encoder alone (sqn), or they (sac), or what they are above those of other
       items (advantage), are the factor on a label's loss, too.
+    ranks_by: which of the two heads ranks and recommends.
     value_weight: of the loss of values.
     cap: largest factor on a label's loss (sac, advantage).
     compared: items, drawn for each step, whose mean value an advantage is above.
@@ -60,6 +62,7 @@ class Config(WholeCatalogue):
 
     kind: str = "supervised_q"
     form: Literal["sqn", "sac", "advantage"] = "sqn"
+    ranks_by: Literal["softmax", "value"] = "softmax"
     value_weight: float = 1.0
     cap: float = 10.0
     compared: int = 64
@@ -89,7 +92,7 @@ class Config(WholeCatalogue):
     def needs(self) -> Needs:
         """The log-normaliser, labels for their values, and the best item of every state."""
         return Needs(normaliser=True, labels=True, search=EVERY, values=(self.reward,),
-                     heads=(HEAD,))
+                     heads=(HEAD,), ranks=HEAD if self.ranks_by == "value" else None)
 
     def plan(self, batch: Batch, keys: Keys, num_items: int) -> Task:
         """Every next item is a label and an action; with items to compare it with."""

@@ -80,6 +80,9 @@ class AgentConfig:
             raise InputError("an environment has neither times nor users that one knows, and what "
                              "comes is not known; expected an encoder that reads items, and an "
                              "objective that predicts what is next")
+        if needs.ranks is not None:
+            raise InputError("objective.ranks_by = 'value' is of runs on a dataset; expected "
+                             "'softmax', or objective.kind = 'q_learning' to act by values")
         if self.checkpoint.full_every != 1:
             raise InputError("checkpoint.full_every is of runs on a dataset; expected 1")
         if not self.replay.capacity and self.replay != ReplayConfig():

@@ -276,7 +276,7 @@ class Validator:
         """over: mesh axes that cut the rows; graph: what makes vectors of them. Raises InputError
         where the dataset has nobody to validate on."""
         self._config, self._dataset, self._graph = config, dataset, graph
-        self._encoder = encoder
+        self._encoder = encoder = encoder._replace(head=config.objective.needs.ranks)
         if graph is not None or not encoder.source.linear:  # vectors are where rows would be
             encoder = of_vectors(encoder)
         settings = config.evaluate
