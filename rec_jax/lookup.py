@@ -16,6 +16,7 @@ from rec_jax.data.dataset import Dataset
 from rec_jax.data.dataset_files import META
 from rec_jax.data.item_vectors import open_item_vectors
 from rec_jax.errors import InputError
+from rec_jax.files import check_path
 from rec_jax.inference.retrieve import Recommendation, Recommender, listed
 from rec_jax.inference.search import (
     blend_scores,
@@ -87,7 +88,7 @@ def load_search(run: Loadable, config: SearchConfig, *, space: str = "text", tel
     check_space(space)
     dataset, served = opened(run, tell, how)
     if config.learned is not None:
-        index = learned_index(dataset, served, config)
+        index = learned_index(dataset, served, config, space)
     elif space == "text":
         index = open_index(dataset, config)
     else:
@@ -113,6 +114,9 @@ def opened(run: Loadable, tell: Tell, how: Mapping[str, Any]) -> tuple[Dataset, 
     if isinstance(run, Recommender | Served):
         served = run.served if isinstance(run, Recommender) else run
     elif (Path(run) / META).is_file():
+        for name in ("step", "data", "mesh"):
+            if how.get(name) is not None:
+                raise InputError(f"{name} is of a run, and {run} is a dataset; expected none")
         return Dataset.open(run), None
     else:
         served = load(run, tell=tell, **how).served
@@ -160,8 +164,8 @@ def _settings(model: Path | str | None, name: str | None, prefix: str | None,
 class Begin(NamedTuple):
     """Where a search stands before clicks teach it. name: of the item vectors that texts are
     compared with, or that lead to a run's items; texts: gives vectors of texts and knows words;
-    vectors: f32 `[V, d]`, of length 1, to which `matrix` f32 `[c, d]` leads texts; of: whose they
-    are, in words."""
+    vectors: of all items, f32 `[V, d]`, of length 1, to which `matrix` f32 `[c, d]` leads texts;
+    of: whose they are, in words."""
 
     name: str
     texts: TextIndex
@@ -202,18 +206,25 @@ def begin_of(dataset: Dataset, served: Served | None, config: SearchConfig, spac
     known = own.has & trained_items(served)
     matrix = (linear(np.eye(index.vectors.shape[1], dtype=np.float32)) if linear is not None else
               regressed(unit(np.asarray(own.vectors)[known]), vectors[known]))
-    return Begin(name, index, vectors * index.has[:, None], matrix, of)
+    return Begin(name, index, vectors, matrix, of)
 
 
-def learned_index(dataset: Dataset, served: Served | None, config: SearchConfig) -> TextIndex:
+def learned_index(dataset: Dataset, served: Served | None, config: SearchConfig,
+                  space: str = "text") -> TextIndex:
     """The search of `config` with what `config.learned` says.
 
+    space: as it was asked for; text, the default, is any.
+
     Raises:
-      InputError: it is no such file, or of other items or texts.
+      InputError: it is no such file, or of another space, other items or other texts.
     """
     assert config.learned is not None
     learned = read_learned(config.learned)
     about = learned.about
+    for name, asked, free in (("space", space, "text"), ("name", config.name, None)):
+        if asked not in (free, about[name]):
+            raise InputError(f"{name} is {asked!r}, and {config.learned} was learned for "
+                             f"{about[name]!r}; expected that, or none")
     prefix = about["prefix"] if config.prefix is None else config.prefix
     named = replace(config, name=about["name"], prefix=prefix)
     of_items = about["space"] != "text"
@@ -229,7 +240,7 @@ def learned_index(dataset: Dataset, served: Served | None, config: SearchConfig)
                                                           len(learned.matrix)):
         raise InputError(f"the item vectors {about['name']!r} of {dataset.folder} were made anew "
                          f"by another model since {config.learned} was learned; learn it again")
-    learned.check_items(vectors * index.has[:, None], where)
+    learned.check_items(vectors, where)
     return index.in_space(vectors, lambda texts: texts @ learned.matrix)
 
 
@@ -252,9 +263,11 @@ def learn_search(run: Loadable, clicks: Path | str, *, model: Path | str, out: P
     before and after, of the encoder and with the words.
 
     Raises:
-      InputError: no such run, vectors, clicks or columns.
+      InputError: no such run, vectors, clicks or columns, or `out` exists.
     """
     check_space(space)
+    if check_path(out).exists():
+        raise InputError(f"{out} exists; expected the name of a new file")
     learning = learning or ClickConfig()
     config = _settings(model, name, prefix, table, id, columns, lexical)
     dataset, served = opened(run, tell, how)
@@ -275,10 +288,11 @@ def learn_search(run: Loadable, clicks: Path | str, *, model: Path | str, out: P
 
     mrr, matrix, losses = {"before": figures(begin.matrix)}, begin.matrix, list[float]()
     given = unit(np.stack([vectors[text] for text in learned.texts]))
+    found_by = begin.vectors * begin.texts.has[:, None]  # who cannot be found is no negative
     for loss in LOSSES:
         if loss != learning.loss and not beside:
             continue
-        made, means = learn_matrix(replace(learning, loss=loss), learned, given, begin.vectors,
+        made, means = learn_matrix(replace(learning, loss=loss), learned, given, found_by,
                                    begin.matrix)
         mrr[loss] = figures(made)
         if loss == learning.loss:
