@@ -233,6 +233,9 @@ def test_the_verb_prints_what_python_finds(tiny_run: Path, rec_jax: Command) -> 
         entry.item for entry in expected]
     assert "no letter or digit; expected some words" in refused(
         rec_jax("search", tiny_run, "--text", "?!"))
+    dataset = Path(package.load(tiny_run).served.dataset.folder)
+    assert f"--step is of a run, and {dataset} is a dataset; expected none" in refused(
+        rec_jax("search", dataset, "--text", "film", "--step", 1))
 
 
 def test_texts_of_a_table_stand_for_titles(tiny_csv: Path, tmp_path: Path) -> None:
