@@ -319,24 +319,27 @@ class Validator:
                  ) -> dict[str, float]:
         """Metrics of the weights of `state`; away: rows that lie elsewhere, by table."""
         shown = self._served(state)
-        metrics = self._ranked(state, shown, self.panel, away)
+        metrics = self._ranked(state, shown, self.panel, away, self._bias)
         if self._predictor is None:
             return metrics
         return {**self._predictor(state.items.row_map)(*shown, "valid"), **metrics}
 
-    def ranked(self, state: TrainState, panel: Panel) -> dict[str, float]:
-        """Metrics of the ranks of a panel's targets."""
-        return self._ranked(state, self._served(state), panel, None)
+    def ranked(self, state: TrainState, panel: Panel, counted: Dataset) -> dict[str, float]:
+        """Metrics of the ranks of a panel's targets; counted: whose labels say what is popular,
+        where serving adds that."""
+        return self._ranked(state, self._served(state), panel, None,
+                            serving_values(self._config, counted))
 
     def _ranked(self, state: TrainState, weights: tuple[Params, jax.Array], panel: Panel,
-                away: Mapping[str, RowsApart] | None) -> dict[str, float]:
-        """As `ranked`, by what `_served` gives."""
+                away: Mapping[str, RowsApart] | None, popular: np.ndarray | None
+                ) -> dict[str, float]:
+        """As `ranked`, by what `_served` and `serving_values` give."""
         (params, rows), items = weights, state.items
         ranker, shown, asked = self._ranker, cast(Any, rows), dict(params)
         if away:
             ranker, shown = self._apart_ranker, away.get(ITEMS) or apart(rows)
             asked |= {name: cast(Any, away[name]) for name in TABLES if name in away}
-        bias = serving_bias(self._config, self._bias, bias_of(state), shown.shape[0], self._mesh,
+        bias = serving_bias(self._config, popular, bias_of(state), shown.shape[0], self._mesh,
                             items.over, items.row_map)
         ranks = rank_users(ranker(items.row_map), asked, shown, self._dataset,
                            panel.users, panel.targets, panel.ends, reading=reading_of(self._config),
