@@ -39,6 +39,9 @@ from rec_jax.text.search import (
     unit,
 )
 
+_HOW = ("cold", "step", "data", "mesh")
+"""What `load` may be told of a run, beside that its code is trusted."""
+
 
 @dataclass(frozen=True)
 class Search:
@@ -110,17 +113,27 @@ def check_space(space: str) -> None:
 
 
 def opened(run: Loadable, tell: Tell, how: Mapping[str, Any]) -> tuple[Dataset, Served | None]:
-    """A dataset, and the run that was trained on it, where `run` is not the dataset's folder."""
+    """A dataset, and the run that was trained on it, where `run` is not the dataset's folder.
+
+    how: as `load` takes it, where it is asked.
+    """
+    if unknown := how.keys() - {*_HOW, "trust_code"}:
+        raise TypeError(f"a search knows no {min(unknown)!r}")
     if isinstance(run, Recommender | Served):
+        _refuse(how, "this model is loaded")
         served = run.served if isinstance(run, Recommender) else run
     elif (Path(run) / META).is_file():
-        for name in ("step", "data", "mesh"):
-            if how.get(name) is not None:
-                raise InputError(f"{name} is of a run, and {run} is a dataset; expected none")
+        _refuse(how, f"{run} is a dataset")
         return Dataset.open(run), None
     else:
         served = load(run, tell=tell, **how).served
     return served.dataset, served
+
+
+def _refuse(how: Mapping[str, Any], why: str) -> None:
+    for name in _HOW:
+        if how.get(name) is not None:
+            raise InputError(f"{name} is of a run, and {why}; expected none")
 
 
 def search(run: Loadable, text: str, *, model: Path | str | None = None, user: str | None = None,

@@ -203,6 +203,10 @@ def test_the_matrix_of_a_run_leads_texts_to_its_items(folder: Path, served: Serv
     cosines = vectors @ query / np.linalg.norm(query) / np.linalg.norm(vectors, axis=1)
     expected = best_items(np.where(index.has, cosines, -np.inf).astype(np.float32), 60)
     assert [entry.item for entry in found] == served.dataset.item_ids()[expected].to_list()
+    with pytest.raises(InputError, match="step is of a run, and this model is loaded; expected no"):
+        rec_jax.search(served, "w3", step=0)
+    with pytest.raises(TypeError, match="a search knows no 'lexicl'"):
+        rec_jax.search(folder / "d", "w3", lexicl=0)
     with pytest.raises(InputError, match="has the content text; expected other among its"):
         rec_jax.search(served, "w3", model=folder / "model", space="items", name="other")
 
