@@ -69,6 +69,7 @@ from rec_jax.train.mode import Setting
 from rec_jax.train.passing_step import PassingStep
 from rec_jax.train.state import TrainState, bias_of, init_state, served
 from rec_jax.train.step import Step, make_train_step
+from rec_jax.train.task_shapes import check_task
 from rec_jax.train.tiers import Away, Tiers, passing_table, tiered_table
 
 
@@ -166,6 +167,7 @@ def build(config: RunConfig) -> Built:
                              "the text encoder; expected one such as 'text/blocks/*/kernel'")
         texts = texts._replace(adapted=encoder.beside)
         params |= texts.parameters | init_lora(encoder.beside, others, config.seed)
+    check_task(config, dataset.num_trained)
     choice = update_of(config, dataset.num_items)
     tables, modes = tables_of(config), modes_of(config, choice.mode)
     still = [] if texts is None or texts.content.train == "all" else texts.parameters
