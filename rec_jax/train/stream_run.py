@@ -41,6 +41,7 @@ from rec_jax.run import Run
 from rec_jax.tables import ITEMS, USERS
 from rec_jax.train import backends
 from rec_jax.train.log import MetricsLog
+from rec_jax.train.new_run import new_run
 from rec_jax.train.preemption import Preemption
 from rec_jax.train.stream import NAMES, Stream
 from rec_jax.train.stream_config import StreamRunConfig
@@ -133,7 +134,7 @@ def run_stream(run: Run, config: StreamRunConfig, reporter: Reporter | None = No
             raise InputError(f"there is no interaction in {', '.join(sources)}; "
                              "expected some")
         if not begun:
-            run.create(config)
+            held.enter_context(new_run(run, config))
             held.enter_context(run.locked())
         elif new:
             run.check_free()
