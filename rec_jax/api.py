@@ -100,7 +100,11 @@ def train(config: RunConfig | AgentConfig | PathLike | None = None, *, run: Path
         return stream_verbs.train_stream(
             config, stream, run=run, overrides=overrides, resume=resume, force=force,
             progress=progress, others={"start_from": start_from, "continue_from": continue_from,
-                                       "data": data, "encoder_only": encoder_only})
+                                       "data": data, "encoder_only": encoder_only,
+                                       "keep_state": keep_state})
+    for name, asked in (("encoder_only", encoder_only), ("keep_state", keep_state)):
+        if asked and start_from is None:
+            raise InputError(f"{name} is of a run that starts from another; expected start_from")
     if continue_from is not None:
         if config is not None or data is None or start_from is not None:
             raise InputError("a run that goes on from another one has the config of that one; "
@@ -116,8 +120,6 @@ def train(config: RunConfig | AgentConfig | PathLike | None = None, *, run: Path
     if plays(config, resume):
         return train_agent(config, run, overrides, resume, force=force, trust_code=trust_code,
                            start_from=start_from, progress=progress)
-    if encoder_only and start_from is None:
-        raise InputError("encoder_only is of a run that starts from another; expected start_from")
     start = (None if start_from is None
              else Start(Run(Path(start_from), trust_code), keep_state=keep_state,
                         encoder_only=encoder_only))
@@ -360,9 +362,11 @@ def plan(config: RunConfig | PathLike, *, items: float, devices: str = "cpu",
     Raises:
       InputError: unknown devices, or a catalogue that no table can hold.
     """
-    if plays(config, None):
-        raise InputError("a config with [environment] has no plan; expected one of a run on a "
-                         "dataset")
+    for section, there in (("environment", plays(config, None)),
+                           ("stream", stream_verbs.learns_stream(config, None))):
+        if there:
+            raise InputError(f"a config with [{section}] has no plan; expected one of a run on a "
+                             "dataset")
     if not isinstance(config, RunConfig):
         config = configs.load(RunConfig, shipped.locate(config), overrides,
                               trust_code=trust_code)

@@ -16,6 +16,7 @@ from rec_jax.data.dataset import Dataset
 from rec_jax.data.dataset_files import META
 from rec_jax.data.item_vectors import open_item_vectors
 from rec_jax.errors import InputError
+from rec_jax.files import check_path
 from rec_jax.inference.retrieve import Recommendation, Recommender, listed
 from rec_jax.inference.search import (
     blend_scores,
@@ -37,6 +38,9 @@ from rec_jax.text.search import (
     open_index,
     unit,
 )
+
+_HOW = ("cold", "step", "data", "mesh")
+"""What `load` may be told of a run, beside that its code is trusted."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def load_search(run: Loadable, config: SearchConfig, *, space: str = "text", tel
     check_space(space)
     dataset, served = opened(run, tell, how)
     if config.learned is not None:
-        index = learned_index(dataset, served, config)
+        index = learned_index(dataset, served, config, space)
     elif space == "text":
         index = open_index(dataset, config)
     else:
@@ -109,14 +113,27 @@ def check_space(space: str) -> None:
 
 
 def opened(run: Loadable, tell: Tell, how: Mapping[str, Any]) -> tuple[Dataset, Served | None]:
-    """A dataset, and the run that was trained on it, where `run` is not the dataset's folder."""
+    """A dataset, and the run that was trained on it, where `run` is not the dataset's folder.
+
+    how: as `load` takes it, where it is asked.
+    """
+    if unknown := how.keys() - {*_HOW, "trust_code"}:
+        raise TypeError(f"a search knows no {min(unknown)!r}")
     if isinstance(run, Recommender | Served):
+        _refuse(how, "this model is loaded")
         served = run.served if isinstance(run, Recommender) else run
     elif (Path(run) / META).is_file():
+        _refuse(how, f"{run} is a dataset")
         return Dataset.open(run), None
     else:
         served = load(run, tell=tell, **how).served
     return served.dataset, served
+
+
+def _refuse(how: Mapping[str, Any], why: str) -> None:
+    for name in _HOW:
+        if how.get(name) is not None:
+            raise InputError(f"{name} is of a run, and {why}; expected none")
 
 
 def search(run: Loadable, text: str, *, model: Path | str | None = None, user: str | None = None,
@@ -160,8 +177,8 @@ def _settings(model: Path | str | None, name: str | None, prefix: str | None,
 class Begin(NamedTuple):
     """Where a search stands before clicks teach it. name: of the item vectors that texts are
     compared with, or that lead to a run's items; texts: gives vectors of texts and knows words;
-    vectors: f32 `[V, d]`, of length 1, to which `matrix` f32 `[c, d]` leads texts; of: whose they
-    are, in words."""
+    vectors: of all items, f32 `[V, d]`, of length 1, to which `matrix` f32 `[c, d]` leads texts;
+    of: whose they are, in words."""
 
     name: str
     texts: TextIndex
@@ -202,18 +219,25 @@ def begin_of(dataset: Dataset, served: Served | None, config: SearchConfig, spac
     known = own.has & trained_items(served)
     matrix = (linear(np.eye(index.vectors.shape[1], dtype=np.float32)) if linear is not None else
               regressed(unit(np.asarray(own.vectors)[known]), vectors[known]))
-    return Begin(name, index, vectors * index.has[:, None], matrix, of)
+    return Begin(name, index, vectors, matrix, of)
 
 
-def learned_index(dataset: Dataset, served: Served | None, config: SearchConfig) -> TextIndex:
+def learned_index(dataset: Dataset, served: Served | None, config: SearchConfig,
+                  space: str = "text") -> TextIndex:
     """The search of `config` with what `config.learned` says.
 
+    space: as it was asked for; text, the default, is any.
+
     Raises:
-      InputError: it is no such file, or of other items or texts.
+      InputError: it is no such file, or of another space, other items or other texts.
     """
     assert config.learned is not None
     learned = read_learned(config.learned)
     about = learned.about
+    for name, asked, free in (("space", space, "text"), ("name", config.name, None)):
+        if asked not in (free, about[name]):
+            raise InputError(f"{name} is {asked!r}, and {config.learned} was learned for "
+                             f"{about[name]!r}; expected that, or none")
     prefix = about["prefix"] if config.prefix is None else config.prefix
     named = replace(config, name=about["name"], prefix=prefix)
     of_items = about["space"] != "text"
@@ -229,7 +253,7 @@ def learned_index(dataset: Dataset, served: Served | None, config: SearchConfig)
                                                           len(learned.matrix)):
         raise InputError(f"the item vectors {about['name']!r} of {dataset.folder} were made anew "
                          f"by another model since {config.learned} was learned; learn it again")
-    learned.check_items(vectors * index.has[:, None], where)
+    learned.check_items(vectors, where)
     return index.in_space(vectors, lambda texts: texts @ learned.matrix)
 
 
@@ -252,9 +276,11 @@ def learn_search(run: Loadable, clicks: Path | str, *, model: Path | str, out: P
     before and after, of the encoder and with the words.
 
     Raises:
-      InputError: no such run, vectors, clicks or columns.
+      InputError: no such run, vectors, clicks or columns, or `out` exists.
     """
     check_space(space)
+    if check_path(out).exists():
+        raise InputError(f"{out} exists; expected the name of a new file")
     learning = learning or ClickConfig()
     config = _settings(model, name, prefix, table, id, columns, lexical)
     dataset, served = opened(run, tell, how)
@@ -275,10 +301,11 @@ def learn_search(run: Loadable, clicks: Path | str, *, model: Path | str, out: P
 
     mrr, matrix, losses = {"before": figures(begin.matrix)}, begin.matrix, list[float]()
     given = unit(np.stack([vectors[text] for text in learned.texts]))
+    found_by = begin.vectors * begin.texts.has[:, None]  # who cannot be found is no negative
     for loss in LOSSES:
         if loss != learning.loss and not beside:
             continue
-        made, means = learn_matrix(replace(learning, loss=loss), learned, given, begin.vectors,
+        made, means = learn_matrix(replace(learning, loss=loss), learned, given, found_by,
                                    begin.matrix)
         mrr[loss] = figures(made)
         if loss == learning.loss:

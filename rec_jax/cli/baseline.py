@@ -89,7 +89,8 @@ def _recommend(dataset: str, model: str, settings: Any, user: str, k: int,
 
     if "," in model:
         raise InputError("--recommend asks one model; expected --model with one name")
-    found = api.fit_baseline(dataset, model, settings=settings).recommend(user=user, k=k)
+    found = api.fit_baseline(dataset, model, settings=settings).recommend(
+        user=user, k=k, tell=say)
     recommendations(found, as_json)
 
 

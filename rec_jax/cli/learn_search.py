@@ -8,7 +8,17 @@ import typer
 
 from rec_jax.cli.options import App
 from rec_jax.cli.show import number, print_facts, print_json, say
-from rec_jax.cli.types import Data, Json, Step, TextVectors, Trust
+from rec_jax.cli.types import (
+    Data,
+    Json,
+    Lexical,
+    Step,
+    TextColumns,
+    TextId,
+    TextTable,
+    TextVectors,
+    Trust,
+)
 
 app = App()
 
@@ -31,6 +41,10 @@ def learn_search(
     name: TextVectors = None,
     prefix: Annotated[str | None, typer.Option(
         help="Stands before a text, where the model was trained so.")] = None,
+    table: TextTable = None,
+    id: TextId = "item_id",
+    columns: TextColumns = None,
+    lexical: Lexical = None,
     loss: Annotated[str, typer.Option(
         help="exact: softmax over the whole catalogue; in_batch: over the clicked items of a "
              "batch.")] = "exact",
@@ -59,7 +73,8 @@ def learn_search(
     learning = ClickConfig(loss, epochs, rows, rate, decay, temperature, held_out, seed)  # type: ignore[arg-type]
     made = lookup.learn_search(
         run, clicks, model=model, out=out, query=query, item=item, space=space, name=name,
-        prefix=prefix, learning=learning, beside=beside, tell=say, step=step, data=data,
+        prefix=prefix, table=table, id=id, columns=columns or (), lexical=lexical,
+        learning=learning, beside=beside, tell=say, step=step, data=data,
         trust_code=trust_code)
     if as_json:
         print_json(made)

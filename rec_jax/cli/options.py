@@ -44,9 +44,11 @@ _KEYS: Mapping[str, Mapping[str, str]] = {
     "export": {"what": "what", "format": "format", "mesh": "mesh", "cold.bias": "cold_bias"},
     "recommend": {"k": "k", "mesh": "mesh", "popularity bias": "popularity_bias",
                   "cold.bias": "cold_bias"},
-    "learn-search": {name: name for name in (
-        "loss", "epochs", "rows", "rate", "decay", "temperature", "held_out", "seed", "space")},
-    "search": {"k": "k", "blend": "blend", "space": "space", "search.lexical": "lexical"},
+    "learn-search": {"search.lexical": "lexical", **{name: name for name in (
+        "loss", "epochs", "rows", "rate", "decay", "temperature", "held_out", "seed", "space",
+        "name", "step", "data")}},
+    "search": {"k": "k", "search.lexical": "lexical", **{name: name for name in (
+        "blend", "space", "name", "step", "data")}},
     "simulate": {name: name for name in ("users", "confidence", "seed", "turns")},
     "ope": {name: name for name in (
         "confidence", "resamples", "seed", "cap", "bound_cap", "reward_low", "reward_high",
@@ -72,6 +74,8 @@ _PHRASES: Mapping[str, Mapping[str, str]] = {
                   "expected --continue RUN, or data.path in the config",
               "encoder_only is of a run that starts from another; expected start_from":
                   "--encoder-only is of a run that starts from another; expected --start-from",
+              "keep_state is of a run that starts from another; expected start_from":
+                  "--keep-state is of a run that starts from another; expected --start-from",
               "expected keep_state or encoder_only": "expected --keep-state or --encoder-only",
               "expected resume and stream": "expected --resume RUN and --stream PATH",
               "stream names files": "--stream names files",
@@ -79,6 +83,7 @@ _PHRASES: Mapping[str, Mapping[str, str]] = {
               "continue_from is not of a stream": "--continue is not of a stream",
               "data is not of a stream": "--data is not of a stream",
               "encoder_only is not of a stream": "--encoder-only is not of a stream",
+              "keep_state is not of a stream": "--keep-state is not of a stream",
               **_PROCESSES},
     "embed": {"from a model, or from a file of vectors": "from --model or from --vectors",
               "or set pooling": "or --pooling", "(or set pooling, which": "(or --pooling, which",

@@ -9,7 +9,17 @@ import typer
 from rec_jax.cli import summary
 from rec_jax.cli.options import App
 from rec_jax.cli.show import say
-from rec_jax.cli.types import Data, Json, Step, TextVectors, Trust
+from rec_jax.cli.types import (
+    Data,
+    Json,
+    Lexical,
+    Step,
+    TextColumns,
+    TextId,
+    TextTable,
+    TextVectors,
+    Trust,
+)
 
 app = App()
 
@@ -35,15 +45,10 @@ def search(
     name: TextVectors = None,
     prefix: Annotated[str | None, typer.Option(
         help="Stands before the query, where the model was trained so.")] = None,
-    table: Annotated[str | None, typer.Option(
-        metavar="FILE", help="CSV, TSV or Parquet with the texts whose words count; the dataset's "
-                             "titles and text by default.")] = None,
-    id: Annotated[str, typer.Option(
-        metavar="COLUMN", help="With --table: column of item ids.")] = "item_id",
-    columns: Annotated[list[str] | None, typer.Option(
-        "--column", metavar="COLUMN", help="Column of text; may be repeated.")] = None,
-    lexical: Annotated[float | None, typer.Option(
-        help="What a point of BM25 is worth in cosines; 0: the encoder alone.")] = None,
+    table: TextTable = None,
+    id: TextId = "item_id",
+    columns: TextColumns = None,
+    lexical: Lexical = None,
     learned: Annotated[str | None, typer.Option(
         metavar="FILE", help="What clicks taught, from `rec-jax learn-search`; it says the space "
                              "and the item vectors.")] = None,

@@ -18,6 +18,15 @@ Step = Annotated[int | None, typer.Option(
     help="Checkpoint to use; the best one by default.")]
 TextVectors = Annotated[str | None, typer.Option(
     help="Item vectors; by default the only ones that are made of text.")]
+TextTable = Annotated[str | None, typer.Option(
+    "--table", metavar="FILE", help="CSV, TSV or Parquet with the texts whose words count; the "
+                                    "dataset's titles and text by default.")]
+TextId = Annotated[str, typer.Option(
+    "--id", metavar="COLUMN", help="With --table: column of item ids.")]
+TextColumns = Annotated[list[str] | None, typer.Option(
+    "--column", metavar="COLUMN", help="Column of text; may be repeated.")]
+Lexical = Annotated[float | None, typer.Option(
+    "--lexical", help="What a point of BM25 is worth in cosines; 0: the encoder alone.")]
 SplitName = Annotated[str, typer.Option(help="valid or test.")]
 Trust = Annotated[bool, typer.Option(
     "--trust-code", help="Load modules of third parties that the config names; their code runs.")]

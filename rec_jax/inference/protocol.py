@@ -167,9 +167,9 @@ def repeats_line(dataset: Dataset, settings: EvaluateConfig, panel: Panel) -> st
 
     panel: of the validation.
     """
-    repeated = panel.left_out_seen + int(panel.seen.sum())
-    shares = {"validation": repeated / (panel.left_out_seen + len(panel.users)),
-              "test": repeat_share(dataset, "test")}
+    # Who is left out is counted among all, and a panel may be a part of those who are not.
+    asked = float(panel.seen.mean()) if not panel.left_out_seen else repeat_share(dataset, "valid")
+    shares = {"validation": asked, "test": repeat_share(dataset, "test")}
     if not any(shares.values()):
         return None
     rule = ("evaluate.filter_seen = false: they are ranked like all others"

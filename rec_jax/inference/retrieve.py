@@ -129,7 +129,7 @@ def recommend(served: Served, *, user: str | None = None, history: Sequence[str]
     scores, best = _first(served, tiles, min(k, dataset.num_items), filter_seen,
                           bias_of_rows(served, added, cold))
     if tell is not None and np.sum(best >= 0) < k:
-        tell(_shortfall(int(np.sum(best >= 0)), k, dataset.num_items,
+        tell(shortfall(int(np.sum(best >= 0)), k, dataset.num_items,
                         items if filter_seen else items[:0], cold))
     return listed(dataset, best, scores)
 
@@ -210,7 +210,7 @@ def _seconds(times: Sequence[int], count: int) -> np.ndarray:
     return seconds
 
 
-def _shortfall(found: int, k: int, num_items: int, seen: np.ndarray,
+def shortfall(found: int, k: int, num_items: int, seen: np.ndarray,
                cold: np.ndarray | None) -> str:
     """Why `found` items are fewer than `k`. seen: items that may not come again."""
     out = np.zeros(num_items, bool)

@@ -75,8 +75,9 @@ def user_scores(served: Served, user: str | None, history: Sequence[str] | None 
     """Scores f32 `[V]` of all items for a user or after a history, as `recommend` ranks by.
 
     Raises:
-      InputError: as `recommend`.
+      InputError: as `recommend`, or the rows do not lie on the devices.
     """
+    served.check_there("a search by a user's taste")
     tiles, _ = question_of(served, user, history, times)
     count = served.dataset.num_items
     encode = jitted_queries(served.encoder, count, served.mesh, served.over)

@@ -29,6 +29,10 @@ def _check_nodes(config: Any) -> None:
         if not samples and table is not None and table.update not in ("auto", "dense"):
             raise InputError(f"{name}.update = {table.update!r}: encoder {kind!r} reads and trains "
                              f"every row in every step; expected {name}.update = 'dense'")
+    if graph_layers(config.encoder) and config.continual is not None:
+        raise InputError(f"encoder {kind!r}: the graph of a run that goes on has an edge for each "
+                         "interaction that it is tested on before it learns it; expected no "
+                         "[continual], and a run of its own")
     if samples:
         _check_sampled(config)
     elif config.content:
@@ -83,6 +87,10 @@ def _check_items(config: Any) -> None:
         raise InputError(f"objective {kind!r} searches stored rows, and those of "
                          "[item_graph] are not the vectors that it scores; expected an objective "
                          "that does not search")
+    if config.item_graph.drop == 1 and not config.content:
+        raise InputError("item_graph.drop is 1: no step reads an item's own row, and items have no "
+                         "content, so nothing of them would be trained; expected less than 1, or "
+                         "[[content]]")
     if config.bias.trained:
         raise InputError("bias.trained: [item_graph] trains rows alone; expected bias.trained = "
                          "false (a bias.strength may be given)")

@@ -33,7 +33,7 @@ from rec_jax.model.encoder import build_encoder
 from rec_jax.model.lora import adapted_in
 from rec_jax.model.optimizer import dense_optimizer, schedule
 from rec_jax.model.tuning import find_tuning
-from rec_jax.plan.shapes import batch_shapes, check_known
+from rec_jax.plan.shapes import check_known
 from rec_jax.run import RunConfig, modes_of, read_beside, tables_of, update_of
 from rec_jax.tables import ITEMS, Table, row_optimizer, rows_over
 from rec_jax.tables.bias import bias_state
@@ -41,6 +41,7 @@ from rec_jax.tables.row_map import row_map_of
 from rec_jax.tables.table import padded_size
 from rec_jax.train.state import TrainState, state_shardings, trained, weights
 from rec_jax.train.step import make_train_step
+from rec_jax.train.task_shapes import batch_shapes
 
 _COLLECTIVE = re.compile(
     r"= (.*?) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\(")

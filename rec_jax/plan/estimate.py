@@ -27,12 +27,13 @@ from rec_jax.model.lora import adapted_in
 from rec_jax.model.tuning import find_tuning
 from rec_jax.plan.messages import Cut, Sizes, messages
 from rec_jax.plan.passing import Passing, Ways, passing
-from rec_jax.plan.shapes import check_known, drawn_rows, task_shapes
+from rec_jax.plan.shapes import check_known, drawn_rows
 from rec_jax.run import RunConfig, modes_of, placements_of, read_beside, tables_of, update_of
 from rec_jax.tables import ITEMS
 from rec_jax.tables.choose import trained_by
 from rec_jax.tables.placement import Placement, part_rows
 from rec_jax.tables.table import padded_size
+from rec_jax.train.task_shapes import task_shapes
 
 # Bytes of row-optimizer state, as multiples of the width and constant, by kind.
 _STATE = {"sgd": (0, 0), "adagrad": (0, 4), "adam": (8, 4), "row_adam": (4, 8)}

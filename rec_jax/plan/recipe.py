@@ -110,7 +110,7 @@ def recipe_of(found: Statistics, machine: Machine, path: str, rules: Rules = RUL
     length = _length(found)
     positions = _positions(found, rules)
     rows = max(1, round(positions / length))
-    steps = max(1, math.ceil(found.interactions / (rows * length)))
+    steps = found.targets / (rows * length)  # a small part of one, of a small dataset
     dim = 64 if found.interactions < WIDE_FROM else 128
     exact, why = _loss(found, machine, dim)
     average = padded_size(found.items) * dim <= DENSE_VALUES
@@ -227,7 +227,7 @@ def _objective(found: Statistics, rules: Rules, exact: bool, why: str,
                     "little evidence"))
 
 
-def _stopping(steps: int, average: bool) -> tuple[Setting, ...]:
+def _stopping(steps: float, average: bool) -> tuple[Setting, ...]:
     """When to validate, how to average, and when to stop, from the steps of an epoch."""
     least, most = STEPS_BETWEEN
     every = float(math.ceil(least / steps)) if steps <= most else round(most / steps, 3)
@@ -239,9 +239,13 @@ def _stopping(steps: int, average: bool) -> tuple[Setting, ...]:
     return (Setting("train.epochs", epochs, "a bound that few runs meet: patience ends them"),
             *ema,
             Setting("train.evaluate_every", every,
-                    f"{between:,} steps of {steps:,} an epoch; {least:,} to {most:,} are asked "
-                    "for"),
+                    f"{between:,} steps, of {_few(steps)} an epoch; {least:,} to {most:,} are "
+                    "asked for"),
             Setting("train.patience", 5, "validations without improvement"))
+
+
+def _few(steps: float) -> str:
+    return f"{steps:,.0f}" if steps >= 10 else f"{steps:.2g}"
 
 
 def _validation(found: Statistics) -> tuple[Setting, ...]:

@@ -32,6 +32,8 @@ from rec_jax.train.report import image, png_of, two_axes
 from rec_jax.train.state import TrainState
 
 Floats = np.ndarray
+_CATALOGUE = ("kind", "items", "seed", "topics", "trashy")
+"""Settings that a catalogue is drawn by, where an environment has them."""
 
 
 def load_agent(run: Run, step: int | None = None) -> tuple[Agent, TrainState, int]:
@@ -41,7 +43,8 @@ def load_agent(run: Run, step: int | None = None) -> tuple[Agent, TrainState, in
       InputError: the folder is no run in an environment, or has no such checkpoint.
     """
     if "environment" not in run.saved_config():
-        raise InputError(f"{run.folder} is a run on a dataset; expected one with [environment]")
+        raise InputError(f"{run.folder} does not play in an environment; expected a run with "
+                         "[environment]")
     config = load_config(AgentConfig, run.config_path, trust_code=run.trust_code)
     with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
         chosen = checkpoints.best() if step is None else step
@@ -87,9 +90,7 @@ def compare_policies(run: Run, *, step: int | None = None, against: Sequence[Run
         popular, (items.shape[0], slate)))
     for other in against:
         rival, weights, _ = load_agent(other)
-        if rival.environment.num_items != environment.num_items:
-            raise InputError(f"{other.folder} knows {rival.environment.num_items} items, and "
-                             f"{run.folder} {environment.num_items}; expected one catalogue")
+        check_rival(agent, rival, str(other.folder))
         found[name_of(other.folder, found)] = returns(
             chooser(make_act(rival.setting, "greedy", slate), weights))
     own = found["best items"]
@@ -100,6 +101,21 @@ def compare_policies(run: Run, *, step: int | None = None, against: Sequence[Run
         for name, values in found.items()}
     return {"run": str(run.folder), "step": chosen, "users": users, "confidence": confidence,
             "policies": policies, "trajectory": trajectory(agent, state, key)}
+
+
+def check_rival(agent: Agent, rival: Agent, name: str) -> None:
+    """Raises InputError where the agent in folder `name` cannot meet the users of `agent`."""
+    here, there = ({"num_items": each.environment.num_items, **{
+        key: getattr(each.config.environment, key) for key in _CATALOGUE
+        if hasattr(each.config.environment, key)}} for each in (agent, rival))
+    for key in {**here, **there}:
+        if here.get(key) != there.get(key):
+            raise InputError(f"{name} was trained with another catalogue (environment.{key} is "
+                             f"{there.get(key)}, and {here.get(key)} here); expected one catalogue")
+    if rival.environment.horizon < agent.environment.horizon:
+        raise InputError(f"{name} was trained on histories of {rival.environment.horizon} places "
+                         f"(environment.horizon), and users here have "
+                         f"{agent.environment.horizon}; expected at least so many")
 
 
 def name_of(folder: Path, taken: Collection[str]) -> str:

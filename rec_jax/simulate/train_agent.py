@@ -41,6 +41,7 @@ from rec_jax.simulate.agent_config import AgentConfig
 from rec_jax.tables.choose import trained_by
 from rec_jax.train import backends
 from rec_jax.train.log import MetricsLog
+from rec_jax.train.new_run import new_run
 from rec_jax.train.preemption import Preemption
 from rec_jax.train.resume import changes
 from rec_jax.train.saving import open_to_save
@@ -82,7 +83,7 @@ def run_agent(run: Run, config: AgentConfig, reporter: Reporter | None = None, *
             held.enter_context(run.locked())
         agent = build_agent(config)
         if not run.config_path.exists():
-            run.create(config)
+            held.enter_context(new_run(run, config))
             held.enter_context(run.locked())
         elif new:
             run.check_free()

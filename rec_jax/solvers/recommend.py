@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from rec_jax.data.dataset import Dataset
 from rec_jax.errors import InputError
 from rec_jax.inference.protocol import cold_items
-from rec_jax.inference.retrieve import Recommendation, check_question, listed
+from rec_jax.inference.retrieve import Recommendation, check_question, listed, shortfall
 from rec_jax.run_sections import EvaluateConfig
 from rec_jax.solvers.base import Fitted, Matrix, Values
 from rec_jax.solvers.interactions import history_matrix, matrix_of
@@ -28,12 +28,13 @@ class FittedBaseline:
         self._dataset, self._values, self._settings = dataset, values, settings
 
     def recommend(self, history: Sequence[str] | None = None, k: int = 10, *,
-                  user: str | None = None, filter_seen: bool | None = None
-                  ) -> list[Recommendation]:
+                  user: str | None = None, filter_seen: bool | None = None,
+                  tell: Callable[[str], None] | None = None) -> list[Recommendation]:
         """The k best items after a history of item ids, or for a user of the dataset with all of
         theirs; best first, fewer where no more may be recommended.
 
-        filter_seen: items of the history may not come again; replaces the protocol's.
+        filter_seen: items of the history may not come again; replaces the protocol's. tell: is
+          told in one line why there are fewer than k items.
 
         Raises:
           InputError: unknown ids, not exactly one of a user and a history, an empty history, k
@@ -44,9 +45,12 @@ class FittedBaseline:
         seen, given, own = self._read(user, history)
         if filter_seen is None:
             filter_seen = self._settings.filter_seen
-        scores = allowed(self.fitted.scores(given, own), cold_items(dataset, self._settings),
-                         seen if filter_seen else None)
+        cold = cold_items(dataset, self._settings)
+        scores = allowed(self.fitted.scores(given, own), cold, seen if filter_seen else None)
         found = best_items(scores, min(k, dataset.num_items))[0]
+        if tell is not None and np.sum(found >= 0) < k:
+            tell(shortfall(int(np.sum(found >= 0)), k, dataset.num_items,
+                           seen.indices if filter_seen else seen.indices[:0], cold))
         return listed(dataset, found, scores[0, found])
 
     def _read(self, user: str | None, history: Sequence[str] | None

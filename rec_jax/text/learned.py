@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import optax
 
-from rec_jax.errors import InputError
+from rec_jax.errors import InputError, TrainingError
 from rec_jax.kernels import softmax_loss
 from rec_jax.ranges import above, at_least, below, check
 from rec_jax.text.clicks import Clicks
@@ -73,6 +73,7 @@ def learn_matrix(config: ClickConfig, clicks: Clicks, vectors: Floats, items: Fl
 
     Raises:
       InputError: no item that was clicked has a vector.
+      TrainingError: the loss or the matrix is no number any more.
     """
     there = np.any(items != 0, axis=1)
     known = there[clicks.item]
@@ -97,7 +98,11 @@ def learn_matrix(config: ClickConfig, clicks: Clicks, vectors: Floats, items: Fl
             query[order].astype(np.int32), item[order].astype(np.int32),
             weights.astype(np.float32))), data)
         means.append(float(total) / count)
-    return np.asarray(data[2] + state[0], np.float32), means
+    found = np.asarray(data[2] + state[0], np.float32)
+    if not (np.isfinite(found).all() and np.isfinite(means).all()):
+        raise TrainingError(f"the loss or the matrix is no number any more (rate {config.rate:g}, "
+                            f"decay {config.decay:g}); expected a smaller rate or decay")
+    return found, means
 
 
 def _rule(config: ClickConfig, steps: int) -> optax.GradientTransformation:

@@ -68,6 +68,10 @@ class SearchConfig:
         if self.model is None and self.learned is not None:
             raise InputError("a matrix that was learned leads the vectors of texts; expected the "
                              "folder of the model that makes them, too")
+        if self.model is None and (self.name is not None or self.prefix is not None):
+            raise InputError("a search without a text encoder goes by words alone, and name and "
+                             "prefix are of an encoder's vectors; expected the folder of the "
+                             "model that made them, too")
         if self.model is None and not self.lexical:
             raise InputError("a search without a text encoder goes by words alone; expected the "
                              "folder of the model that made the item vectors, or lexical above 0")

@@ -69,6 +69,7 @@ from rec_jax.train.mode import Setting
 from rec_jax.train.passing_step import PassingStep
 from rec_jax.train.state import TrainState, bias_of, init_state, served
 from rec_jax.train.step import Step, make_train_step
+from rec_jax.train.task_shapes import check_task
 from rec_jax.train.tiers import Away, Tiers, passing_table, tiered_table
 
 
@@ -166,6 +167,7 @@ def build(config: RunConfig) -> Built:
                              "the text encoder; expected one such as 'text/blocks/*/kernel'")
         texts = texts._replace(adapted=encoder.beside)
         params |= texts.parameters | init_lora(encoder.beside, others, config.seed)
+    check_task(config, dataset.num_trained)
     choice = update_of(config, dataset.num_items)
     tables, modes = tables_of(config), modes_of(config, choice.mode)
     still = [] if texts is None or texts.content.train == "all" else texts.parameters
@@ -319,24 +321,27 @@ class Validator:
                  ) -> dict[str, float]:
         """Metrics of the weights of `state`; away: rows that lie elsewhere, by table."""
         shown = self._served(state)
-        metrics = self._ranked(state, shown, self.panel, away)
+        metrics = self._ranked(state, shown, self.panel, away, self._bias)
         if self._predictor is None:
             return metrics
         return {**self._predictor(state.items.row_map)(*shown, "valid"), **metrics}
 
-    def ranked(self, state: TrainState, panel: Panel) -> dict[str, float]:
-        """Metrics of the ranks of a panel's targets."""
-        return self._ranked(state, self._served(state), panel, None)
+    def ranked(self, state: TrainState, panel: Panel, counted: Dataset) -> dict[str, float]:
+        """Metrics of the ranks of a panel's targets; counted: whose labels say what is popular,
+        where serving adds that."""
+        return self._ranked(state, self._served(state), panel, None,
+                            serving_values(self._config, counted))
 
     def _ranked(self, state: TrainState, weights: tuple[Params, jax.Array], panel: Panel,
-                away: Mapping[str, RowsApart] | None) -> dict[str, float]:
-        """As `ranked`, by what `_served` gives."""
+                away: Mapping[str, RowsApart] | None, popular: np.ndarray | None
+                ) -> dict[str, float]:
+        """As `ranked`, by what `_served` and `serving_values` give."""
         (params, rows), items = weights, state.items
         ranker, shown, asked = self._ranker, cast(Any, rows), dict(params)
         if away:
             ranker, shown = self._apart_ranker, away.get(ITEMS) or apart(rows)
             asked |= {name: cast(Any, away[name]) for name in TABLES if name in away}
-        bias = serving_bias(self._config, self._bias, bias_of(state), shown.shape[0], self._mesh,
+        bias = serving_bias(self._config, popular, bias_of(state), shown.shape[0], self._mesh,
                             items.over, items.row_map)
         ranks = rank_users(ranker(items.row_map), asked, shown, self._dataset,
                            panel.users, panel.targets, panel.ends, reading=reading_of(self._config),

@@ -19,6 +19,7 @@ first checkpoint begins again there, and the config alone repeats it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ import numpy as np
 
 from rec_jax import config as configs
 from rec_jax.checkpoint import Checkpoints
+from rec_jax.data.dataset import Dataset
 from rec_jax.errors import InputError
 from rec_jax.inference.protocol import choose_panel, protocol
 from rec_jax.progress import Reporter
@@ -92,6 +94,13 @@ def start_of(config: RunConfig, run: Run, built: Built) -> Start | None:
     return Start(source, config.continual.step, keep_state=True)
 
 
+def trained_before(dataset: Dataset) -> Dataset:
+    """A dataset that was appended to, whose training part is what the run before had: nothing that
+    is new says what is popular."""
+    assert dataset.old_train_end is not None
+    return replace(dataset, train_end=dataset.old_train_end)
+
+
 def measure_before(state: TrainState, built: Built, run: Run, log: MetricsLog,
                reporter: Reporter) -> None:
     """Measure a state that has not seen what is new, unless that was done: two lines of step 0."""
@@ -108,7 +117,7 @@ def measure_before(state: TrainState, built: Built, run: Run, log: MetricsLog,
     except InputError as error:  # training goes on all the same
         reporter.say(f"not tested on what is new: {error}")
         return
-    metrics = built.validator.ranked(state, panel)
+    metrics = built.validator.ranked(state, panel, trained_before(dataset))
     appended, settings = dataset.meta["appended"], config.continual
     assert settings is not None and dataset.old_end is not None
     behind = int((np.asarray(dataset.offsets[1:]) - dataset.old_end).sum())

@@ -40,6 +40,7 @@ from rec_jax.train.counts import Counts, count_parameters
 from rec_jax.train.feed import whole_batches
 from rec_jax.train.growing import Start, start_from
 from rec_jax.train.log import MetricsLog
+from rec_jax.train.new_run import new_run
 from rec_jax.train.preemption import Preemption
 from rec_jax.train.resume import Position, resume
 from rec_jax.train.saving import Saver, make_saver, moving_share, open_to_save
@@ -84,7 +85,7 @@ def run_training(run: Run, config: RunConfig, reporter: Reporter | None = None, 
         clock.mark("data and model")
         run_on_all(lambda: lock.take(new=new))
         if jax.process_index() == 0 and not run.config_path.exists():
-            run.create(config)
+            held.enter_context(new_run(run, config))
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("run folder")
         return _train(run, config, built, reporter, force, start, clock)

@@ -41,6 +41,7 @@ from rec_jax.run import Run
 from rec_jax.tables import ITEMS, USERS
 from rec_jax.train import backends
 from rec_jax.train.log import MetricsLog
+from rec_jax.train.new_run import new_run
 from rec_jax.train.preemption import Preemption
 from rec_jax.train.stream import NAMES, Stream
 from rec_jax.train.stream_config import StreamRunConfig
@@ -101,10 +102,11 @@ def open_standing(run: Run, config: StreamRunConfig) -> Standing:
 
 
 def run_stream(run: Run, config: StreamRunConfig, reporter: Reporter | None = None, *,
-               new: bool = False) -> dict[str, Any]:
+               new: bool = False, files: Sequence[str] = ()) -> dict[str, Any]:
     """Learn every period of the config's files that `run` has not learnt.
 
-    new: there must be no run in the folder.
+    new: there must be no run in the folder; files: what is learnt now, in the place of those; the
+    run's config stays as it is.
 
     Returns a summary: steps, live ids, and the figures of each period that was learnt now.
 
@@ -116,22 +118,23 @@ def run_stream(run: Run, config: StreamRunConfig, reporter: Reporter | None = No
     reporter = reporter or Silent()
     if jax.process_count() > 1:
         raise InputError("a stream is learnt in one process; expected one")
-    if not config.data.files:
+    sources = files or config.data.files
+    if not sources:
         raise InputError("data.files is empty; expected files of interactions, or folders of them")
     with ExitStack() as held:
         begun = run.config_path.exists()
         if begun:
             held.enter_context(run.locked())
-        files = files_of(config.data.files)
+        listed = files_of(sources)
         standing = open_standing(run, config)
-        periods = _unlearnt(config.data, files, standing.position.periods, reporter)
+        periods = _unlearnt(config.data, listed, standing.position.periods, reporter)
         # What cannot be read is found before a new run's folder is made.
         first = list(itertools.islice(periods, 1))
         if not first and not standing.position.periods:
-            raise InputError(f"there is no interaction in {', '.join(config.data.files)}; "
+            raise InputError(f"there is no interaction in {', '.join(sources)}; "
                              "expected some")
         if not begun:
-            run.create(config)
+            held.enter_context(new_run(run, config))
             held.enter_context(run.locked())
         elif new:
             run.check_free()
@@ -251,7 +254,7 @@ def _unlearnt(config: PeriodsConfig, files: Sequence[SourceFile], learnt: list[d
             reporter.say(f"{file.name} has no interactions")
         for period in periods:
             if len(period) and period.part not in done:
-                yield {"file": path, "sha256": digest, "part": period.part,
+                yield {"file": str(real(path)), "sha256": digest, "part": period.part,
                        "parts": len(periods), "interactions": len(period)}, period
     if known:
         reporter.say(f"{known} of {len(files)} files were learnt before")

@@ -57,6 +57,8 @@ def train_stream(config: Any, files: Sequence[PathLike] | PathLike, *,
                  force: bool, progress: bool, others: Mapping[str, Any]) -> dict[str, Any]:
     """Learn the periods of `files`, or of the config's `data.files`; see `run_stream`.
 
+    files: of this start alone: the run keeps its `data.files`. Where it has none, these are its
+    own from now on.
     others: what `train` was told that no stream has, by name.
     """
     for name, value in others.items():
@@ -67,12 +69,19 @@ def train_stream(config: Any, files: Sequence[PathLike] | PathLike, *,
         raise InputError("stream names files of interactions for a run of a stream; expected a "
                          "config with [stream], or the folder of such a run to resume")
     target, resolved = open_run(config, run, overrides, resume, force=force, of=StreamRunConfig)
-    if files:
-        named = [files] if isinstance(files, str | Path) else files
-        resolved = replace(resolved, data=replace(resolved.data, files=tuple(map(str, named))))
+    named = tuple(map(str, [files] if isinstance(files, str | Path) else files))
+    if not resolved.data.files:
+        resolved = replace(resolved, data=replace(resolved.data,
+                                                  files=_own_files(target) or named))
     with reporter_of("train", progress) as reporter:
-        return {"run": str(target.folder), **run_stream(target, resolved, reporter,
+        return {"run": str(target.folder), **run_stream(target, resolved, reporter, files=named,
                                                         new=resume is None)}
+
+
+def _own_files(run: Run) -> tuple[str, ...]:
+    """The `data.files` that a run has in its config, if it has begun."""
+    saved = run.saved_config() if run.config_path.exists() else {}
+    return tuple(saved.get("data", {}).get("files", ()))
 
 
 def also_of_streams(answer: Callable[..., Any]) -> Callable[[Verb], Verb]:

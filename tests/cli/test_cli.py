@@ -251,3 +251,15 @@ def test_a_plan_is_one_json_object_and_unknown_devices_are_one_line(
         rec_jax("plan", config_file, "--items", "1e9", "--devices", "h1000"))
     assert "a config with [environment] has no plan" in refused(
         rec_jax("plan", "choc_kale_dqn", "--items", "1000"))
+    assert "a config with [stream] has no plan" in refused(
+        rec_jax("plan", "stream_ml100k", "--items", "1000"))
+
+
+@pytest.mark.parametrize("option", ["keep-state", "encoder-only"])
+def test_what_is_of_another_run_is_refused_where_there_is_none(rec_jax: Command, config_file: Path,
+                                                               option: str) -> None:
+    for name in (config_file, "choc_kale_dqn"):
+        assert f"--{option} is of a run that starts from another; expected --start-from" in refused(
+            rec_jax("train", name, f"--{option}"))
+    assert f"--{option} is not of a stream" in refused(
+        rec_jax("train", "stream_ml100k", f"--{option}"))

@@ -283,6 +283,8 @@ def test_training_says_what_becomes_of_repeats(changes: Any, rule: str) -> None:
     line = repeats_line(dataset, settings, choose_panel(dataset, "valid", settings))
     assert line is not None and rule in line and "\n" not in line
     assert line.startswith("33.3% of validation and 33.3% of test targets repeat an item")
+    if settings.seen_targets == "leave_out":  # of a part of those who stay the share is the same
+        assert line == repeats_line(dataset, settings, choose_panel(dataset, "valid", settings, 1))
     unique = small([([0, 1, 2, 3], 2, 1)])
     assert repeats_line(unique, settings, choose_panel(unique, "valid", settings)) is None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,14 @@ import pytest
 from command import Command, one_object, refused
 
 from rec_jax import api, config
+from rec_jax.data.batches import BatchStream
 from rec_jax.data.dataset import Dataset
 from rec_jax.errors import InputError
 from rec_jax.plan.recipe import RULES, Machine, Recipe, recipe_of, to_toml
 from rec_jax.plan.statistics import LENGTH_QUANTILES, Statistics, statistics_of
+from rec_jax.plan.suggest import suggest
 from rec_jax.run import RunConfig, modes_of, update_of
+from rec_jax.train.build import steps_of
 
 LAPTOP = Machine(24 * 2**30, 120e9)
 ML1M = Statistics(6040, 3416, 987_531, 981_491, (94, 205, 398, 554, 904), 6040, 0.0)
@@ -104,11 +106,23 @@ def test_steps_of_an_epoch_and_between_validations_stay_in_their_bounds() -> Non
     for targets in (1, 100, 10**4, 10**6, 10**8, 10**9):
         made = settings(dataclasses.replace(ML1M, targets=targets, interactions=targets + 6040))
         positions = made.train.rows * made.data.length
-        steps = math.ceil((targets + 6040) / positions)
+        steps = targets / positions
         assert 900 <= positions <= 16_500
         assert 250 <= made.train.evaluate_every * steps <= 16_384
         assert made.train.epochs >= 20 * made.train.evaluate_every  # so patience can end a run
         assert made.optimizer.schedule == "constant" and made.train.patience
+
+
+def test_a_small_dataset_is_validated_after_as_many_steps_as_a_large_one(
+        tiny_dataset: Path) -> None:
+    """An epoch of it is a part of a step, which has more rows than there are."""
+    small = suggest(tiny_dataset).config()
+    stream = BatchStream(Dataset.open(tiny_dataset), length=small.data.length,
+                         rows=small.train.rows, window=small.data.window)
+    horizon = steps_of(small, stream.rows_per_epoch)
+    assert horizon.per_epoch < 1 and 256 <= horizon.validate_every <= 400
+    assert horizon.total >= 20 * horizon.validate_every
+    assert small.train.ema == pytest.approx(1 - 1 / horizon.validate_every, abs=1e-2)
 
 
 def test_the_loss_is_exact_where_it_can_be_paid_for() -> None:

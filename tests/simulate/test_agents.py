@@ -17,7 +17,7 @@ from rec_jax.errors import InputError
 from rec_jax.run import Run
 from rec_jax.simulate.agent import agent_items, build_agent, make_player
 from rec_jax.simulate.agent_config import AgentConfig
-from rec_jax.simulate.agent_report import name_of
+from rec_jax.simulate.agent_report import check_rival, name_of
 from rec_jax.simulate.train_agent import run_agent
 from rec_jax.train.log import read_metrics
 
@@ -149,3 +149,16 @@ def test_a_mesh_plays_and_learns_the_same(lines: list[str]) -> None:
 def test_settings_that_do_not_fit_are_one_line(lines: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         build_agent(config(BASE, *lines))
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    ("environment.seed=1", "r was trained with another catalogue .environment.seed is 1, and 0"),
+    ("environment.items=23", "environment.num_items is 23, and 24 here"),
+    ("environment.horizon=5", "r was trained on histories of 5 places .* and users here have 6")])
+def test_a_rival_of_another_catalogue_or_of_shorter_histories_is_refused(line: str, message: str
+                                                                         ) -> None:
+    own = build_agent(config(REINFORCE))
+    for same in ("environment.horizon=7", "environment.memory=0.4"):
+        check_rival(own, build_agent(config(REINFORCE, same)), "r")
+    with pytest.raises(InputError, match=message):
+        check_rival(own, build_agent(config(REINFORCE, line)), "r")

@@ -219,6 +219,11 @@ def test_bad_input_is_one_line(repeated: Dataset) -> None:
     with pytest.raises(InputError, match="metric 'rmse' is of ratings, which no baseline predicts"):
         rec_jax.baseline(repeated.folder, models="itemknn", settings=rated, tune=True)
     fitted = rec_jax.fit_baseline(repeated.folder, "popularity")
+    told: list[str] = []
+    assert len(fitted.recommend(["i1"], k=2, tell=told.append)) == 2 and not told
+    few = fitted.recommend(["i1"], k=99, tell=told.append)
+    assert told == [f"{len(few)} instead of 99 items: the catalogue has {repeated.num_items}, of "
+                    "which 1 are in the history, and seen items are not recommended"]
     for arguments, message in (({}, "exactly one of"), ({"history": []}, "history is empty"),
                                ({"user": "u1", "k": 0}, "k is 0"),
                                ({"history": ["i1"], "user": "u1"}, "exactly one of"),

@@ -12,7 +12,7 @@ import pytest
 from marks import slow_but
 
 from rec_jax.data.dataset import Dataset
-from rec_jax.errors import InputError
+from rec_jax.errors import InputError, TrainingError
 from rec_jax.text.clicks import Clicks, read_clicks, split_clicks
 from rec_jax.text.learned import LOSSES, ClickConfig, batch_loss, learn_matrix, mrr_of, regressed
 from rec_jax.text.learned_file import Learned, probe_of, read_learned, write_learned
@@ -112,6 +112,13 @@ def test_clicks_on_items_without_vectors_teach_nothing() -> None:
     items[:] = 0
     with pytest.raises(InputError, match="no item that was clicked has a vector"):
         learn_matrix(ClickConfig(), clicks, texts, items, numbers(5, C, D).astype(np.float32))
+
+
+def test_a_matrix_that_is_no_number_is_not_given_out() -> None:
+    clicks, texts, items = known_log(30)
+    with pytest.raises(TrainingError, match=r"rate 1000, decay 1000\); expected a smaller rate"):
+        learn_matrix(ClickConfig(rows=64, rate=1e3, decay=1e3), clicks, texts, items,
+                     numbers(5, C, D).astype(np.float32))
 
 
 def test_a_regression_begins_where_texts_are_nearest_to_items() -> None:

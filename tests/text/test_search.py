@@ -24,6 +24,7 @@ from rec_jax.data.dataset import Dataset
 from rec_jax.data.item_vectors import open_item_vectors
 from rec_jax.data.prepare import Columns, ItemFile, PrepareConfig, prepare
 from rec_jax.errors import InputError
+from rec_jax.inference.rows_apart import RowsApart
 from rec_jax.inference.search import blend_scores, item_space, trained_items, user_scores
 from rec_jax.inference.served import Served
 from rec_jax.lookup import begin_of
@@ -31,7 +32,7 @@ from rec_jax.model.encoder import build_encoder
 from rec_jax.run import Run, RunConfig
 from rec_jax.tables.table import padded_size
 from rec_jax.text.known_items import choose_lexical, known_item_queries, ranks_of, reciprocal_ranks
-from rec_jax.text.learned_file import read_learned
+from rec_jax.text.learned_file import Learned, probe_of, read_learned, write_learned
 from rec_jax.text.lexical import index_words, words_of
 from rec_jax.text.search import SearchConfig, best_items, open_index
 
@@ -202,6 +203,10 @@ def test_the_matrix_of_a_run_leads_texts_to_its_items(folder: Path, served: Serv
     cosines = vectors @ query / np.linalg.norm(query) / np.linalg.norm(vectors, axis=1)
     expected = best_items(np.where(index.has, cosines, -np.inf).astype(np.float32), 60)
     assert [entry.item for entry in found] == served.dataset.item_ids()[expected].to_list()
+    with pytest.raises(InputError, match="step is of a run, and this model is loaded; expected no"):
+        rec_jax.search(served, "w3", step=0)
+    with pytest.raises(TypeError, match="a search knows no 'lexicl'"):
+        rec_jax.search(folder / "d", "w3", lexicl=0)
     with pytest.raises(InputError, match="has the content text; expected other among its"):
         rec_jax.search(served, "w3", model=folder / "model", space="items", name="other")
 
@@ -232,6 +237,9 @@ def test_the_verb_prints_what_python_finds(tiny_run: Path, rec_jax: Command) -> 
         entry.item for entry in expected]
     assert "no letter or digit; expected some words" in refused(
         rec_jax("search", tiny_run, "--text", "?!"))
+    dataset = Path(package.load(tiny_run).served.dataset.folder)
+    assert f"--step is of a run, and {dataset} is a dataset; expected none" in refused(
+        rec_jax("search", dataset, "--text", "film", "--step", 1))
 
 
 def test_texts_of_a_table_stand_for_titles(tiny_csv: Path, tmp_path: Path) -> None:
@@ -248,6 +256,10 @@ def test_texts_of_a_table_stand_for_titles(tiny_csv: Path, tmp_path: Path) -> No
     ({"k": 0}, "k is 0; expected 1 or more"),
     ({"lexical": 0}, "goes by words alone; expected the folder of the model"),
     ({"lexical": -1}, "search.lexical is -1"),
+    ({"name": "text"}, "by words alone, and name and prefix are of an encoder's vectors"),
+    ({"prefix": "query: "}, "by words alone, and name and prefix are of an encoder's vectors"),
+    ({"step": 3}, "step is of a run, and .* is a dataset; expected none"),
+    ({"data": "x"}, "data is of a run, and .* is a dataset; expected none"),
     ({"name": "other", "model": "model"}, "has no item vectors 'other'"),
     ({"name": "text", "model": "nowhere"}, "nowhere"),
     ({"name": "text", "model": "changed"}, "is not the model that made the item vectors 'text'"),
@@ -313,3 +325,54 @@ def test_clicks_teach_a_search_and_it_says_what_of(space: str, folder: Path, ser
         moved = replace(served, rows=served.rows[::-1])
         with pytest.raises(InputError, match="is not what the learned matrix leads texts to"):
             rec_jax.search(moved, "w3", model=model, learned=out)
+
+
+def test_a_learned_matrix_is_of_all_items_whatever_words_are_known(folder: Path, served: Served,
+                                                                   tmp_path: Path) -> None:
+    """The table has words of the last item, which has no vector of text."""
+    dataset, model = served.dataset, str(folder / "model")
+    (tmp_path / "all.csv").write_text("sku,name\n" + "".join(
+        f"{item},w{number % 9 + 4} w7\n" for number, item in enumerate(dataset.item_ids())))
+    asked = [SearchConfig(model=model, name="text", table=str(tmp_path / "all.csv"), id="sku",
+                          columns=("name",)), SearchConfig(model=model, name="text", lexical=0.0)]
+    found = [begin_of(dataset, served, one, "items") for one in asked]
+    assert found[0].texts.has.sum() == found[1].texts.has.sum() + 1
+    about = {"space": "items", "of": found[0].of, "name": "text", "prefix": None,
+             "model_hash": open_item_vectors(dataset, "text").about["source"]["model_hash"]}
+    write_learned(tmp_path / "m", Learned(found[0].matrix, probe_of(found[0].vectors), about))
+    for one, count in zip(asked, (dataset.num_items, dataset.num_items - 1), strict=True):
+        search = rec_jax.load_search(served, replace(one, learned=str(tmp_path / "m")))
+        assert len(search.find("w3 w9", k=99)) == count
+    write_learned(tmp_path / "t", Learned(found[0].matrix, probe_of(found[0].vectors),
+                                          {**about, "space": "text"}))
+    for file, key, value in (("m", "name", "few"), ("t", "space", "items")):
+        given: Any = {"learned": tmp_path / file, key: value}
+        with pytest.raises(InputError, match=f"{key} is '{value}', and .* was learned for 'text'"):
+            rec_jax.search(served, "w3", model=model, **given)
+
+
+def test_the_verb_that_learns_takes_the_texts_of_a_search_and_keeps_what_is_there(
+        folder: Path, tmp_path: Path, rec_jax: Command) -> None:
+    ids = Dataset.open(folder / "d").item_ids().to_list()
+    (tmp_path / "log.csv").write_text("query,item_id\n" + "".join(
+        f"w{number + 4} w5,{item}\n" for number, item in enumerate(ids[:12])))
+    (tmp_path / "all.csv").write_text("sku,name\n" + "".join(f"{item},w7\n" for item in ids))
+    given = ["learn-search", folder / "d", "--clicks", "log.csv", "--model", folder / "model",
+             "--name", "text", "--epochs", 1, "--held-out", 0.3, "--json"]
+    table = ["--table", "all.csv", "--id", "sku", "--column", "name"]
+    worded = one_object(rec_jax(*given, *table, "--out", "worded"))
+    plain = one_object(rec_jax(*given, "--lexical", 0, "--out", "plain"))
+    assert set(worded["mrr@10"]["before"]) == {"encoder", "with words"}
+    assert set(plain["mrr@10"]["before"]) == {"encoder"}
+    assert "none.csv" in refused(rec_jax(*given, "--table", "none.csv", "--column", "name",
+                                         "--out", "x"))
+    before = (tmp_path / "log.csv").read_bytes()
+    assert "log.csv exists; expected the name of a new file" in refused(
+        rec_jax(*given, "--out", "log.csv"))
+    assert (tmp_path / "log.csv").read_bytes() == before
+
+
+def test_a_user_of_rows_that_lie_elsewhere_is_refused_in_a_line(served: Served) -> None:
+    apart: Any = RowsApart.__new__(RowsApart)
+    with pytest.raises(InputError, match="a search by a user's taste needs all rows on the device"):
+        user_scores(replace(served, rows=apart), "u7")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,10 +15,11 @@ from rec_jax import config
 from rec_jax.data.label_frequency import label_counts, log_shares
 from rec_jax.errors import InputError
 from rec_jax.inference.protocol import choose_users
-from rec_jax.run import RunConfig
+from rec_jax.run import Run, RunConfig
 from rec_jax.run_sections import DataConfig, TrainConfig
 from rec_jax.train.build import Built, build, steps_of
 from rec_jax.train.feed import whole_batches
+from rec_jax.train.loop import run_training
 from rec_jax.train.step import place_batch
 
 Mapping = Callable[..., dict[str, Any]]
@@ -156,6 +158,22 @@ def test_a_step_is_compiled_once(mode: str, mesh: tuple[str, ...], tiny_mapping:
     for _ in range(3):
         state, _ = built.step(state, batch)
     assert built.step._cache_size() == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("lines", "message"), [
+    (('objective.kind="sampled_softmax"', "objective.count=999"), "999 different negatives of 50"),
+    (('objective.kind="hard_negatives"', "objective.uniform=61"), "61 different negatives of 50"),
+    (('objective.kind="random_walk"', "objective.count=99"), "99 different negatives of 50")],
+    ids=["drawn", "mined", "walks"])
+def test_an_objective_that_does_not_fit_the_catalogue_leaves_no_run(
+        lines: tuple[str, ...], message: str, tiny_mapping: Mapping, tmp_path: Path) -> None:
+    mapping = tiny_mapping(*lines)
+    if "random_walk" in lines[0]:
+        mapping["encoder"] = {"kind": "graphsage"}
+    settings = config.build(RunConfig, mapping)
+    with pytest.raises(InputError, match=f"objective '{settings.objective.kind}': {message} items"):
+        run_training(Run(tmp_path / "run"), settings, new=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_clipped_gradient_needs_all_tables_dense(tiny_mapping: Mapping) -> None:

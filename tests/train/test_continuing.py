@@ -21,10 +21,11 @@ from rec_jax.data.prepare import Columns, PrepareConfig, prepare
 from rec_jax.errors import InputError
 from rec_jax.inference.deltas import apply_deltas, write_deltas
 from rec_jax.inference.export import load_embeddings
+from rec_jax.inference.served import counts_of, serving_values
 from rec_jax.progress import Silent
 from rec_jax.run import Run, RunConfig
-from rec_jax.train.build import Built, build
-from rec_jax.train.continuing import going_on, start_of
+from rec_jax.train.build import Built, Validator, build
+from rec_jax.train.continuing import going_on, start_of, trained_before
 from rec_jax.train.growing import start_from
 from rec_jax.train.log import read_metrics
 from rec_jax.train.loop import run_training
@@ -170,6 +171,22 @@ def test_it_is_tested_on_what_is_new_before_it_is_trained(
     assert gone_on["before"]["new"]["protocol"] == protocol
     assert gone_on["before"]["valid"]["ndcg@10"] == lines[0]["ndcg@10"]
     assert 0 <= lines[1]["hr@10"] <= 1 and gone_on["steps"] == 5
+
+
+def test_what_is_new_does_not_say_what_is_popular_before_it_is_trained(
+        old: tuple[Run, TrainState], periods: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = going_on(old[0], str(periods[1]), ("bias.serve_strength=1.0",))
+    before, now = map(Dataset.open, periods)
+    counts = counts_of(settings, trained_before(now))
+    assert counts[:before.num_items].tolist() == counts_of(settings, before).tolist()
+    assert not counts[before.num_items:].any() and counts.sum() < counts_of(settings, now).sum()
+
+    validator, asked = build(settings).validator, list[Any]()
+    monkeypatch.setattr(Validator, "_served", lambda *_: None)
+    monkeypatch.setattr(Validator, "_ranked", lambda *given: asked.append(given[-1]) or {})
+    validator.ranked(None, None, trained_before(now))  # type: ignore[arg-type]
+    expected: Any = serving_values(settings, before)  # shares of more items differ by a factor
+    np.testing.assert_allclose(np.diff(asked[0][:before.num_items]), np.diff(expected), atol=1e-5)
 
 
 @pytest.mark.slow

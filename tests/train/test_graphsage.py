@@ -252,7 +252,9 @@ def test_a_run_learns_goes_on_to_the_same_bits_and_answers(
     ((), {"encoder": {"kind": "graphsage", "drop": 1.5}}, "encoder.drop"),
     ((), {"encoder": {"kind": "user"}, "objective": {"kind": "random_walk"}}, "walks over a graph"),
     ((), {"objective": {"kind": "random_walk", "shared": False}}, "the same negatives"),
-], ids=["sparse", "users", "bias", "lora", "search", "fan_out", "drop", "walks", "shared"])
+    ((), {"continual": {"run": "runs/x", "step": 1}}, "an edge for each interaction that it is"),
+], ids=["sparse", "users", "bias", "lora", "search", "fan_out", "drop", "walks", "shared",
+        "continual"])
 def test_what_does_not_fit_is_refused(lines: tuple[str, ...], extra: dict[str, Any], said: str,
                                       tiny_mapping: Mapping) -> None:
     mapping = tiny_mapping(*lines) | {"encoder": {"kind": "graphsage"}} | extra

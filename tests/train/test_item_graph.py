@@ -161,8 +161,10 @@ def test_a_run_learns_goes_on_to_the_same_bits_and_answers(
     ({"encoder": {"kind": "lightgcn"}}, "encoder 'lightgcn' reads users"),
     ({"encoder": {"kind": "user"}}, "encoder 'user' reads users"),
     ({"continual": {"run": "runs/x", "step": 1}}, "expected no .continual"),
+    ({"item_graph": {"drop": 1.0}}, "nothing of them would be trained; expected less than 1"),
     ({"item_graph": {"mixing": "sum"}}, "item_graph: mixing: 'sum'")],
-    ids=["streamed", "sparse", "tied", "bias", "search", "graph", "user", "continual", "mixing"])
+    ids=["streamed", "sparse", "tied", "bias", "search", "graph", "user", "continual", "drop",
+         "mixing"])
 def test_what_does_not_fit_is_refused(extra: dict[str, Any], said: str, tiny_mapping: Mapping
                                       ) -> None:
     with pytest.raises(InputError, match=said):

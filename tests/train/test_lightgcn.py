@@ -168,7 +168,8 @@ def test_pairs_are_ranked_by_the_vectors(lines: tuple[str, ...], tiny_mapping: M
     ((), {"content": [{"name": "text"}]}, "without content"),
     ((), {"objective": {"kind": "hard_negatives"}}, "searches stored rows"),
     ((), {"encoder": {"kind": "lightgcn", "layers": 0}}, "encoder.layers"),
-], ids=["sparse", "users", "bias", "content", "search", "layers"])
+    ((), {"continual": {"run": "runs/x", "step": 1}}, "an edge for each interaction that it is"),
+], ids=["sparse", "users", "bias", "content", "search", "layers", "continual"])
 def test_what_does_not_fit_is_refused(lines: tuple[str, ...], extra: dict[str, Any], said: str,
                                       tiny_mapping: Mapping) -> None:
     mapping = tiny_mapping(*lines) | {"encoder": {"kind": "lightgcn"}} | extra

@@ -259,6 +259,11 @@ def test_the_verbs_answer_of_a_run_of_a_stream(run: Run, days: Path, tmp_path: P
         api.recommend(run.folder, user="u1", kk=3)  # type: ignore[call-arg]
 
 
+def files_of(run: Path) -> list[str]:
+    found: list[str] = Run(run).saved_config()["data"]["files"]
+    return found
+
+
 def test_train_of_the_command_line_learns_folders_and_goes_on_with_more(
         run: Run, days: Path, tmp_path: Path, rec_jax: Command) -> None:
     own = settings()
@@ -270,6 +275,16 @@ def test_train_of_the_command_line_learns_folders_and_goes_on_with_more(
     more = one_object(rec_jax("train", "--resume", "r", "--stream", days, "--json"))
     assert [one["period"] for one in more["periods"]] == ["day3.csv", "day4.csv"]
     assert bytes_of(Run(tmp_path / "r")) == bytes_of(run)
+    # What a start is given is its own; the run keeps the files of its config, or of its first one.
+    assert files_of(tmp_path / "r") == [str(days / "day0.csv"), str(days / "day[12].csv")]
+    again = one_object(rec_jax("train", "stream.toml", "--resume", "r", "--stream", days, "--json"))
+    assert again["periods"] == [] and len(files_of(tmp_path / "r")) == 2
+    own = dataclasses.replace(own, data=settings(days / "day0.csv").data)
+    config.save(own, tmp_path / "own.toml")
+    assert rec_jax("train", "own.toml", "--run", "o", "--stream", days / "day1.csv").code == 0
+    assert files_of(tmp_path / "o") == [str(days / "day0.csv")]
+    rest = one_object(rec_jax("train", "--resume", "o", "--json"))
+    assert [one["period"] for one in rest["periods"]] == ["day0.csv"]
 
     shutil.copy(days / "day0.csv", tmp_path / "day0.csv")
     for line, message in (
@@ -291,8 +306,10 @@ def test_train_of_the_command_line_learns_folders_and_goes_on_with_more(
         assert not (tmp_path / "new").exists()
 
 
-def test_a_file_that_changed_since_it_was_learnt_is_refused(days: Path, tmp_path: Path) -> None:
-    file, run, gone = tmp_path / "day.csv", Run(tmp_path / "run"), tmp_path / "gone.csv"
+def test_a_file_that_changed_since_it_was_learnt_is_refused(
+        days: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file, run, gone = Path("day.csv"), Run(tmp_path / "run"), Path("gone.csv")
     for path in (file, gone):
         shutil.copy(days / "day0.csv", path)
 
@@ -310,6 +327,11 @@ def test_a_file_that_changed_since_it_was_learnt_is_refused(days: Path, tmp_path
     for path in (file, tmp_path / "x" / ".." / "day.csv"):  # by whichever path
         with pytest.raises(InputError, match="has changed since it was learnt, and a stream does"):
             run_stream(run, settings(path))
+    # Another file of the same name, from another folder to work in.
+    monkeypatch.chdir(tmp_path / "x")
+    shutil.copy(days / "day1.csv", "day.csv")
+    found = run_stream(run, settings(Path("day.csv")))
+    assert [one["period"] for one in found["periods"]] == ["day.csv"]
     with pytest.raises(InputError, match="another config"):
         run_stream(run, dataclasses.replace(settings(days), stream=dataclasses.replace(
             CONFIG, rate=0.2)))

@@ -80,6 +80,7 @@ class Config:
         if not self.run:
             raise InputError("environment.run is empty; expected the folder of a trained run")
         served = load_served(Run(Path(self.run)), step=self.step, mesh=MeshConfig())
+        served.check_there("a simulated user")
         reading, dataset = served.reading, served.dataset
         if reading.times or reading.users or reading.features or reading.hidden_next:
             raise InputError(f"run {self.run} reads times, users or features, or fills in hidden "
