@@ -288,8 +288,9 @@ def recommend(run: Loadable, *, user: str | None = None, history: Sequence[str] 
     if newcomer.check(others):
         dataset, settings = _without_model(run, data, trust_code)
         return newcomer.recommend(dataset, k, settings)
-    model = run if isinstance(run, Recommender) and cold is None else Recommender(
-        _loaded(run, cold=cold, step=step, data=data, mesh=mesh, trust_code=trust_code, tell=tell))
+    served = _loaded(run, cold=cold, step=step, data=data, mesh=mesh, trust_code=trust_code,
+                     tell=tell)
+    model = run if isinstance(run, Recommender) and cold is None else Recommender(served)
     return model.recommend(user=user, history=history, times=times, k=k, filter_seen=filter_seen,
                            bias=bias, events=events, attributes=attributes)
 
@@ -297,7 +298,7 @@ def recommend(run: Loadable, *, user: str | None = None, history: Sequence[str] 
 def _without_model(run: Loadable, data: str | None, trust_code: bool,
                    ) -> tuple[Dataset, EvaluateConfig]:
     if isinstance(run, Recommender | Served):
-        served = _loaded(run)
+        served = _loaded(run, data=data)
         return served.dataset, served.config.evaluate
     config = Run(Path(run), trust_code).config()
     return Dataset.open(data or config.data.path), config.evaluate
@@ -346,6 +347,10 @@ def _names(columns: Sequence[str]) -> tuple[str, ...]:
 def _loaded(run: Loadable, cold: ColdFill | str | None = None, **how: Any) -> Served:
     if not isinstance(run, Recommender | Served):
         return load(run, cold=cold, **how).served
+    for name in ("step", "data", "mesh"):
+        if how.get(name) is not None:
+            raise InputError(f"{name} is of a run that is to be loaded, and this model is loaded; "
+                             "expected none")
     served = run.served if isinstance(run, Recommender) else run
     return served if cold is None else fill_cold(served, cold)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,3 +53,15 @@ def test_every_public_name_is_there_and_documented() -> None:
         assert getattr(rec_jax, name).__doc__, name
     with pytest.raises(AttributeError, match="has no attribute 'trane'"):
         rec_jax.trane  # noqa: B018
+
+
+def test_a_loaded_model_refuses_what_only_a_run_can_be_told(tiny_run: Path, tmp_path: Path) -> None:
+    model = rec_jax.load(tiny_run)
+    for name, value in (("step", 4), ("data", "elsewhere"), ("mesh", "1x8")):
+        how: dict[str, Any] = {name: value}
+        for asked in (lambda how=how: rec_jax.evaluate(model, **how),
+                      lambda how=how: rec_jax.export(model, out=tmp_path / "items", **how),
+                      lambda how=how: rec_jax.recommend(model, user="1", **how)):
+            with pytest.raises(rec_jax.InputError, match=f"{name} is of a run .* is loaded"):
+                asked()
+    assert not (tmp_path / "items").exists()
