@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
 from rec_jax import config as configs
 from rec_jax import shipped
 from rec_jax.data.dataset import Dataset
+from rec_jax.data.queries import Query
 from rec_jax.data.vector_files import VectorFile
 from rec_jax.devices import parse_devices
 from rec_jax.errors import InputError
@@ -260,7 +261,8 @@ def export(run: Loadable, *, out: PathLike, what: What = "items", format: str = 
 
 
 @stream_verbs.also_of_streams(stream_verbs.recommend)
-def recommend(run: Loadable, *, user: str | None = None, history: Sequence[str] | None = None,
+def recommend(run: Loadable, *, user: str | None = None,
+              history: Sequence[str | Query] | None = None,
               times: Sequence[int] | None = None, k: int = 10, filter_seen: bool | None = None,
               bias: Given | None = None, cold: ColdFill | str | None = None,
               attributes: Mapping[str, str] | None = None, users: PathLike | None = None,
@@ -271,7 +273,8 @@ def recommend(run: Loadable, *, user: str | None = None, history: Sequence[str] 
     """The k best items for a user of the dataset, or after any history of item ids; fewer where
     no more may be recommended. It loads the model; `load` keeps it for the next question.
 
-    times: seconds of the items of `history`, where the model reads times; events: their types.
+    times: seconds of the items of `history`, where the model reads times; events: their types. A
+    model that reads queries takes `rec_jax.Query`s between the ids.
     filter_seen: replaces that of the run's `evaluate` section. bias: as for `evaluate`.
     attributes: of somebody new, such as {"gender": "F"}, without a history or beside one, of a run
     with `[begin]`. Or with a table `users` (CSV, TSV, Parquet; ids in the column `user_id`): what
@@ -301,7 +304,8 @@ def _without_model(run: Loadable, data: str | None, trust_code: bool,
     return Dataset.open(data or config.data.path), config.evaluate
 
 
-def embed(dataset: PathLike, *, name: str = "text", model: PathLike | None = None,
+def embed(dataset: PathLike, *, name: str = "text", what: Literal["items", "queries"] = "items",
+          model: PathLike | None = None,
           table: PathLike | None = None, id: str | None = None, columns: Sequence[str] = (),
           vectors: PathLike | None = None, ids: PathLike | None = None, pooling: str | None = None,
           normalise: bool | None = None, dtype: str = "f32", max_length: int | None = None,
@@ -309,6 +313,8 @@ def embed(dataset: PathLike, *, name: str = "text", model: PathLike | None = Non
           overwrite: bool = False, progress: bool = False) -> dict[str, Any]:
     """Write a vector an item to `DATASET/item_vectors/NAME.npy`: of its text, or ready ones.
 
+    what: queries, the different texts of the dataset's queries, whose vectors lie in
+      `DATASET/query_vectors`; ids of ready ones are the texts.
     model: folder of a text encoder (BERT, RoBERTa, GPT-2) as Hugging Face writes it; it reads the
       dataset's titles and text, or the text `columns` of a CSV or Parquet `table`, joined by `id`.
     pooling (mean, cls, last), normalise, max_length: replace what the model's folder says; prefix
@@ -327,7 +333,7 @@ def embed(dataset: PathLike, *, name: str = "text", model: PathLike | None = Non
     if ids is not None and vectors is None:
         raise InputError("a file of ids is of no use without a file of vectors; expected both")
     config = EmbedConfig(
-        name=name, model=None if model is None else str(model),
+        name=name, what=what, model=None if model is None else str(model),
         text=TextConfig(pooling, normalise, dtype, max_length, prefix),
         table=None if table is None else str(table), id=id, columns=_names(columns),
         vectors=None if vectors is None else VectorFile(
