@@ -70,10 +70,10 @@ _HOMES = {
 __all__ = [
     "BaselineConfig", "ClickConfig", "Dataset", "Embeddings", "InputError", "JudgeConfig",
     "LogColumns", "PrepareConfig", "Query", "RunConfig", "SearchConfig", "SynthConfig",
-    "TrainingError", "baseline", "doctor", "embed", "evaluate", "export", "fetch", "fit_baseline", "learn_search",
-    "load", "load_embeddings", "load_search", "merge_adapters", "off_policy", "popularity_bias",
-    "prepare", "pretrain_text", "queries", "recommend", "search", "suggest_config", "synth",
-    "train", "write_text_encoder",
+    "TrainingError", "baseline", "doctor", "embed", "evaluate", "export", "fetch", "fit_baseline",
+    "learn_search", "load", "load_embeddings", "load_search", "merge_adapters", "off_policy",
+    "popularity_bias", "prepare", "pretrain_text", "queries", "recommend", "search",
+    "suggest_config", "synth", "train", "write_text_encoder",
 ]
 
 

@@ -73,8 +73,8 @@ def embed(
 
 
 def _show(made: dict[str, Any], what: str) -> None:
-    facts = [("items" if what == "items" else "texts", number(made["count"])), ("with a vector", number(made["with_vectors"])),
-             ("width", number(made["dim"]))]
+    facts = [("items" if what == "items" else "texts", number(made["count"])),
+             ("with a vector", number(made["with_vectors"])), ("width", number(made["dim"]))]
     facts += [(label, number(made[key])) for key, label in (
         ("unknown_ids", "rows of other items"), ("repeated_ids", "rows of an item before"))
         if made.get(key)]

@@ -88,7 +88,7 @@ def prepare(
     event: Annotated[str | None, typer.Option(
         help="Column of the event's type, such as view, cart or purchase.")] = None,
     query: Annotated[str | None, typer.Option(
-        help="Column of the text of a search; a row that has one, and no item, is a query.")] = None,
+        help="Column of the text of a search; a row with one, and no item, is a query.")] = None,
     time_unit: Annotated[str | None, typer.Option(
         help="Unit of numeric times: s, ms, us, ns or YYYYMMDD; found where it is clear.")] = None,
     separator: Annotated[str | None, typer.Option(

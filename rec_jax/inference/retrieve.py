@@ -194,8 +194,8 @@ def question_of(served: Served, user: str | None, history: Sequence[str | Query]
 
 
 def _typed(served: Served, history: Sequence[str | Query], items: np.ndarray) -> Recent | None:
-    """The places of a history that somebody gives, all of them; None for a model that reads no
-    queries. items: int `[n]`, those of its ids.
+    """The places of a history that somebody gives, all of them, and codes of the newest ones; None
+    for a model that reads no queries. items: int `[n]`, those of its ids.
 
     Raises:
       InputError: the model reads no queries, or one has no vector.
@@ -214,7 +214,9 @@ def _typed(served: Served, history: Sequence[str | Query], items: np.ndarray) ->
              read_codes(reading.features, served.dataset, places, None).items()}
     if EVENT in codes:
         codes[EVENT][asked, 0] = timeline.only_type
-    return Recent(places, None, {**codes, QUERY: timeline.rows_of(queries)})
+    codes = {**codes, QUERY: timeline.rows_of(queries)}
+    oldest = max(0, len(places) - reading.room)
+    return Recent(places, None, {path: values[oldest:] for path, values in codes.items()})
 
 
 def _with_types(dataset: Dataset, codes: Codes, count: int,

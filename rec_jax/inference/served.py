@@ -272,7 +272,8 @@ def counts_of(config: RunConfig, dataset: Dataset) -> np.ndarray:
     front = 0 if config.begin is None else config.begin.places
     return label_counts(dataset, length=config.data.length - max(front - 1, 0),
                         window=config.data.window, events=config.data.targets,
-                        targets="all" if front else targets_of(config))
+                        targets="all" if front else targets_of(config),
+                        timeline=timeline_of(config.features, dataset))
 
 
 def serving_values(config: RunConfig, dataset: Dataset) -> np.ndarray | None:

@@ -76,10 +76,7 @@ def check_queries(encoder: Any, objective: Any, features: Sequence[FeatureConfig
              f"objective {objective.kind!r} fills in hidden items; expected one that predicts what "
              "comes next, such as next_item"),
             (continual is not None,
-             "nothing is appended to a dataset with queries; expected no [continual]"),
-            (any(feature.name == "query" for feature in features
-                 if feature.kind == "item_category"),
-             "an attribute of the items has the name 'query', too; expected another one")):
+             "nothing is appended to a dataset with queries; expected no [continual]")):
         if wrong:
             raise InputError(f"features: a query is read, and {said}")
 

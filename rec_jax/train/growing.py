@@ -31,10 +31,9 @@ from rec_jax.data.features import Read, check_queries, find_features, vocabulari
 from rec_jax.errors import InputError
 from rec_jax.files import write_atomic
 from rec_jax.inference.blocks import set_rows, table_blocks
-from rec_jax.inference.checkpoint_of import open_checkpoint, row_map_in
+from rec_jax.inference.checkpoint_of import check_dataset, open_checkpoint, row_map_in
 from rec_jax.inference.cold import matrices_of, own_values, read_content_of
 from rec_jax.inference.cold_rule import ColdRule
-from rec_jax.inference.checkpoint_of import check_dataset
 from rec_jax.model.lora import FOLDER as LORA
 from rec_jax.model.rows import drop_of
 from rec_jax.progress import Reporter
