@@ -197,6 +197,9 @@ def recommend(
     fill = read_fill(cold, cold_vectors, cold_bias)
     given = _pairs(attributes) if attributes else None
     if users or friend or friends or is_stream(run):
+        if model is not None:
+            raise InputError("--model is the text encoder of queries in a history, which a run on "
+                             "a dataset reads; expected none")
         summary.recommendations(api.recommend(
             run, user=user, history=history or history_file, times=times or times_file,  # type: ignore[arg-type]
             attributes=given, users=users, user_id=user_id,

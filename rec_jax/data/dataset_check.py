@@ -131,7 +131,8 @@ def out_of_bounds(meta: Mapping[str, Any], arrays: Arrays, folder: Path) -> Iter
         yield "query_times.npy falls within a user; expected times in order"
     if "times" in arrays and not _in_order(arrays["times"], offsets):
         yield "times.npy falls within a user; expected times in order"
-    for name in ("item_vocab.parquet", "user_vocab.parquet"):
+    for name in ("item_vocab.parquet", "user_vocab.parquet",
+                 *(["query_texts.parquet"] if meta["queries"] else [])):
         try:
             ids = pl.scan_parquet(folder / name, glob=False).select(pl.col("id").null_count())
             if nulls := ids.collect().item():

@@ -6,6 +6,7 @@ that everything can be written out in NumPy.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -218,7 +219,7 @@ def test_a_query_of_ones_own_has_its_vector(model: Recommender) -> None:
     ({"features": [*FEATURES, {"kind": "query", "name": "other"}]}, "'query' is given twice"),
     ({"features": [*FEATURES, {"kind": "item_category", "name": "query"}]},
      "'query' is given twice"),
-    ({"continual": {"run": "x"}}, "nothing is appended to a dataset with queries")])
+    ({"continual": {"run": "x", "step": 1}}, "nothing is appended to a dataset with queries")])
 def test_what_does_not_fit_is_one_line(changed: dict[str, Any], said: str, folder: Path,
                                        tiny_mapping: Mapping) -> None:
     with pytest.raises(InputError, match=said):
@@ -245,7 +246,7 @@ def test_a_run_is_resumed_and_asks_as_it_is_evaluated(
     mapping["encoder"] = {"kind": kind, "layers": 1, "heads": 2, **(
         {"time_bias": True} if kind == "hstu" else {})}
     if mode == "sparse":
-        mapping["objective"] = {"kind": "sampled_softmax", "negatives": 4}
+        mapping["objective"] = {"kind": "sampled_softmax", "count": 8}
     resumed_like(mapping, tmp_path)
     run = tmp_path / "whole"
     model, data = api.load(run), Dataset.open(folder)
@@ -271,7 +272,8 @@ def test_a_run_is_resumed_and_asks_as_it_is_evaluated(
                     "--history", ids[2], "--history", f"?{other}", "-k", "3", "--json")
     assert ended.code == 0, ended.err
     expected = api.recommend(run, k=3, history=["i1", ids[0], Query(text), ids[2], Query(other)])
-    assert [row.item for row in expected] == [row["item"] for row in ended.json]
+    found = json.loads(ended.out)["recommendations"]
+    assert [row.item for row in expected] == [row["item"] for row in found]
     assert "nobody searched 'elsewhere'" in refused(
         rec_jax("recommend", run, "--history", "?elsewhere"))
     assert "come from a file" in refused(
