@@ -9,7 +9,7 @@ not know which of the items was in the cart cannot know what is bought. The last
 every shopper are held out, with all that came before them as history; the whole catalogue is
 ranked, seen items too. All models are alike but for what is said of types.
 
-    python benchmarks/events.py --queries --out benchmarks/results/queries.json
+    python benchmarks/events.py --queries --steps 200 --out benchmarks/results/queries.json
 
 is of another log: somebody looks at two items by chance, searches, and buys the item that goes with
 the text (another permutation). A text has a random vector of length 1. Two models are trained on

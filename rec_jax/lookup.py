@@ -126,14 +126,16 @@ def queries(run: Loadable, texts: Sequence[str], *, model: Path | str) -> list[Q
 
 def with_vectors(served: Served, history: Sequence[str | Query], model: str) -> list[str | Query]:
     """A history whose queries that nobody of the dataset searched have vectors; see `queries`."""
-    texts = [each.text for each in history if isinstance(each, Query)]
-    if not texts or served.timeline is None:
+    asked = [each for each in history if isinstance(each, Query)]
+    texts = [each.text for each in asked if each.vector is None]
+    if not asked or served.timeline is None:
         raise InputError("a model beside a history is the encoder of its queries; expected a query "
                          "in it, and a run that reads queries ([[features]] kind = 'query')")
     numbers = dict(zip(texts, served.timeline.numbers_of(texts), strict=True))
     new = [text for text, number in numbers.items() if number is None]
     made = {query.text: query for query in (queries(served, new, model=model) if new else ())}
-    return [made.get(each.text, each) if isinstance(each, Query) else each for each in history]
+    return [made.get(each.text, each) if isinstance(each, Query) and each.vector is None else each
+            for each in history]
 
 
 def check_space(space: str) -> None:

@@ -8,11 +8,13 @@ shape, so that no number can depend on how many tiles are computed together.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from rec_jax.data.arrays import counting
 from rec_jax.data.attributes import BEGIN, attributes_of
 from rec_jax.data.dataset import Dataset, seconds_after
 from rec_jax.data.features import (
@@ -154,8 +156,7 @@ def iterate_tiles(dataset: Dataset, users: np.ndarray, ends: np.ndarray,
                 for history, (_, end) in zip(histories, bounds, strict=True)]
             recent: list[np.ndarray] | None = None
             if timeline is not None:
-                newest = [recent_places(timeline, reading, user, end) for user, end in zip(
-                    users[chosen].tolist(), ends[chosen].tolist(), strict=True)]
+                newest = recent_places(timeline, reading, users[chosen], ends[chosen])
                 recent, codes = [each.items for each in newest], [each.codes for each in newest]
                 times = [each.times for each in newest if each.times is not None]
             wanted = None if targets is None else targets[chosen]
@@ -186,15 +187,21 @@ class Recent(NamedTuple):
     codes: Codes
 
 
-def recent_places(timeline: Timeline, reading: Reading, user: int, end: int) -> Recent:
-    """Of a user whose interactions end at `end`, with the queries before the one that stands there.
-    """
-    last = int(timeline.ends(np.array([user]), np.array([end]))[0])
-    found = timeline.find(np.arange(max(int(timeline.offsets[user]), last - reading.room), last))
+def recent_places(timeline: Timeline, reading: Reading, users: np.ndarray, ends: np.ndarray
+                  ) -> list[Recent]:
+    """Of users `[n]` whose interactions end at `ends` int64 `[n]`, with the queries before those
+    that stand there."""
+    last = timeline.ends(users, ends)
+    first = np.maximum(timeline.offsets[users], last - reading.room)
+    found = timeline.find(np.repeat(first, last - first) + counting(last - first))
     asked = found.query >= 0
-    items = timeline.dataset.items[np.where(asked, 0, found.position)]
-    return Recent(np.where(asked, 0, items), timeline.times(found) if reading.times else None,
-                  read_places(reading.features, timeline, found))
+    items = np.where(asked, 0, timeline.dataset.items[np.where(asked, 0, found.position)])
+    times = timeline.times(found) if reading.times else None
+    codes = read_places(reading.features, timeline, found)
+    cuts = np.concatenate([[0], np.cumsum(last - first)]).tolist()
+    return [Recent(items[start:stop], None if times is None else times[start:stop],
+                   {path: values[start:stop] for path, values in codes.items()})
+            for start, stop in itertools.pairwise(cuts)]
 
 
 def seen_capacity(lengths: np.ndarray, users: int) -> int:

@@ -161,13 +161,14 @@ def question_of(served: Served, user: str | None, history: Sequence[str | Query]
         when = None if dataset.times is None else np.asarray(
             dataset.times[dataset.offsets[index]:end])
         if served.timeline is not None:
-            recent = recent_places(served.timeline, reading, index, end)
+            (recent,) = recent_places(served.timeline, reading, np.array([index]), np.array([end]))
     elif reading.users:
         raise InputError("the model reads who asks; expected a user of the dataset, and no history")
     else:
         end = None
         given = [history] if isinstance(history, str | Query) else list(history or ())
-        items = np.asarray(dataset.item_index([each for each in given if isinstance(each, str)]))
+        items = np.asarray(dataset.item_index(
+            [each for each in given if not isinstance(each, Query)]))
         when = None if times is None else _seconds(times, len(given))
         recent = _typed(served, given, items)
     known = served.attributes

@@ -28,6 +28,7 @@ from rec_jax.inference.export import load_embeddings
 from rec_jax.inference.retrieve import Recommender
 from rec_jax.inference.served import Served
 from rec_jax.run import Run, RunConfig
+from rec_jax.simulate.run_policy import probabilities, user_histories
 from rec_jax.train.build import Built, build
 from rec_jax.train.mode import READ
 from rec_jax.train.step import place_batch
@@ -192,6 +193,7 @@ def test_evaluation_and_recommendation_are_the_mean_of_items_and_queries(
                             ([ids[item], Query(texts[text])], [(-1, item, 0), (text, -1, code)])):
         row = model.recommend(history=history, k=1, filter_seen=False)[0]
         np.testing.assert_allclose(row.score, hand.of(places).max(), atol=1e-5)
+    assert model.recommend(history=[ids[item]], k=3) == model.recommend(history=ids[item], k=3)
     # Everything is recommended, and that is items.
     every = model.recommend(history=[Query(texts[text]), ids[item]], k=1000, filter_seen=True)
     assert {row.item for row in every} == {*ids} - {ids[item]}
@@ -211,6 +213,13 @@ def test_a_query_of_ones_own_has_its_vector(model: Recommender) -> None:
         model.recommend(history=[])
     with pytest.raises(InputError, match="come from a file, so no text can be compared"):
         lookup.queries(model, ["in other words"], model="nowhere")
+
+
+def test_the_policy_of_a_run_that_reads_queries_is_refused(model: Recommender) -> None:
+    data = model.served.dataset
+    histories = user_histories(data, data.user_ids(), None)
+    with pytest.raises(InputError, match="the model reads queries, which the histories of a log"):
+        probabilities(model.served, histories, np.zeros(data.num_users, np.int64))
 
 
 @pytest.mark.parametrize(("changed", "said"), [
