@@ -34,10 +34,11 @@ if TYPE_CHECKING:
     from rec_jax.data.fetch import fetch
     from rec_jax.data.prepare import prepare
     from rec_jax.data.prepare_config import PrepareConfig
+    from rec_jax.data.queries import Query
     from rec_jax.data.synth import SynthConfig, synth
     from rec_jax.errors import InputError, TrainingError
     from rec_jax.inference.export import Embeddings, load_embeddings
-    from rec_jax.lookup import learn_search, load_search, search
+    from rec_jax.lookup import learn_search, load_search, queries, search
     from rec_jax.plan.suggest import suggest_config
     from rec_jax.run import RunConfig
     from rec_jax.simulate.judge import JudgeConfig
@@ -54,6 +55,7 @@ _HOMES = {
     "off_policy": "api", "embed": "api", "popularity_bias": "api", "evaluate": "api",
     "export": "api", "merge_adapters": "api",
     "suggest_config": "plan.suggest",
+    "Query": "data.queries", "queries": "lookup",
     "search": "lookup", "load_search": "lookup", "SearchConfig": "text.search",
     "learn_search": "lookup", "ClickConfig": "text.learned",
     "doctor": "bench.machine", "BaselineConfig": "solvers.compare",
@@ -67,11 +69,11 @@ _HOMES = {
 
 __all__ = [
     "BaselineConfig", "ClickConfig", "Dataset", "Embeddings", "InputError", "JudgeConfig",
-    "LogColumns", "PrepareConfig", "RunConfig", "SearchConfig", "SynthConfig", "TrainingError",
-    "baseline", "doctor", "embed", "evaluate", "export", "fetch", "fit_baseline", "learn_search",
-    "load", "load_embeddings", "load_search", "merge_adapters", "off_policy", "popularity_bias",
-    "prepare", "pretrain_text", "recommend", "search", "suggest_config", "synth", "train",
-    "write_text_encoder",
+    "LogColumns", "PrepareConfig", "Query", "RunConfig", "SearchConfig", "SynthConfig",
+    "TrainingError", "baseline", "doctor", "embed", "evaluate", "export", "fetch", "fit_baseline",
+    "learn_search", "load", "load_embeddings", "load_search", "merge_adapters", "off_policy",
+    "popularity_bias", "prepare", "pretrain_text", "queries", "recommend", "search",
+    "suggest_config", "synth", "train", "write_text_encoder",
 ]
 
 

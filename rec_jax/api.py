@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
 from rec_jax import config as configs
 from rec_jax import shipped
 from rec_jax.data.dataset import Dataset
+from rec_jax.data.queries import Query
 from rec_jax.data.vector_files import VectorFile
 from rec_jax.devices import parse_devices
 from rec_jax.errors import InputError
 from rec_jax.inference.bias import Given, ItemBias
 from rec_jax.inference.bias import popularity_bias as made_popularity_bias
-from rec_jax.inference.cold import ColdFill, fill_cold
+from rec_jax.inference.cold import ColdFill
 from rec_jax.inference.cold_evaluate import evaluate_cold
 from rec_jax.inference.evaluate import evaluate_served
 from rec_jax.inference.export import What
@@ -28,13 +29,14 @@ from rec_jax.inference.served import (
     Served,
     StoredRows,
     Tell,
-    load_served,
     open_rows,
     stores_vectors,
     warn,
 )
+from rec_jax.inference.verbs import Loadable, PathLike, loaded
+from rec_jax.inference.verbs import load as load
 from rec_jax.inference.without_history import Newcomer
-from rec_jax.mesh import is_first, parse_mesh
+from rec_jax.mesh import is_first
 from rec_jax.plan.compile import compile_step
 from rec_jax.plan.estimate import make_plan, nearest_fit
 from rec_jax.plan.passing import Ways
@@ -59,9 +61,6 @@ from rec_jax.train.loop import run_training
 from rec_jax.train.merging import merge_adapters as merge_run
 from rec_jax.train.opening import AUTO, has_section, open_run
 from rec_jax.train.report import write_report
-
-PathLike = Path | str
-Loadable = PathLike | Recommender | Served
 
 
 def train(config: RunConfig | AgentConfig | PathLike | None = None, *, run: PathLike | None = None,
@@ -154,30 +153,6 @@ def plays(config: RunConfig | AgentConfig | PathLike | None, resume: PathLike | 
     return resume not in (None, AUTO) and "environment" in Run(Path(str(resume))).saved_config()
 
 
-def load(run: PathLike, *, cold: ColdFill | str | None = None, step: int | None = None,
-         data: str | None = None, mesh: str | None = None, trust_code: bool = False,
-         tell: Tell = warn) -> Recommender:
-    """A run's best checkpoint (or that of `step`) on its mesh, for many questions:
-    `load(run).recommend(history=["50", "181"], k=5)` loads and compiles once. `evaluate`,
-    `export` and `recommend` take it in place of the run's folder.
-
-    cold: items that the training part does not have get rows from their content: by their
-      neighbours, a projection, or both, or as a `ColdFill` says. Without it such items keep the
-      rows that they began with.
-    data: where the dataset is now, if it moved.
-    mesh: where the model goes, as DATAxITEMS such as "1x8"; by default the run's mesh, or, where
-      the devices here do not form that, the nearest one that they do, of which `tell` is told in
-      one line (a warning). Of several processes, all must call it.
-    trust_code: see `train`.
-
-    Raises:
-      InputError: no such run, step or mesh, or another dataset than the run's.
-    """
-    served = load_served(Run(Path(run), trust_code), step=step, dataset_path=data,
-                         mesh=None if mesh is None else parse_mesh(mesh), tell=tell)
-    return Recommender(served if cold is None else fill_cold(served, cold))
-
-
 @stream_verbs.also_of_streams(stream_verbs.evaluate)
 def evaluate(run: Loadable, *, split: Split = "test", step: int | None = None,
              filter_seen: bool | None = None, seen_targets: str | None = None,
@@ -198,7 +173,7 @@ def evaluate(run: Loadable, *, split: Split = "test", step: int | None = None,
       InputError: also where the protocol leaves nobody to evaluate.
     """
     others = check_names(baseline) if isinstance(baseline, str) else []
-    served = _loaded(run, cold=cold, step=step, data=data, mesh=mesh, trust_code=trust_code,
+    served = loaded(run, cold=cold, step=step, data=data, mesh=mesh, trust_code=trust_code,
                      tell=tell)
     given: dict[str, Any] = {"filter_seen": filter_seen, "seen_targets": seen_targets,
                              "batch": batch, "event": event, "cold_users": cold_users}
@@ -233,7 +208,7 @@ def popularity_bias(model: Recommender | Served, strength: float, prior: float =
     Raises:
       InputError: strength or prior are out of range.
     """
-    return made_popularity_bias(_loaded(model), strength, prior)
+    return made_popularity_bias(loaded(model), strength, prior)
 
 
 @stream_verbs.also_of_streams(stream_verbs.export)
@@ -252,7 +227,7 @@ def export(run: Loadable, *, out: PathLike, what: What = "items", format: str = 
     served: Served | StoredRows
     if (what == "users" or cold is not None or isinstance(run, Recommender | Served)
             or not stores_vectors(Run(Path(run), trust_code).config())):
-        served = _loaded(run, cold=cold, step=step, data=data, mesh=mesh, trust_code=trust_code,
+        served = loaded(run, cold=cold, step=step, data=data, mesh=mesh, trust_code=trust_code,
                          tell=tell)
     else:
         served = open_rows(Run(Path(run), trust_code), step=step, dataset_path=data,
@@ -262,7 +237,8 @@ def export(run: Loadable, *, out: PathLike, what: What = "items", format: str = 
 
 
 @stream_verbs.also_of_streams(stream_verbs.recommend)
-def recommend(run: Loadable, *, user: str | None = None, history: Sequence[str] | None = None,
+def recommend(run: Loadable, *, user: str | None = None,
+              history: Sequence[str | Query] | None = None,
               times: Sequence[int] | None = None, k: int = 10, filter_seen: bool | None = None,
               bias: Given | None = None, cold: ColdFill | str | None = None,
               attributes: Mapping[str, str] | None = None, users: PathLike | None = None,
@@ -273,7 +249,8 @@ def recommend(run: Loadable, *, user: str | None = None, history: Sequence[str] 
     """The k best items for a user of the dataset, or after any history of item ids; fewer where
     no more may be recommended. It loads the model; `load` keeps it for the next question.
 
-    times: seconds of the items of `history`, where the model reads times; events: their types.
+    times: seconds of the items of `history`, where the model reads times; events: their types. A
+    model that reads queries takes `rec_jax.Query`s between the ids.
     filter_seen: replaces that of the run's `evaluate` section. bias: as for `evaluate`.
     attributes: of somebody new, such as {"gender": "F"}, without a history or beside one, of a run
     with `[begin]`. Or with a table `users` (CSV, TSV, Parquet; ids in the column `user_id`): what
@@ -288,7 +265,7 @@ def recommend(run: Loadable, *, user: str | None = None, history: Sequence[str] 
     if newcomer.check(others):
         dataset, settings = _without_model(run, data, trust_code)
         return newcomer.recommend(dataset, k, settings)
-    served = _loaded(run, cold=cold, step=step, data=data, mesh=mesh, trust_code=trust_code,
+    served = loaded(run, cold=cold, step=step, data=data, mesh=mesh, trust_code=trust_code,
                      tell=tell)
     model = run if isinstance(run, Recommender) and cold is None else Recommender(served)
     return model.recommend(user=user, history=history, times=times, k=k, filter_seen=filter_seen,
@@ -298,13 +275,14 @@ def recommend(run: Loadable, *, user: str | None = None, history: Sequence[str] 
 def _without_model(run: Loadable, data: str | None, trust_code: bool,
                    ) -> tuple[Dataset, EvaluateConfig]:
     if isinstance(run, Recommender | Served):
-        served = _loaded(run, data=data)
+        served = loaded(run, data=data)
         return served.dataset, served.config.evaluate
     config = Run(Path(run), trust_code).config()
     return Dataset.open(data or config.data.path), config.evaluate
 
 
-def embed(dataset: PathLike, *, name: str = "text", model: PathLike | None = None,
+def embed(dataset: PathLike, *, name: str = "text", what: Literal["items", "queries"] = "items",
+          model: PathLike | None = None,
           table: PathLike | None = None, id: str | None = None, columns: Sequence[str] = (),
           vectors: PathLike | None = None, ids: PathLike | None = None, pooling: str | None = None,
           normalise: bool | None = None, dtype: str = "f32", max_length: int | None = None,
@@ -312,6 +290,8 @@ def embed(dataset: PathLike, *, name: str = "text", model: PathLike | None = Non
           overwrite: bool = False, progress: bool = False) -> dict[str, Any]:
     """Write a vector an item to `DATASET/item_vectors/NAME.npy`: of its text, or ready ones.
 
+    what: queries, the different texts of the dataset's queries, whose vectors lie in
+      `DATASET/query_vectors`; ids of ready ones are the texts.
     model: folder of a text encoder (BERT, RoBERTa, GPT-2) as Hugging Face writes it; it reads the
       dataset's titles and text, or the text `columns` of a CSV or Parquet `table`, joined by `id`.
     pooling (mean, cls, last), normalise, max_length: replace what the model's folder says; prefix
@@ -330,7 +310,7 @@ def embed(dataset: PathLike, *, name: str = "text", model: PathLike | None = Non
     if ids is not None and vectors is None:
         raise InputError("a file of ids is of no use without a file of vectors; expected both")
     config = EmbedConfig(
-        name=name, model=None if model is None else str(model),
+        name=name, what=what, model=None if model is None else str(model),
         text=TextConfig(pooling, normalise, dtype, max_length, prefix),
         table=None if table is None else str(table), id=id, columns=_names(columns),
         vectors=None if vectors is None else VectorFile(
@@ -342,17 +322,6 @@ def embed(dataset: PathLike, *, name: str = "text", model: PathLike | None = Non
 
 def _names(columns: Sequence[str]) -> tuple[str, ...]:
     return (columns,) if isinstance(columns, str) else tuple(columns)
-
-
-def _loaded(run: Loadable, cold: ColdFill | str | None = None, **how: Any) -> Served:
-    if not isinstance(run, Recommender | Served):
-        return load(run, cold=cold, **how).served
-    for name in ("step", "data", "mesh"):
-        if how.get(name) is not None:
-            raise InputError(f"{name} is of a run that is to be loaded, and this model is loaded; "
-                             "expected none")
-    served = run.served if isinstance(run, Recommender) else run
-    return served if cold is None else fill_cold(served, cold)
 
 
 def plan(config: RunConfig | PathLike, *, items: float, devices: str = "cpu",

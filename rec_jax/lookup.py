@@ -15,6 +15,7 @@ from rec_jax.api import Loadable, load
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.dataset_files import META
 from rec_jax.data.item_vectors import open_item_vectors
+from rec_jax.data.queries import Query, texts_in
 from rec_jax.errors import InputError
 from rec_jax.files import check_path
 from rec_jax.inference.retrieve import Recommendation, Recommender, listed
@@ -36,6 +37,7 @@ from rec_jax.text.search import (
     best_items,
     only_text_vectors,
     open_index,
+    query_encoder,
     unit,
 )
 
@@ -104,6 +106,40 @@ def load_search(run: Loadable, config: SearchConfig, *, space: str = "text", tel
     for note in index.notes:
         tell(note)
     return Search(dataset, index, served)
+
+
+def queries(run: Loadable, texts: Sequence[str], *, model: Path | str) -> list[Query]:
+    """Searches with their vectors, for the `history` of `recommend`; texts that nobody of the
+    dataset searched have no others.
+
+    run: one that reads queries; model: folder of the text encoder that made its query vectors.
+
+    Raises:
+      InputError: the run reads no queries, or another model made its vectors.
+    """
+    served = load(run).served if not isinstance(run, Recommender | Served) else (
+        run.served if isinstance(run, Recommender) else run)
+    timeline = served.timeline
+    if timeline is None:
+        raise InputError(f"run {served.run.folder} reads no queries; expected one with "
+                         "[[features]] kind = 'query'")
+    encode = query_encoder(texts_in(served.dataset), timeline.vectors.about["name"],
+                           timeline.vectors, SearchConfig(model=str(model)))
+    return [Query(text, vector) for text, vector in zip(texts, encode(texts), strict=True)]
+
+
+def with_vectors(served: Served, history: Sequence[str | Query], model: str) -> list[str | Query]:
+    """A history whose queries that nobody of the dataset searched have vectors; see `queries`."""
+    asked = [each for each in history if isinstance(each, Query)]
+    texts = [each.text for each in asked if each.vector is None]
+    if not asked or served.timeline is None:
+        raise InputError("a model beside a history is the encoder of its queries; expected a query "
+                         "in it, and a run that reads queries ([[features]] kind = 'query')")
+    numbers = dict(zip(texts, served.timeline.numbers_of(texts), strict=True))
+    new = [text for text, number in numbers.items() if number is None]
+    made = {query.text: query for query in (queries(served, new, model=model) if new else ())}
+    return [made.get(each.text, each) if isinstance(each, Query) and each.vector is None else each
+            for each in history]
 
 
 def check_space(space: str) -> None:

@@ -34,7 +34,7 @@ from rec_jax.model.encoders import (
     sampling_of,
     uses_users,
 )
-from rec_jax.model.features import check_begin
+from rec_jax.model.features import check_begin, check_queries
 from rec_jax.model.graph_checks import check_graph
 from rec_jax.model.lora import LoraConfig
 from rec_jax.model.optimizer import OptimizerConfig
@@ -122,8 +122,9 @@ class RunConfig:
             raise InputError(f"objective {self.objective.kind!r} walks over a graph, which encoder "
                              f"{self.encoder.kind!r} does not have; expected encoder.kind = "
                              "'graphsage'")
-        check_different("features", [part.name or part.kind for part in self.features])
+        check_different("features", [part.path.partition("/")[2] for part in self.features])
         check_begin(self.begin, self.encoder, self.objective, self.features, self.data.length)
+        check_queries(self.encoder, self.objective, self.features, self.continual)
         if self.evaluate.cold_users and self.begin is None:
             raise InputError("evaluate.cold_users: nothing stands in front of histories; expected "
                              "[begin]")

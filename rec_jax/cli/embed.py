@@ -9,6 +9,7 @@ import typer
 from rec_jax.cli.options import App
 from rec_jax.cli.show import duration, number, print_facts, print_json
 from rec_jax.cli.types import DatasetDir, Json
+from rec_jax.errors import InputError
 
 app = App()
 
@@ -20,6 +21,9 @@ def embed(
         metavar="FOLDER", help="Text encoder (BERT, RoBERTa, GPT-2) as Hugging Face writes it: "
                                "config.json, model.safetensors, tokenizer.json.")] = None,
     name: Annotated[str, typer.Option(help="What the vectors are called.")] = "text",
+    what: Annotated[str, typer.Option(
+        help="items, or queries: the texts that were searched for, which the dataset keeps.")
+        ] = "items",
     table: Annotated[Optional[str], typer.Option(  # noqa: UP045
         metavar="FILE", help="CSV, TSV or Parquet with the text of the items; the dataset's titles "
                              "and text by default.")] = None,
@@ -55,19 +59,22 @@ def embed(
     from rec_jax import api, compilation_cache
 
     compilation_cache.enable()
-    made = api.embed(dataset, name=name, model=model, table=table, id=id, columns=columns or (),
+    if what not in ("items", "queries"):
+        raise InputError(f"--what is {what!r}; expected items or queries")
+    made = api.embed(dataset, name=name, what=what, model=model,  # type: ignore[arg-type]
+                     table=table, id=id, columns=columns or (),
                      vectors=vectors, ids=ids, pooling=pooling, normalise=normalise, dtype=dtype,
                      max_length=max_length, prefix=prefix, pca=pca, whiten=whiten,
                      overwrite=overwrite, progress=not as_json)
     if as_json:
         print_json(made)
     else:
-        _show(made)
+        _show(made, what)
 
 
-def _show(made: dict[str, Any]) -> None:
-    facts = [("items", number(made["count"])), ("with a vector", number(made["with_vectors"])),
-             ("width", number(made["dim"]))]
+def _show(made: dict[str, Any], what: str) -> None:
+    facts = [("items" if what == "items" else "texts", number(made["count"])),
+             ("with a vector", number(made["with_vectors"])), ("width", number(made["dim"]))]
     facts += [(label, number(made[key])) for key, label in (
         ("unknown_ids", "rows of other items"), ("repeated_ids", "rows of an item before"))
         if made.get(key)]
@@ -79,4 +86,5 @@ def _show(made: dict[str, Any]) -> None:
                                f"{', normalised' if said['normalise'] else ''}, {said['dtype']}"))
         facts.append(("text", " ".join(said["columns"])))
     facts.append(("time", "there already" if made["reused"] else duration(made["seconds"])))
-    print_facts(f"Item vectors {made['folder']}/{made['name']}.npy", facts)
+    kind = "Item vectors" if what == "items" else "Query vectors"
+    print_facts(f"{kind} {made['folder']}/{made['name']}.npy", facts)

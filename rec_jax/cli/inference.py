@@ -139,9 +139,13 @@ def recommend(
     user: Annotated[str | None, typer.Option(help="A user of the dataset.")] = None,
     history: Annotated[list[str] | None, typer.Option(
         metavar="ID", help="Item ids, oldest first: repeat the option, or separate them by commas "
-                           "where no id has one.")] = None,
+                           "where no id has one. An option that begins with ? is a query: its "
+                           "text.")] = None,
     history_file: Annotated[str | None, typer.Option(
-        metavar="FILE", help="Item ids, oldest first, one a line.")] = None,
+        metavar="FILE", help="The same, one a line.")] = None,
+    model: Annotated[str | None, typer.Option(
+        metavar="FOLDER", help="With a query that nobody of the dataset searched: the text encoder "
+                               "that made the query vectors.")] = None,
     times: Annotated[list[str] | None, typer.Option(
         metavar="TIME", help="Times of the history's items, seconds since 1970 or ISO 8601: "
                              "repeat the option, or separate them by commas.")] = None,
@@ -185,13 +189,17 @@ def recommend(
     as_json: Json = False,
 ) -> None:
     """Recommend items to a user, or after a history."""
-    from rec_jax import api
+    from rec_jax import api, lookup
+    from rec_jax.data.queries import Query
     from rec_jax.inference import bias, retrieve, typed
     from rec_jax.train.stream_verbs import is_stream
 
     fill = read_fill(cold, cold_vectors, cold_bias)
     given = _pairs(attributes) if attributes else None
     if users or friend or friends or is_stream(run):
+        if model is not None:
+            raise InputError("--model is the text encoder of queries in a history, which a run on "
+                             "a dataset reads; expected none")
         summary.recommendations(api.recommend(
             run, user=user, history=history or history_file, times=times or times_file,  # type: ignore[arg-type]
             attributes=given, users=users, user_id=user_id,
@@ -204,12 +212,16 @@ def recommend(
     types = (typed.read_lines(events_file) if events_file else
              [name for text in events for name in text.split(",")] if events else None)
     when = typed.read_times(typed.read_lines(times_file) if times_file else times or [])
-    items = typed.read_lines(history_file) if history_file else None
     first = join_processes(coordinator, processes, process, multihost)
     served = api.load(run, cold=fill, step=step, data=data, mesh=mesh, trust_code=trust_code,
                       tell=say).served
-    if history:
-        items = typed.read_ids(served.dataset, history)
+    items: list[str | Query] | None = None
+    if history or history_file:
+        items = typed.read_history(
+            served.dataset, typed.read_lines(history_file) if history_file else history or (),
+            whole=bool(history_file))
+    if model is not None:
+        items = lookup.with_vectors(served, items or [], model)
     found = retrieve.recommend(
         served, user=user, history=items, times=when if times or times_file else None, k=k,
         filter_seen=None if keep_seen is None else not keep_seen, tell=say if first else None,

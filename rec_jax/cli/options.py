@@ -22,7 +22,7 @@ _KEYS: Mapping[str, Mapping[str, str]] = {
         "source": "source", "out": "out", "format": "format", "overwrite": "overwrite",
         "append": "append",
         "columns.user": "user", "columns.item": "item", "columns.time": "time",
-        "columns.rating": "rating", "columns.event": "event",
+        "columns.rating": "rating", "columns.event": "event", "columns.query": "query",
         "filters.min_rating": "min_rating",
         "filters.user_core": "core", "filters.item_core": "core",
         "filters.duplicates": "duplicates", "split.kind": "split",

@@ -87,6 +87,8 @@ def prepare(
         help="Column of the rating.")] = None,
     event: Annotated[str | None, typer.Option(
         help="Column of the event's type, such as view, cart or purchase.")] = None,
+    query: Annotated[str | None, typer.Option(
+        help="Column of the text of a search; a row with one, and no item, is a query.")] = None,
     time_unit: Annotated[str | None, typer.Option(
         help="Unit of numeric times: s, ms, us, ns or YYYYMMDD; found where it is clear.")] = None,
     separator: Annotated[str | None, typer.Option(
@@ -134,7 +136,7 @@ def prepare(
     flags = _without_none({
         "source": list(source) if source else None, "out": out, "format": format,
         "columns": _without_none({"user": user, "item": item, "time": time, "rating": rating,
-                                  "event": event, "time_unit": time_unit}),
+                                  "event": event, "query": query, "time_unit": time_unit}),
         "separator": separator and separator.replace(r"\t", "\t"),  # as shells pass it
         "quote": quote, "escape": escape,
         "filters": _without_none({"min_rating": min_rating, "user_core": core, "item_core": core,

@@ -111,6 +111,7 @@ def open_before(config: PrepareConfig) -> Before:
     for name, there in (("item features", bool(data.item_features or config.item_features)),
                         ("withheld items", data.withheld is not None or config.withheld.share > 0),
                         ("types of events", bool(data.events is not None or config.columns.event)),
+                        ("queries", bool(data.queries is not None or config.columns.query)),
                         ("a split by chance", "random" in (data.meta["split"]["kind"],
                                                            config.split.kind))):
         if there:

@@ -21,9 +21,17 @@ import numpy.typing as npt
 from rec_jax.data.arrays import counting
 from rec_jax.data.attributes import BEGIN, attributes_to_train
 from rec_jax.data.dataset import Dataset, seconds_after
-from rec_jax.data.features import Read, begin_among, find_features, read_codes
+from rec_jax.data.features import (
+    Read,
+    begin_among,
+    find_features,
+    read_codes,
+    read_places,
+    timeline_of,
+)
 from rec_jax.data.packing import Packing, no_packing, pack
 from rec_jax.data.permutation import key, permuted
+from rec_jax.data.queries import Found, check_labels
 from rec_jax.data.segments import (
     Part,
     Segments,
@@ -37,6 +45,7 @@ from rec_jax.data.values import hashes_of, open_values
 from rec_jax.errors import InputError
 
 Batch = dict[str, npt.NDArray[Any]]
+Int64s = npt.NDArray[np.int64]
 T = TypeVar("T")
 
 
@@ -56,6 +65,9 @@ class BatchStream(Iterator[Batch]):
       values/NAME: f32, of the interaction with the target; 0 where there is none.
       histories: int32 [rows / share count, S], place of the last input of each history of a row,
         -1 for none; S is the most that a row holds. Only with `histories=True`.
+
+    Where `features` have queries, these are inputs as well, with item 0, and no targets: the input
+    before one has the target -1. features/query: f32 [.., 1 + c], 1 and the vector of its text.
 
     Where `features` have begin places, P of them stand in front of each segment: item 0, with the
     codes of the user's attributes in features/begin, which are 0 elsewhere. The last of them has
@@ -147,7 +159,17 @@ class BatchStream(Iterator[Batch]):
         self._most = length - self._bare
         # The first item is a target too, where something stands in front of it.
         self._kind: Targets = "all" if self._front else targets
-        self._histogram = count_lengths(dataset, self._most, window, split, self._kind, first)
+        self._timeline = timeline_of(self._features, dataset)
+        if self._timeline is not None:
+            if targets != "next" or first is not None:
+                raise InputError("queries stand between items that predict the next one; expected "
+                                 "targets 'next', and no first target")
+            self._settings["queries"] = self._timeline.hash
+        if self._events is not None:
+            check_labels(dataset, events)
+        self._histories_of = dataset if self._timeline is None else self._timeline
+        self._histogram = count_lengths(self._histories_of, self._most, window, split, self._kind,
+                                        first)
         self._packing = _pack(np.pad(self._histogram, (self._bare, 0)), length, pack)
         if not self.rows_per_epoch:
             raise InputError(f"{dataset.folder} has no user with two items in its {split} part"
@@ -205,7 +227,7 @@ class BatchStream(Iterator[Batch]):
           InputError: the state belongs to other settings or to another dataset.
         """
         # Kept where they were set.
-        optional = {"targets", "first", "events", "begin"} & state.keys()
+        optional = {"targets", "first", "events", "begin", "queries"} & state.keys()
         for name in [*self._settings, *sorted(optional - self._settings.keys())]:
             value = self._settings.get(name)
             if state.get(name) != value:
@@ -237,25 +259,33 @@ class BatchStream(Iterator[Batch]):
         counts = within >= self._bare
         if self._front:  # what lies before a user's first item is somebody else's, or nothing
             position, wanted = np.where(front, 0, position), np.where(counts, wanted, 0)
+        seen, position, labels, wanted = self._at(position, wanted)
+        counts &= labels
         if self._first is not None:
             counts &= wanted >= np.repeat(self._first[user], size)
         if self._events is not None and self.dataset.events is not None:
             counts &= np.isin(self.dataset.events[wanted], self._events)
         filled: dict[str, tuple[int, Any, npt.NDArray[Any]]] = {
-            "items": (0, np.int32, np.where(front, 0, self.dataset.items[position])),
+            "items": (0, np.int32, np.where(
+                front if seen is None else front | (seen.query >= 0), 0,
+                self.dataset.items[position])),
             "targets": (-1, np.int32, np.where(counts, self.dataset.items[wanted], -1)),
             "segments": (0, np.int32, np.repeat(rank, size)),
             "positions": (0, np.int32, within),
         }
         if self._times and self.dataset.times is not None:
-            started = np.repeat(self.dataset.times[begin], size)
-            filled["times"] = (0, np.int32, seconds_after(self.dataset.times[position], started))
+            when = self.dataset.times[position] if seen is None or self._timeline is None else (
+                self._timeline.times(seen))
+            filled["times"] = (0, np.int32, seconds_after(
+                when, np.repeat(when[np.cumsum(size) - size], size)))
         if self._users:
             filled["users"] = (0, np.int32, np.repeat(user, size))
         for name, read in self._values.items():
             filled[f"values/{name}"] = (0, np.float32, np.where(counts, read(wanted), 0))
-        codes = read_codes(self._features, self.dataset, filled["items"][2], position)
-        filled |= {path: (0, np.int32, np.where(front[:, None], 0, values))
+        codes = (read_codes(self._features, self.dataset, filled["items"][2], position)
+                 if seen is None or self._timeline is None else
+                 read_places(self._features, self._timeline, seen))
+        filled |= {path: (0, values.dtype, np.where(front[:, None], 0, values))
                    for path, values in codes.items()}
         if self._begin is not None:
             found = self._begin.at(self._begin.codes[np.repeat(user, size)],
@@ -272,10 +302,21 @@ class BatchStream(Iterator[Batch]):
             batch["histories"] = ends
         return batch
 
+    def _at(self, position: Int64s, wanted: Int64s
+            ) -> tuple[Found | None, Int64s, npt.NDArray[np.bool_] | bool, Int64s]:
+        """What stands at places of histories with queries: the positions of their interactions,
+        whether an interaction is at `wanted`, and its position. Without queries, as it is."""
+        if self._timeline is None:
+            return None, position, True, wanted
+        seen, label = self._timeline.find(position), self._timeline.find(wanted)
+        found = np.where(seen.query >= 0, 0, seen.position)
+        is_label = label.query < 0
+        return seen, found, is_label, np.where(is_label, label.position, 0)
+
     @cached_property
     def _segments(self) -> Segments:
         settings = self._settings
-        return find_segments(self.dataset, self._most, settings["window"], settings["split"],
+        return find_segments(self._histories_of, self._most, settings["window"], settings["split"],
                              self._kind, self._first)
 
     def _segments_of(self, number: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], ...]:
@@ -301,7 +342,7 @@ class BatchStream(Iterator[Batch]):
             which = permuted(which, self._histogram[targets], key(seed, epoch[owner], size))
         which = which + segments.begin[targets]
         user = segments.user[which].astype(np.int64)
-        end = np.asarray(part_end(self.dataset, self._settings["split"])[user])
+        end = np.asarray(part_end(self._histories_of, self._settings["split"])[user])
         begin = end - self._shift - size
         if segments.chunk is not None:
             begin = begin - segments.chunk[which].astype(np.int64) * self._most

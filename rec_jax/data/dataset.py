@@ -7,6 +7,8 @@
                                        where the source has ratings, of at most 255 values
     events.npy            uint8 [N]    number of its type among meta's `events`, from 1; only where
                                        the source has types of events
+    queries.npy and others  searches, which are no interactions; only where the source has some
+                                       (see `rec_jax.data.queries`)
     withheld.npy, withheld_offsets.npy  interactions of withheld items, in no part of the split;
                                        only where some are (see `rec_jax.data.withheld`)
     old_train_end.npy, old_end.npy  int64 [U]; only of a dataset that was appended to another one
@@ -42,7 +44,7 @@ import numpy.typing as npt
 import polars as pl
 
 from rec_jax.data.arrays import chunks, counting
-from rec_jax.data.dataset_arrays import open_arrays, read_vocabulary
+from rec_jax.data.dataset_arrays import Queries, open_arrays, queries_in, read_vocabulary
 from rec_jax.data.dataset_check import check
 from rec_jax.data.dataset_files import read_meta
 from rec_jax.data.events import event_codes
@@ -64,6 +66,7 @@ class Dataset:
     ratings: uint8 [N] or None; entry i of `rating_values` has code i + 1.
     events: uint8 [N] or None; entry i of `event_types` has code i + 1.
     item_features: name -> int32 [V, K], codes of each item's categories, 0 where it has none.
+    queries: searches between the interactions, or None; see `rec_jax.data.queries`.
     old_train_end, old_end: int64 [U], or None; see `rec_jax.data.appended`.
     withheld: int32 [M], and withheld_offsets: int64 [U+1], or None; see `rec_jax.data.withheld`.
     """
@@ -77,6 +80,7 @@ class Dataset:
     times: Int64s | None = None
     ratings: npt.NDArray[np.uint8] | None = None
     events: npt.NDArray[np.uint8] | None = None
+    queries: Queries | None = None
     item_features: Mapping[str, Int32s] = field(default_factory=dict)
     withheld: Int32s | None = None
     withheld_offsets: Int64s | None = None
@@ -107,12 +111,18 @@ class Dataset:
             times=arrays.get("times"),
             ratings=arrays.get("ratings"),
             events=arrays.get("events"),
+            queries=queries_in(arrays),
             item_features={name: arrays[f"{FOLDER}/{name}"] for name in meta["item_features"]},
             withheld=arrays.get("withheld"),
             withheld_offsets=arrays.get("withheld_offsets"),
             old_train_end=arrays.get("old_train_end"),
             old_end=arrays.get("old_end"),
         )
+
+    @property
+    def vectors_folder(self) -> Path:
+        """Where vectors of its items lie; see `rec_jax.data.item_vectors`."""
+        return self.folder / "item_vectors"
 
     @property
     def num_users(self) -> int:

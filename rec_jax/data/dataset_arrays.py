@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +16,28 @@ from rec_jax.data.dataset_check import PARQUET_ERRORS
 from rec_jax.data.dataset_files import AGAIN
 from rec_jax.data.item_features import FOLDER
 from rec_jax.errors import InputError, first_line
+
+
+class Queries(NamedTuple):
+    """The searches of a dataset; see `rec_jax.data.queries`.
+
+    texts: int32 [Q]; positions: int64 [Q]; offsets: int64 [U+1]; times: int64 [Q] seconds, and
+    events: uint8 [Q], None where interactions have none.
+    """
+
+    texts: npt.NDArray[np.int32]
+    positions: npt.NDArray[np.int64]
+    offsets: npt.NDArray[np.int64]
+    times: npt.NDArray[np.int64] | None = None
+    events: npt.NDArray[np.uint8] | None = None
+
+
+def queries_in(arrays: Mapping[str, Any]) -> Queries | None:
+    """Those of `open_arrays`."""
+    if "queries" not in arrays:
+        return None
+    return Queries(arrays["queries"], arrays["query_positions"], arrays["query_offsets"],
+                   arrays.get("query_times"), arrays.get("query_events"))
 
 
 def open_arrays(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,6 +66,17 @@ def open_arrays(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
         arrays["ratings"] = _open_array(folder, "ratings", np.uint8, count)
     if meta["events"]:
         arrays["events"] = _open_array(folder, "events", np.uint8, count)
+    if meta["queries"]:
+        asked = int(meta["queries"]["count"])
+        _check_vocabulary(folder / "query_texts.parquet", int(meta["queries"]["texts"]),
+                          {"id": "text"})
+        arrays["queries"] = _open_array(folder, "queries", np.int32, asked)
+        arrays["query_positions"] = _open_array(folder, "query_positions", np.int64, asked)
+        arrays["query_offsets"] = _open_array(folder, "query_offsets", np.int64, users + 1)
+        if meta["has_times"]:
+            arrays["query_times"] = _open_array(folder, "query_times", np.int64, asked)
+        if meta["events"]:
+            arrays["query_events"] = _open_array(folder, "query_events", np.uint8, asked)
     if meta["withheld"]:
         count = int(meta["withheld"]["interactions"])
         arrays["withheld"] = _open_array(folder, "withheld", np.int32, count)

@@ -106,8 +106,18 @@ def out_of_bounds(meta: Mapping[str, Any], arrays: Arrays, folder: Path) -> Iter
     if "withheld" in arrays and not _cuts(arrays["withheld_offsets"], len(arrays["withheld"])):
         yield "withheld_offsets.npy does not rise from 0 to the end of withheld.npy"
         return
+    if "queries" in arrays:
+        offsets_of = arrays["query_offsets"]
+        if not _cuts(offsets_of, len(arrays["queries"])):
+            yield "query_offsets.npy does not rise from 0 to the end of queries.npy"
+            return
+        if not _within(arrays["query_positions"], offsets_of, offsets):
+            yield ("query_positions.npy falls, or leaves the users' interactions; expected rising "
+                   "positions between the offsets of each user")
     most = {"items": (0, meta["num_items"] - 1), "withheld": (0, meta["num_items"] - 1),
-            "ratings": (0, len(meta["ratings"] or ())), "events": (0, len(meta["events"] or ()))}
+            "ratings": (0, len(meta["ratings"] or ())), "events": (0, len(meta["events"] or ())),
+            "queries": (0, (meta["queries"] or {"texts": 0})["texts"] - 1),
+            "query_events": (0, len(meta["events"] or ()))}
     most |= {f"{FOLDER}/{name}": (0, about["categories"])
              for name, about in meta["item_features"].items()}
     for name, (low, high) in most.items():
@@ -117,9 +127,12 @@ def out_of_bounds(meta: Mapping[str, Any], arrays: Arrays, folder: Path) -> Iter
                 yield f"{name}.npy has values from {part.min()} to {part.max()}, expected {low} " \
                       f"to {high}"
                 break
+    if "query_times" in arrays and not _in_order(arrays["query_times"], arrays["query_offsets"]):
+        yield "query_times.npy falls within a user; expected times in order"
     if "times" in arrays and not _in_order(arrays["times"], offsets):
         yield "times.npy falls within a user; expected times in order"
-    for name in ("item_vocab.parquet", "user_vocab.parquet"):
+    for name in ("item_vocab.parquet", "user_vocab.parquet",
+                 *(["query_texts.parquet"] if meta["queries"] else [])):
         try:
             ids = pl.scan_parquet(folder / name, glob=False).select(pl.col("id").null_count())
             if nulls := ids.collect().item():
@@ -130,6 +143,19 @@ def out_of_bounds(meta: Mapping[str, Any], arrays: Arrays, folder: Path) -> Iter
 
 def _cuts(offsets: npt.NDArray[Any], count: int) -> bool:
     return bool(offsets[0] == 0 and offsets[-1] == count and (np.diff(offsets) >= 0).all())
+
+
+def _within(positions: npt.NDArray[Any], owned: npt.NDArray[Any], offsets: npt.NDArray[Any]
+            ) -> bool:
+    """Whether the positions of each user's queries, `owned[u]` to `owned[u + 1]`, rise, and lie
+    between the user's offsets."""
+    for start, stop in chunks(len(positions)):
+        part = np.asarray(positions[max(start - 1, 0):stop])
+        owner = np.searchsorted(owned, np.arange(max(start - 1, 0), stop), side="right") - 1
+        if ((np.diff(part) < 0).any() or (part < offsets[owner]).any()
+                or (part > offsets[owner + 1]).any()):
+            return False
+    return True
 
 
 def ids_hash(ids: pl.Series) -> str:

@@ -28,10 +28,12 @@ _PLAIN_NAME = re.compile(r"\w[\w-]*")
 _META_TYPES = {"num_users": int, "num_items": int, "num_interactions": int, "has_times": bool,
                "split_hash": str, "item_columns": list, "ratings": list | None,
                "item_features": dict, "hashes": dict, "files": dict | None, "withheld": dict | None,
-               "checksum": str | None, "appended": dict | None, "events": list | None}
+               "checksum": str | None, "appended": dict | None, "events": list | None,
+               "queries": dict | None}
 # Folders of before these were kept lack them.
 _LATER: dict[str, Any] = {"ratings": None, "item_features": {}, "hashes": {}, "files": None,
-                          "checksum": None, "withheld": None, "appended": None, "events": None}
+                          "checksum": None, "withheld": None, "appended": None, "events": None,
+                          "queries": None}
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
@@ -70,6 +72,10 @@ def file_names(meta: Mapping[str, Any]) -> list[str]:
     names += ["times.npy"] if meta["has_times"] else []
     names += ["ratings.npy"] if meta["ratings"] else []
     names += ["events.npy"] if meta["events"] else []
+    if meta["queries"]:
+        names += ["queries.npy", "query_positions.npy", "query_offsets.npy", "query_texts.parquet"]
+        names += ["query_times.npy"] if meta["has_times"] else []
+        names += ["query_events.npy"] if meta["events"] else []
     names += ["withheld.npy", "withheld_offsets.npy"] if meta["withheld"] else []
     names += ["old_train_end.npy", "old_end.npy"] if meta["appended"] else []
     return names + [f"{FOLDER}/{name}.{end}" for name in meta["item_features"]
@@ -135,6 +141,10 @@ def _check_types(meta: Mapping[str, Any]) -> None:
     if meta["withheld"] is not None and not all(
             _is_count(meta["withheld"][key]) for key in ("items", "interactions")):
         raise ValueError(f"withheld is {str(meta['withheld'])[:40]!r}")
+    if meta["queries"] is not None and not (
+            all(_is_count(meta["queries"][key]) for key in ("count", "texts"))
+            and all(isinstance(name, str) for name in meta["queries"]["types"])):
+        raise ValueError(f"queries is {str(meta['queries'])[:40]!r}")
     if meta["appended"] is not None and (
             not isinstance(meta["appended"]["to"], str) or not all(
                 _is_count(meta["appended"][key])

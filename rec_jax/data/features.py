@@ -16,15 +16,18 @@ import numpy.typing as npt
 
 from rec_jax.data.attributes import BeginConfig, open_attributes, planned_categories
 from rec_jax.data.dataset import Dataset
+from rec_jax.data.queries import Found, Timeline, open_timeline
 from rec_jax.errors import InputError, did_you_mean
 from rec_jax.ranges import check
 
-Codes = Mapping[str, npt.NDArray[np.int32]]
-"""int32 `[n, K]` by the path of a feature, for n interactions."""
+Codes = Mapping[str, npt.NDArray[Any]]
+"""int32 `[n, K]` by the path of a feature, for n interactions; f32 of queries."""
 
 EVENT = "features/event"
 """Path of the types of events."""
-_PLANNED_CATEGORIES, _PLANNED_VALUES = 1024, 4
+QUERY = "features/query"
+"""Path of the map of queries' vectors, and of these in a batch: f32, not codes."""
+_PLANNED_CATEGORIES, _PLANNED_VALUES, _PLANNED_COLUMNS = 1024, 4, 64
 
 
 @dataclass(frozen=True)
@@ -34,24 +37,25 @@ class FeatureConfig:
     kind: event, the type of the interaction, such as view, cart or purchase; item_category, a
       categorical attribute of the item that the dataset keeps (an item of
       several categories has the mean of their vectors); time_gap, seconds since the item before
-      it in the row, in logarithmic buckets, unknown for the first; rating, of the interaction.
-    name: of the attribute, for item_category alone.
+      it in the row, in logarithmic buckets, unknown for the first; rating, of the interaction;
+      query, the searches between the items, which are places of their own (`data.queries`).
+    name: of the attribute, for item_category, and of the texts' vectors, for query.
     """
 
-    kind: Literal["item_category", "time_gap", "rating", "event"]
+    kind: Literal["item_category", "time_gap", "rating", "event", "query"]
     name: str = ""
 
     def __post_init__(self) -> None:
         check(self, "features.")
-        if (self.kind == "item_category") != bool(self.name):
+        if (self.kind in ("item_category", "query")) != bool(self.name):
             raise InputError(f"a feature of kind {self.kind!r} "
                              f"{'needs' if not self.name else 'has no'} `name`; expected one for "
-                             "'item_category' alone")
+                             "'item_category' and 'query' alone")
 
     @property
     def path(self) -> str:
         """Of its table among the encoder's parameters, and of its codes in a batch."""
-        return f"features/{self.name or self.kind}"
+        return f"features/{self.name if self.kind == 'item_category' else self.kind}"
 
 
 Read = FeatureConfig | BeginConfig
@@ -60,7 +64,7 @@ Read = FeatureConfig | BeginConfig
 
 class Feature(NamedTuple):
     """A feature as a dataset has it. categories: codes are 1 to that; 0 for a time gap, whose
-    buckets are fixed; values: K, codes of a place."""
+    buckets are fixed; values: K, codes of a place. Of queries both are the columns of a place."""
 
     kind: str
     path: str
@@ -87,6 +91,8 @@ def planned_features(features: Sequence[Read]) -> tuple[Feature, ...]:
     return tuple(
         Feature("begin", feature.path, planned_categories(feature), 1 + len(feature.columns))
         if isinstance(feature, BeginConfig) else
+        Feature(feature.kind, feature.path, 1 + _PLANNED_COLUMNS, 1 + _PLANNED_COLUMNS)
+        if feature.kind == "query" else
         Feature(feature.kind, feature.path, _PLANNED_CATEGORIES if feature.name else 0,
                 _PLANNED_VALUES if feature.name else 1) for feature in features)
 
@@ -94,6 +100,33 @@ def planned_features(features: Sequence[Read]) -> tuple[Feature, ...]:
 def begin_among(features: Sequence[Read]) -> BeginConfig | None:
     """What stands in front of histories, if anything does."""
     return next((each for each in features if isinstance(each, BeginConfig)), None)
+
+
+def timeline_of(features: Sequence[Read], dataset: Dataset) -> Timeline | None:
+    """The histories with their queries, where these are read."""
+    name = next((each.name for each in features if each.kind == "query"), None)
+    return None if name is None else open_timeline(dataset, name)
+
+
+def check_queries(features: Sequence[Read], dataset: Dataset, said: Any) -> None:
+    """Raises InputError where other vectors of queries lie beside a dataset than a run was trained
+    with. said: of its data position, by the run's checkpoint."""
+    timeline = timeline_of(features, dataset)
+    known = said.get("queries") if isinstance(said, Mapping) else None
+    if timeline is not None and known not in (None, timeline.hash):
+        raise InputError(f"the query vectors beside {dataset.folder} are not those that the run "
+                         "was trained with; expected vectors by the same encoder")
+
+
+def read_places(features: Sequence[Read], timeline: Timeline, found: Found) -> Codes:
+    """As `read_codes`, of places of a timeline, and the vectors of the queries there."""
+    dataset, asked = timeline.dataset, found.query >= 0
+    position = np.where(asked, 0, found.position)
+    codes = read_codes(features, dataset, dataset.items.take(position, mode="clip"), position)
+    codes = {path: np.where(asked[:, None], 0, values) for path, values in codes.items()}
+    if EVENT in codes:
+        codes[EVENT] = timeline.events(found, codes[EVENT][:, 0])[:, None]
+    return {**codes, QUERY: timeline.rows(found.query)}
 
 
 def read_codes(features: Sequence[Read], dataset: Dataset, items: npt.NDArray[Any],
@@ -124,7 +157,8 @@ def vocabularies(features: Sequence[Read], dataset: Dataset) -> dict[str, Any]:
     """What the codes of each feature stand for, by its path: equal if and only if they agree."""
     meanings = {"item_category": lambda name: dataset.meta["item_features"][name]["hash"],
                 "rating": lambda name: list(dataset.rating_values),
-                "event": lambda name: list(dataset.event_types)}
+                "event": lambda name: list(dataset.event_types),
+                "query": lambda name: open_timeline(dataset, name).hash}
     return {feature.path: [*open_attributes(feature, dataset).values.items()]
             if isinstance(feature, BeginConfig) else meanings[feature.kind](feature.name)
             for feature in features
@@ -150,6 +184,9 @@ def _find(feature: Read, dataset: Dataset) -> Feature:
             raise InputError(f"feature 'event': {dataset.folder} keeps no types of events; prepare "
                              "it with columns.event")
         return Feature(feature.kind, feature.path, len(dataset.event_types))
+    if feature.kind == "query":
+        width = open_timeline(dataset, feature.name).width
+        return Feature(feature.kind, feature.path, width, width)
     known = dataset.item_features
     if feature.name not in known:
         hint = did_you_mean(feature.name, known)

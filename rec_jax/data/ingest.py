@@ -24,6 +24,7 @@ from rec_jax.data.arrays import (
 )
 from rec_jax.data.file_layout import Layout
 from rec_jax.data.prepare_config import PrepareConfig
+from rec_jax.data.query_codes import codes_of
 from rec_jax.data.readers import guess_format, read
 from rec_jax.data.row_parsing import RowCounts, check_bad_share, parse_rows
 from rec_jax.data.source_files import SourceFile, files_of
@@ -54,7 +55,8 @@ class Known:
 @dataclass(frozen=True)
 class Ingested:
     """rows: in file order, spilled; users, items: the ids by code; ratings: the different ones;
-    events: their types, by code - 1, as the rows have them."""
+    events: their types, by code - 1, as the rows have them; texts: of the queries among the rows,
+    see `rec_jax.data.query_codes`."""
 
     rows: InteractionFiles
     users: Vocabulary
@@ -63,6 +65,7 @@ class Ingested:
     ratings: RatingValues
     times: Times | None = None
     events: Vocabulary | None = None
+    texts: Vocabulary | None = None
 
 
 @dataclass
@@ -131,6 +134,7 @@ class Reading:
     rows: InteractionFiles
     files: list[IO[bytes]]
     events: Vocabulary | None = None
+    texts: Vocabulary | None = None
 
     def add(self, part: Interactions, coarser: int = 1) -> None:
         """Rows in global codes. coarser: ticks in a second of the times before them."""
@@ -139,7 +143,7 @@ class Reading:
             self.times.add(pl.Series(part.times), self.rows.times, coarser)
             self.files[2].seek(0, io.SEEK_END)
         if part.ratings is not None:
-            self.ratings.add(part.ratings)
+            self.ratings.add(part.ratings[part.items >= 0])
         columns = [column for column in part if column is not None]
         for column, file in zip(columns, self.files, strict=True):
             write_flat(file, column)
@@ -154,9 +158,10 @@ class Reading:
                               self.times.reader if self.times else None)
             self.add(Interactions(
                 self.users.encode(good["user"], source.name),
-                self.items.encode(good["item"], source.name),
+                codes_of(good, self.items, self.texts, source.name),
                 good["time"].to_numpy() if self.rows.times else None,
-                good["rating"].cast(pl.Float32).to_numpy() if self.rows.ratings else None,
+                (good["rating"].cast(pl.Float32).fill_null(float("nan")).to_numpy()
+                 if self.rows.ratings else None),
                 np.full(len(good), NEW, np.uint8) if self.rows.news else None,
                 None if self.events is None else event_codes(
                     self.events, good["event"], config.columns.event, source.name)), coarser)
@@ -164,7 +169,7 @@ class Reading:
 
     def finished(self) -> Ingested:
         return Ingested(self.rows, self.users, self.items, self.counts, self.ratings, self.times,
-                        self.events)
+                        self.events, self.texts)
 
 
 @contextlib.contextmanager
@@ -187,7 +192,8 @@ def reading(config: PrepareConfig, folder: Path, known: Known | None = None,
             Vocabulary("user", known.users if known else empty),
             Vocabulary("item", known.items if known else empty), RowCounts(), RatingValues(),
             Times(TimeReader(columns)) if columns.time is not None else None, rows,
-            [stack.enter_context(open_flat(path)) for path in rows.paths], events)
+            [stack.enter_context(open_flat(path)) for path in rows.paths], events,
+            None if columns.query is None else Vocabulary("query"))
         for old in known.rows if known else ():
             into.add(old)
         yield into
@@ -256,11 +262,14 @@ def frames_of(config: PrepareConfig, source: SourceFile) -> Iterator[pl.DataFram
     """The raw rows of a file of interactions; see `rec_jax.data.readers`."""
     form = file_format(config, source)
     columns = config.columns
-    if form in ("pairs", "lists") and (columns.time or columns.rating or columns.event):
-        raise InputError(f"format {form!r} has neither times nor ratings nor types of events; "
-                         "columns.time, columns.rating and columns.event must be left out")
+    if form in ("pairs", "lists") and (columns.time or columns.rating or columns.event
+                                       or columns.query):
+        raise InputError(f"format {form!r} has neither times nor ratings nor types of events nor "
+                         "queries; columns.time, columns.rating, columns.event and columns.query "
+                         "must be left out")
     roles = {"user": columns.user, "item": columns.item,
              **({"time": columns.time} if columns.time else {}),
              **({"rating": columns.rating} if columns.rating else {}),
-             **({"event": columns.event} if columns.event else {})}
+             **({"event": columns.event} if columns.event else {}),
+             **({"query": columns.query} if columns.query else {})}
     return read(source.path, form, file_layout(config, source, roles))

@@ -25,6 +25,7 @@ from rec_jax.data.ingest import (
     reading,
 )
 from rec_jax.data.prepare_config import PrepareConfig
+from rec_jax.data.query_codes import renamed
 from rec_jax.data.row_parsing import RowCounts, check_bad_share
 from rec_jax.data.source_files import SourceFile, files_of
 from rec_jax.data.time_units import OUT_OF_RANGE, rescaled
@@ -84,7 +85,9 @@ def read_part(part: Part) -> Found:
     with reading(part.config, part.folder, as_text=part.as_text) as into:
         for _ in into.read(part.config, part.source):
             pass
-    for ids in (into.users, into.items, *([into.events] if into.events else [])):
+    for ids in (into.users, into.items, into.events, into.texts):
+        if ids is None:
+            continue
         ids.typed_ids().to_frame().write_parquet(_ids_file(part, ids.kind))
     return Found(into.rows, into.counts, into.ratings, into.times)
 
@@ -96,6 +99,8 @@ def _add(into: Reading, part: Part, found: Found) -> None:
     types = (None if into.events is None else event_codes(
         into.events, pl.read_parquet(_ids_file(part, "event"))["id"], part.config.columns.event,
         part.source.name))
+    texts = None if into.texts is None else into.texts.encode(
+        pl.read_parquet(_ids_file(part, into.texts.kind))["id"], part.source.name)
     into.counts.add(found.counts)
     into.ratings.join(found.ratings)
     coarser = into.times.reader.per_second if into.times else 1
@@ -104,7 +109,8 @@ def _add(into: Reading, part: Part, found: Found) -> None:
     for start, stop in chunks(found.rows.count()):
         rows = found.rows.read(start, stop)
         into.add(Interactions(
-            users[rows.users], items[rows.items],
+            users[rows.users],
+            items[rows.items] if texts is None else renamed(rows.items, items, texts),
             None if rows.times is None else _as_fine(rows.times, found.times, into.times),
             rows.ratings if into.rows.ratings else None,
             np.full(len(rows.users), NEW, np.uint8) if into.rows.news else None,

@@ -7,8 +7,9 @@
     item_vectors/NAME.json             what they are made of; sizes and sha256 of the files; the
                                        hash of the item ids that they belong to
 
-They are no part of the dataset proper, whose hashes do not know them. `NAME.json` is removed first
-and written last, so that vectors are complete or absent.
+Vectors of the texts that were searched for lie in `query_vectors/`, by the number of a text, in the
+same files. Vectors are no part of the dataset proper, whose hashes do not know them. `NAME.json` is
+removed first and written last, so that they are complete or absent.
 """
 
 from __future__ import annotations
@@ -19,20 +20,37 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import polars as pl
 
 from rec_jax import files, jsons
 from rec_jax.data.arrays import npy_header
-from rec_jax.data.dataset import Dataset
 from rec_jax.data.dataset_check import ids_hash
 from rec_jax.errors import InputError
 from rec_jax.files import file_hash
 
-FOLDER = "item_vectors"
 FORMAT_VERSION = 1
 _NAME = re.compile(r"\w[\w-]*")
+
+
+class Owner(Protocol):
+    """What has vectors: a dataset's items, or what stands in their place (`data.queries`).
+
+    folder: of the dataset; vectors_folder: of the vectors; num_items: V; item_ids: by index.
+    """
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def vectors_folder(self) -> Path: ...
+
+    @property
+    def num_items(self) -> int: ...
+
+    def item_ids(self) -> pl.Series: ...
 
 
 @dataclass(frozen=True)
@@ -54,13 +72,13 @@ def check_name(name: str) -> str:
 
 
 def file_of(folder: Path, name: str, end: str = "npy") -> Path:
-    """The file of vectors `name` in dataset `folder`."""
-    return folder / FOLDER / f"{check_name(name)}.{end}"
+    """The file of vectors `name` in a `folder` of vectors."""
+    return folder / f"{check_name(name)}.{end}"
 
 
 def vector_names(folder: Path) -> list[str]:
-    """Names of the vectors that dataset `folder` has."""
-    found = (path.stem for path in (folder / FOLDER).glob("*.json"))
+    """Names of the vectors in a `folder` of vectors."""
+    found = (path.stem for path in folder.glob("*.json"))
     return sorted(name for name in found if _NAME.fullmatch(name))
 
 
@@ -77,7 +95,7 @@ def read_about(folder: Path, name: str) -> dict[str, Any] | None:
         about = json.loads(path.read_text())
         if about["format_version"] != FORMAT_VERSION:
             raise InputError(f"{path} has format version {about['format_version']}, expected "
-                             f"{FORMAT_VERSION}; embed the items again")
+                             f"{FORMAT_VERSION}; embed them again")
         for key in ("count", "dim"):
             if type(about[key]) is not int or about[key] < 1:
                 raise ValueError(f"{key} is {about[key]!r}")
@@ -87,36 +105,38 @@ def read_about(folder: Path, name: str) -> dict[str, Any] | None:
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path} is damaged ({error}); embed the items again") from None
+        raise InputError(f"{path} is damaged ({error}); embed them again") from None
     return dict(about)
 
 
-def open_item_vectors(dataset: Dataset, name: str) -> ItemVectors:
+def open_item_vectors(dataset: Owner, name: str) -> ItemVectors:
     """The vectors `name` of the items of `dataset`.
 
     Raises:
       InputError: there are none, they are of other items, or files are missing or truncated.
     """
-    about = read_about(dataset.folder, name)
+    folder, kind = dataset.vectors_folder, dataset.vectors_folder.name.replace("_", " ")
+    about = read_about(folder, name)
     if about is None:
-        known = ", ".join(vector_names(dataset.folder)) or "none"
-        raise InputError(f"{dataset.folder} has no item vectors {name!r} (it has: {known}); "
-                         "`rec-jax embed` makes them")
+        known = ", ".join(vector_names(folder)) or "none"
+        how = "rec-jax embed" + ("" if kind == "item vectors" else " --what queries")
+        raise InputError(f"{dataset.folder} has no {kind} {name!r} (it has: {known}); `{how}` "
+                         "makes them")
     if about["count"] != dataset.num_items or about.get("item_ids") != ids_hash(
             dataset.item_ids()):
-        raise InputError(f"the item vectors {name!r} in {dataset.folder} are of other items than "
-                         "the dataset's; embed the items again")
+        raise InputError(f"the {kind} {name!r} in {dataset.folder} are of other items than the "
+                         "dataset's; embed them again")
     problems = [f"{path}: {problem}" for path, problem in problems_of(
-        dataset.folder, about, name, hashes=False) if problem]
+        folder, about, name, hashes=False) if problem]
     if problems:
-        raise InputError(f"{dataset.folder}/{problems[0]}; embed the items again")
-    vectors = np.load(file_of(dataset.folder, name), mmap_mode="r", allow_pickle=False)
-    has = np.load(file_of(dataset.folder, name, "mask.npy"), allow_pickle=False)
+        raise InputError(f"{dataset.folder}/{problems[0]}; embed them again")
+    vectors = np.load(file_of(folder, name), mmap_mode="r", allow_pickle=False)
+    has = np.load(file_of(folder, name, "mask.npy"), allow_pickle=False)
     if vectors.shape != (about["count"], about["dim"]) or vectors.dtype != np.float32 or (
             has.shape != (about["count"],) or has.dtype != bool):
-        raise InputError(f"{file_of(dataset.folder, name)} holds {vectors.dtype} "
+        raise InputError(f"{file_of(folder, name)} holds {vectors.dtype} "
                          f"{list(vectors.shape)}; expected float32 "
-                         f"{[about['count'], about['dim']]}, and a mask; embed the items again")
+                         f"{[about['count'], about['dim']]}, and a mask; embed them again")
     return ItemVectors(vectors, has, about)
 
 
@@ -125,12 +145,13 @@ def problems_of(folder: Path, about: Mapping[str, Any], name: str, *, hashes: bo
     """Of each file its name in the dataset, and what is wrong with it, or None."""
     expected = {f"{name}.npy", f"{name}.mask.npy"}
     for lacking in sorted(expected - about["files"].keys()):
-        yield f"{FOLDER}/{lacking}", "its JSON has no checksum of it"
+        yield f"{folder.name}/{lacking}", "its JSON has no checksum of it"
     for file, said in about["files"].items():
         if file not in expected and file != f"{name}.projection.safetensors":
-            yield f"{FOLDER}/{name}.json", f"it names {file[:40]!r}, which is no file of its own"
+            yield (f"{folder.name}/{name}.json",
+                   f"it names {file[:40]!r}, which is no file of its own")
             continue
-        path = folder / FOLDER / file
+        path = folder / file
         problem = None
         if not path.is_file():
             problem = "it is missing"
@@ -138,10 +159,10 @@ def problems_of(folder: Path, about: Mapping[str, Any], name: str, *, hashes: bo
             problem = f"it has {path.stat().st_size} bytes, expected {said['bytes']}"
         elif hashes and file_hash(path) != said["sha256"]:
             problem = "its bytes are not those that were written (sha256)"
-        yield f"{FOLDER}/{file}", problem
+        yield f"{folder.name}/{file}", problem
 
 
-def write_item_vectors(dataset: Dataset, name: str, blocks: Iterable[np.ndarray], has: np.ndarray,
+def write_item_vectors(dataset: Owner, name: str, blocks: Iterable[np.ndarray], has: np.ndarray,
                        dim: int, about: Mapping[str, Any],
                        projection: bytes | None = None) -> dict[str, Any]:
     """Write vectors f32 `[V, dim]` that come in `blocks`, which replace those of that name.
@@ -152,7 +173,7 @@ def write_item_vectors(dataset: Dataset, name: str, blocks: Iterable[np.ndarray]
     Raises:
       InputError: a vector has values that are not finite; nothing then stands under the name.
     """
-    folder, count = dataset.folder, dataset.num_items
+    folder, count = dataset.vectors_folder, dataset.num_items
     seal = file_of(folder, name, "json")
     seal.unlink(missing_ok=True)
     written: dict[str, Any] = {}
@@ -179,7 +200,7 @@ def write_item_vectors(dataset: Dataset, name: str, blocks: Iterable[np.ndarray]
     return made
 
 
-def finite(dataset: Dataset, blocks: Iterable[np.ndarray], has: np.ndarray
+def finite(dataset: Owner, blocks: Iterable[np.ndarray], has: np.ndarray
            ) -> Iterator[np.ndarray]:
     """The blocks `[b, d]` of all items, with 0 for those that have no vector.
 

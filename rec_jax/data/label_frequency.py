@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from rec_jax.data.arrays import chunks, counting
 from rec_jax.data.dataset import Dataset
+from rec_jax.data.queries import Timeline
 from rec_jax.data.segments import Part, Targets, Window, part_end
 
 _USERS = 1 << 16  # histories read at a time
@@ -17,22 +18,28 @@ _USERS = 1 << 16  # histories read at a time
 
 def label_counts(dataset: Dataset, *, length: int, window: Window,
                  part: Part = "train", targets: Targets = "next",
-                 events: Sequence[str] = ()) -> npt.NDArray[np.int64]:
+                 events: Sequence[str] = (), timeline: Timeline | None = None
+                 ) -> npt.NDArray[np.int64]:
     """Times that an epoch of `BatchStream` predicts each item: int64 `[V]`.
 
     All items, but a user's first where `targets` are the next ones; with `window` "last" only the
-    newest `length` of them. events: as of `BatchStream`.
+    newest `length` of them. events: as of `BatchStream`. timeline: of histories with queries, which
+    take places and are no labels; an item behind one is a label, too, where it is a user's first.
     """
     counts = np.zeros(dataset.num_items, np.int64)
-    ends = part_end(dataset, part)
+    histories = dataset if timeline is None else timeline
+    ends = part_end(histories, part)
     codes = dataset.event_codes(events) if events else None
     for start, stop in chunks(dataset.num_users, _USERS):
         end = np.asarray(ends[start:stop])
-        begin = np.asarray(dataset.offsets[start:stop]) + (targets != "all")
+        begin = np.asarray(histories.offsets[start:stop]) + (targets != "all")
         if window == "last":
             begin = np.maximum(begin, end - length)
         number = np.maximum(end - begin, 0)
         places = np.repeat(begin, number) + counting(number)
+        if timeline is not None:
+            found = timeline.find(places)
+            places = found.position[found.query < 0]
         if codes is not None and dataset.events is not None:
             places = places[np.isin(dataset.events[places], codes)]
         ids, times = np.unique(dataset.items[places], return_counts=True)

@@ -43,6 +43,7 @@ from rec_jax.data.prepare_config import (
     SplitConfig,
     Withheld,
 )
+from rec_jax.data.query_rows import QueryRows, apart, write_queries
 from rec_jax.data.random_split import at_random
 from rec_jax.data.repeats import repeats
 from rec_jax.data.row_parsing import RowCounts
@@ -72,6 +73,7 @@ class Report:
     repeat_share, repeat_targets: see `rec_jax.data.repeats`. notes: what should be looked at.
     appended: interactions that were added to those of another dataset, and of them `appended_late`
       before an older one of their user; None: nothing was appended to.
+    queries: searches among them; None: none were asked for.
     """
 
     out: str
@@ -99,6 +101,7 @@ class Report:
     notes: tuple[str, ...] = ()
     appended: int | None = None
     appended_late: int | None = None
+    queries: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -136,6 +139,9 @@ def prepare(config: PrepareConfig, reporter: Reporter | None = None,
         reporter.advance(0, "sorting")
         rows, duplicates = sort_rows(found.rows, found.users.size, found.rows.users.parent,
                                      config.memory_rows, config.filters.duplicates, tasks)
+        queries = None
+        if found.texts is not None:
+            rows, queries = apart(rows, found.texts, rows.users.parent)
         kept = k_core(rows, found.users.size, found.items.size, config.filters.user_core,
                       config.filters.item_core)
         if not kept.users.any():
@@ -143,7 +149,7 @@ def prepare(config: PrepareConfig, reporter: Reporter | None = None,
                              f"({config.filters.user_core}, {config.filters.item_core})-core of "
                              f"{rows.count()} interactions is empty")
         reporter.advance(0, "writing")
-        meta = _write(config, found, kept, folder, before)
+        meta = _write(config, found, kept, folder, before, queries)
         meta["notes"] = notes + (found.times.reader.notes if found.times else []) + meta["notes"]
         meta["bad_rows"] = {"count": counts.bad, "reasons": counts.reasons,
                             "first": counts.bad_lines}
@@ -154,7 +160,7 @@ def prepare(config: PrepareConfig, reporter: Reporter | None = None,
 
 
 def _write(config: PrepareConfig, found: Ingested, kept: Filtered, folder: Path,
-           before: Before | None) -> dict[str, Any]:
+           before: Before | None, queries: QueryRows | None = None) -> dict[str, Any]:
     """All files but `meta.json`, whose content is returned."""
     by_item, taken = kept.counts()[1], None
     items = np.flatnonzero(kept.items)
@@ -180,6 +186,10 @@ def _write(config: PrepareConfig, found: Ingested, kept: Filtered, folder: Path,
     hashes = _write_arrays(kept, index, offsets, train_end, valid_end, ratings, per_second, folder)
     if events is not None:
         hashes["event types"] = hashlib.sha256(json.dumps(events).encode()).hexdigest()
+    asked = None
+    if queries is not None:
+        asked, more = write_queries(queries, kept, users, per_second, events, folder)
+        hashes |= more
     withheld = None
     if taken is not None:
         withheld, more = write_withheld(taken, users, index, config.withheld, folder)
@@ -212,10 +222,14 @@ def _write(config: PrepareConfig, found: Ingested, kept: Filtered, folder: Path,
         **repeats(kept, offsets, train_end, valid_end),
         "titled_items": (len(text) - text["title"].null_count() if "title" in text.columns
                          else None),
-        "notes": [*missing_ids(user_ids, "user", by_user[users]),
+        "notes": [*([] if queries is None or asked is not None else [
+                      f"no row has a text in {config.columns.query!r} and no item: the dataset "
+                      "has no queries"]),
+                  *missing_ids(user_ids, "user", by_user[users]),
                   *missing_ids(ids, "item", by_item[items]), *notes],
         "ratings": None if ratings is None else ratings.tolist(),
         "events": events,
+        "queries": asked,
         "item_features": features,
         "item_columns": vocab.columns,
         "split": split,
@@ -314,7 +328,7 @@ def _write_vocab(path: Path, ids: pl.Series, counts: dict[str, Int64s] | None = 
 def _split_hash(hashes: dict[str, str]) -> str:
     names = ["items", "offsets", "train_end", "valid_end", "item_ids", "user_ids"]
     # Ratings and attributes, where there are any, with their names: none stands for another.
-    more = sorted(hashes.keys() - {*names, "times"})
+    more = sorted(hashes.keys() - {*names, "times", "query_times"})
     parts = [hashes[name] for name in names] + [name + hashes[name] for name in more]
     return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
 
@@ -337,6 +351,7 @@ def _report(out: Path, meta: dict[str, Any], counts: RowCounts, duplicates: int,
            for name, value in (meta["times"] or {}).items()},
         repeat_share=meta["repeat_share"], repeat_targets=meta["repeat_targets"],
         titled_items=meta["titled_items"], notes=tuple(meta["notes"]),
+        queries=None if meta["queries"] is None else meta["queries"]["count"],
         **({} if meta["appended"] is None else {
             "appended": meta["appended"]["interactions"],
             "appended_late": meta["appended"]["late"]}))

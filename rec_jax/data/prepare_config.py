@@ -32,6 +32,7 @@ class Columns:
       one unit only, and asked for where they are not; small numbers, such as 0, 1, 2, are
       seconds. YYYYMMDD: days, such as 20240131.
     event: its type, such as view, cart or purchase, kept where it is given (docs/events.md).
+    query: the text of a search; a row that has one, and no item, is a query (docs/events.md).
     time_format: of dates as text (`strptime`); none: ISO 8601, with or without an offset, and
       without one in UTC.
 
@@ -44,6 +45,7 @@ class Columns:
     time: str | None = None
     rating: str | None = None
     event: str | None = None
+    query: str | None = None
     time_unit: Literal["auto", "s", "ms", "us", "ns", "YYYYMMDD"] = "auto"
     time_format: str | None = None
 
@@ -52,6 +54,9 @@ class Columns:
         if self.user == self.item:
             raise InputError(f"columns.user and columns.item are both {self.user!r}; expected two "
                              "columns")
+        if self.query in (self.user, self.item):
+            raise InputError(f"columns.query is {self.query!r}, which is the column of the user or "
+                             "of the item; expected a column of texts")
 
 
 @dataclass(frozen=True)
@@ -253,6 +258,9 @@ class PrepareConfig:
             raise InputError("source is empty; expected at least one file")
         check_escape(self.escape)
         check(self, "", max_bad_share=at_least(0, 1), memory_rows=at_least(1, 2**40))
+        if self.columns.query is not None and self.split.kind == "random":
+            raise InputError("columns.query: a split by chance knows no order, in which a query "
+                             "would stand; expected split.kind leave_one_out or time")
         if self.split.event is not None and self.columns.event is None:
             raise InputError("split.event needs columns.event")
         if self.filters.min_rating is not None and self.columns.rating is None:

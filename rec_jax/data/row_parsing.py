@@ -16,7 +16,9 @@ from rec_jax.errors import InputError
 
 MAX_BAD_LINES = 5
 """Bad lines that a report names."""
-_ROLES = ("user", "item", "time", "rating", "event")
+_ROLES = ("user", "item", "time", "rating", "event", "query")
+_OF_INTERACTIONS = ("item", "rating")
+"""What a query has not."""
 
 
 @dataclass
@@ -45,7 +47,11 @@ class RowCounts:
 
 def parse_rows(frame: pl.DataFrame, config: PrepareConfig, counts: RowCounts, source: SourceFile,
            times: TimeReader | None) -> pl.DataFrame:
-    """Rows with user, item and, where mapped, time (int64 ticks); `counts` is added to."""
+    """Rows with user, item and, where mapped, time (int64 ticks); `counts` is added to.
+
+    Where queries are mapped, a row with a text and no item is one: it has `query`, and neither item
+    nor rating. All other rows have no `query`.
+    """
     roles = [role for role in _ROLES if role in frame.columns]
     counts.rows += frame.height
     has_faults = "fault" in frame.columns and frame["fault"].null_count() < frame.height
@@ -56,18 +62,32 @@ def parse_rows(frame: pl.DataFrame, config: PrepareConfig, counts: RowCounts, so
     parsed = frame.select(
         times.read(frame[role], source.name) if role == "time" and times
         else _rating(frame[role], config, source) if role == "rating"
+        else _text(frame[role], config, source) if role == "query"
         else parse_ids(frame[role], role, source.name) for role in roles)
-    good = parsed.select(pl.all_horizontal(pl.all().is_not_null()).alias("good"))["good"]
+    if "query" in roles:
+        parsed = parsed.with_columns(pl.when(pl.col("item").is_null()).then("query"))
+        roles.remove("query")
+    lacks = _lacks(parsed, roles)
+    good = lacks.select((~pl.any_horizontal(pl.all())).alias("good"))["good"]
     if has_faults:
         good &= frame["fault"].is_null()
     if not good.all():
-        _count_bad(frame.filter(~good), parsed.filter(~good), roles, config, counts, source)
+        _count_bad(frame.filter(~good), lacks.filter(~good), roles, config, counts, source)
         parsed = parsed.filter(good)
     if config.filters.min_rating is not None:
         height = parsed.height
-        parsed = parsed.filter(pl.col("rating") >= config.filters.min_rating)
+        enough = pl.col("rating") >= config.filters.min_rating
+        parsed = parsed.filter(enough | pl.col("query").is_not_null() if "query" in parsed.columns
+                               else enough)
         counts.below_min_rating += height - parsed.height
     return parsed
+
+
+def _lacks(parsed: pl.DataFrame, roles: list[str]) -> pl.DataFrame:
+    """Bool by role: whether a row needs one and has none."""
+    queries = pl.col("query").is_not_null() if "query" in parsed.columns else pl.lit(False)
+    return parsed.select(pl.col(role).is_null() & ~queries if role in _OF_INTERACTIONS
+                         else pl.col(role).is_null() for role in roles)
 
 
 def check_bad_share(counts: RowCounts, config: PrepareConfig) -> None:
@@ -96,9 +116,20 @@ def _rating(values: pl.Series, config: PrepareConfig, source: SourceFile) -> pl.
     return numbers.set(~numbers.is_finite(), None)
 
 
-def _count_bad(raw: pl.DataFrame, parsed: pl.DataFrame, roles: list[str], config: PrepareConfig,
+def _text(values: pl.Series, config: PrepareConfig, source: SourceFile) -> pl.Series:
+    """Texts as they stand; null where there is nothing but blanks."""
+    if isinstance(values.dtype, pl.Categorical | pl.Enum):
+        values = values.cast(pl.String)
+    if values.dtype not in (pl.String, pl.Null):
+        raise InputError(f"{source.name}: {config.columns.query} has type {values.dtype}; expected "
+                         "text")
+    values = values.cast(pl.String)
+    return values.set(values.str.strip_chars() == "", None)
+
+
+def _count_bad(raw: pl.DataFrame, lacks: pl.DataFrame, roles: list[str], config: PrepareConfig,
                counts: RowCounts, source: SourceFile) -> None:
-    """Name each bad row's first fault. raw, parsed: the bad rows before and after parsing."""
+    """Name each bad row's first fault. raw: the bad rows before parsing; lacks: what each lacks."""
     names = {role: getattr(config.columns, role) for role in roles}
     reason = (raw["fault"] if "fault" in raw.columns else
               pl.Series([None], dtype=pl.String).new_from_index(0, raw.height)).alias("reason")
@@ -114,9 +145,9 @@ def _count_bad(raw: pl.DataFrame, parsed: pl.DataFrame, roles: list[str], config
         elif raw[role].dtype.is_float():  # pandas keeps a missing number so
             nothing |= raw[role].is_nan()
         fault = missing.zip_with(nothing, unreadable)
-        reason = fault.zip_with(parsed[role].is_null() & ~unread, reason)
+        reason = fault.zip_with(lacks[role] & ~unread, reason)
         if role == "time" and not counts.example:
-            unparsed = raw[role].filter(parsed[role].is_null() & ~nothing & ~unread)
+            unparsed = raw[role].filter(lacks[role] & ~nothing & ~unread)
             _keep_example(unparsed, names[role], counts)
     counts.bad += raw.height
     for text, number in reason.value_counts(sort=True).iter_rows():

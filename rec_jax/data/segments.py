@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from rec_jax.data.arrays import chunks, counting
-from rec_jax.data.dataset import Dataset
 
 Int64s = npt.NDArray[np.int64]
 Window = Literal["last", "chunks"]
@@ -18,6 +17,19 @@ Part = Literal["train", "valid", "test"]
 Targets = Literal["next", "self", "all"]
 """What an input's target is: the item after it (`next`; the last item is no input), or the input
 itself, of histories of two items or more (`self`), or of all (`all`)."""
+
+
+class Histories(Protocol):
+    """Whose histories are cut: a dataset's, or with its queries a `rec_jax.data.queries.Timeline`.
+    """
+
+    @property
+    def num_users(self) -> int: ...
+
+    @property
+    def offsets(self) -> Int64s: ...
+
+    def split_bounds(self) -> tuple[Int64s, Int64s, Int64s]: ...
 
 
 @dataclass(frozen=True)
@@ -36,7 +48,7 @@ class Segments:
     chunk: npt.NDArray[np.uint32] | None
 
 
-def part_end(dataset: Dataset, part: Part) -> Int64s:
+def part_end(dataset: Histories, part: Part) -> Int64s:
     """Where the part of each history that is trained on ends: int64 [U], absolute.
 
     train: the training part; valid, test: with the validation and then the test part added, for
@@ -46,7 +58,7 @@ def part_end(dataset: Dataset, part: Part) -> Int64s:
     return {"train": train_end, "valid": valid_end, "test": end}[part]
 
 
-def count_lengths(dataset: Dataset, length: int, window: Window, part: Part,
+def count_lengths(dataset: Histories, length: int, window: Window, part: Part,
                   kind: Targets = "next", first: Int64s | None = None) -> Int64s:
     """Number of segments of each length: int64 [length+1].
 
@@ -64,7 +76,7 @@ def count_lengths(dataset: Dataset, length: int, window: Window, part: Part,
     return counts
 
 
-def find_segments(dataset: Dataset, length: int, window: Window, part: Part,
+def find_segments(dataset: Histories, length: int, window: Window, part: Part,
                   kind: Targets = "next", first: Int64s | None = None) -> Segments:
     """Group all segments by length: a counting sort, four bytes a user (eight with chunks).
 
@@ -91,7 +103,7 @@ def find_segments(dataset: Dataset, length: int, window: Window, part: Part,
     return Segments(begin, user, chunk)
 
 
-def _targets(dataset: Dataset, part: Part, kind: Targets, first: Int64s | None,
+def _targets(dataset: Histories, part: Part, kind: Targets, first: Int64s | None,
              length: int) -> Iterator[tuple[int, Int64s]]:
     """(first user, number of targets of each user), a chunk of users at a time.
 

@@ -165,5 +165,5 @@ def _without_duplicates(part: Interactions, rule: Duplicates) -> Interactions:
     if rule == "all":
         return part
     pair = pl.Series((part.users.astype(np.int64) << 31) | part.items)
-    return part.take(
-        (pair.is_first_distinct() if rule == "first" else pair.is_last_distinct()).to_numpy())
+    found = pair.is_first_distinct() if rule == "first" else pair.is_last_distinct()
+    return part.take(found.to_numpy() | (part.items < 0))  # queries (`data.query_codes`) all stay

@@ -31,7 +31,7 @@ def unused_times(config: PrepareConfig) -> list[str]:
     form = file_format(config, source)
     types = column_types(source.path, form, file_layout(config, source, {}))
     mapped = {config.columns.user, config.columns.item, config.columns.rating,
-              config.columns.event}
+              config.columns.event, config.columns.query}
     types = {name: kind for name, kind in types.items() if name not in mapped}
     text = [name for name, kind in types.items() if kind == pl.String]
     roles = {f"c{place}": name for place, name in enumerate(text)}

@@ -20,9 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rec_jax.data.dataset import Dataset, places_of
+from rec_jax.data.dataset import places_of
 from rec_jax.data.ids import id_text
 from rec_jax.data.item_files import read_table
+from rec_jax.data.item_vectors import Owner
 from rec_jax.data.readers import Layout, column_types, guess_format
 from rec_jax.errors import InputError, first_line
 
@@ -57,7 +58,7 @@ class Matched:
     repeated: int
 
 
-def read_vectors(source: VectorFile, dataset: Dataset) -> Matched:
+def read_vectors(source: VectorFile, dataset: Owner) -> Matched:
     """The vectors of the items of `dataset`. Of an id that occurs twice, the first row counts.
 
     Raises:
@@ -78,7 +79,7 @@ def read_vectors(source: VectorFile, dataset: Dataset) -> Matched:
         raise InputError(f"{path} cannot be read as vectors: {cause}") from None
 
 
-def _matched(path: Path, ids: pl.Series, dim: int, rows: Rows, dataset: Dataset) -> Matched:
+def _matched(path: Path, ids: pl.Series, dim: int, rows: Rows, dataset: Owner) -> Matched:
     if dim < 1:
         raise InputError(f"{path} has vectors of no numbers; expected at least one")
     known = dataset.item_ids()

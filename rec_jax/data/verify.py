@@ -11,7 +11,7 @@ from typing import Any
 from rec_jax.data.dataset_arrays import open_arrays
 from rec_jax.data.dataset_check import damage, is_covered, out_of_bounds
 from rec_jax.data.dataset_files import file_names, read_meta
-from rec_jax.data.item_vectors import FOLDER, problems_of, read_about, vector_names
+from rec_jax.data.item_vectors import problems_of, read_about, vector_names
 from rec_jax.errors import InputError
 
 
@@ -32,7 +32,8 @@ def verify(folder: Path) -> dict[str, Any]:
         entries.append({"name": name, "bytes": path.stat().st_size if path.is_file() else 0,
                         "covered": is_covered(meta, name),
                         "problem": None if problem is None else f"{name}: {problem}"})
-    entries += _vector_entries(folder)
+    for vectors in ("item_vectors", "query_vectors"):
+        entries += _vector_entries(folder / vectors)
     problems: list[str] = []
     if not any(entry["problem"] for entry in entries):
         try:
@@ -51,9 +52,9 @@ def _vector_entries(folder: Path) -> list[dict[str, Any]]:
             found = list(problems_of(folder, read_about(folder, vectors) or {"files": {}}, vectors,
                                      hashes=True))
         except InputError as error:
-            found = [(f"{FOLDER}/{vectors}.json", str(error))]
+            found = [(f"{folder.name}/{vectors}.json", str(error))]
         for name, problem in found:
-            path = folder / name
+            path = folder.parent / name
             entries.append({"name": name, "bytes": path.stat().st_size if path.is_file() else 0,
                             "covered": True,
                             "problem": None if problem is None else f"{name}: {problem}"})

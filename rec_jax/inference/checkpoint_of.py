@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rec_jax.checkpoint import CheckpointReader, Checkpoints, Damaged, Missing
 from rec_jax.checkpoint.older import with_named_tables
+from rec_jax.data.dataset import Dataset
 from rec_jax.errors import InputError
 from rec_jax.run import Run
 from rec_jax.tables import RowMap
@@ -44,3 +45,11 @@ def row_map_in(opened: CheckpointReader, num_items: int) -> RowMap:
     except (KeyError, TypeError, ValueError) as error:
         raise Damaged(f"checkpoint {opened.name} says nothing usable of the order of its rows: "
                       f"{type(error).__name__} {error}") from None
+
+
+def check_dataset(dataset: Dataset, expected: str) -> None:
+    """Refuse a dataset whose content is not the one that was trained on."""
+    found = dataset.split_hash
+    if found != expected:
+        raise InputError(f"dataset {dataset.folder} has content hash {found[:12]}, but the run was "
+                         f"trained on {expected[:12]}; prepare it as it was, or start a new run")

@@ -137,7 +137,7 @@ def only_vectors(dataset: Dataset) -> tuple[str, ...]:
     Raises:
       InputError: there are none, or several.
     """
-    names = vector_names(dataset.folder)
+    names = vector_names(dataset.vectors_folder)
     if len(names) != 1:
         raise InputError(f"{dataset.folder} has {len(names)} item vectors "
                          f"({', '.join(names) or 'none'}); expected the name of those that are "

@@ -8,14 +8,25 @@ shape, so that no number can depend on how many tiles are computed together.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from rec_jax.data.arrays import counting
 from rec_jax.data.attributes import BEGIN, attributes_of
 from rec_jax.data.dataset import Dataset, seconds_after
-from rec_jax.data.features import Codes, Read, begin_among, find_features, read_codes
+from rec_jax.data.features import (
+    Codes,
+    Read,
+    begin_among,
+    find_features,
+    read_codes,
+    read_places,
+    timeline_of,
+)
+from rec_jax.data.queries import Timeline
 from rec_jax.errors import InputError
 
 TILE = 32
@@ -43,7 +54,7 @@ class Reading(NamedTuple):
 
     @property
     def room(self) -> int:
-        """Newest items that fit."""
+        """Newest items that fit, with the queries between them."""
         return self.length - self.hidden_next - self.front
 
     @property
@@ -71,7 +82,8 @@ def tile_shapes(length: int) -> list[TileShape]:
 
 
 def choose_shapes(reading: Reading, counts: np.ndarray) -> np.ndarray:
-    """For whole histories of `counts` items, int `[M]`: which of `tile_shapes` each fits best."""
+    """For whole histories of `counts` items and queries, int `[M]`: which of `tile_shapes` each
+    fits best."""
     places = np.minimum(counts, reading.room) + reading.hidden_next + reading.front
     lengths = np.array([shape.length for shape in tile_shapes(reading.length)])
     return np.sum(places[:, None] <= lengths, axis=1) - 1
@@ -82,10 +94,10 @@ class Tiles(NamedTuple):
 
     used: bool `[G]`, false for tiles of spare users alone.
     items, positions: int32 `[G, T, L]`, the newest items, from place 0, or behind begin places.
-    segments: int32 `[G, T, L]`, 1 for an item, a begin or a hidden place, 0 for padding.
+    segments: int32 `[G, T, L]`, 1 for an item, a query, a begin or a hidden place, 0 for padding.
     last: int32 `[G, T]`, place of the query.
     hidden: bool `[G, T, L]`, true in a hidden place; None where there are none.
-    times: int32 `[G, T, L]`, features: int32 `[G, T, L, K]` by path, see
+    times: int32 `[G, T, L]`, features: `[G, T, L, K]` by path, see
       `rec_jax.model.encoders.Inputs`; None where nobody reads them.
     targets: int32 `[G, T]`.
     users: int32 `[G, T]`; None where nobody reads them.
@@ -124,7 +136,10 @@ def iterate_tiles(dataset: Dataset, users: np.ndarray, ends: np.ndarray,
         raise InputError(f"{dataset.folder} has no times; prepare it with columns.time")
     starts, items = np.asarray(dataset.offsets)[users], np.asarray(dataset.items)
     attributes = attributes_of(begin_among(reading.features), dataset)
-    fitting = choose_shapes(reading, ends - starts)
+    timeline = timeline_of(reading.features, dataset)
+    places = ends - starts if timeline is None else (
+        timeline.ends(users, ends) - timeline.offsets[users])
+    fitting = choose_shapes(reading, places)
     batch = min(batch, max(_MOST_SPARE, len(users)))
     for number, shape in enumerate(tile_shapes(reading.length)):
         own = np.flatnonzero(fitting == number)
@@ -139,9 +154,14 @@ def iterate_tiles(dataset: Dataset, users: np.ndarray, ends: np.ndarray,
             codes = None if not reading.features else [
                 recent_codes(dataset, reading, history, end)
                 for history, (_, end) in zip(histories, bounds, strict=True)]
+            recent: list[np.ndarray] | None = None
+            if timeline is not None:
+                newest = recent_places(timeline, reading, users[chosen], ends[chosen])
+                recent, codes = [each.items for each in newest], [each.codes for each in newest]
+                times = [each.times for each in newest if each.times is not None]
             wanted = None if targets is None else targets[chosen]
             yield make_tiles(histories, wanted, group=group, shape=shape, reading=reading,
-                             capacity=capacity, times=times, codes=codes,
+                             capacity=capacity, times=times, codes=codes, recent=recent,
                              users=users[chosen], front=None if attributes is None else
                              attributes.in_front(attributes.codes[users[chosen]])), chosen
 
@@ -158,6 +178,32 @@ def recent_codes(dataset: Dataset, reading: Reading, history: np.ndarray,
     return read_codes(reading.features, dataset, recent, places)
 
 
+class Recent(NamedTuple):
+    """The newest places of a history with queries. items: int32 `[n]`, 0 for a query; times: int64
+    `[n]`, None where nobody reads them; codes: of its features."""
+
+    items: np.ndarray
+    times: np.ndarray | None
+    codes: Codes
+
+
+def recent_places(timeline: Timeline, reading: Reading, users: np.ndarray, ends: np.ndarray
+                  ) -> list[Recent]:
+    """Of users `[n]` whose interactions end at `ends` int64 `[n]`, with the queries before those
+    that stand there."""
+    last = timeline.ends(users, ends)
+    first = np.maximum(timeline.offsets[users], last - reading.room)
+    found = timeline.find(np.repeat(first, last - first) + counting(last - first))
+    asked = found.query >= 0
+    items = np.where(asked, 0, timeline.dataset.items[np.where(asked, 0, found.position)])
+    times = timeline.times(found) if reading.times else None
+    codes = read_places(reading.features, timeline, found)
+    cuts = np.concatenate([[0], np.cumsum(last - first)]).tolist()
+    return [Recent(items[start:stop], None if times is None else times[start:stop],
+                   {path: values[start:stop] for path, values in codes.items()})
+            for start, stop in itertools.pairwise(cuts)]
+
+
 def seen_capacity(lengths: np.ndarray, users: int) -> int:
     """Room for the whole histories of the fullest tile of so many users, rounded up so that
     shapes rarely change."""
@@ -169,19 +215,22 @@ def make_tiles(histories: Sequence[np.ndarray], targets: np.ndarray | None, *, g
                shape: TileShape, reading: Reading, capacity: int,
                times: Sequence[np.ndarray] | None = None,
                codes: Sequence[Codes] | None = None, users: np.ndarray | None = None,
+               recent: Sequence[np.ndarray] | None = None,
                front: np.ndarray | None = None) -> Tiles:
     """At most `group * T` whole histories (int `[n]` each) as `group` tiles of `shape`.
 
     capacity: E, at least the sum of the lengths in each tile; times: int64 seconds of each
     history's items, or of its newest ones; codes: of its newest items, see `recent_codes`; users:
     int `[n]`, whose they are; front: int32 `[n, P, K]`, codes of the begin places; all needed where
-    `reading` wants them.
+    `reading` wants them. recent: the newest places of each history, where there are others than
+    its items; then times and codes are of these.
     """
+    newest = histories if recent is None else recent
     width, length = shape
     count, places = len(histories), group * width
     full = (group, width, length)
     counts = _pad([len(history) for history in histories], places)
-    kept = np.minimum(counts, reading.room)
+    kept = np.minimum(_pad([len(each) for each in newest], places), reading.room)
     first = reading.front
     there = (np.arange(length) >= first) & (np.arange(length) < kept[:, None] + first)  # [G * T, L]
     ends = kept + (np.arange(places) < count) * np.int32(reading.hidden_next + first)
@@ -193,8 +242,8 @@ def make_tiles(histories: Sequence[np.ndarray], targets: np.ndarray | None, *, g
     seconds = features = None
     if reading.times:
         assert times is not None
-        recent = map(_newest, times, kept)
-        seconds = _fill(there, [seconds_after(when, when[:1]) for when in recent]).reshape(full)
+        seconds = _fill(there, [seconds_after(when, when[:1])
+                                for when in map(_newest, times, kept)]).reshape(full)
     if reading.features:
         assert codes is not None
         features = {path: _fill(there, [each[path] for each in codes]).reshape(*full, -1)
@@ -205,7 +254,7 @@ def make_tiles(histories: Sequence[np.ndarray], targets: np.ndarray | None, *, g
             features[BEGIN] = features[BEGIN].reshape(*full, -1)
     return Tiles(
         used=np.arange(group) * width < count,
-        items=_fill(there, list(map(_newest, histories, kept))).reshape(full),
+        items=_fill(there, list(map(_newest, newest, kept))).reshape(full),
         segments=segments, positions=positions, last=asked,
         targets=_pad([] if targets is None else targets, places).reshape(group, width),
         seen_offsets=seen_offsets,
@@ -228,11 +277,13 @@ def _pad(values: Sequence[int] | np.ndarray, length: int) -> np.ndarray:
 
 
 def _fill(there: np.ndarray, parts: Sequence[np.ndarray], empty: int = 0) -> np.ndarray:
-    """The parts, one after the other, where `there` `[N, L]` is true: int32 `[N, L, ...]`.
+    """The parts, one after the other, where `there` `[N, L]` is true: `[N, L, ...]`, f32 where
+    they are, and else int32.
 
     parts: `[n, ...]` each, with as many values in all as places are true.
     """
     values = np.concatenate(parts)
-    filled = np.full(there.shape + values.shape[1:], empty, np.int32)
+    filled = np.full(there.shape + values.shape[1:], empty,
+                     np.float32 if values.dtype == np.float32 else np.int32)
     filled[there] = values
     return filled

@@ -12,16 +12,19 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rec_jax.data.dataset import Dataset
-from rec_jax.data.features import EVENT, Codes
+from rec_jax.data.features import EVENT, QUERY, Codes, read_codes
+from rec_jax.data.queries import Query
 from rec_jax.errors import InputError
 from rec_jax.inference.apart_answers import apart_best
 from rec_jax.inference.asking import made_once, map_rounds, tile_queries
 from rec_jax.inference.bias import Given, bias_of_rows, given_bias
 from rec_jax.inference.histories import (
+    Recent,
     Tiles,
     choose_shapes,
     make_tiles,
     recent_codes,
+    recent_places,
     seen_capacity,
     tile_shapes,
 )
@@ -60,7 +63,7 @@ class Recommender:
 
     served: Served
 
-    def recommend(self, *, user: str | None = None, history: Sequence[str] | None = None,
+    def recommend(self, *, user: str | None = None, history: Sequence[str | Query] | None = None,
                   times: Sequence[int] | None = None, k: int = 10,
                   filter_seen: bool | None = None,
                   bias: Given | None = None, events: Sequence[str] | None = None,
@@ -70,7 +73,7 @@ class Recommender:
                          filter_seen=filter_seen, bias=bias, events=events, attributes=attributes)
 
 
-def check_question(user: str | None, history: Sequence[str] | None, k: int,
+def check_question(user: str | None, history: Sequence[str | Query] | None, k: int,
                    num_items: int) -> None:
     """Refuse what nobody can answer.
 
@@ -94,8 +97,9 @@ def listed(dataset: Dataset, items: np.ndarray, scores: np.ndarray) -> list[Reco
     ]
 
 
-def recommend(served: Served, *, user: str | None = None, history: Sequence[str] | None = None,
-              times: Sequence[int] | None = None, k: int = 10, filter_seen: bool | None = None,
+def recommend(served: Served, *, user: str | None = None,
+              history: Sequence[str | Query] | None = None, times: Sequence[int] | None = None,
+              k: int = 10, filter_seen: bool | None = None,
               bias: Given | None = None, events: Sequence[str] | None = None,
               attributes: Mapping[str, str] | None = None,
               tell: Callable[[str], None] | None = None) -> list[Recommendation]:
@@ -105,7 +109,7 @@ def recommend(served: Served, *, user: str | None = None, history: Sequence[str]
     which `filter_seen` replaces, and `evaluate.filter_cold`.
 
     user: a user of the dataset, whose whole history is used; or history: item ids, oldest
-    first. Exactly one of both.
+    first, and where the model reads them `Query`s between these. Exactly one of both.
     times: seconds of the items of `history`; needed where the model reads times. Ratings of such
       a history are unknown to a model that reads them.
     bias: added to the scores of the items, see `rec_jax.inference.bias`; -inf takes one out.
@@ -134,7 +138,7 @@ def recommend(served: Served, *, user: str | None = None, history: Sequence[str]
     return listed(dataset, best, scores)
 
 
-def question_of(served: Served, user: str | None, history: Sequence[str] | None,
+def question_of(served: Served, user: str | None, history: Sequence[str | Query] | None,
                 times: Sequence[int] | None, events: Sequence[str] | None = None,
                 attributes: Mapping[str, str] | None = None) -> tuple[Tiles, np.ndarray]:
     """A tile whose first user is who asks, and the items of the whole history; see `recommend`."""
@@ -149,36 +153,71 @@ def question_of(served: Served, user: str | None, history: Sequence[str] | None,
                          "of a history ([begin]), so that what is popular answers for them; "
                          "expected a table of users" if served.attributes is None else
                          "a user of the dataset has attributes of their own; expected none")
+    recent: Recent | None = None
     if user is not None:
         index = int(dataset.user_index([user])[0])
         end = int(dataset.offsets[index + 1])
         items = np.asarray(dataset.history(index))
         when = None if dataset.times is None else np.asarray(
             dataset.times[dataset.offsets[index]:end])
+        if served.timeline is not None:
+            (recent,) = recent_places(served.timeline, reading, np.array([index]), np.array([end]))
     elif reading.users:
         raise InputError("the model reads who asks; expected a user of the dataset, and no history")
     else:
         end = None
-        given = [history] if isinstance(history, str) else list(history or ())
-        items = np.asarray(dataset.item_index(given))
-        when = None if times is None else _seconds(times, items.size)
+        given = [history] if isinstance(history, str | Query) else list(history or ())
+        items = np.asarray(dataset.item_index(
+            [each for each in given if not isinstance(each, Query)]))
+        when = None if times is None else _seconds(times, len(given))
+        recent = _typed(served, given, items)
     known = served.attributes
-    if items.size == 0 and known is None:
+    places = items if recent is None else recent.items
+    if places.size == 0 and known is None:
         raise InputError("the history is empty; expected at least one item id")
-    if reading.times and (when is None or len(when) != items.size):
+    if recent is not None and user is not None:
+        when = recent.times
+    if reading.times and (when is None or len(when) != places.size):
         raise InputError(f"the model reads times: {'no' if when is None else len(when)} times "
-                         f"for {items.size} items; expected one in seconds for each")
-    count = np.array([items.size])
+                         f"for {places.size} items; expected one in seconds for each")
+    count = np.array([places.size])
     shape = tile_shapes(reading.length)[choose_shapes(reading, count)[0]]
+    codes = recent_codes(dataset, reading, items, end) if recent is None else recent.codes
     tiles = make_tiles([items], None, group=1, shape=shape, reading=reading,
                        times=None if when is None else [when],
-                       codes=[_with_types(dataset, recent_codes(dataset, reading, items, end),
-                                          items.size, events)],
-                       capacity=seen_capacity(count, shape.users),
+                       codes=[_with_types(dataset, codes, places.size, events)],
+                       recent=None if recent is None else [places],
+                       capacity=seen_capacity(np.array([items.size]), shape.users),
                        users=None if user is None else np.array([index]),
                        front=None if known is None else known.in_front(
                            known.coded(attributes) if user is None else known.codes[[index]]))
     return tiles, items
+
+
+def _typed(served: Served, history: Sequence[str | Query], items: np.ndarray) -> Recent | None:
+    """The places of a history that somebody gives, all of them, and codes of the newest ones; None
+    for a model that reads no queries. items: int `[n]`, those of its ids.
+
+    Raises:
+      InputError: the model reads no queries, or one has no vector.
+    """
+    queries = [each if isinstance(each, Query) else None for each in history]
+    timeline, reading = served.timeline, served.reading
+    if timeline is None:
+        if any(queries):
+            raise InputError(f"the model of {served.run.folder} reads no queries ([[features]] "
+                             "kind = 'query'); expected a history of item ids alone")
+        return None
+    places = np.zeros(len(history), np.int32)
+    asked = np.array([each is not None for each in queries], bool)
+    places[~asked] = items
+    codes = {path: np.where(asked[:, None], 0, values) for path, values in
+             read_codes(reading.features, served.dataset, places, None).items()}
+    if EVENT in codes:
+        codes[EVENT][asked, 0] = timeline.only_type
+    codes = {**codes, QUERY: timeline.rows_of(queries)}
+    oldest = max(0, len(places) - reading.room)
+    return Recent(places, None, {path: values[oldest:] for path, values in codes.items()})
 
 
 def _with_types(dataset: Dataset, codes: Codes, count: int,

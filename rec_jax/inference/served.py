@@ -21,10 +21,11 @@ from rec_jax.checkpoint import ArraySource, CheckpointReader
 from rec_jax.data.attributes import UserAttributes, attributes_of, check_trained
 from rec_jax.data.content import Content, ContentConfig
 from rec_jax.data.dataset import Dataset
-from rec_jax.data.features import find_features, uses_gaps
+from rec_jax.data.features import check_queries, find_features, timeline_of, uses_gaps
 from rec_jax.data.label_frequency import label_counts
+from rec_jax.data.queries import Timeline
 from rec_jax.errors import InputError
-from rec_jax.inference.checkpoint_of import open_checkpoint, row_map_in
+from rec_jax.inference.checkpoint_of import check_dataset, open_checkpoint, row_map_in
 from rec_jax.inference.histories import Reading
 from rec_jax.inference.rows_apart import RowsApart, left_there, without_rows
 from rec_jax.mesh import ITEMS as ITEMS_AXIS
@@ -120,10 +121,14 @@ class Served:
         """Of users, where the model reads them; they are opened once, for all questions."""
         return attributes_of(self.config.begin, self.dataset)
 
+    @cached_property
+    def timeline(self) -> Timeline | None:
+        """Histories with their queries, where the model reads these; opened once, too."""
+        return timeline_of(self.config.features, self.dataset)
+
     @property
     def apart(self) -> bool:
-        """Whether the rows are left on disk, as `RowsApart`: those of a run whose tables do not lie
-        on the devices."""
+        """Whether the rows are left where they lie, as `RowsApart`, and not on the devices."""
         return isinstance(self.rows, RowsApart)
 
     def check_there(self, what: str) -> None:
@@ -266,7 +271,8 @@ def counts_of(config: RunConfig, dataset: Dataset) -> np.ndarray:
     front = 0 if config.begin is None else config.begin.places
     return label_counts(dataset, length=config.data.length - max(front - 1, 0),
                         window=config.data.window, events=config.data.targets,
-                        targets="all" if front else targets_of(config))
+                        targets="all" if front else targets_of(config),
+                        timeline=timeline_of(config.features, dataset))
 
 
 def serving_values(config: RunConfig, dataset: Dataset) -> np.ndarray | None:
@@ -314,6 +320,7 @@ def _load(folder: Run, step: int | None, dataset_path: str | None, mesh: MeshCon
     opened = open_checkpoint(folder, step)
     check_dataset(dataset, str(opened.info.extra.get("dataset")))
     check_trained(config.begin, dataset, opened.info.extra.get("data"))
+    check_queries(config.features, dataset, opened.info.extra.get("data"))
     over = rows_over(update_of(config, dataset.num_items).mode)
     chosen = _choose_mesh(config, mesh, dataset.num_items, over, tell)
     encoder, params = build_encoder(
@@ -391,11 +398,3 @@ def _choose_mesh(config: RunConfig, asked: MeshConfig | None, num_items: int, ov
              f"{'are' if count > 1 else 'is'} {there} ({jax.default_backend()}): the model is on "
              f"mesh {found}, with {total // pieces(found):,} of {total:,} rows a device")
     return make_mesh(found)
-
-
-def check_dataset(dataset: Dataset, expected: str) -> None:
-    """Refuse a dataset whose content is not the one that was trained on."""
-    found = dataset.split_hash
-    if found != expected:
-        raise InputError(f"dataset {dataset.folder} has content hash {found[:12]}, but the run was "
-                         f"trained on {expected[:12]}; prepare it as it was, or start a new run")

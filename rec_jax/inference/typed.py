@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rec_jax.data.dataset import Dataset
+from rec_jax.data.queries import Query
 from rec_jax.errors import InputError
 from rec_jax.files import is_unicode
 
@@ -35,6 +36,21 @@ def read_ids(dataset: Dataset, texts: Sequence[str]) -> list[str]:
             for item in ([text] if text in known else
                          quoted[text] if quoted[text] and known.issuperset(quoted[text]) else
                          _cut(dataset, text, parts[text], known, most))]
+
+
+def read_history(dataset: Dataset, texts: Sequence[str], whole: bool = False) -> list[str | Query]:
+    """Ids of `texts` as `read_ids` has them, or where each is `whole` an id by itself; and queries:
+    what stands behind the ? of a text that begins with one, and is no id of the dataset."""
+    ids = dataset.item_ids()
+    marked = [text for text in texts if text.startswith("?")]
+    known = set(ids.filter(ids.is_in(list(filter(is_unicode, marked)))).to_list()) if marked else ()
+    found: list[str | Query] = []
+    for text in texts:
+        if text.startswith("?") and text not in known and text[1:].strip():
+            found.append(Query(text[1:]))
+        else:
+            found += [text] if whole else read_ids(dataset, [text])
+    return found
 
 
 def read_times(texts: Sequence[str]) -> list[int]:

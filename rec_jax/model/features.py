@@ -25,10 +25,15 @@ Array = jax.Array
 
 
 def init_tables(features: Sequence[Feature], dim: int, seed: int) -> dict[str, Array]:
-    """A table f32 `[C + 1, d]` for each feature, by path: normal with deviation 0.02."""
+    """A table f32 `[C + 1, d]` for each feature, and for queries a matrix `[1 + c, d]`, by path:
+    normal with deviation 0.02."""
     key = streams.of_run(seed, streams.FEATURES)
     made = {}
     for number, feature in enumerate(features):
+        if feature.kind == "query":  # rows of columns, none of which is unknown
+            made[feature.path] = 0.02 * jax.random.normal(
+                jax.random.fold_in(key, number), (feature.values, dim))
+            continue
         size = TIME_BUCKETS if feature.kind == "time_gap" else feature.categories
         drawn = jax.random.normal(jax.random.fold_in(key, number), (size, dim))
         made[feature.path] = jnp.pad(0.02 * drawn, ((1, 0), (0, 0)))
@@ -58,16 +63,42 @@ def check_begin(begin: BeginConfig | None, encoder: Any, objective: Any,
             raise InputError(f"begin: {said}")
 
 
+def check_queries(encoder: Any, objective: Any, features: Sequence[FeatureConfig],
+                  continual: Any) -> None:
+    """Raises InputError where a model cannot have queries among the items of a history."""
+    if all(feature.kind != "query" for feature in features):
+        return
+    for wrong, said in (
+            (not carries_begin(encoder),
+             f"encoder {encoder.kind!r} reads no places without an item; expected one that does, "
+             "such as transformer, hstu or bag"),
+            (not objective.causal,
+             f"objective {objective.kind!r} fills in hidden items; expected one that predicts what "
+             "comes next, such as next_item"),
+            (continual is not None,
+             "nothing is appended to a dataset with queries; expected no [continual]")):
+        if wrong:
+            raise InputError(f"features: a query is read, and {said}")
+
+
 def add_features(features: Sequence[Feature], params: Mapping[str, Array], vectors: Array,
                  inputs: Inputs, hidden: Array | None) -> Array:
     """`vectors` `[B, L, d]` plus those of the features; of a place in front of a history, whose
-    codes are not 0, the vector of the place alone, and those of unknown features.
+    codes are not 0, the vector of the place alone, and those of unknown features. A query's vector
+    is b + x B for the vector x of its text, also in the place of an item's.
 
     hidden: bool `[B, L]`, places of which nothing may be seen: their features are unknown, and a
       gap is that to the last place before it that is seen.
     """
-    # Begin places have no item, so that they come first.
-    for feature in sorted(features, key=lambda each: each.kind != "begin"):
+    # Begin places and queries have no item, so that they come first.
+    for feature in sorted(features, key=lambda each: each.kind not in ("begin", "query")):
+        if feature.kind == "query":
+            assert inputs.features is not None
+            rows = inputs.features[feature.path]
+            mapped = rows.reshape(-1, rows.shape[-1]) @ params[feature.path]
+            vectors = jnp.where(rows[..., :1] > 0, mapped.reshape(*rows.shape[:-1], -1),
+                                vectors).astype(vectors.dtype)
+            continue
         if feature.kind == "begin":
             assert inputs.features is not None
             codes = inputs.features[feature.path]

@@ -216,7 +216,8 @@ def lower_step(config: RunConfig, num_items: int, mesh: Mesh) -> Any:
     like = batch["items"]
     if reading_of(config).times:
         batch["times"] = like
-    batch |= {feature.path: jax.ShapeDtypeStruct((*like.shape, feature.values), jnp.int32)
+    batch |= {feature.path: jax.ShapeDtypeStruct(
+        (*like.shape, feature.values), jnp.float32 if feature.kind == "query" else jnp.int32)
               for feature in encoder.features if feature.kind != "time_gap"}
     cut = batch_sharding(mesh, axis=1)
     batch = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=cut)

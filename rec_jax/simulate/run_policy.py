@@ -105,9 +105,11 @@ def given_histories(dataset: Dataset, histories: pl.Series) -> Histories:
     offsets = np.zeros(len(lengths) + 1, np.int64)
     offsets[1:] = np.cumsum(np.bincount(owner[known], minlength=len(lengths)))
     kept = items[known].astype(np.int32)
-    ratings = None if dataset.ratings is None else np.zeros(len(kept), np.uint8)
+    ratings, events = (None if known is None else np.zeros(len(kept), np.uint8)
+                       for known in (dataset.ratings, dataset.events))
     own = dataclasses.replace(dataset, items=kept, offsets=offsets, train_end=offsets[1:],
-                              valid_end=offsets[1:], times=None, ratings=ratings)
+                              valid_end=offsets[1:], times=None, ratings=ratings, events=events,
+                              queries=None)
     return Histories(own, np.arange(len(lengths)), offsets[1:], int(np.sum(~known)))
 
 
@@ -140,6 +142,9 @@ def probabilities(served: Served, histories: Histories, items: Int64s, *,
     if not 0 < temperature < np.inf:
         raise InputError(f"temperature is {temperature:g}; expected more than 0")
     dataset, settings = served.dataset, served.config.evaluate
+    if served.timeline is not None:
+        raise InputError("the model reads queries, which the histories of a log of actions do not "
+                         "have; expected a run without [[features]] kind = 'query'")
     if served.reading.times and histories.dataset.times is None:
         raise InputError("the model reads times, which histories of a log do not have; expected a "
                          "column of users")

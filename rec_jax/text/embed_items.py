@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -14,13 +14,14 @@ from rec_jax import locks
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.dataset_check import ids_hash
 from rec_jax.data.item_vectors import (
-    FOLDER,
+    Owner,
     check_name,
     finite,
     problems_of,
     read_about,
     write_item_vectors,
 )
+from rec_jax.data.queries import texts_in
 from rec_jax.data.vector_files import VectorFile, read_vectors
 from rec_jax.errors import InputError
 from rec_jax.files import file_hash
@@ -28,7 +29,7 @@ from rec_jax.progress import Reporter, Silent
 from rec_jax.ranges import at_least, check
 from rec_jax.text.batches import BLOCK_TEXTS
 from rec_jax.text.encoder import COMPUTED, TextConfig, load_text_encoder
-from rec_jax.text.item_texts import texts_of
+from rec_jax.text.item_texts import ItemTexts, texts_of
 from rec_jax.text.projection import Blocks, fit
 from rec_jax.text.unfinished import Unfinished
 
@@ -37,6 +38,7 @@ from rec_jax.text.unfinished import Unfinished
 class EmbedConfig:
     """Where the vectors of a dataset's items come from, and what becomes of them.
 
+    what: queries, the different texts of a dataset's queries in the place of its items.
     name: of the vectors. model: folder of a text encoder; text: how it is used. table, id,
     columns: see `item_texts.texts_of`. vectors: a file of ready ones, in place of a model.
     pca: so many principal components in their place; whiten: each with variance 1.
@@ -45,6 +47,7 @@ class EmbedConfig:
     """
 
     name: str = "text"
+    what: Literal["items", "queries"] = "items"
     model: str | None = None
     text: TextConfig = field(default_factory=TextConfig)
     table: str | None = None
@@ -58,6 +61,8 @@ class EmbedConfig:
 
     def __post_init__(self) -> None:
         check_name(self.name)
+        if self.what == "queries" and self.table is not None:
+            raise InputError("the texts of queries are those of the dataset; expected no table")
         check(self, "", block=at_least(1, 2**24), pca=at_least(1, 2**20))
         if (self.model is None) == (self.vectors is None):
             raise InputError("item vectors come from a model, or from a file of vectors; expected "
@@ -87,9 +92,11 @@ class Source(Protocol):
 class FromText:
     """Vectors of the items' text by an encoder."""
 
-    def __init__(self, dataset: Dataset, config: EmbedConfig, reporter: Reporter) -> None:
+    def __init__(self, dataset: Owner, config: EmbedConfig, reporter: Reporter) -> None:
         assert config.model is not None
-        self.texts = texts_of(dataset, config.table, config.id or "item_id", config.columns)
+        self.texts = (
+            texts_of(dataset, config.table, config.id or "item_id", config.columns)
+            if isinstance(dataset, Dataset) else ItemTexts(("query",), dataset.item_ids()))
         for note in self.texts.notes:
             reporter.say(f"note: {note}")
         text_hash, count = self.texts.measure()
@@ -141,7 +148,7 @@ class FromText:
 class FromFile:
     """Vectors that somebody else made."""
 
-    def __init__(self, dataset: Dataset, config: EmbedConfig, reporter: Reporter) -> None:
+    def __init__(self, dataset: Owner, config: EmbedConfig, reporter: Reporter) -> None:
         given = config.vectors
         assert given is not None
         self.found = read_vectors(given, dataset)
@@ -176,40 +183,43 @@ def embed_items(dataset: Dataset, config: EmbedConfig,
         that name are there and made of something else.
     """
     began, reporter = time.perf_counter(), reporter or Silent()
-    source: Source = (FromFile if config.vectors else FromText)(dataset, config, reporter)
+    owner: Owner = dataset if config.what == "items" else texts_in(dataset)
+    source: Source = (FromFile if config.vectors else FromText)(owner, config, reporter)
     identity = {**source.identity, "pca": config.pca, "whiten": config.whiten}
-    folder = dataset.folder / FOLDER
+    folder = owner.vectors_folder
     with locks.locked(folder):
         kept = Unfinished(folder / f".{config.name}.unfinished")
-        about = None if config.overwrite else _done(dataset, config.name, identity)
+        about = None if config.overwrite else _done(owner, config.name, identity)
         reused = about is not None
         if about is None:
-            about = _write(dataset, config, source, identity, source.blocks(kept, reporter))
+            about = _write(owner, config, source, identity, source.blocks(kept, reporter))
         kept.remove()
     return {"folder": str(folder), "reused": reused,
             "seconds": round(time.perf_counter() - began, 3), **about}
 
 
-def _done(dataset: Dataset, name: str, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+def _done(dataset: Owner, name: str, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     """What stands under the name, where it is the same; None where it may be made.
 
     Raises:
       InputError: vectors of that name are made of something else.
     """
-    about = read_about(dataset.folder, name)
+    about = read_about(dataset.vectors_folder, name)
     if about is None:
         return None
     there = {"items": about.get("item_ids"), **about["source"]}
     wanted = {"items": ids_hash(dataset.item_ids()), **identity}
     differing = sorted(key for key in {*there, *wanted} if there.get(key) != wanted.get(key))
     if differing:
-        raise InputError(f"item vectors {name!r} of {dataset.folder} exist and differ in "
+        kind = dataset.vectors_folder.name.replace("_", " ")
+        raise InputError(f"{kind} {name!r} of {dataset.folder} exist and differ in "
                          f"{', '.join(differing)}; expected another name, or overwrite = true")
-    broken = any(problem for _, problem in problems_of(dataset.folder, about, name, hashes=True))
+    broken = any(problem for _, problem in problems_of(
+        dataset.vectors_folder, about, name, hashes=True))
     return None if broken else about
 
 
-def _write(dataset: Dataset, config: EmbedConfig, source: Source, identity: Mapping[str, Any],
+def _write(dataset: Owner, config: EmbedConfig, source: Source, identity: Mapping[str, Any],
            blocks: Blocks) -> dict[str, Any]:
     has = np.concatenate([part for _, part in blocks()])
     about = {"source": identity, "computed": source.computed, **source.facts}

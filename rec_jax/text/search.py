@@ -21,6 +21,7 @@ from safetensors.numpy import load_file
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.item_vectors import (
     ItemVectors,
+    Owner,
     check_name,
     file_of,
     open_item_vectors,
@@ -170,7 +171,7 @@ def only_text_vectors(dataset: Dataset) -> str:
     Raises:
       InputError: there are none, or several.
     """
-    names = [name for name in vector_names(dataset.folder)
+    names = [name for name in vector_names(dataset.vectors_folder)
              if open_item_vectors(dataset, name).about["source"].get("kind") == "text"]
     if len(names) != 1:
         raise InputError(f"{dataset.folder} has {len(names)} item vectors that are made of text "
@@ -179,16 +180,16 @@ def only_text_vectors(dataset: Dataset) -> str:
     return names[0]
 
 
-def query_encoder(dataset: Dataset, name: str, found: ItemVectors,
+def query_encoder(dataset: Owner, name: str, found: ItemVectors,
                   config: SearchConfig) -> Callable[[Sequence[str]], Floats]:
     """Texts -> vectors f32 `[n, c]` in the space of the item vectors `name`, as these were made.
 
     Raises:
       InputError: they were not made of text, or by another model.
     """
-    said = found.about["source"]
+    said, kind = found.about["source"], dataset.vectors_folder.name.replace("_", " ")
     if said.get("kind") != "text":
-        raise InputError(f"the item vectors {name!r} of {dataset.folder} come from a file, so no "
+        raise InputError(f"the {kind} {name!r} of {dataset.folder} come from a file, so no "
                          "text can be compared with them; expected vectors of `rec-jax embed "
                          "--model`")
     assert config.model is not None
@@ -197,16 +198,16 @@ def query_encoder(dataset: Dataset, name: str, found: ItemVectors,
         said["pooling"], said["normalise"], said["dtype"], said["max_length"],
         said["prefix"] if config.prefix is None else config.prefix))
     if model_hash(folder) != said["model_hash"]:
-        raise InputError(f"{config.model} is not the model that made the item vectors {name!r} of "
+        raise InputError(f"{config.model} is not the model that made the {kind} {name!r} of "
                          f"{dataset.folder} ({said['model']}, {said['model_hash'][:12]}); expected "
                          "that one, or vectors of this one")
     project = _projection(dataset, name, found)
     return lambda texts: project(encoder.embed(texts))
 
 
-def _projection(dataset: Dataset, name: str, found: ItemVectors) -> Callable[[Floats], Floats]:
+def _projection(dataset: Owner, name: str, found: ItemVectors) -> Callable[[Floats], Floats]:
     """What `embed` did to the encoder's vectors."""
-    path = file_of(dataset.folder, name, "projection.safetensors")
+    path = file_of(dataset.vectors_folder, name, "projection.safetensors")
     if path.name not in found.about["files"]:
         return lambda vectors: vectors
     parts: dict[str, Any] = load_file(path)

@@ -27,14 +27,13 @@ from rec_jax.checkpoint.load import load_array
 from rec_jax.data.attributes import BEGIN, check_trained
 from rec_jax.data.content import open_content
 from rec_jax.data.dataset import Dataset
-from rec_jax.data.features import Read, find_features, vocabularies
+from rec_jax.data.features import Read, check_queries, find_features, vocabularies
 from rec_jax.errors import InputError
 from rec_jax.files import write_atomic
 from rec_jax.inference.blocks import set_rows, table_blocks
-from rec_jax.inference.checkpoint_of import open_checkpoint, row_map_in
+from rec_jax.inference.checkpoint_of import check_dataset, open_checkpoint, row_map_in
 from rec_jax.inference.cold import matrices_of, own_values, read_content_of
 from rec_jax.inference.cold_rule import ColdRule
-from rec_jax.inference.served import check_dataset
 from rec_jax.model.lora import FOLDER as LORA
 from rec_jax.model.rows import drop_of
 from rec_jax.progress import Reporter
@@ -109,6 +108,7 @@ def start_from(start: Start, built: Built, target: Run, reporter: Reporter) -> T
         old = Dataset.open(config.data.path)
         check_dataset(old, str(opened.info.extra.get("dataset")))
         check_trained(config.begin, old, opened.info.extra.get("data"))
+        check_queries(config.features, old, opened.info.extra.get("data"))
         _check_meanings(config, old, built)
         if not start.encoder_only:
             matched, moved = _matched(opened, old, built)

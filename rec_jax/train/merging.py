@@ -19,8 +19,7 @@ from rec_jax.checkpoint import Checkpoints
 from rec_jax.config import to_mapping
 from rec_jax.data.content import trained_content
 from rec_jax.errors import InputError
-from rec_jax.inference.checkpoint_of import open_checkpoint
-from rec_jax.inference.served import check_dataset
+from rec_jax.inference.checkpoint_of import check_dataset, open_checkpoint
 from rec_jax.model.lora import merged
 from rec_jax.run import Run
 from rec_jax.text.item_encoder import write_tuned

@@ -13,8 +13,7 @@ from rec_jax import config as configs
 from rec_jax.checkpoint import Checkpoints, Damaged
 from rec_jax.checkpoint.older import with_named_tables
 from rec_jax.errors import InputError
-from rec_jax.inference.checkpoint_of import row_map_in
-from rec_jax.inference.served import check_dataset
+from rec_jax.inference.checkpoint_of import check_dataset, row_map_in
 from rec_jax.progress import Reporter
 from rec_jax.run import RunConfig
 from rec_jax.tables import USERS, RowMap

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from rec_jax.data.attributes import BEGIN
+from rec_jax.data.features import QUERY
 from rec_jax.errors import InputError
 from rec_jax.objectives import Objective, Task
 from rec_jax.objectives.base import Ids, Search, Searching
@@ -107,15 +108,17 @@ def asked_of(setting: Setting, batch: Batch, tasks: Task) -> dict[str, Request]:
 
 
 def _read(setting: Setting, batch: Batch) -> dict[str, dict[str, Ids]]:
-    """By table the ids that feed the encoder; places in front of a history have no item, so that a
-    row optimizer does not move the row that stands there."""
+    """By table the ids that feed the encoder; places in front of a history, and queries, have no
+    item, so that a row optimizer does not move the row that stands there."""
     count = batch["items"].shape[0]
     inputs = Ids(batch["items"].reshape(count, -1), batch["segments"].reshape(count, -1) > 0)
     ids: dict[str, dict[str, Ids]] = {name: {} for name in setting.tables}
-    ids[setting.reads][READ] = inputs
-    if BEGIN in batch:
-        front = batch[BEGIN][..., 0].reshape(count, -1) > 0
-        ids[setting.reads][READ] = inputs._replace(present=inputs.present & ~front)
+    read = inputs
+    for path in (BEGIN, QUERY):
+        if path in batch:
+            bare = batch[path][..., 0].reshape(count, -1) > 0
+            read = read._replace(present=read.present & ~bare)
+    ids[setting.reads][READ] = read
     if USERS in ids:
         ids[USERS][READ] = inputs._replace(ids=batch[USERS].reshape(count, -1))
     return ids

@@ -27,8 +27,8 @@ def log(rec_jax: Command) -> Command:
     ((*USUAL, "--duplicates", "x"), "--duplicates: 'x' is not one of"),
     ((*USUAL, "--format", "x"), "--format: 'x' is not one of"),
     ((*USUAL, "--format", "lists", "--time", "when"),
-     "--format 'lists' has neither times nor ratings nor types of events; --time, --rating and "
-     "--event must be left out"),
+     "--format 'lists' has neither times nor ratings nor types of events nor queries; --time, "
+     "--rating, --event and --query must be left out"),
     (("search", "r", "--text", "x", "--lexical", "-1"), "--lexical is -1.0"),
     ((*USUAL, "--time", "wen"), "no column 'wen' (--time)"),
     ((*USUAL, "--item-feature", "zz"), "no column 'zz' (--item-feature)"),

@@ -153,7 +153,7 @@ def test_what_a_dataset_lacks_is_named(tagged: Dataset, feature: FeatureConfig, 
 
 @pytest.mark.parametrize(("kind", "name"), [("item_category", ""), ("rating", "stars")])
 def test_a_name_is_for_an_attribute(kind: Any, name: str) -> None:
-    with pytest.raises(InputError, match="expected one for 'item_category' alone"):
+    with pytest.raises(InputError, match="expected one for 'item_category' and 'query' alone"):
         FeatureConfig(kind, name)
 
 

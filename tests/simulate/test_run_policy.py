@@ -107,6 +107,16 @@ def test_histories_as_text_are_those_of_lists(served: Served, log: pl.DataFrame)
         assert np.array_equal(found.ends, lists.ends)
 
 
+def test_types_of_a_given_history_are_unknown(served: Served, log: pl.DataFrame) -> None:
+    """They were those of the dataset's first interactions."""
+    own = served.dataset
+    typed = dataclasses.replace(own, events=np.ones(own.num_interactions, np.uint8))
+    found = given_histories(typed, log["history"]).dataset
+    assert found.events is not None and len(found.events) == len(found.items)
+    assert not found.events.any() and found.queries is None
+    assert given_histories(own, log["history"]).dataset.events is None
+
+
 @pytest.mark.parametrize("kind", [pl.List(pl.Float64), pl.List(pl.Int8), pl.List(pl.String),
                                   pl.Array(pl.Float32, 2)])
 def test_ids_of_a_log_are_those_of_the_dataset(kind: pl.DataType, tmp_path: Path) -> None:

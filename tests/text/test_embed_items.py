@@ -131,7 +131,7 @@ def test_a_killed_job_goes_on_to_the_same_bits(blocks: int, dataset: Dataset, mo
     shutil.rmtree(dataset.folder / "item_vectors")
     with pytest.raises(Killed):
         embed_items(dataset, config, KilledAfter(blocks))
-    assert vector_names(dataset.folder) == []
+    assert vector_names(dataset.vectors_folder) == []
     Dataset.open(dataset.folder)
     assert len(list((dataset.folder / "item_vectors").glob(".text.unfinished/*.npz"))) == blocks
     embedded: list[int] = []
@@ -232,7 +232,7 @@ def test_text_that_is_not_there_is_one_line(dataset: Dataset, model: Path, tmp_p
         rec_jax.embed(dataset.folder, vectors="v.npy", pooling="cls")
     with pytest.raises(InputError, match="a file of ids is of no use without a file of vectors"):
         rec_jax.embed(dataset.folder, model=model, ids="ids.txt")
-    assert vector_names(dataset.folder) == []
+    assert vector_names(dataset.vectors_folder) == []
     source = write_source(tmp_path / "bare")
     prepare(PrepareConfig(source=source.source, out=str(tmp_path / "bare" / "made")))
     with pytest.raises(InputError, match="has no text of its items"):
