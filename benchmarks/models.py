@@ -39,7 +39,7 @@ SAME = ("split", "split_rule", "split_hash", "candidates", "users", "target",
 """What of a protocol must be equal, so that two numbers may stand in one table."""
 OF_ITEMS = {"item_graph": "item_graph_ml100k.toml"}
 OF_GRAPHS = {"lightgcn": "gowalla_lightgcn.toml", "graphsage": "ml1m_graphsage.toml"}
-LINES = ("train.rows=16", "evaluate.ks=[5,10,20]", "evaluate.metric='ndcg@10'")
+LINES = ("table.dim=64", "train.rows=16", "evaluate.ks=[5,10,20]", "evaluate.metric='ndcg@10'")
 """What is laid over the configs of `OF_GRAPHS`, which are of larger datasets."""
 METRICS = ("hr@10", "ndcg@10")
 

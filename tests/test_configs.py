@@ -119,7 +119,7 @@ def test_the_config_of_a_graph_trains_and_validates(tiny_mapping: Any, tmp_path:
     mapping = tiny_mapping("train.steps=3", "train.log_every=1", "evaluate.users=8")
     mapping["evaluate"] |= {name: own["evaluate"][name] for name in ("ks", "metric")}
     found = api.train(config.build(RunConfig, mapping | {
-        name: own[name] for name in ("table", "encoder", "objective", "optimizer")}),
+        name: own[name] for name in ("table", "encoder", "objective", "optimizer", "bias")}),
         run=tmp_path / "run")
     assert found["steps"] == 3 and found["table_update"] == "dense" and 0 <= found["best"] <= 1
 
