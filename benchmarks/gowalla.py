@@ -2,7 +2,7 @@
 
     python benchmarks/gowalla.py prepare train.parquet test.parquet --out data/gowalla
     rec-jax train configs/gowalla_lightgcn.toml --run runs/gowalla_lightgcn
-    python benchmarks/gowalla.py evaluate runs/gowalla_lightgcn \\
+    python benchmarks/gowalla.py evaluate runs/gowalla_lightgcn* \\
         --out benchmarks/results/gowalla_lightgcn.json
 
 `prepare`: both files have the columns `user` and `item`. A split that is given is one by time,
@@ -11,11 +11,13 @@ of a seeded shuffle (by default 2,000) give one training interaction each to it.
 
 `evaluate`: Recall@20 and NDCG@20 as He et al. (2020) have them: every item of a user's test part is
 relevant, what stands before it is left out of the list, and users with a test part count alike.
+Of several runs, such as those of some seeds, there are mean and range.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -26,11 +28,14 @@ import polars as pl
 import rec_jax
 from rec_jax.allocator import restart_with_tuned_malloc
 from rec_jax.bench.record import record
+from rec_jax.config import to_mapping
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.prepare import prepare
 from rec_jax.data.prepare_config import Columns, PrepareConfig, SplitConfig
 from rec_jax.inference.export import load_embeddings
+from rec_jax.run import Run
 from rec_jax.solvers.ranking import best_items
+from rec_jax.train.log import read_metrics
 
 K = 20
 BLOCK = 512
@@ -47,8 +52,7 @@ def main() -> None:
     making.add_argument("--valid", type=int, default=2000, help="users of the validation part")
     making.add_argument("--seed", type=int, default=0)
     asking = verbs.add_parser("evaluate")
-    asking.add_argument("run")
-    asking.add_argument("--step", type=int, help="of the checkpoint; by default the best")
+    asking.add_argument("runs", nargs="+", metavar="run")
     for verb in (making, asking):
         verb.add_argument("--out", required=True, help="dataset folder, or JSON file to write")
     options = parser.parse_args()
@@ -57,7 +61,11 @@ def main() -> None:
         make_dataset(pl.read_parquet(options.train), pl.read_parquet(options.test), options.out,
                      options.valid, options.seed)
     else:
-        record(options.out, measure(options.run, options.step))
+        each = [measure(run) for run in options.runs]
+        values = {name: [one["test"][name] for one in each] for name in each[0]["test"]}
+        record(options.out, {
+            "runs": each, "mean": {name: statistics.fmean(got) for name, got in values.items()},
+            "range": {name: [min(got), max(got)] for name, got in values.items()}})
 
 
 def make_dataset(train: pl.DataFrame, test: pl.DataFrame, out: str, valid: int, seed: int) -> None:
@@ -81,17 +89,21 @@ def make_dataset(train: pl.DataFrame, test: pl.DataFrame, out: str, valid: int, 
             split=SplitConfig("time", valid_time=VALID, test_time=TEST)))
 
 
-def measure(run: str, step: int | None) -> dict[str, Any]:
-    """Both metrics of a run's checkpoint."""
-    model = rec_jax.load(run, step=step)
+def measure(run: str) -> dict[str, Any]:
+    """Both metrics of a run's best checkpoint, its config, and the seconds of its training."""
+    model = rec_jax.load(run)
     with tempfile.TemporaryDirectory() as folder:
         items, users = (load_embeddings(rec_jax.export(
             model, out=Path(folder) / what, what=what))  # type: ignore[arg-type]
             for what in ("items", "users"))
         metrics = list_metrics(np.array(users.vectors), np.array(items.vectors),
                                model.served.dataset, bias=items.item_bias)
+    config = to_mapping(model.served.config)
+    config["data"]["path"] = Path(config["data"]["path"]).name
     return {"run": Path(run).name, "step": model.served.step, "test": metrics,
-            "dataset": model.served.dataset.split_hash}
+            "dataset": model.served.dataset.split_hash, "config": config,
+            "seconds": max(line["seconds"] for line in read_metrics(Run(Path(run)).metrics_path)
+                           if "seconds" in line)}
 
 
 def list_metrics(users: np.ndarray, items: np.ndarray, dataset: Dataset, k: int = K,
