@@ -115,7 +115,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 for name in taken[0]})
     python = Path(options.python) if options.python else (
         environment("pytorch_geometric") / "bin" / "python")
-    subprocess.run([str(python), str(HERE / "peers" / "run_lightgcn.py"), str(given),
+    subprocess.run([str(python), str(HERE / "peers" / "run_pytorch_geometric.py"), str(given),
                     str(folder / "peer")], check=True)
     peer = np.load(folder / "peer.npz")
     truth = exact(edges, first, users, options.layers)

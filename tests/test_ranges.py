@@ -59,7 +59,7 @@ FREE_NAMES = {
     "kind": "of a component: the module of a third party names its own",
     "path": "of files", "files": "of files", "source": "of files", "out": "of files",
     "id": "of a column", "title": "of a column", "user": "of a column", "item": "of a column",
-    "time": "of a column",
+    "time": "of a column", "query": "of a column",
     "rating": "of a column", "column": "of a column", "name": "of a feature",
     "separator": "between fields", "encoding": "of files: Python knows them, the reader asks it",
     "time_format": "of dates", "text": "of columns", "names": "of columns", "flags": "of columns",

@@ -114,7 +114,10 @@ class Factors:
     def scores(self, histories: Matrix, own: np.ndarray | None = None) -> np.ndarray:
         """Of explicit feedback these are ratings."""
         del own
-        return self.fold_in(histories) @ self.items.T + np.float32(self._mean)
+        found = self.fold_in(histories)
+        # A BLAS with wide vectors may compute with what stands behind the end, and so set the flag.
+        with np.errstate(invalid="ignore"):
+            return found @ self.items.T + np.float32(self._mean)
 
 
 def _mean(matrix: Matrix) -> float:

@@ -278,7 +278,9 @@ class Validator:
         """over: mesh axes that cut the rows; graph: what makes vectors of them. Raises InputError
         where the dataset has nobody to validate on."""
         self._config, self._dataset, self._graph = config, dataset, graph
-        self._encoder = encoder = encoder._replace(head=config.objective.needs.ranks)
+        if config.objective.needs.ranks is not None:
+            encoder = encoder._replace(head=config.objective.needs.ranks)
+        self._encoder = encoder
         if graph is not None or not encoder.source.linear:  # vectors are where rows would be
             encoder = of_vectors(encoder)
         settings = config.evaluate

@@ -84,8 +84,9 @@ def test_devices_change_nothing(cut: tuple[int, int], solver: Any) -> None:
     config, counts = dataclasses.replace(SMALL, solver=solver), random_counts(5, 61, 41)
     mesh = make_mesh(MeshConfig(*cut))
     one, many = (config.fit(training(counts, where)) for where in (None, mesh))
-    np.testing.assert_allclose(one.items, many.items, atol=1e-5)  # type: ignore[attr-defined]
-    np.testing.assert_allclose(one.scores(counts), many.scores(counts), atol=1e-5)
+    np.testing.assert_allclose(one.items, many.items,  # type: ignore[attr-defined]
+                               atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(one.scores(counts), many.scores(counts), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("feedback", ["implicit", "explicit"])

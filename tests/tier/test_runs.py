@@ -140,7 +140,7 @@ def test_mined_negatives_are_refused(tiny_mapping: Mapping, tmp_path: Path) -> N
     with pytest.raises(InputError, match=r"objective 'hard_negatives' searches all rows, so the ids"
                                          r" of a step are not known ahead; expected 'device'"):
         run_training(Run(tmp_path / "run"), config.build(RunConfig, tiny_mapping(
-            "objective.kind=hard_negatives", "table.update=sparse", *HOST)))
+            "objective.kind=hard_negatives", "objective.uniform=8", "table.update=sparse", *HOST)))
 
 
 STREAMED = (*SPARSE[3:], "objective.kind=next_item", "table.update=streamed", "table.part=500")
