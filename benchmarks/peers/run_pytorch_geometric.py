@@ -1,4 +1,4 @@
-"""PyTorch Geometric's LightGCN on what `lightgcn_peer.py` gives: `run_pytorch_geometric.py GIVEN OUT`.
+"""PyTorch Geometric's LightGCN on what `lightgcn_peer.py` gives, called with GIVEN and OUT.
 
 GIVEN has the graph, the first rows, and the users, items and drawn items of each step. OUT.npz gets
 the vectors of the first rows, the loss of each step, and seconds a step.
