@@ -29,12 +29,11 @@ import scipy.sparse
 from peers.setup import environment
 
 from rec_jax import config as configs
-from rec_jax import streams
 from rec_jax.allocator import restart_with_tuned_malloc
 from rec_jax.bench.record import record
 from rec_jax.data.interaction_graph import Edges, interaction_edges
 from rec_jax.model.propagation import open_graph, propagate_now
-from rec_jax.objectives.base import Keys
+from rec_jax.objectives.base import keys_of_step
 from rec_jax.objectives.sampled import NEGATIVES
 from rec_jax.run import RunConfig
 from rec_jax.tables import ITEMS, USERS
@@ -58,9 +57,8 @@ def settings(data: str, rows: int, epochs: float, layers: int, dim: int, rate: f
 
 def draws(built: Built, batch: Any, step: int, key: np.ndarray) -> dict[str, np.ndarray]:
     """int32 `[n]` each: users, their items, and the items that the step draws to hold against."""
-    run, count = jax.random.wrap_key_data(jnp.asarray(key)), len(batch["targets"])
-    keys = Keys(streams.of_micro_batches(run, step, count, streams.TASK),
-                streams.of_step(run, step, streams.NEGATIVES))
+    keys = keys_of_step(jax.random.wrap_key_data(jnp.asarray(key)), jnp.int32(step),
+                        len(batch["targets"]))
     task = built.config.objective.plan(batch, keys, built.dataset.num_items).settled()
     there = np.asarray(task.present).ravel()
     users = np.broadcast_to(np.asarray(batch["users"]).reshape(*batch["targets"].shape[:2], -1),

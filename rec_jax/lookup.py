@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from rec_jax.api import Loadable, load
 from rec_jax.data.dataset import Dataset
 from rec_jax.data.dataset_files import META
 from rec_jax.data.item_vectors import open_item_vectors
@@ -27,6 +26,7 @@ from rec_jax.inference.search import (
     vectors_of,
 )
 from rec_jax.inference.served import Served, Tell, warn
+from rec_jax.inference.verbs import Loadable, load, loaded
 from rec_jax.text.clicks import Clicks, read_clicks, split_clicks
 from rec_jax.text.learned import LOSSES, ClickConfig, learn_matrix, mrr_of, regressed
 from rec_jax.text.learned_file import Learned, probe_of, read_learned, write_learned
@@ -117,8 +117,7 @@ def queries(run: Loadable, texts: Sequence[str], *, model: Path | str) -> list[Q
     Raises:
       InputError: the run reads no queries, or another model made its vectors.
     """
-    served = load(run).served if not isinstance(run, Recommender | Served) else (
-        run.served if isinstance(run, Recommender) else run)
+    served = loaded(run)
     timeline = served.timeline
     if timeline is None:
         raise InputError(f"run {served.run.folder} reads no queries; expected one with "

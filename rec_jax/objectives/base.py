@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from rec_jax import streams
 from rec_jax.errors import InputError
 from rec_jax.kernels import Backend
 from rec_jax.kernels.dispatch import BACKENDS
@@ -127,6 +128,12 @@ class Keys(NamedTuple):
 
     each: Array
     step: Array
+
+
+def keys_of_step(run: Array, step: Array, micro_batches: int) -> Keys:
+    """Keys of a step's plan. run: of all steps of a run; step: int32, updates done before it."""
+    return Keys(streams.of_micro_batches(run, step, micro_batches, streams.TASK),
+                streams.of_step(run, step, streams.NEGATIVES))
 
 
 class Search(NamedTuple):

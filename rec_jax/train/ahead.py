@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rec_jax import streams
-from rec_jax.objectives.base import Ids, Keys
+from rec_jax.objectives.base import Ids, keys_of_step
 from rec_jax.train.mode import Batch, Setting
 from rec_jax.train.tables import asked_of
 
@@ -27,9 +26,7 @@ class AskedAhead:
     def __init__(self, setting: Setting, num_items: int) -> None:
         def ask(key: jax.Array, step: jax.Array, batch: Batch) -> dict[str, Ids]:
             run = jax.random.wrap_key_data(key)
-            count = batch["items"].shape[0]
-            keys = Keys(streams.of_micro_batches(run, step, count, streams.TASK),
-                        streams.of_step(run, step, streams.NEGATIVES))
+            keys = keys_of_step(run, step, batch["items"].shape[0])
             tasks = setting.objective.plan(batch, keys, num_items).settled()
             return {name: _joined([*request.each.values(), *request.shared.values()])
                     for name, request in asked_of(setting, batch, tasks).items()

@@ -28,7 +28,7 @@ from rec_jax.model.heads import apply_head
 from rec_jax.model.rows import drop_of
 from rec_jax.model.tuning import EVERYTHING, Tuning
 from rec_jax.objectives import Objective, Task
-from rec_jax.objectives.base import Keys
+from rec_jax.objectives.base import keys_of_step
 from rec_jax.tables import ITEMS, USERS, Table, TableConfig, table_stream
 from rec_jax.tables.choose import Mode as ModeName
 from rec_jax.tables.places import Places
@@ -137,8 +137,7 @@ def step_program(setting: Setting, optimizer: optax.GradientTransformation, *,
             for name, table in state.tables.items()})
         count = _micro_batches(batch, mesh)
         run, now = jax.random.wrap_key_data(state.key), state.step
-        keys = Keys(streams.of_micro_batches(run, now, count, streams.TASK),
-                    streams.of_step(run, now, streams.NEGATIVES))
+        keys = keys_of_step(run, now, count)
         batch = with_walks(graph, objective, batch, streams.of_step(run, now, streams.WALKS))
         tasks = objective.plan(batch, keys, state.items.num_items)
         if "importance" in batch:
